@@ -1,0 +1,341 @@
+"""Immutable, fingerprinted stage outputs: `<workspace>/<stage>/<label>-<fingerprint>/`.
+
+A folder is created at once and filled; its last act is `manifest.json`, and that is the commit: a folder without
+one is unfinished and can be continued. Paths never change. Identity is what changes the result: the stage and its
+revision, identity keys that differ from their defaults, the parts chosen with their revisions, the inputs by content
+digest, and the source of plugins that have no fixed version.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from feebcore.errors import ArtifactError
+from feebcore.files import digest_of, explain, locked, read_json, read_jsonl, sha256_file, write_json
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+NOT_CONTENT = ("events.jsonl", "log.txt", "metrics.jsonl", "recipe.json", "environment.json", "request.json", "result.json", "checkpoints/*")
+"""Files that never enter the content digest: they say how and when, not what."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished stage output. digest: of its content, what later stages take as identity."""
+
+    path: Path
+    manifest: Mapping[str, Any]
+
+    @property
+    def stage(self) -> str:
+        return self.manifest["stage"]
+
+    @property
+    def label(self) -> str:
+        return self.manifest["label"]
+
+    @property
+    def fingerprint(self) -> str:
+        return self.manifest["fingerprint"]
+
+    @property
+    def digest(self) -> str:
+        return self.manifest["digest"]
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        return self.manifest["metrics"]
+
+    def file(self, name: str) -> Path:
+        """A file or folder inside; ArtifactError when it is not there."""
+        path = self.path / name
+        if not path.exists():
+            raise ArtifactError(f"{self.path} has no {name}; was it removed? `feeb artifacts verify` tells")
+        return path
+
+    def check_sizes(self) -> None:
+        """Raises ArtifactError when a file is gone or has another size than when it was committed."""
+        for name, entry in self.manifest["files"].items():
+            path = self.path / name
+            try:
+                size = path.stat().st_size
+            except OSError:
+                raise ArtifactError(f"{path} is missing; remove {self.path} and run the recipe again to rebuild it") from None
+            if size != entry["size"]:
+                raise ArtifactError(f"{path} has {size} bytes, the manifest says {entry['size']}; remove {self.path} and run the recipe again to rebuild it")
+
+    def check_hash(self, name: str) -> None:
+        """Raises ArtifactError when the file's SHA-256 is not the manifest's."""
+        entry = self.manifest["files"].get(name)
+        if entry and sha256_file(self.path / name) != entry["sha256"]:
+            raise ArtifactError(
+                f"{self.path / name} was altered (its SHA-256 is not the manifest's); remove {self.path} and run the recipe again to rebuild it"
+            )
+
+    def verify(self) -> list[str]:
+        """Names of files whose size or hash is wrong; empty when all is well."""
+        bad = []
+        for name, entry in self.manifest["files"].items():
+            path = self.path / name
+            if not path.is_file() or path.stat().st_size != entry["size"] or sha256_file(path) != entry["sha256"]:
+                bad.append(name)
+        return bad
+
+
+class StageOutput:
+    """What a stage function writes to: its folder, its log and its progress.
+
+    listener: called with every event, in the process that runs the stage. Events are also appended to
+    `events.jsonl`, which a parent process tails.
+    """
+
+    def __init__(self, path: Path, listener: Callable[[dict[str, Any]], None] | None = None) -> None:
+        self.path = Path(path)
+        self.stop_requested = False
+        self.content_patterns: tuple[str, ...] = ()
+        self._listener = listener
+        self._events = open(self.path / "events.jsonl", "a", encoding="utf-8", buffering=1)
+        self._last: dict[str, float] = {}
+
+    def log(self, text: str) -> None:
+        """One line for the reader of the run."""
+        self.event("log", text=text)
+
+    def progress(self, done: float, total: float, unit: str = "", name: str = "", **fields: Any) -> None:
+        """How far the stage is; at most about four events a second a name are kept, the last always.
+
+        unit: what is counted, as 'documents'. fields: numbers to show, as loss=3.2.
+        """
+        now = time.monotonic()
+        if done < total and now - self._last.get(name, 0.0) < 0.25:
+            return
+        self._last[name] = now
+        self.event("progress", done=done, total=total, unit=unit, name=name, **fields)
+
+    def content(self, *patterns: str) -> None:
+        """Name the files (glob patterns) that are the result; without it, all files but logs and checkpoints."""
+        self.content_patterns = patterns
+
+    def event(self, kind: str, **fields: Any) -> None:
+        import json
+
+        row = {"time": time.time(), "kind": kind, **fields}
+        try:
+            self._events.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise explain(error, self.path / "events.jsonl") from error
+        if self._listener:
+            self._listener(row)
+
+    def close(self) -> None:
+        self._events.close()
+
+
+class Workspace:
+    """A folder of artifacts, one subfolder a stage. Reading never writes."""
+
+    def __init__(self, root: Path | str | None = None) -> None:
+        self.root = Path(root or os.environ.get("FEEB_WORKSPACE") or "data").absolute()
+
+    def find(self, stage: str, fingerprint: str) -> Artifact | None:
+        """The finished artifact with this fingerprint, whatever its label; sizes checked."""
+        for folder in self.folders(stage, fingerprint):
+            artifact = read_artifact(folder)
+            if artifact is not None:
+                artifact.check_sizes()
+                return artifact
+        return None
+
+    def folders(self, stage: str, fingerprint: str) -> list[Path]:
+        """Folders of this fingerprint, finished or not."""
+        return sorted(p for p in (self.root / stage).glob(f"*-{fingerprint}") if p.is_dir())
+
+    def all(self) -> Iterator[tuple[Path, Artifact | None]]:
+        """Every artifact folder with its artifact, None while unfinished; in order of stage and name."""
+        if not self.root.is_dir():
+            return
+        for stage in sorted(p for p in self.root.iterdir() if p.is_dir() and not p.name.startswith((".", "_"))):
+            for folder in sorted(p for p in stage.iterdir() if p.is_dir() and "-" in p.name and not p.name.startswith(".")):
+                if (folder / MANIFEST).exists() or (folder / "request.json").exists():
+                    yield folder, read_artifact(folder)
+
+    @contextmanager
+    def building(self, stage: str, label: str, fingerprint: str, waiting: Callable[[str], None] | None = None) -> Iterator[Path | Artifact]:
+        """Under the lock of this fingerprint: the finished artifact if there is one by now, else the folder to fill."""
+        with locked(self.root / stage / f".{fingerprint}.lock", waiting):
+            done = self.find(stage, fingerprint)
+            if done is not None:
+                yield done
+                return
+            existing = self.folders(stage, fingerprint)
+            folder = existing[0] if existing else self.root / stage / f"{label}-{fingerprint}"
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise explain(error, folder) from error
+            yield folder
+
+    def adopt(self, source: Path, stage: str, label: str, note: str = "") -> Artifact:
+        """Copy a folder made elsewhere into the workspace as a finished artifact of `stage`."""
+        source = Path(source)
+        if not source.is_dir() or not any(source.iterdir()):
+            raise ArtifactError(f"{source} is no folder with files in it")
+        files = _hashed(source)
+        digest = _content_digest(files, ())
+        fingerprint = digest_of({"adopted": digest, "stage": stage})[:12]
+        with self.building(stage, label, fingerprint) as folder:
+            if isinstance(folder, Artifact):
+                return folder
+            shutil.copytree(source, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
+            out = StageOutput(folder)
+            out.close()
+            return commit(
+                out,
+                stage=stage,
+                label=label,
+                fingerprint=fingerprint,
+                identity={"adopted": digest, "note": note},
+                metrics={},
+                section={},
+                inputs={},
+                plugins=[],
+                environment={},
+                started=time.time(),
+            )
+
+    def unreferenced(self, keep_days: float = 0.0) -> list[Path]:
+        """Unfinished folders older than `keep_days` that nobody is building: what `gc` may remove.
+
+        Finished artifacts are never listed, and neither is anything a finished artifact names as its input.
+        """
+        import fcntl
+
+        found = []
+        for folder, artifact in self.all():
+            if artifact is not None or time.time() - folder.stat().st_mtime < keep_days * 86400:
+                continue
+            lock = folder.parent / f".{folder.name.rpartition('-')[2]}.lock"
+            if lock.exists():
+                with open(lock) as handle:
+                    try:
+                        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    except BlockingIOError:
+                        continue
+            found.append(folder)
+        return found
+
+    def gc(self, superseded: bool = False, keep_days: float = 0.0, dry_run: bool = False) -> list[Path]:
+        """Remove unfinished folders; with `superseded`, also finished artifacts that a newer one of the same stage
+        and label replaced and that no finished artifact which stays refers to. Returns what went (or would go)."""
+        doomed = self.unreferenced(keep_days)
+        if superseded:
+            doomed += self._superseded()
+        for folder in [] if dry_run else doomed:
+            trash = folder.with_name(f".trash-{folder.name}")
+            folder.rename(trash)
+            shutil.rmtree(trash)
+        return doomed
+
+    def _superseded(self) -> list[Path]:
+        finished = [(folder, a) for folder, a in self.all() if a is not None]
+        newest: dict[tuple[str, str], float] = {}
+        for _, a in finished:
+            key = (a.stage, a.label)
+            newest[key] = max(newest.get(key, 0.0), a.manifest["finished"])
+        stay = {str(folder) for folder, a in finished if a.manifest["finished"] == newest[(a.stage, a.label)]}
+        while True:  # whatever a staying artifact refers to stays, transitively
+            referred = {str(self.root / i["path"]) for folder, a in finished if str(folder) in stay for i in a.manifest["inputs"].values()}
+            if referred <= stay:
+                return [folder for folder, _ in finished if str(folder) not in stay]
+            stay |= referred
+
+
+def read_artifact(folder: Path) -> Artifact | None:
+    """The artifact in a folder, None while it has no manifest. Raises ArtifactError when the manifest is damaged."""
+    path = folder / MANIFEST
+    if not path.exists():
+        return None
+    manifest = read_json(path)
+    if not isinstance(manifest, dict) or manifest.get("schema", 0) > SCHEMA:
+        raise ArtifactError(f"{path} was written by a newer feeb (schema {manifest.get('schema')}); update feeb to read it")
+    return Artifact(folder, manifest)
+
+
+def commit(
+    out: StageOutput,
+    *,
+    stage: str,
+    label: str,
+    fingerprint: str,
+    identity: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    section: Mapping[str, Any],
+    inputs: Mapping[str, Artifact],
+    plugins: Iterable[Mapping[str, Any]],
+    environment: Mapping[str, Any],
+    started: float,
+) -> Artifact:
+    """Hash what the stage made and write the manifest: from here on the artifact is finished and immutable."""
+    files = _hashed(out.path)
+    manifest = {
+        "schema": SCHEMA,
+        "stage": stage,
+        "label": label,
+        "fingerprint": fingerprint,
+        "digest": _content_digest(files, out.content_patterns),
+        "created": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
+        "started": started,
+        "finished": time.time(),
+        "seconds": round(busy_seconds(out.path, started), 3),
+        "metrics": dict(metrics),
+        "section": dict(section),
+        "identity": dict(identity),
+        "inputs": {
+            name: {"stage": a.stage, "fingerprint": a.fingerprint, "digest": a.digest, "path": os.path.relpath(a.path, out.path.parents[1])}
+            for name, a in inputs.items()
+        },
+        "plugins": list(plugins),
+        "environment": dict(environment),
+        "files": files,
+    }
+    write_json(out.path / MANIFEST, manifest)
+    return Artifact(out.path, manifest)
+
+
+def busy_seconds(folder: Path, started: float) -> float:
+    """Seconds that processes spent on a stage, earlier interrupted attempts included ('begin' to last event)."""
+    total, begin, last = 0.0, None, None
+    for row in read_jsonl(folder / "events.jsonl"):
+        if row["kind"] == "begin":
+            total += (last - begin) if begin is not None and last is not None else 0.0
+            begin = row["time"]
+        last = row["time"]
+    return total + (time.time() - (begin if begin is not None else started))
+
+
+def _hashed(folder: Path) -> dict[str, dict[str, Any]]:
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if not path.is_file() or name in (MANIFEST, "events.jsonl", "log.txt") or path.name.endswith(".tmp"):
+            continue
+        found[name] = {"size": path.stat().st_size, "sha256": sha256_file(path)}
+    return found
+
+
+def _content_digest(files: Mapping[str, Mapping[str, Any]], patterns: tuple[str, ...]) -> str:
+    def counts(name: str) -> bool:
+        if patterns:
+            return any(fnmatch.fnmatch(name, p) for p in patterns)
+        return not any(fnmatch.fnmatch(name, p) for p in NOT_CONTENT)
+
+    return digest_of({name: entry["sha256"] for name, entry in files.items() if counts(name)})

@@ -1,0 +1,51 @@
+"""The errors that users meet. Each says what was wrong, where, and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class FeebError(Exception):
+    """Base of every error caused by input, environment or a plugin; shown without a traceback."""
+
+
+class RecipeError(FeebError):
+    """A recipe cannot be used; the message names file, line and key."""
+
+
+class UnknownPartError(FeebError):
+    """No plugin offers a part of this name on this seam."""
+
+
+class PartClashError(FeebError):
+    """Two distributions claim one bare name on one seam."""
+
+
+class PluginError(FeebError):
+    """A plugin failed to import or broke the plugin rules."""
+
+
+class DataError(FeebError):
+    """A corpus, document, tokenizer or token store is unusable."""
+
+
+class ArtifactError(FeebError):
+    """An artifact is missing, altered, truncated or in use."""
+
+
+class StageFailed(FeebError):
+    """A stage's process ended without finishing; the message names its log."""
+
+
+class Interrupted(FeebError):
+    """A stage was asked to stop (SIGINT, SIGTERM) and has saved what it had."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A sentence naming the closest known names, or all of them when none is close."""
+    names = sorted(set(known))
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+    if close:
+        return f"did you mean {' or '.join(repr(n) for n in close)}?"
+    return f"known: {', '.join(names)}" if names else "none are known here"

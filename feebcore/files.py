@@ -1,0 +1,115 @@
+"""Files that are never half-written, locks that die with their process, and hashes."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from feebcore.errors import ArtifactError
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Write through a temporary file, fsync and rename: a reader sees the old content or the new, never a part."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as stream:
+            stream.write(data.encode() if isinstance(data, str) else data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise explain(error, path) from error
+    sync_folder(path.parent)
+
+
+def explain(error: OSError, path: Path) -> OSError | ArtifactError:
+    """The same error, with what to do, where the cause is the disk or its permissions."""
+    if error.errno == errno.ENOSPC:
+        return ArtifactError(f"the disk is full while writing {path}; free some space (`feeb artifacts gc` lists what can go) and run the same command again")
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return ArtifactError(f"cannot write {path}: {error.strerror}; choose another workspace with --workspace DIR or FEEB_WORKSPACE")
+    return error
+
+
+def sync_folder(folder: Path) -> None:
+    """fsync a directory, so that renames in it survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Raises ArtifactError naming the file when it is not JSON."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ArtifactError(f"{path} is damaged (not JSON: {error})") from None
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a JSONL file; a last line that a kill cut short is left out."""
+    if not Path(path).exists():
+        return []
+    rows = []
+    for line in Path(path).read_bytes().splitlines(keepends=True):
+        if line.endswith(b"\n"):
+            with contextlib.suppress(ValueError):
+                rows.append(json.loads(line))
+    return rows
+
+
+def sha256_file(path: Path) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def digest_of(value: Any) -> str:
+    """SHA-256 of a JSON value in canonical form."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def locked(path: Path, waiting: Callable[[str], None] | None = None, poll: float = 0.2) -> Iterator[None]:
+    """Hold an exclusive flock on `path`; it is released by the kernel whatever happens to this process.
+
+    waiting: told once, with a sentence, when another process holds the lock.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise explain(error, path) from error
+    try:
+        told = False
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if waiting and not told:
+                    holder = os.pread(handle, 32, 0).decode(errors="replace").strip() or "unknown"
+                    waiting(f"another process (pid {holder}) is building this; waiting for it")
+                    told = True
+                time.sleep(poll)
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, str(os.getpid()).encode(), 0)
+        yield
+    finally:
+        os.close(handle)

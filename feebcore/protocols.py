@@ -1,0 +1,185 @@
+"""What parts promise each other, as protocols and small records. Importing this loads no torch.
+
+Shapes: B batch, T time, C model width, V vocabulary, H heads, D head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+Progress = Callable[[float, float], None]
+"""`progress(done, total)` in whatever unit the caller announced."""
+
+
+# --- data -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text. key: stable name inside its source (a relative path, a row id)."""
+
+    text: str
+    source: str
+    key: str
+
+
+class Source(Protocol):
+    """Where documents come from. `fetch` may be slow and resumes; `documents` reads what it fetched."""
+
+    def fetch(self, folder: Path, progress: Progress) -> None: ...
+    def documents(self, folder: Path) -> Iterator[Document]: ...
+
+
+class Tokenizer(Protocol):
+    """A codec. Text is never parsed for special tokens: `<|endoftext|>` in a document stays text."""
+
+    vocab_size: int
+    bos_id: int  # stands before every document
+    eos_id: int  # stands after every document and every completion
+
+    def encode(self, text: str) -> list[int]: ...  # no special tokens added
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]: ...
+    def decode(self, ids: Sequence[int]) -> str: ...  # special tokens are skipped; bad UTF-8 becomes U+FFFD
+
+
+class TokenizerTrainer(Protocol):
+    def train(self, texts: Callable[[], Iterable[str]], folder: Path, progress: Progress) -> Tokenizer: ...
+    def load(self, folder: Path) -> Tokenizer: ...
+
+
+# --- models -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class BlockShape:
+    """What a block part is told about the model it stands in."""
+
+    d_model: int
+    num_heads: int
+    head_dim: int
+    seq_len: int
+    layer: int
+    num_layers: int
+    make_norm: Callable[[int], nn.Module] | None = None
+    position: Any = None  # the model's Position part
+
+
+@dataclass
+class ModelOutput:
+    """hidden [B,T,C] after the final norm: `model.head(hidden)` makes logits [.., V]. layers: per-layer streams
+    when asked for. losses: auxiliary terms, each a scalar."""
+
+    hidden: Tensor
+    layers: list[Tensor] | None = None
+    losses: dict[str, Tensor] = field(default_factory=dict)
+
+
+class LanguageModel(Protocol):
+    """`model(tokens [B,T], positions=[B,T]|None, doc_ids=[B,T]|None, cache=None, want_layers=False) -> ModelOutput`.
+
+    positions default to 0..T-1 (plus the cache's length). Tokens attend within equal doc_ids only; doc_id -1
+    marks padding. `head(hidden) -> logits`. `new_cache(batch, length) -> Cache`. `count() -> Counts`.
+    """
+
+    head: nn.Module
+    vocab_size: int
+    seq_len: int
+
+    def __call__(self, tokens: Tensor, **kwargs: Any) -> ModelOutput: ...
+    def new_cache(self, batch: int, length: int) -> Any: ...
+    def count(self) -> Counts: ...
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Parameters and FLOPs, conventions explicit. total: every parameter once. non_embedding: without embedding
+    and position tables. matmul: parameters that multiply activations (transformer + head, tied or not).
+    flops_per_token: forward, full T x T attention, as FlopCounterMode counts (training is 3x this).
+    flops_per_token_causal: attention halved. cache_bytes_per_token: key/value cache in fp32."""
+
+    total: int
+    non_embedding: int
+    matmul: int
+    flops_per_token: float
+    flops_per_token_causal: float
+    cache_bytes_per_token: int
+
+
+@dataclass
+class ObjectiveOutput:
+    """loss_sum: nats summed over `count` targets (fp32 scalar); loss = loss_sum / count. metrics: extra sums."""
+
+    loss_sum: Tensor
+    count: Tensor
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class Batch:
+    """One (micro-)batch. tokens [B,T] int64 inputs; targets [B,T] int64, position t holds the token after
+    tokens[:, t]; mask [B,T] bool: which targets count; doc_ids [B,T] int64 or None; positions [B,T] or None."""
+
+    tokens: Tensor
+    targets: Tensor
+    mask: Tensor | None = None
+    doc_ids: Tensor | None = None
+    positions: Tensor | None = None
+
+
+class Objective(Protocol):
+    def __call__(self, model: LanguageModel, batch: Batch) -> ObjectiveOutput: ...
+
+
+@dataclass
+class ParamGroup:
+    """Parameters that share a role. role: 'matrix' (2-D weights inside blocks), 'embedding', 'head', 'vector'
+    (norms, biases, scalars). names and parameters run in parallel."""
+
+    role: str
+    names: list[str]
+    parameters: list[torch.nn.Parameter]
+
+
+# --- RL tasks ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One problem of a task. key: canonical text whose SHA-256 decides the split. answer: one right completion."""
+
+    prompt: str
+    answer: str
+    key: str
+    data: tuple[Any, ...] = ()
+
+
+class Task(Protocol):
+    """`instance(rng)` draws a problem; `reward(instance, completion)` in [0, 1] never runs the completion.
+    max_completion_tokens bounds a completion, EOS included."""
+
+    max_completion_tokens: int
+
+    def instance(self, rng: np.random.Generator) -> Instance: ...
+    def reward(self, instance: Instance, completion: str) -> float: ...
+
+
+# --- scaling ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a sweep. overrides: recipe keys of the train section, dotted. flops: planned training FLOPs."""
+
+    name: str
+    overrides: dict[str, Any]
+    flops: float
+    heldout: bool = False

@@ -1,0 +1,210 @@
+"""Finds plugins and resolves a part by name. Discovery, lookup, errors: nothing else.
+
+Plugins come from the entry point group `feeb` and from single files that a recipe names. Parts have a bare
+name (`lion`) and a full one (`distribution/lion`). Environment: FEEB_PLUGINS_BLOCK and FEEB_PLUGINS_ALLOW are
+comma-separated distribution or entry point names (built-in ones too); FEEB_PLUGINS_STRICT=1 makes a plugin
+that fails fatal to everyone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import importlib.metadata
+import importlib.util
+import os
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import pluggy
+
+from feebcore import hookspecs
+from feebcore.errors import PartClashError, PluginError, UnknownPartError, did_you_mean
+from feebcore.specs import API_VERSION, PartSpec
+
+BUILTIN = "feeb"
+_NAME = re.compile(r"[a-z0-9][a-z0-9_.\-]*")
+
+
+@dataclass(frozen=True)
+class PluginInfo:
+    """One plugin and how loading it went. problem: '' when it is in use."""
+
+    distribution: str
+    version: str
+    origin: str  # entry point value or file
+    problem: str = ""
+    num_parts: int = 0
+
+
+class Registry:
+    """All parts of all plugins; `resolve` turns a name from a recipe into a spec."""
+
+    def __init__(self, files: tuple[Path, ...] = (), strict: bool | None = None, entry_points: bool = True) -> None:
+        self.plugins: list[PluginInfo] = []
+        self._parts: dict[str, dict[str, list[PartSpec]]] = {seam: {} for seam in hookspecs.SEAMS}
+        self._strict = os.environ.get("FEEB_PLUGINS_STRICT") == "1" if strict is None else strict
+        if entry_points:
+            for entry in sorted(importlib.metadata.entry_points(group="feeb"), key=_built_in_first):
+                self._add_entry_point(entry)
+        for file in files:
+            self._add_file(Path(file))
+
+    def resolve(self, seam: str, name: str) -> PartSpec:
+        """The spec that `name`, bare or full, means on `seam`. Raises UnknownPartError or PartClashError."""
+        offered = self._parts[seam]
+        distribution, _, bare = name.rpartition("/")
+        found = [s for s in offered.get(bare, []) if distribution in ("", s.distribution)]
+        if not found:
+            broken = [f"{p.distribution} ({p.problem})" for p in self.plugins if p.problem]
+            hint = f" Plugins that are not loaded: {'; '.join(broken)}." if broken else ""
+            raise UnknownPartError(f"no part {name!r} on seam {seam!r}; {did_you_mean(name, offered)}{hint}")
+        strangers = [s for s in found if s.distribution != BUILTIN]
+        if len(found) > 1 and len(strangers) == 1 and _introduced_later(found, strangers[0]):
+            return strangers[0]
+        if len(found) > 1:
+            where = " and ".join(f"{s.full_name} ({s.origin})" for s in found)
+            raise PartClashError(f"{seam}: {name!r} is claimed by {where}; write the full name in the recipe, as {found[0].full_name!r}")
+        return found[0]
+
+    def parts(self, seam: str | None = None) -> list[tuple[str, PartSpec]]:
+        """All (seam, spec), by seam in the order of hookspecs.py and then by name."""
+        seams = [seam] if seam else list(self._parts)
+        return [(s, spec) for s in seams for name in sorted(self._parts[s]) for spec in self._parts[s][name]]
+
+    def _add_entry_point(self, entry: importlib.metadata.EntryPoint) -> None:
+        distribution = entry.dist.name if entry.dist else entry.name
+        info = PluginInfo(distribution, entry.dist.version if entry.dist else "", f"{entry.name} = {entry.value}")
+        if why := _refused(distribution, entry.name):
+            self.plugins.append(dataclasses.replace(info, problem=why))
+            return
+        try:
+            module = entry.load()
+        except Exception as error:  # a stranger's import may raise anything; it is reported, not fatal
+            self._failed(info, f"{type(error).__name__}: {error}", error)
+            return
+        self._add(info, module)
+
+    def _add_file(self, file: Path) -> None:
+        info = PluginInfo(file.stem, "", str(file))
+        if not file.is_file():
+            raise PluginError(f"plugins: no file {file}; paths in a recipe are relative to the recipe")
+        try:
+            module = _import_file(file)
+        except Exception as error:
+            self._failed(info, f"{type(error).__name__}: {error}", error)
+            raise PluginError(f"plugin file {file} failed: {type(error).__name__}: {error}") from error
+        self._add(info, module)
+
+    def _add(self, info: PluginInfo, module: ModuleType) -> None:
+        """Collect one plugin's specs in a manager of its own, so that no plugin can break another's."""
+        manager = pluggy.PluginManager(hookspecs.PROJECT)
+        manager.add_hookspecs(hookspecs)
+        found: list[tuple[str, PartSpec]] = []
+        try:
+            for name in vars(module):
+                if name.startswith("feeb_") and hasattr(getattr(module, name), "feeb_impl") and not hasattr(hookspecs, name):
+                    raise PluginError(f"there is no hook {name!r}; {did_you_mean(name, ('feeb_' + s for s in hookspecs.SEAMS))}")
+            manager.register(module)
+            manager.check_pending()
+            for seam, kind in hookspecs.SEAMS.items():
+                for specs in getattr(manager.hook, f"feeb_{seam}")():
+                    found += [(seam, _checked(spec, kind, seam, info)) for spec in specs]
+        except Exception as error:
+            self._failed(info, f"{type(error).__name__}: {error}" if not isinstance(error, PluginError) else str(error), error)
+            return
+        if not found:
+            self._failed(info, "it has no hook function (decorate them with @feebcore.hookimpl)", None)
+            return
+        for seam, spec in found:
+            same = self._parts[seam].setdefault(spec.name, [])
+            if any(s.distribution == spec.distribution for s in same):
+                self._failed(info, f"it offers {seam} part {spec.name!r} twice", None)
+                continue
+            same.append(spec)
+        self.plugins.append(dataclasses.replace(info, num_parts=len(found)))
+
+    def _failed(self, info: PluginInfo, why: str, error: BaseException | None) -> None:
+        self.plugins.append(dataclasses.replace(info, problem=why))
+        if self._strict:
+            raise PluginError(f"plugin {info.distribution} ({info.origin}): {why}") from error
+
+
+def _built_in_first(entry: importlib.metadata.EntryPoint) -> tuple[bool, str, str]:
+    name = entry.dist.name if entry.dist else ""
+    return (name != BUILTIN, name, entry.name)
+
+
+def _refused(distribution: str, entry: str) -> str:
+    listed = {v: {n.strip() for n in os.environ.get(v, "").split(",") if n.strip()} for v in ("FEEB_PLUGINS_BLOCK", "FEEB_PLUGINS_ALLOW")}
+    if listed["FEEB_PLUGINS_BLOCK"] & {distribution, entry}:
+        return "blocked by FEEB_PLUGINS_BLOCK"
+    allowed = listed["FEEB_PLUGINS_ALLOW"]
+    if allowed and distribution != BUILTIN and not allowed & {distribution, entry}:
+        return "not in FEEB_PLUGINS_ALLOW"
+    return ""
+
+
+def _checked(spec: PartSpec, kind: type[PartSpec], seam: str, info: PluginInfo) -> PartSpec:
+    if not isinstance(spec, kind):
+        raise PluginError(f"feeb_{seam} must yield {kind.__name__}, not {type(spec).__name__}")
+    if not _NAME.fullmatch(spec.name):
+        raise PluginError(f"{seam}: {spec.name!r} is no name; use lower-case letters, digits, '_', '-' and '.'")
+    if not spec.build:
+        raise PluginError(f"{seam}: part {spec.name!r} has no build")
+    if spec.api.split(".")[0] != API_VERSION.split(".")[0]:
+        raise PluginError(f"part {spec.name!r} is written for plugin interface {spec.api}; this feeb has {API_VERSION}")
+    return dataclasses.replace(spec, distribution=info.distribution, origin=info.origin)
+
+
+def _introduced_later(found: list[PartSpec], stranger: PartSpec) -> bool:
+    """A built-in part that is younger than the stranger's interface yields, so old recipes keep their meaning."""
+    version = lambda text: tuple(int(n) for n in text.split("."))  # noqa: E731
+    return all(s is stranger or version(s.since) > version(stranger.api) for s in found)
+
+
+def _import_file(file: Path) -> ModuleType:
+    """Import a plugin file under a name of its own, so that "file:function" paths in its specs resolve."""
+    path = file.resolve()
+    known = sys.modules.get(path.stem)
+    if known is not None and getattr(known, "__feeb_file__", None) == str(path):
+        return known
+    if known is not None or importlib.util.find_spec(path.stem) is not None:
+        raise PluginError(f"a module {path.stem!r} exists already; rename the file")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    module.__feeb_file__ = str(path)  # type: ignore[attr-defined]
+    sys.modules[path.stem] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[path.stem]
+        raise
+    return module
+
+
+@functools.lru_cache(maxsize=8)
+def _cached(files: tuple[tuple[Path, int], ...], environment: tuple[str | None, ...]) -> Registry:
+    return Registry(tuple(file for file, _ in files))
+
+
+def get_registry(files: tuple[Path, ...] = ()) -> Registry:
+    """The process-wide registry, with these plugin files beside the installed plugins."""
+    stamped = tuple((f, f.stat().st_mtime_ns if f.exists() else 0) for f in map(Path, files))
+    return _cached(stamped, tuple(os.environ.get(f"FEEB_PLUGINS_{v}") for v in ("BLOCK", "ALLOW", "STRICT")))
+
+
+def source_hash(folder_or_file: Path) -> str:
+    """SHA-256 over the names and contents of a plugin's .py files."""
+    root = Path(folder_or_file)
+    files = [root] if root.is_file() else sorted(root.rglob("*.py"))
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.relative_to(root) if root.is_dir() else file.name}\0".encode())
+        digest.update(file.read_bytes() + b"\0")
+    return digest.hexdigest()

@@ -1,0 +1,205 @@
+"""The typed records that hooks yield, one kind per seam, in the order of hookspecs.py.
+
+A spec is cheap: names, options and the *path* of a factory ("package.module:function"), imported when first
+used, so that listing parts imports no torch. Every factory is called as `factory(config, ...)`; the docstring
+of each spec says with what else and what it returns. The protocols named there live in feebcore/protocols.py.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from feebcore.config import NoOptions, PartConfig, StageConfig
+from feebcore.errors import PluginError
+
+API_VERSION = "1.0"
+"""Version of the plugin interface; a release that adds built-in parts or seams raises the second number."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Common:
+    summary: str
+    reference: str = ""  # paper or URL
+    revision: int = 1  # raise when the meaning or a default changes: it is part of every fingerprint
+    api: str = API_VERSION  # plugin interface the part was written for
+    since: str = "1.0"  # built-in parts: the interface version that introduced them
+    distribution: str = field(default="", compare=False)  # filled in by the registry
+    origin: str = field(default="", compare=False)  # entry point or file, filled in by the registry
+
+
+@dataclass(frozen=True)
+class PartSpec(_Common):
+    """What all parts share.
+
+    name: bare name, `[a-z0-9_]+`. config: options, a PartConfig. build: factory, or "module:attribute" (lazy).
+    """
+
+    name: str
+    config: type[PartConfig] = NoOptions
+    build: str | Callable[..., Any] = ""
+
+    @property
+    def full_name(self) -> str:
+        return f"{self.distribution}/{self.name}" if self.distribution else self.name
+
+    def load(self) -> Callable[..., Any]:
+        """Import and return the factory. Raises PluginError when it cannot be imported."""
+        return load_object(self.build, self.full_name)
+
+
+def load_object(target: str | Callable[..., Any], owner: str) -> Callable[..., Any]:
+    """The object behind "module:attribute"; PluginError names the owner when that fails."""
+    if not isinstance(target, str):
+        return target
+    module, _, attribute = target.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise PluginError(f"part {owner}: cannot load {target!r}: {error}") from error
+
+
+@dataclass(frozen=True)
+class Need:
+    """An input of a stage: the output of `stages[0]`, or of the first of `stages` that the recipe runs.
+
+    name: key in the stage function's `inputs`. optional: left out when the recipe runs none of `stages`.
+    """
+
+    name: str
+    stages: tuple[str, ...]
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class StageSpec(PartSpec):
+    """A stage. build: `run(section, inputs, out) -> dict` — inputs: Mapping[str, Artifact], out: StageOutput;
+    returns the metrics that the manifest keeps (JSON values).
+
+    needs: its inputs. process: 'inline' (runs in the flow's process) or 'worker' (its own subprocess).
+    check: "module:function" called as `check(section, recipe) -> list[str]` before anything runs: what is wrong.
+    """
+
+    config: type[StageConfig] = StageConfig
+    needs: tuple[Need, ...] = ()
+    process: str = "inline"
+    check: str = ""
+
+
+class SourceSpec(PartSpec):
+    """build: `(config) -> Source`: where documents come from."""
+
+
+class FilterSpec(PartSpec):
+    """build: `(config) -> Callable[[polars.LazyFrame], polars.LazyFrame]` on columns text, source, key, num_bytes."""
+
+
+class TokenizerSpec(PartSpec):
+    """build: `(config) -> TokenizerTrainer` with `train(texts, folder, progress)` and `load(folder) -> Tokenizer`."""
+
+
+class PackingSpec(PartSpec):
+    """build: `(config, store, seq_len) -> Packing`: documents to training windows."""
+
+
+class OrderSpec(PartSpec):
+    """build: `(config, num_windows, seed) -> Order`: which window each sample index gets; stateless."""
+
+
+class ArchitectureSpec(PartSpec):
+    """build: `(config, vocab_size, seq_len) -> LanguageModel` (torch module)."""
+
+
+class AttentionSpec(PartSpec):
+    """build: `(config, block) -> nn.Module`; block: BlockShape. Called `(x [B,T,C], context) -> [B,T,C]`."""
+
+
+class FeedforwardSpec(PartSpec):
+    """build: `(config, block) -> nn.Module`. Called `(x [B,T,C]) -> [B,T,C]`."""
+
+
+class NormSpec(PartSpec):
+    """build: `(config, dim) -> nn.Module`. Called `(x [...,C]) -> [...,C]`."""
+
+
+class PositionSpec(PartSpec):
+    """build: `(config, block) -> Position`: may add to embeddings and may rotate queries and keys."""
+
+
+class WiringSpec(PartSpec):
+    """build: `(config, make_attention, make_feedforward, make_norm) -> nn.Module`: one residual block.
+    Called `(stream [B,T,C], context) -> [B,T,C]`; it makes as many instances as it needs."""
+
+
+class DepthSpec(PartSpec):
+    """build: `(config, num_layers, make_block) -> nn.Module`: how blocks are stacked (separate, looped)."""
+
+
+class EmbeddingSpec(PartSpec):
+    """build: `(config, vocab_size, d_model) -> nn.Module`. Called `(tokens [B,T]) -> [B,T,C]`."""
+
+
+class HeadSpec(PartSpec):
+    """build: `(config, vocab_size, d_model, embedding) -> nn.Module`. Called `(hidden [...,C]) -> [...,V]`."""
+
+
+class InitialisationSpec(PartSpec):
+    """build: `(config) -> Callable[[nn.Module, int], None]`: initialises a model of so many layers in place."""
+
+
+class ObjectiveSpec(PartSpec):
+    """build: `(config) -> Objective`: what is minimised; `(model, batch) -> ObjectiveOutput`."""
+
+
+class OptimizerSpec(PartSpec):
+    """build: `(config, groups: list[ParamGroup]) -> torch.optim.Optimizer`."""
+
+
+class ScheduleSpec(PartSpec):
+    """build: `(config, total_steps) -> Callable[[int], float]`: rate multiplier, a pure function of the step."""
+
+
+class RateRuleSpec(PartSpec):
+    """build: `(config) -> Callable[[shape, reference], RateScale]`: transfers rate and batch across size."""
+
+
+class CallbackSpec(PartSpec):
+    """build: `(config) -> Callback` (feebcore.train.callbacks): probes and loggers inside the training loop."""
+
+
+class ProcessorSpec(PartSpec):
+    """build: `(config) -> Callable[[logits [B,V] fp32], logits [B,V]]`: removed tokens become -inf."""
+
+
+class DecoderSpec(PartSpec):
+    """build: `(config) -> Decoder`: `(logits [B,V] fp32, generator) -> tokens [B]`, after the processors."""
+
+
+class AlgorithmSpec(PartSpec):
+    """build: `(config) -> Algorithm` (feebcore.rl): advantage, policy loss and, where it has one, critic loss."""
+
+
+class TaskSpec(PartSpec):
+    """build: `(config) -> Task`: prompts, verifiable reward, split by instance hash."""
+
+
+class BenchmarkSpec(PartSpec):
+    """build: `(config) -> Benchmark`: `run(subject: Subject) -> dict[str, JSON]`; needs: inputs it asks for."""
+
+
+class PlannerSpec(PartSpec):
+    """build: `(config) -> Planner`: which sweep cells to run."""
+
+
+class LawSpec(PartSpec):
+    """build: `(config) -> Law`: a functional form with `fit(points)` and `predict(fit, N, D)`."""
+
+
+class ImporterSpec(PartSpec):
+    """build: `(config) -> Callable[[Path source, Path folder], None]`: another format to a feeb model folder."""
+
+
+class ExporterSpec(PartSpec):
+    """build: `(config) -> Callable[[Path folder, Path target], None]`: a feeb model folder to another format."""

@@ -1,0 +1,302 @@
+"""Planning and running stages without any orchestrator: fingerprints, reuse, locks, the worker process, the commit."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from feebcore.artifacts import MANIFEST, Artifact, StageOutput, Workspace, commit
+from feebcore.config import identity_of
+from feebcore.errors import ArtifactError, FeebError, Interrupted, StageFailed
+from feebcore.files import digest_of, explain, read_json, write_json
+from feebcore.provenance import describe_environment, describe_plugins, plugin_sources
+from feebcore.recipe import Recipe
+
+Listener = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class PlanItem:
+    """What will happen to one stage. status: 'reuse', 'continue' (unfinished folder), 'run', or 'run' without a
+    fingerprint when an input is still to be built. differs: keys that set it apart from the nearest artifact."""
+
+    stage: str
+    status: str
+    fingerprint: str = ""
+    artifact: Artifact | None = None
+    path: Path | None = None
+    identity: dict[str, Any] = field(default_factory=dict)
+    differs: tuple[str, ...] = ()
+
+
+def identity(recipe: Recipe, stage: str, inputs: Mapping[str, Artifact]) -> dict[str, Any]:
+    """Everything that changes this stage's result, as plain JSON."""
+    entry = recipe.stages[stage]
+    found: dict[str, Any] = {"stage": entry.spec.full_name, "revision": entry.spec.revision, "section": identity_of(entry.section)}
+    found["inputs"] = {name: artifact.digest for name, artifact in sorted(inputs.items())}
+    if sources := plugin_sources(recipe, stage):
+        found["sources"] = sources
+    return found
+
+
+def plan(recipe: Recipe, workspace: Workspace, stages: Iterable[str] | None = None) -> list[PlanItem]:
+    """What running `stages` (default all) and whatever they need would do, in running order. Writes nothing."""
+    wanted: set[str] = set()
+    for stage in stages or recipe.stages:
+        wanted.update(recipe.upstream(stage))
+    items: dict[str, PlanItem] = {}
+    for stage in [s for s in recipe.stages if s in wanted]:
+        items[stage] = plan_stage(recipe, stage, workspace, {s: i.artifact for s, i in items.items()})
+    return list(items.values())
+
+
+def plan_stage(recipe: Recipe, stage: str, workspace: Workspace, built: Mapping[str, Artifact | None]) -> PlanItem:
+    """The plan of one stage, given the artifacts of the stages before it (None: not built yet)."""
+    inputs: dict[str, Artifact] = {}
+    for name, provider in recipe.needs(stage).items():
+        artifact = built.get(provider)
+        if artifact is None:
+            return PlanItem(stage, "run", differs=(f"input {provider} is not built yet",))
+        inputs[name] = artifact
+    wanted = identity(recipe, stage, inputs)
+    fingerprint = digest_of(wanted)[:12]
+    artifact = workspace.find(stage, fingerprint)
+    if artifact is not None:
+        return PlanItem(stage, "reuse", fingerprint, artifact, artifact.path, wanted)
+    folders = workspace.folders(stage, fingerprint)
+    if folders:
+        return PlanItem(stage, "continue", fingerprint, None, folders[0], wanted)
+    return PlanItem(
+        stage,
+        "run",
+        fingerprint,
+        None,
+        workspace.root / stage / f"{recipe.name}-{fingerprint}",
+        wanted,
+        _nearest_difference(workspace, stage, recipe.name, wanted),
+    )
+
+
+def _nearest_difference(workspace: Workspace, stage: str, label: str, wanted: dict[str, Any]) -> tuple[str, ...]:
+    """The dotted keys in which `wanted` differs from the most similar finished artifact of the same stage."""
+    best: tuple[int, bool, tuple[str, ...]] | None = None
+    for _, artifact in workspace.all():
+        if artifact is None or artifact.stage != stage or "section" not in artifact.manifest["identity"]:
+            continue
+        keys = _differences(artifact.manifest["identity"], wanted)
+        rank = (len(keys), artifact.label != label, keys)
+        best = rank if best is None or rank[:2] < best[:2] else best
+    return best[2] if best else ()
+
+
+def _differences(old: Any, new: Any, prefix: str = "") -> tuple[str, ...]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted(set(old) | set(new))
+        return tuple(d for k in keys for d in _differences(old.get(k), new.get(k), f"{prefix}.{k}" if prefix else k))
+    if old == new:
+        return ()
+    short = lambda v: "default" if v is None else (v[:12] if isinstance(v, str) else json.dumps(v))  # noqa: E731
+    return (f"{prefix.removeprefix('section.')}: {short(old)} -> {short(new)}",)
+
+
+def build(
+    recipe: Recipe,
+    stage: str,
+    workspace: Workspace,
+    built: Mapping[str, Artifact],
+    listener: Listener | None = None,
+    in_process: bool = False,
+) -> Artifact:
+    """Make one stage's artifact, or return the finished one. built: artifacts of the stages it needs.
+
+    Runs in this process when the stage is 'inline' or `in_process`, else in a subprocess whose events are passed on.
+    Raises StageFailed, Interrupted or what the stage raised.
+    """
+    entry = recipe.stages[stage]
+    inputs = {name: built[provider] for name, provider in recipe.needs(stage).items()}
+    wanted = identity(recipe, stage, inputs)
+    fingerprint = digest_of(wanted)[:12]
+    tell = listener or (lambda row: None)
+    waiting = lambda text: tell({"kind": "log", "time": time.time(), "text": f"{stage}: {text}"})  # noqa: E731
+    with workspace.building(stage, recipe.name, fingerprint, waiting) as place:
+        if isinstance(place, Artifact):
+            return place
+        started = time.time()
+        environment = describe_environment()
+        plugins = describe_plugins(recipe, stage)
+        try:
+            write_json(place / "recipe.json", recipe.resolved())
+            write_json(place / "environment.json", environment)
+            write_json(place / "request.json", {"stage": stage, "fingerprint": fingerprint, "inputs": {n: str(a.path) for n, a in inputs.items()}})
+            (place / "result.json").unlink(missing_ok=True)
+            out = StageOutput(place, None if entry.spec.process == "worker" and not in_process else listener)
+        except OSError as error:
+            raise explain(error, place) from error
+        try:
+            out.event("begin", stage=stage, pid=os.getpid())
+            if entry.spec.process == "worker" and not in_process:
+                metrics = _in_subprocess(place, out, tell)
+            else:
+                metrics = _in_this_process(recipe, stage, inputs, out)
+            return commit(
+                out,
+                stage=stage,
+                label=place.name.rpartition("-")[0],
+                fingerprint=fingerprint,
+                identity=wanted,
+                metrics=metrics,
+                section=entry.section.model_dump(mode="json"),
+                inputs=inputs,
+                plugins=plugins,
+                environment=environment,
+                started=started,
+            )
+        except OSError as error:
+            raise explain(error, place) from error
+        finally:
+            out.close()
+
+
+def _in_this_process(recipe: Recipe, stage: str, inputs: Mapping[str, Artifact], out: StageOutput) -> dict[str, Any]:
+    entry = recipe.stages[stage]
+    with stop_on_signals(out):
+        metrics = entry.spec.load()(entry.section, inputs, out)
+    return json.loads(json.dumps(metrics or {}))
+
+
+@contextlib.contextmanager
+def stop_on_signals(out: StageOutput) -> Iterable[None]:  # type: ignore[misc]
+    """SIGINT and SIGTERM ask the stage to stop; a second one, or 9 s, ends the process."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def asked(number: int, frame: Any) -> None:
+        if out.stop_requested:
+            os._exit(128 + number)
+        out.stop_requested = True
+        timer = threading.Timer(9.0, lambda: os._exit(128 + number))
+        timer.daemon = True
+        timer.start()
+        timers.append(timer)
+
+    timers: list[threading.Timer] = []
+    old = {n: signal.signal(n, asked) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for timer in timers:
+            timer.cancel()
+        for n, handler in old.items():
+            signal.signal(n, handler)
+
+
+def _in_subprocess(place: Path, out: StageOutput, tell: Listener) -> dict[str, Any]:
+    """Run the worker on the folder and pass its events on; its return code decides."""
+    reader, writer = os.pipe()  # the worker ends when this pipe closes: its parent is gone, however it went
+    log = open(place / "log.txt", "ab")
+    tail = _Tail(place / "events.jsonl", tell)
+    try:
+        command = [sys.executable, "-m", "feebcore.stages.worker", str(place), str(reader)]
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, pass_fds=(reader,), start_new_session=True)
+        os.close(reader)
+        tail.start()
+        code = _wait(process)
+    finally:
+        os.close(writer)
+        log.close()
+        tail.stop()
+    if code == 0:
+        return read_json(place / "result.json")["metrics"] | _adopt_patterns(out, place)
+    text = (place / "log.txt").read_text(errors="replace").strip().splitlines()
+    if (place / "result.json").exists():
+        result = read_json(place / "result.json")
+        kind = {"Interrupted": Interrupted, "ArtifactError": ArtifactError}.get(result.get("error", ""), StageFailed)
+        raise kind(f"{result['message']}" + ("" if kind is Interrupted else f" (log: {place / 'log.txt'})"))
+    how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
+    raise StageFailed(f"{place.parent.name}: the worker {how}; log {place / 'log.txt'}:\n" + "\n".join(text[-20:]))
+
+
+def _adopt_patterns(out: StageOutput, place: Path) -> dict[str, Any]:
+    out.content(*read_json(place / "result.json")["content"])
+    return {}
+
+
+def _wait(process: subprocess.Popen[bytes]) -> int:
+    """Wait; whatever interrupts this thread is passed on to the worker, which gets 10 s to save."""
+    try:
+        while True:
+            try:
+                return process.wait(timeout=0.2)
+            except subprocess.TimeoutExpired:
+                continue
+    except BaseException:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        raise
+
+
+class _Tail(threading.Thread):
+    """Follows a JSONL file and hands each new row on, in a thread of its own."""
+
+    def __init__(self, path: Path, tell: Listener) -> None:
+        super().__init__(daemon=True)
+        self._path, self._tell, self._done = path, tell, threading.Event()
+        self._position = path.stat().st_size if path.exists() else 0
+
+    def run(self) -> None:
+        while not self._done.wait(0.2):
+            self._read()
+        self._read()
+
+    def _read(self) -> None:
+        with open(self._path, "rb") as stream:
+            stream.seek(self._position)
+            for line in stream:
+                if not line.endswith(b"\n"):
+                    return
+                self._position += len(line)
+                try:
+                    row = json.loads(line)
+                except ValueError:
+                    continue
+                self._tell(row)
+
+    def stop(self) -> None:
+        self._done.set()
+        if self.is_alive():
+            self.join()
+
+
+def run_all(
+    recipe: Recipe, workspace: Workspace, stages: Iterable[str] | None = None, listener: Listener | None = None, in_process: bool = True
+) -> dict[str, Artifact]:
+    """Build `stages` and what they need, in order, with no orchestrator."""
+    built: dict[str, Artifact] = {}
+    for item in plan(recipe, workspace, stages):
+        if listener:
+            listener({"kind": "stage", "time": time.time(), "stage": item.stage})
+        built[item.stage] = build(recipe, item.stage, workspace, built, listener, in_process)
+    return built
+
+
+def finished(folder: Path) -> bool:
+    return (folder / MANIFEST).exists()
+
+
+__all__ = ["FeebError", "PlanItem", "build", "identity", "plan", "plan_stage", "run_all", "stop_on_signals"]

@@ -1,0 +1,25 @@
+"""Stage shard: Writes the documents as token shards in zarr."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from feebcore.artifacts import Artifact, StageOutput
+from feebcore.config import StageConfig
+
+if TYPE_CHECKING:
+    from feebcore.recipe import Recipe
+
+
+class ShardConfig(StageConfig):
+    """Options of stage shard."""
+
+
+def check(section: ShardConfig, recipe: Recipe) -> list[str]:
+    """What is wrong with this section in this recipe, each as 'key: what and what to do'."""
+    return []
+
+
+def run(section: ShardConfig, inputs: Mapping[str, Artifact], out: StageOutput) -> dict[str, Any]:
+    raise NotImplementedError("to be written by its owner")

@@ -1,0 +1,25 @@
+"""Stage sweep: Runs many small trainings, fits a scaling law and predicts a held-out cell."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from feebcore.artifacts import Artifact, StageOutput
+from feebcore.config import StageConfig
+
+if TYPE_CHECKING:
+    from feebcore.recipe import Recipe
+
+
+class SweepConfig(StageConfig):
+    """Options of stage sweep."""
+
+
+def check(section: SweepConfig, recipe: Recipe) -> list[str]:
+    """What is wrong with this section in this recipe, each as 'key: what and what to do'."""
+    return []
+
+
+def run(section: SweepConfig, inputs: Mapping[str, Artifact], out: StageOutput) -> dict[str, Any]:
+    raise NotImplementedError("to be written by its owner")

@@ -1,0 +1,72 @@
+"""`python -m feebcore.stages.worker FOLDER PIPE`: runs one stage in a process of its own.
+
+The folder has request.json and recipe.json; the outcome goes to result.json and the exit status. The process, and
+every process it starts, ends when the pipe closes, that is when the parent is gone for whatever reason.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import sys
+import threading
+import traceback
+from pathlib import Path
+
+
+def end_with_parent(pipe: int) -> None:
+    """Kill this process group once the other end of `pipe` closes (also asked of the kernel, on Linux)."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+    def watch() -> None:
+        while os.read(pipe, 1):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)  # a chance to save
+        threading.Event().wait(9.5)
+        os.killpg(os.getpgid(0), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def main(folder: Path, pipe: int) -> int:
+    end_with_parent(pipe)
+    from feebcore.artifacts import StageOutput, Workspace, read_artifact
+    from feebcore.errors import ArtifactError, FeebError, Interrupted
+    from feebcore.files import read_json, write_json
+    from feebcore.recipe import from_resolved
+    from feebcore.stages.base import stop_on_signals
+
+    del Workspace
+    out = StageOutput(folder)
+    try:
+        request = read_json(folder / "request.json")
+        recipe = from_resolved(read_json(folder / "recipe.json"), folder / "recipe.json")
+        inputs = {}
+        for name, path in request["inputs"].items():
+            artifact = read_artifact(Path(path))
+            if artifact is None:
+                raise ArtifactError(f"input {name} at {path} is not finished")
+            inputs[name] = artifact
+        entry = recipe.stages[request["stage"]]
+        with stop_on_signals(out):
+            metrics = entry.spec.load()(entry.section, inputs, out)
+        write_json(folder / "result.json", {"metrics": json.loads(json.dumps(metrics or {})), "content": list(out.content_patterns)})
+        return 0
+    except Exception as error:
+        traceback.print_exc()
+        message = str(error) if isinstance(error, FeebError) else f"{type(error).__name__}: {error}"
+        with contextlib.suppress(OSError, FeebError):
+            write_json(folder / "result.json", {"error": type(error).__name__, "message": message})
+        return 130 if isinstance(error, Interrupted) else 1
+    finally:
+        sys.stdout.flush()
+        out.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2])))
