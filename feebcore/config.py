@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError, model_validator
 from pydantic_core import PydanticCustomError, core_schema
 
 from feebcore.errors import FeebError
@@ -42,6 +42,18 @@ class PartConfig(BaseModel):
     """Options of a part. Unknown keys are errors; instances are immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _options_without_a_name_mean_the_default_part(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        named = dict(data)
+        for key, field in cls.model_fields.items():
+            value, default = data.get(key), field.default
+            if isinstance(value, dict) and "name" not in value and isinstance(default, dict) and any(isinstance(m, Seam) for m in field.metadata):
+                named[key] = {"name": default["name"], **value}
+        return named
 
 
 class StageConfig(PartConfig):

@@ -61,7 +61,7 @@ class Registry:
         found = [s for s in offered.get(bare, []) if distribution in ("", s.distribution)]
         if not found:
             broken = [f"{p.distribution} ({p.problem})" for p in self.plugins if p.problem]
-            hint = f" Plugins that are not loaded: {'; '.join(broken)}." if broken else ""
+            hint = f". Plugins that are not loaded: {'; '.join(broken)}." if broken else ""
             raise UnknownPartError(f"no part {name!r} on seam {seam!r}; {did_you_mean(name, offered)}{hint}")
         strangers = [s for s in found if s.distribution != BUILTIN]
         if len(found) > 1 and len(strangers) == 1 and _introduced_later(found, strangers[0]):

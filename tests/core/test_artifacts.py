@@ -1,0 +1,185 @@
+"""Artifacts: commit, reuse, damage, locks, adopt and gc."""
+
+import json
+import multiprocessing
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from feebcore.artifacts import Artifact, StageOutput, Workspace, commit, read_artifact
+from feebcore.errors import ArtifactError
+from feebcore.files import locked, read_jsonl, write_atomic
+
+
+def make(workspace: Workspace, stage="numbers", label="demo", fingerprint="aaaaaaaaaaaa", inputs=None, files=None, patterns=()) -> Artifact:
+    with workspace.building(stage, label, fingerprint) as place:
+        assert isinstance(place, Path)
+        for name, text in (files or {"numbers.txt": "1 2 3"}).items():
+            (place / name).parent.mkdir(parents=True, exist_ok=True)
+            (place / name).write_text(text)
+        out = StageOutput(place)
+        out.content(*patterns)
+        out.event("begin")
+        out.close()
+        return commit(out, stage=stage, label=label, fingerprint=fingerprint, identity={"section": {}}, metrics={"n": 3}, section={}, inputs=inputs or {}, plugins=[], environment={}, started=time.time())  # fmt: skip
+
+
+def test_a_folder_without_a_manifest_is_unfinished(tmp_path):
+    workspace = Workspace(tmp_path)
+    with workspace.building("numbers", "demo", "a" * 12) as place:
+        (place / "half.txt").write_text("x")
+    assert workspace.find("numbers", "a" * 12) is None
+    with workspace.building("numbers", "other-label", "a" * 12) as again:
+        assert again == place
+
+
+def test_a_finished_artifact_is_found_whatever_its_label(tmp_path):
+    workspace = Workspace(tmp_path)
+    artifact = make(workspace)
+    with workspace.building("numbers", "other", artifact.fingerprint) as place:
+        assert isinstance(place, Artifact)
+        assert place.path == artifact.path
+
+
+def test_digest_is_of_content_not_of_logs_or_time(tmp_path):
+    one = make(Workspace(tmp_path / "a"), files={"x.txt": "1", "metrics.jsonl": "{}"})
+    two = make(Workspace(tmp_path / "b"), files={"x.txt": "1", "metrics.jsonl": "{ }"})
+    three = make(Workspace(tmp_path / "c"), files={"x.txt": "2", "metrics.jsonl": "{}"})
+    assert one.digest == two.digest != three.digest
+
+
+def test_patterns_choose_what_the_digest_covers(tmp_path):
+    one = make(Workspace(tmp_path / "a"), files={"model/w": "1", "note": "a"}, patterns=("model/*",))
+    two = make(Workspace(tmp_path / "b"), files={"model/w": "1", "note": "b"}, patterns=("model/*",))
+    assert one.digest == two.digest
+
+
+@pytest.mark.parametrize("damage", ["truncate", "remove"])
+def test_a_missing_or_truncated_file_is_seen_when_the_artifact_is_opened(tmp_path, damage):
+    workspace = Workspace(tmp_path)
+    artifact = make(workspace)
+    file = artifact.path / "numbers.txt"
+    file.unlink() if damage == "remove" else file.write_text("1")
+    with pytest.raises(ArtifactError, match=r"numbers.txt"):
+        workspace.find("numbers", artifact.fingerprint)
+
+
+def test_verify_sees_a_change_that_keeps_the_size(tmp_path):
+    artifact = make(Workspace(tmp_path))
+    assert artifact.verify() == []
+    (artifact.path / "numbers.txt").write_text("9 9 9")
+    assert artifact.verify() == ["numbers.txt"]
+    with pytest.raises(ArtifactError, match="was altered"):
+        artifact.check_hash("numbers.txt")
+
+
+def test_a_damaged_manifest_names_itself(tmp_path):
+    artifact = make(Workspace(tmp_path))
+    (artifact.path / "manifest.json").write_text("{")
+    with pytest.raises(ArtifactError, match=r"manifest.json is damaged"):
+        read_artifact(artifact.path)
+
+
+def test_a_manifest_of_a_newer_feeb_is_refused(tmp_path):
+    artifact = make(Workspace(tmp_path))
+    manifest = dict(artifact.manifest) | {"schema": 99}
+    (artifact.path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ArtifactError, match="newer feeb"):
+        read_artifact(artifact.path)
+
+
+def _hold(path, ready, release):
+    with locked(path):
+        ready.set()
+        release.wait(20)
+
+
+def test_a_second_builder_waits_and_says_so(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    ready, release = context.Event(), context.Event()
+    path = tmp_path / "x.lock"
+    process = context.Process(target=_hold, args=(path, ready, release))
+    process.start()
+    assert ready.wait(20)
+    said = []
+
+    def waiting(text):
+        said.append(text)
+        release.set()
+
+    with locked(path, waiting, poll=0.01):
+        assert said == [f"another process (pid {process.pid}) is building this; waiting for it"]
+    process.join()
+
+
+def test_a_lock_dies_with_its_process(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    ready, release = context.Event(), context.Event()
+    process = context.Process(target=_hold, args=(tmp_path / "x.lock", ready, release))
+    process.start()
+    assert ready.wait(20)
+    process.kill()
+    process.join()
+    with locked(tmp_path / "x.lock", lambda text: pytest.fail("still locked")):
+        pass
+
+
+def test_adopt_takes_data_made_elsewhere(tmp_path):
+    source = tmp_path / "mine"
+    source.mkdir()
+    (source / "documents.parquet").write_bytes(b"123")
+    workspace = Workspace(tmp_path / "w")
+    artifact = workspace.adopt(source, "download", "mine", "from a friend")
+    assert workspace.adopt(source, "download", "mine").path == artifact.path
+    assert (source / "documents.parquet").exists()
+    with pytest.raises(ArtifactError, match="no folder with files"):
+        workspace.adopt(tmp_path / "nothing", "download", "x")
+
+
+def test_gc_takes_unfinished_and_superseded_but_nothing_that_is_referred_to(tmp_path):
+    workspace = Workspace(tmp_path)
+    old = make(workspace, fingerprint="a" * 12, files={"x": "old"})
+    time.sleep(0.01)
+    lone = make(workspace, fingerprint="d" * 12, files={"x": "lone"})
+    time.sleep(0.01)
+    new = make(workspace, fingerprint="b" * 12, files={"x": "new"})
+    user = make(workspace, stage="sums", fingerprint="c" * 12, inputs={"numbers": old})
+    with workspace.building("numbers", "half", "e" * 12) as half:
+        (half / "request.json").write_text("{}")
+    assert workspace.gc(dry_run=True) == [half]
+    assert set(workspace.gc(superseded=True)) == {half, lone.path}
+    assert old.path.exists()
+    assert new.path.exists()
+    assert user.path.exists()
+    assert not half.exists()
+
+
+def test_gc_leaves_what_is_being_built(tmp_path):
+    workspace = Workspace(tmp_path)
+    with workspace.building("numbers", "half", "e" * 12) as half:
+        (half / "request.json").write_text("{}")
+        assert workspace.gc() == []
+
+
+def test_write_atomic_leaves_the_old_file_when_the_disk_is_full(tmp_path, small_disk):
+    file = small_disk / "x.json"
+    write_atomic(file, "old")
+    with pytest.raises(ArtifactError, match="the disk is full"):
+        write_atomic(file, "n" * 4_000_000)
+    assert file.read_text() == "old"
+    assert os.listdir(small_disk) == ["x.json"]
+
+
+def test_a_read_only_workspace_is_named(tmp_path, small_disk):
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    workspace = Workspace(small_disk / "data")
+    with pytest.raises(ArtifactError, match="choose another workspace"), workspace.building("numbers", "x", "a" * 12):
+        pass
+
+
+def test_a_row_cut_by_a_kill_is_left_out(tmp_path):
+    (tmp_path / "m.jsonl").write_text('{"a": 1}\n{"a": 2}\n{"a"')
+    assert read_jsonl(tmp_path / "m.jsonl") == [{"a": 1}, {"a": 2}]

@@ -1,0 +1,63 @@
+"""Roles of keys, parts inside configs, and what enters a fingerprint."""
+
+from typing import Annotated
+
+import pytest
+from pydantic import ValidationError
+
+import feebcore as feeb
+from feebcore.config import identity_of, parts_in
+
+
+class Inner(feeb.PartConfig):
+    width: int = 4
+    depth: int = 2
+
+
+class Section(feeb.StageConfig):
+    steps: int
+    rate: float = 0.1
+    device: feeb.Execution[str] = "auto"
+    every: feeb.Observation[int] = 10
+    inner: Inner = Inner()
+    schedule: Annotated[feeb.Part, feeb.Seam("schedules")] = feeb.use("constant")
+    several: list[Annotated[feeb.Part, feeb.Seam("schedules")]] = []
+
+
+def test_execution_and_observation_keys_are_not_identity():
+    plain = identity_of(Section(steps=5))
+    assert identity_of(Section(steps=5, device="cuda", every=1)) == plain
+
+
+def test_a_key_at_its_default_is_not_identity_however_it_was_written():
+    assert identity_of(Section(steps=5, rate=0.1, inner=Inner(width=4))) == identity_of(Section(steps=5))
+
+
+def test_identity_changes_with_each_identity_key():
+    base = identity_of(Section(steps=5))
+    changed = [Section(steps=6), Section(steps=5, rate=0.2), Section(steps=5, inner=Inner(depth=3)), Section(steps=5, several=["constant"])]
+    assert all(identity_of(s) != base for s in changed)
+
+
+def test_a_chosen_part_always_shows_its_revision():
+    assert identity_of(Section(steps=5))["schedule"] == {"part": "feeb/constant", "revision": 1}
+
+
+def test_parts_are_found_in_lists_too():
+    section = Section(steps=1, several=["constant", {"name": "constant"}])
+    assert [p.name for p in parts_in(section)] == ["constant", "constant", "constant"]
+
+
+def test_unknown_options_of_a_part_are_refused():
+    with pytest.raises(ValidationError, match="wormup"):
+        Section(steps=1, schedule={"name": "linear", "wormup": 3})
+
+
+def test_dump_loads_to_the_same_config():
+    section = Section(steps=3, schedule="constant", rate=0.5)
+    assert Section.model_validate(section.model_dump(mode="json")) == section
+
+
+def test_nan_is_no_option():
+    with pytest.raises(ValidationError):
+        Section(steps=1, rate=float("nan"))

@@ -1,0 +1,197 @@
+"""Recipes: scalars, merging, and errors that name file, line and key."""
+
+from pathlib import Path
+
+import pytest
+
+from feebcore import recipe as recipes
+from feebcore.errors import RecipeError
+
+IDEA = """
+import feebcore as feeb
+from typing import Annotated
+from pydantic import Field
+
+class Options(feeb.PartConfig):
+    lines: int = 3
+    mode: str = "on"
+
+class CountConfig(feeb.StageConfig):
+    seed: int = 0
+    rate: float = 1.0
+    word: str = "x"
+    schedule: Annotated[feeb.Part, feeb.Seam("schedules")] = feeb.use("steady")
+    several: list[Annotated[feeb.Part, feeb.Seam("schedules")]] = []
+    limit: int = Field(default=10, ge=1)
+
+class SumConfig(feeb.StageConfig):
+    pass
+
+def check(section, recipe):
+    return ["limit: 13 is unlucky; take another"] if section.limit == 13 else []
+
+@feeb.hookimpl
+def feeb_stages():
+    yield feeb.StageSpec("count_it", CountConfig, build="m:f", check="recipe_idea:check", summary="Counts.")
+    yield feeb.StageSpec("sum_it", SumConfig, build="m:f", needs=(feeb.Need("counts", ("count_it",)),), summary="Sums.")
+
+@feeb.hookimpl
+def feeb_schedules():
+    yield feeb.ScheduleSpec("steady", Options, build="m:f", summary="Steady.")
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    (tmp_path / "recipe_idea.py").write_text(IDEA)
+    yield lambda text, name="r.yaml": _write(tmp_path / name, text)
+    import sys
+
+    sys.modules.pop("recipe_idea", None)
+
+
+def _write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+HEAD = "plugins: [./recipe_idea.py]\nstages: [count_it, sum_it]\n"
+
+
+def test_scalars_follow_yaml_1_2(write):
+    recipe = recipes.load(write(HEAD + "count_it:\n  word: off\n  rate: 1e-4\n"))
+    section = recipe.stages["count_it"].section
+    assert (section.word, section.rate) == ("off", 1e-4)
+
+
+def test_unknown_key_names_line_and_near_match(write):
+    path = write(HEAD + "count_it:\n  rate: 1.0\n  limmit: 3\n")
+    with pytest.raises(RecipeError, match=rf"{path}:5: unknown key 'count_it.limmit'; did you mean 'limit'"):
+        recipes.load(path)
+
+
+def test_unknown_option_of_a_part_names_line_and_near_match(write):
+    path = write(HEAD + "count_it:\n  schedule:\n    name: steady\n    linse: 4\n")
+    with pytest.raises(RecipeError, match=rf"{path}:6: unknown key 'count_it.schedule.linse'; did you mean 'lines'"):
+        recipes.load(path)
+
+
+def test_unknown_part_names_line_and_near_match(write):
+    path = write(HEAD + "count_it:\n  schedule: stedy\n")
+    with pytest.raises(RecipeError, match=r"r.yaml:4: count_it.schedule: no part 'stedy' on seam 'schedules'; did you mean 'steady'"):
+        recipes.load(path)
+
+
+def test_unknown_top_key_and_unknown_stage(write):
+    with pytest.raises(RecipeError, match=r"r.yaml:3: unknown key 'count_itt'; did you mean 'count_it'"):
+        recipes.load(write(HEAD + "count_itt: {}\n"))
+    with pytest.raises(RecipeError, match=r"r.yaml:2: no part 'sum_at' on seam 'stages'; did you mean"):
+        recipes.load(write("plugins: [./recipe_idea.py]\nstages: [count_it, sum_at]\n"))
+
+
+def test_a_bad_value_names_key_and_line(write):
+    with pytest.raises(RecipeError, match=r"r.yaml:4: count_it.limit: Input should be greater than or equal to 1"):
+        recipes.load(write(HEAD + "count_it:\n  limit: 0\n"))
+
+
+def test_a_stage_check_speaks_with_file_and_line(write):
+    with pytest.raises(RecipeError, match=r"r.yaml:4: count_it.limit: 13 is unlucky"):
+        recipes.load(write(HEAD + "count_it:\n  limit: 13\n"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "the recipe is empty"),
+        ("- a\n- b\n", "a recipe is a mapping"),
+        ("stages: [a\n  b: {", "not YAML"),
+        ("a: 1\na: 2\n", "not YAML"),
+        ("name: x\n", "stages must be a list"),
+        (HEAD + "count_it: 3\n", "section 'count_it' is a mapping"),
+        (HEAD + "seed: -1\n", "seed must be a whole number"),
+        (HEAD + "name: a/b\n", "becomes a folder name"),
+        (HEAD.replace("count_it, sum_it", "sum_it"), "stage 'sum_it' needs stage 'count_it'"),
+        (HEAD.replace("count_it, sum_it", "sum_it, count_it"), "listed after it"),
+        (HEAD.replace("count_it, sum_it", "count_it, count_it"), "listed twice"),
+    ],
+)
+def test_what_is_no_recipe_is_refused(write, text, message):
+    with pytest.raises(RecipeError, match=message):
+        recipes.load(write(text))
+
+
+def test_binary_and_missing_files_are_refused(tmp_path):
+    (tmp_path / "b.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(RecipeError, match="not UTF-8"):
+        recipes.load(tmp_path / "b.yaml")
+    with pytest.raises(RecipeError, match=r"no recipe .*bb.yaml; did you mean .*b.yaml"):
+        recipes.load(tmp_path / "bb.yaml")
+
+
+def test_yaml_tags_build_no_objects(write):
+    with pytest.raises(RecipeError):
+        recipes.load(write(HEAD + "count_it: !!python/object/apply:os.system ['true']\n"))
+
+
+def test_set_overrides_and_is_named_in_errors(write):
+    path = write(HEAD)
+    recipe = recipes.load(path, ["count_it.limit=7", "count_it.schedule.lines=9", "count_it.word=off"])
+    section = recipe.stages["count_it"].section
+    assert (section.limit, section.schedule.config.lines, section.word) == (7, 9, "off")
+    with pytest.raises(RecipeError, match=r"--set count_it.limit: count_it.limit: Input should be"):
+        recipes.load(path, ["count_it.limit=0"])
+    with pytest.raises(RecipeError, match="write key=value"):
+        recipes.load(path, ["count_it.limit"])
+
+
+def test_set_reaches_into_lists(write):
+    path = write(HEAD + "count_it:\n  several: [steady, {name: steady, lines: 2}]\n")
+    section = recipes.load(path, ["count_it.several.0.lines=5"]).stages["count_it"].section
+    assert [p.config.lines for p in section.several] == [5, 2]
+
+
+def test_extends_merges_and_a_renamed_part_starts_from_its_defaults(write):
+    write(HEAD + "count_it:\n  rate: 2.0\n  schedule: {name: steady, lines: 8}\n", "base.yaml")
+    recipe = recipes.load(write("extends: base.yaml\ncount_it:\n  limit: 4\n  schedule: {mode: 'off'}\n", "child.yaml"))
+    section = recipe.stages["count_it"].section
+    assert (section.rate, section.limit, section.schedule.config.lines, section.schedule.config.mode) == (2.0, 4, 8, "off")
+    assert recipe.name == "child"
+    merged = recipes.merge({"o": {"name": "a", "x": 1}}, {"o": {"name": "b"}})
+    assert merged == {"o": {"name": "b"}}
+
+
+def test_extends_in_a_circle_is_refused(write):
+    write("extends: b.yaml\n", "a.yaml")
+    with pytest.raises(RecipeError, match="extends itself"):
+        recipes.load(write("extends: a.yaml\n", "b.yaml"))
+
+
+def test_an_error_in_an_extended_recipe_names_that_file(write):
+    write(HEAD + "count_it:\n  limit: 0\n", "base.yaml")
+    with pytest.raises(RecipeError, match=r"base.yaml:4"):
+        recipes.load(write("extends: base.yaml\n", "child.yaml"))
+
+
+def test_the_recipe_seed_reaches_sections_that_have_one(write):
+    path = write(HEAD + "seed: 5\n")
+    assert recipes.load(path).stages["count_it"].section.seed == 5
+    assert recipes.load(path, ["count_it.seed=2"]).stages["count_it"].section.seed == 2
+
+
+def test_a_study_is_variants_times_seeds(write):
+    text = HEAD + "seeds: [1, 2]\nvariants:\n  low: {count_it.limit: 2}\n  high: {count_it.limit: 9}\n"
+    cells = [(r.variant, r.seed, r.stages["count_it"].section.limit) for r in recipes.load_study(write(text))]
+    assert cells == [("low", 1, 2), ("low", 2, 2), ("high", 1, 9), ("high", 2, 9)]
+
+
+def test_resolved_loads_to_the_same_recipe(write):
+    recipe = recipes.load(write(HEAD + "count_it: {limit: 3, several: [steady]}\n"))
+    again = recipes.from_resolved(recipe.resolved(), Path("somewhere"))
+    assert again.resolved() == recipe.resolved()
+    assert again.stages["count_it"].section == recipe.stages["count_it"].section
+
+
+def test_the_yaml_that_show_prints_loads_to_the_same_recipe(write):
+    recipe = recipes.load(write(HEAD + "name: r\ncount_it: {limit: 3, word: 'off', rate: 1e-4}\n"))
+    again = recipes.load(write(recipes.to_yaml(recipe), "shown.yaml"))
+    assert again.resolved() == recipe.resolved()
