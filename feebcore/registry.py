@@ -173,7 +173,8 @@ def _import_file(file: Path) -> ModuleType:
     known = sys.modules.get(path.stem)
     if known is not None and getattr(known, "__feeb_file__", None) == str(path):
         return known
-    if known is not None or importlib.util.find_spec(path.stem) is not None:
+    elsewhere = importlib.util.find_spec(path.stem) if known is None else None
+    if known is not None or (elsewhere is not None and elsewhere.origin != str(path)):
         raise PluginError(f"a module {path.stem!r} exists already; rename the file")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec and spec.loader
