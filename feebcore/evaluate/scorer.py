@@ -1,0 +1,276 @@
+"""One scorer under every benchmark: log-probabilities of given tokens, exactly once each.
+
+The definition of bits per byte, used everywhere: every document of a split; the model sees BOS + ids (EOS is not
+scored); windows of `context` tokens start every `stride` tokens, and a window scores the tokens that no window before
+it scored, so each text token counts once, the first one after BOS included, and from the second window on each is
+predicted from at least `context - stride` tokens; nats / (ln 2 x UTF-8 bytes of the text). By default context =
+model.seq_len and stride = context // 2.
+
+Windows are sorted by length and padded on the right, where a causal model cannot see; what is scored comes from
+lengths, never from token ids, so a result does not depend on the batch size. Logits are made in chunks and only for
+scored positions. Cost, on two cores with 3 M parameters, T = 128 and V = 4096 in bf16: about 80,000 scored tokens a
+second with stride = context // 2; stride = context is 1.6 times as fast and reads 2 % higher.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from feebcore.protocols import LanguageModel, Progress, Tokenizer
+
+CHUNK_ELEMENTS = 1 << 22  # logits held at once, in elements: 16 MiB of fp32
+BATCH_TOKENS = 1 << 14
+
+
+@dataclass(frozen=True)
+class Score:
+    """nats: summed over `tokens` scored tokens of `documents` texts that have `bytes` UTF-8 bytes."""
+
+    nats: float
+    bytes: int
+    tokens: int
+    documents: int
+
+    @property
+    def bits_per_byte(self) -> float:
+        return self.nats / (math.log(2) * self.bytes) if self.bytes else math.nan
+
+    @property
+    def loss(self) -> float:
+        """Nats per token."""
+        return self.nats / self.tokens if self.tokens else math.nan
+
+
+@dataclass(frozen=True)
+class DocumentScores:
+    """Per document, in order: nats [N] float64, bytes [N] and tokens [N] int64."""
+
+    nats: np.ndarray
+    bytes: np.ndarray
+    tokens: np.ndarray
+
+    def total(self) -> Score:
+        return Score(math.fsum(self.nats), int(self.bytes.sum()), int(self.tokens.sum()), len(self.nats))
+
+
+@dataclass(frozen=True)
+class PairScore:
+    """A continuation after its context. log_prob: nats (negative). greedy: each token was the most likely one."""
+
+    log_prob: float
+    tokens: int
+    greedy: bool
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Spans of a flat token array. Window i reads `start[i] : start[i] + length[i] + 1`: its inputs are all but the
+    last token, its targets all but the first, and the targets at positions `first[i] : length[i]` are scored.
+    owner [i]: the document or pair that they belong to."""
+
+    start: np.ndarray
+    length: np.ndarray
+    first: np.ndarray
+    owner: np.ndarray
+
+
+def score_store(
+    model: LanguageModel,
+    store: Any,
+    context: int | None = None,
+    stride: int | None = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    progress: Progress | None = None,
+    max_documents: int | None = None,
+    batch_tokens: int = BATCH_TOKENS,
+) -> Score:
+    """Score a token store. dtype: 'bf16' runs the model under autocast; None or 'fp32' as it is.
+
+    store: TokenStore. device: where the model is, by default. max_documents: so many documents, evenly spaced over the
+    split. progress: called with scored and all tokens. bits per byte is `.bits_per_byte` of the result.
+    """
+    return score_documents(model, store, context, stride, device, dtype, progress, max_documents, batch_tokens).total()
+
+
+def score_documents(
+    model: LanguageModel,
+    store: Any,
+    context: int | None = None,
+    stride: int | None = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    progress: Progress | None = None,
+    max_documents: int | None = None,
+    batch_tokens: int = BATCH_TOKENS,
+) -> DocumentScores:
+    """As `score_store`, one number per document."""
+    context, stride = window_shape(model, context, stride)
+    chosen = np.arange(store.num_documents)
+    if max_documents is not None and max_documents < len(chosen):
+        chosen = np.unique(np.linspace(0, len(chosen) - 1, max_documents).round().astype(np.int64))
+    offsets = np.asarray(store.doc_offsets)
+    starts, tokens = offsets[chosen], offsets[chosen + 1] - offsets[chosen] - 2  # without BOS and EOS
+    windows = document_windows(starts, tokens, context, stride)
+    nats = np.zeros(len(chosen))
+    for owner, batch_nats, _ in _score_windows(model, store.read, windows, device, dtype, progress, batch_tokens):
+        np.add.at(nats, owner, batch_nats)
+    return DocumentScores(nats, np.asarray(store.doc_bytes)[chosen], tokens)
+
+
+def score_rolling(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    context: int | None = None,
+    stride: int | None = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    batch_tokens: int = BATCH_TOKENS,
+) -> list[Score]:
+    """Score whole texts, each after BOS, by the definition above; one Score a text."""
+    context, stride = window_shape(model, context, stride)
+    encoded = [np.asarray([tokenizer.bos_id, *ids], dtype=np.int64) for ids in tokenizer.encode_batch(list(texts))]
+    lengths = np.asarray([len(ids) for ids in encoded], dtype=np.int64)
+    flat = np.concatenate([*encoded, np.zeros(0, dtype=np.int64)])
+    windows = document_windows(np.cumsum(lengths) - lengths, lengths - 1, context, stride)
+    nats = np.zeros(len(encoded))
+    for owner, batch_nats, _ in _score_windows(model, lambda a, b: flat[a:b], windows, device, dtype, None, batch_tokens):
+        np.add.at(nats, owner, batch_nats)
+    sizes = [len(text.encode("utf-8", "surrogatepass")) for text in texts]
+    return [Score(float(n), size, int(length - 1), 1) for n, size, length in zip(nats, sizes, lengths, strict=True)]
+
+
+def score(
+    model: LanguageModel,
+    pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
+    context: int | None = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    batch_tokens: int = BATCH_TOKENS,
+) -> list[PairScore]:
+    """Score continuations after their contexts: (context ids, continuation ids) pairs, one PairScore each.
+
+    Ids are taken as they are: put BOS first in the context yourself. What does not fit in `context` tokens (default
+    model.seq_len) is cut from the left of the context. Raises ValueError for an empty context or a continuation that
+    is longer than `context`.
+    """
+    limit = context or model.seq_len
+    spans, firsts = [], []
+    for i, (before, after) in enumerate(pairs):
+        if not len(before):
+            raise ValueError(f"pair {i} has an empty context; put the tokenizer's bos_id there")
+        if len(after) > limit:
+            raise ValueError(f"pair {i}: the continuation has {len(after)} tokens, the model's context is {limit}")
+        ids = np.asarray([*before, *after], dtype=np.int64)[-(limit + 1) :]
+        spans.append(ids)
+        firsts.append(len(ids) - len(after) - 1)
+    lengths = np.asarray([len(ids) for ids in spans], dtype=np.int64)
+    flat = np.concatenate([*spans, np.zeros(0, dtype=np.int64)])
+    keep = np.asarray([len(after) > 0 for _, after in pairs], dtype=bool)
+    windows = Windows((np.cumsum(lengths) - lengths)[keep], lengths[keep] - 1, np.asarray(firsts, dtype=np.int64)[keep], np.flatnonzero(keep))
+    nats, misses = np.zeros(len(spans)), np.zeros(len(spans))
+    for owner, batch_nats, hits in _score_windows(model, lambda a, b: flat[a:b], windows, device, dtype, None, batch_tokens, greedy=True):
+        np.add.at(nats, owner, batch_nats)
+        np.add.at(misses, owner, ~hits)
+    return [PairScore(-float(n), len(after), bool(m == 0)) for n, m, (_, after) in zip(nats, misses, pairs, strict=True)]
+
+
+def window_shape(model: LanguageModel, context: int | None = None, stride: int | None = None) -> tuple[int, int]:
+    """The context and stride that will be used. Raises ValueError when they leave a token unscored."""
+    context = context or model.seq_len
+    stride = stride or max(1, context // 2)
+    if not 1 <= stride <= context:
+        raise ValueError(f"stride {stride} must be between 1 and the context of {context} tokens, or tokens would be left out")
+    return context, stride
+
+
+def document_windows(starts: np.ndarray, tokens: np.ndarray, context: int, stride: int) -> Windows:
+    """Windows over documents that stand at `starts` (their BOS) and have `tokens` text tokens each."""
+    extra = np.maximum(tokens - context, 0)
+    counts = np.where(tokens > 0, 1 + -(-extra // stride), 0)
+    owner = np.repeat(np.arange(len(tokens)), counts)
+    number = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
+    begin = number * stride
+    length = np.minimum(context, tokens[owner] - begin)
+    first = np.where(number == 0, 0, context - stride)
+    return Windows(starts[owner] + begin, length, first, owner)
+
+
+def _score_windows(
+    model: LanguageModel,
+    read: Callable[[int, int], np.ndarray],
+    windows: Windows,
+    device: str | torch.device | None,
+    dtype: str | torch.dtype | None,
+    progress: Progress | None,
+    batch_tokens: int,
+    greedy: bool = False,
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Per batch: owner [N], nats [N] float64 and whether it was the greedy token [N], over its scored tokens."""
+    module: Any = model
+    place = torch.device(device) if device is not None else next(module.parameters()).device
+    order = np.lexsort((windows.start, -windows.length))
+    done, total = 0, int((windows.length - windows.first).sum())
+    was_training = module.training
+    module.eval()
+    try:
+        for rows in _batches(order, windows.length, batch_tokens):
+            width = int(windows.length[rows].max())
+            tokens = np.zeros((len(rows), width + 1), dtype=np.int64)
+            for i, row in enumerate(rows):
+                start, length = int(windows.start[row]), int(windows.length[row])
+                tokens[i, : length + 1] = read(start, start + length + 1)
+            time = np.arange(width)
+            scored = (time >= windows.first[rows, None]) & (time < windows.length[rows, None])
+            nats, hits = _score_batch(module, torch.from_numpy(tokens).to(place), torch.from_numpy(scored).to(place), dtype, greedy)
+            yield np.repeat(windows.owner[rows], scored.sum(1)), nats, hits
+            done += int(scored.sum())
+            if progress:
+                progress(done, total)
+    finally:
+        module.train(was_training)
+
+
+def _batches(order: np.ndarray, lengths: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:
+    """Cut windows, longest first, into batches of about `batch_tokens` tokens, padding included."""
+    position = 0
+    while position < len(order):
+        size = max(1, batch_tokens // int(lengths[order[position]]))
+        yield order[position : position + size]
+        position += size
+
+
+@torch.no_grad()  # not inference_mode: tables that a model makes lazily must stay usable in training
+def _score_batch(model: Any, tokens: torch.Tensor, scored: torch.Tensor, dtype: str | torch.dtype | None, greedy: bool) -> tuple[np.ndarray, np.ndarray]:
+    nats, hits = [], []
+    with precision(tokens.device, dtype):
+        hidden_NC = model(tokens[:, :-1]).hidden[scored]
+        targets_N = tokens[:, 1:][scored]
+        size = max(1, CHUNK_ELEMENTS // model.vocab_size)
+        for at in range(0, len(targets_N), size):
+            logits_NV = model.head(hidden_NC[at : at + size]).float()
+            target_N1 = targets_N[at : at + size, None]
+            nats.append((torch.logsumexp(logits_NV, -1) - logits_NV.gather(1, target_N1)[:, 0]).double())
+            if greedy:
+                hits.append(logits_NV.argmax(-1) == target_N1[:, 0])
+    found = torch.cat(nats).cpu().numpy()
+    return found, torch.cat(hits).cpu().numpy() if greedy else np.zeros(len(found), dtype=bool)
+
+
+def precision(device: torch.device, dtype: str | torch.dtype | None) -> contextlib.AbstractContextManager[Any]:
+    """Autocast to 'bf16' or 'fp16' (or a torch dtype); nothing for None and 'fp32'."""
+    names: dict[Any, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16, torch.bfloat16: torch.bfloat16, torch.float16: torch.float16}
+    if dtype in (None, "fp32", torch.float32):
+        return contextlib.nullcontext()
+    if dtype not in names:
+        raise ValueError(f"dtype {dtype!r}: use 'fp32', 'bf16' or 'fp16'")
+    return torch.autocast(device.type, names[dtype])
