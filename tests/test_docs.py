@@ -1,0 +1,103 @@
+"""The documents say what the code does: every snippet runs, every public name is described, links lead somewhere."""
+
+import importlib.util
+import inspect
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from feebcore import hookspecs, recipe
+from feebcore.registry import Registry
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), flags=re.M | re.S)
+
+
+@pytest.mark.parametrize("seam", hookspecs.SEAMS)
+def test_the_example_of_every_hook_yields_a_spec_of_its_kind(seam):
+    text = textwrap.dedent(inspect.getdoc(getattr(hookspecs, f"feeb_{seam}")).partition("Example::")[2])
+    namespace = {}
+    exec(text, namespace)  # the docstring is our own code
+    (spec,) = namespace[f"feeb_{seam}"]()
+    assert isinstance(spec, hookspecs.SEAMS[seam])
+
+
+def test_generated_pages_are_up_to_date():
+    spec = importlib.util.spec_from_file_location("make_reference", ROOT / "docs" / "make_reference.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    for path, text in module.pages().items():
+        assert path.read_text() == text, f"run `make docs`: {path.name} is out of date"
+
+
+def test_every_built_in_part_has_a_summary_and_every_hook_a_seam_on_the_page():
+    page = (ROOT / "docs" / "seams.md").read_text()
+    for seam, spec in Registry().parts():
+        assert spec.summary.strip().endswith("."), f"{seam} {spec.name}: end the summary with a full stop"
+        assert f"**{spec.name}**" in page or spec.distribution != "feeb"
+    for seam in hookspecs.SEAMS:
+        assert f"## {seam}\n" in page
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_inside_the_repository_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
+        if not target.startswith(("http:", "https:", "mailto:")):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if p.name != "seams.md"], ids=lambda p: p.name)
+def test_yaml_recipes_on_the_page_load(page, tmp_path):
+    for i, text in enumerate(blocks(page, "yaml")):
+        if not re.search(r"^(stages|extends):", text, flags=re.M):
+            continue
+        path = tmp_path / f"snippet{i}.yaml"
+        for plugin in re.findall(r"\./(\w+\.py)", text):
+            code = next(b for b in blocks(page, "python") if b.startswith(f"# {plugin}"))
+            (tmp_path / plugin).write_text(code)
+        text = text.replace("extends: experiments/", f"extends: {ROOT}/experiments/").replace("extends: ../experiments/", f"extends: {ROOT}/experiments/")
+        path.write_text(text)
+        for member in recipe.load_study(path):
+            assert member.stages
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python") and p.name not in ("seams.md", "python-api.md")], ids=lambda p: p.name)
+def test_python_on_the_page_runs(page, tmp_path):
+    for i, text in enumerate(blocks(page, "python")):
+        name = re.match(r"# (\w+\.py)", text)
+        file = tmp_path / (name.group(1) if name else f"snippet{i}.py")
+        file.write_text(text)
+        done = subprocess.run([sys.executable, str(file)], capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)})
+        assert done.returncode == 0, done.stderr
+
+
+def test_every_recipe_in_experiments_loads():
+    found = sorted((ROOT / "experiments").glob("*.yaml"))
+    assert found
+    for path in found:
+        assert recipe.load_study(path)
+
+
+def test_every_command_is_documented():
+    done = subprocess.run([sys.executable, "-m", "feeb_pipelines.cli", "--help"], capture_output=True, text=True, env=os.environ | {"COLUMNS": "200", "NO_COLOR": "1"})
+    commands = re.findall(r"^│?\s*([a-z]+)\s{2,}\S", done.stdout, flags=re.M)
+    assert len(commands) >= 10, done.stdout + done.stderr
+    page = (ROOT / "docs" / "commands.md").read_text()
+    for command in commands:
+        assert f"`feeb {command}" in page, f"docs/commands.md does not mention feeb {command}"
+
+
+def test_commands_that_the_pages_show_exist():
+    done = subprocess.run([sys.executable, "-m", "feeb_pipelines.cli", "--help"], capture_output=True, text=True, env=os.environ | {"COLUMNS": "200", "NO_COLOR": "1"})
+    for page in PAGES:
+        for command in re.findall(r"(?:^|`)(?:\.venv/bin/)?feeb ([a-z]+)", page.read_text(), flags=re.M):
+            assert re.search(rf"^│?\s*{command}\s", done.stdout, flags=re.M), f"{page.name} shows `feeb {command}`, which does not exist"
