@@ -33,7 +33,11 @@ class Document:
 
 
 class Source(Protocol):
-    """Where documents come from. `fetch` may be slow and resumes; `documents` reads what it fetched."""
+    """Where documents come from. `fetch` may be slow and resumes; `documents` reads what it fetched.
+
+    It may have `skipped`, a Counter of reason -> number of texts that `documents` had to leave out, and
+    `provenance() -> dict`, JSON that says what exactly was read (a commit, versions); both end in statistics.json.
+    """
 
     def fetch(self, folder: Path, progress: Progress) -> None: ...
     def documents(self, folder: Path) -> Iterator[Document]: ...
@@ -54,6 +58,31 @@ class Tokenizer(Protocol):
 class TokenizerTrainer(Protocol):
     def train(self, texts: Callable[[], Iterable[str]], folder: Path, progress: Progress) -> Tokenizer: ...
     def load(self, folder: Path) -> Tokenizer: ...
+
+
+@dataclass
+class PackedWindows:
+    """Windows of a packing. tokens [B, T+1]: inputs and, one further, targets. mask [B,T] bool: which targets count.
+    doc_ids [B,T] int64: which document inside the window. positions [B,T] int64. None: all count, one document, 0..T-1."""
+
+    tokens: np.ndarray
+    mask: np.ndarray | None = None
+    doc_ids: np.ndarray | None = None
+    positions: np.ndarray | None = None
+
+
+class Packing(Protocol):
+    """Documents to training windows, each addressed by its number."""
+
+    num_windows: int  # of one epoch
+
+    def windows(self, indices: np.ndarray) -> PackedWindows: ...  # indices int64 [B]
+
+
+class Order(Protocol):
+    """`order(samples int64 [B]) -> windows int64 [B]`: which window each sample index of the run gets; stateless."""
+
+    def __call__(self, samples: np.ndarray) -> np.ndarray: ...
 
 
 # --- models -----------------------------------------------------------------------------------------------------
@@ -177,9 +206,11 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a sweep. overrides: recipe keys of the train section, dotted. flops: planned training FLOPs."""
+    """One run of a sweep. overrides: recipe keys of the train section, dotted. flops: planned training FLOPs, exact.
+    budget: the FLOPs that were asked for, equal for the cells of one isoFLOP curve (0: none)."""
 
     name: str
     overrides: dict[str, Any]
     flops: float
     heldout: bool = False
+    budget: float = 0.0
