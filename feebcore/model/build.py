@@ -1,0 +1,42 @@
+"""A model from its recipe: the same weights for the same seed, whatever was drawn before and wherever it will run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from feebcore.config import Part
+from feebcore.protocols import Counts
+
+if TYPE_CHECKING:
+    from feebcore.registry import Registry
+
+
+def build_model(architecture: Part, vocab_size: int, seq_len: int, seed: int = 0, device: str | torch.device = "cpu") -> Any:
+    """A freshly initialised fp32 model (a torch module and LanguageModel) on `device`, in training mode.
+
+    Weights are drawn on the CPU from `seed` alone; the caller's random state is left as it was.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model: nn.Module = architecture.build(vocab_size, seq_len)
+    return model.to(device)
+
+
+def count_architecture(architecture: Part, vocab_size: int, seq_len: int) -> Counts:
+    """Counts of an architecture without allocating its weights."""
+    with torch.device("meta"):
+        return architecture.build(vocab_size, seq_len).count()
+
+
+def choose(seam: str, value: Any, registry: Registry | None = None) -> Part:
+    """The part that `value` (a name, or {name: …, option: …}) means on `seam`, as in a recipe. Raises ValidationError."""
+    from typing import Annotated
+
+    from pydantic import TypeAdapter
+
+    from feebcore.config import Seam
+
+    return TypeAdapter(Annotated[Part, Seam(seam)]).validate_python(value, context={"registry": registry})  # type: ignore[arg-type]

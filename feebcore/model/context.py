@@ -1,0 +1,110 @@
+"""What one forward pass knows besides the stream: positions, who may attend to whom, and the key/value cache.
+
+Tokens attend to tokens at or before them with the same document id. Padding has id -1 and so attends to padding
+only, which keeps every softmax finite and padding out of every document. With no document ids and no cache there
+is no mask at all: attention is plainly causal.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from feebcore.model.parts import Position
+
+PADDING = -1
+EMPTY = -2  # the document id of a cache slot that holds nothing yet
+
+
+@dataclass
+class Context:
+    """Handed to every wiring and attention. mask_BTS: True where query t may see key s; None: causal, or, for one
+    query, everything cached. losses: auxiliary terms that parts add (each a scalar)."""
+
+    position: Position
+    prepared: Any = None
+    mask_BTS: Tensor | None = None
+    cache: Cache | None = None
+    losses: dict[str, Tensor] = field(default_factory=dict)
+
+    def rotate(self, x_BTHD: Tensor) -> Tensor:
+        return self.position.rotate(x_BTHD, self.prepared)
+
+    def extend(self, *new_BHTD: Tensor) -> tuple[Tensor, ...]:
+        """Keys and values of this call after those cached for it, [B,H,S,D] each; without a cache, what was given."""
+        return new_BHTD if self.cache is None else self.cache.extend(*new_BHTD)
+
+
+class Cache:
+    """Keys and values of the tokens so far, preallocated for `length` tokens a row.
+
+    The n-th attention call of a forward pass owns slot n, so blocks that run several times or hold several
+    attentions need no numbering. A part may keep any tensors [B,H,T,D], as many as it likes.
+    """
+
+    def __init__(self, batch: int, length: int, device: torch.device | str) -> None:
+        self.batch, self.length, self.filled = batch, length, 0
+        self.doc_ids_BS = torch.full((batch, length), EMPTY, dtype=torch.int64, device=device)
+        self.next_position_B = torch.zeros(batch, dtype=torch.int64, device=device)
+        self.plain = True  # one document a row, no padding: no mask needed
+        self.slots: list[tuple[Tensor, ...]] = []
+        self._turn = 0
+        self._new = 0
+
+    def begin(self, length: int, positions_BT: Tensor | None, doc_ids_BT: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Positions and mask of the next `length` tokens. Without doc_ids they continue each row's last document."""
+        if self.filled + length > self.length:
+            raise ValueError(f"the cache holds {self.length} tokens a row; {self.filled} are there and {length} more do not fit")
+        start, end = self.filled, self.filled + length
+        self.plain = self.plain and doc_ids_BT is None
+        last_B = self.doc_ids_BS[:, start - 1] if start else torch.zeros_like(self.next_position_B)
+        if doc_ids_BT is None:
+            doc_ids_BT = last_B[:, None].expand(-1, length)
+        if positions_BT is None:
+            positions_BT = positions_in_documents(doc_ids_BT)
+            continues_BT = (positions_BT == torch.arange(length, device=positions_BT.device)) & (doc_ids_BT == last_B[:, None])
+            positions_BT = positions_BT + continues_BT * self.next_position_B[:, None]
+        self.doc_ids_BS[:, start:end] = doc_ids_BT
+        self.next_position_B = (positions_BT[:, -1] + 1).expand(self.batch)
+        self._turn, self._new = 0, length
+        if self.plain and (start == 0 or length == 1):
+            return positions_BT, None
+        return positions_BT, attention_mask(doc_ids_BT, self.doc_ids_BS[:, :end], start)
+
+    def extend(self, *new_BHTD: Tensor) -> tuple[Tensor, ...]:
+        if self._turn == len(self.slots):
+            self.slots.append(tuple(x.new_zeros(*x.shape[:2], self.length, x.shape[3]) for x in new_BHTD))
+        slot, end = self.slots[self._turn], self.filled + self._new
+        self._turn += 1
+        for kept, x_BHTD in zip(slot, new_BHTD, strict=True):
+            kept[:, :, self.filled : end] = x_BHTD
+        return tuple(kept[:, :, :end] for kept in slot)
+
+    def finish(self) -> None:
+        """The forward pass is over: its tokens are part of the past."""
+        self.filled += self._new
+        self._new = 0
+
+    def select(self, rows: Tensor) -> None:
+        """Keep these rows, in this order (finished rows dropped, beams reordered). rows: [B'] int64."""
+        self.batch = len(rows)
+        self.doc_ids_BS, self.next_position_B = self.doc_ids_BS[rows], self.next_position_B[rows]
+        self.slots = [tuple(kept[rows] for kept in slot) for slot in self.slots]
+
+
+def attention_mask(query_doc_ids_BT: Tensor, key_doc_ids_BS: Tensor, start: int = 0) -> Tensor:
+    """[B,T,S] bool: key s is at or before query t (which is token start + t) and in its document."""
+    t = torch.arange(start, start + query_doc_ids_BT.shape[1], device=key_doc_ids_BS.device)
+    s = torch.arange(key_doc_ids_BS.shape[1], device=key_doc_ids_BS.device)
+    return (query_doc_ids_BT[:, :, None] == key_doc_ids_BS[:, None, :]) & (s <= t[:, None])
+
+
+def positions_in_documents(doc_ids_BT: Tensor) -> Tensor:
+    """[B,T] int64: each token's distance from the first token of its run of equal document ids."""
+    index_T = torch.arange(doc_ids_BT.shape[1], device=doc_ids_BT.device)
+    begins_BT = torch.ones_like(doc_ids_BT, dtype=torch.bool)
+    begins_BT[:, 1:] = doc_ids_BT[:, 1:] != doc_ids_BT[:, :-1]
+    return index_T - torch.where(begins_BT, index_T, 0).cummax(dim=1).values

@@ -1,0 +1,45 @@
+"""Parameters and FLOPs of a model, by walking its modules: no forward pass, so a model on the meta device will do.
+
+Every nn.Linear costs 2 FLOPs a weight and token. A module that multiplies matrices otherwise says so with
+`extra_flops(T) -> (full, causal)`, FLOPs for one sequence of T tokens, where causal leaves out what masks throw away;
+one that caches says `cache_bytes_per_token` (fp32). A module whose children do not each run once a forward pass
+overrides the walk with `flops(T) -> (full, causal)`.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from feebcore.protocols import Counts
+
+
+def count_model(model: nn.Module, seq_len: int) -> Counts:
+    """Counts of `model` at `seq_len` tokens a sequence. Its head is `model.head`."""
+    named = dict(model.named_parameters())
+    tables = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)}
+    head = [p for p in model.head.parameters() if p.ndim >= 2]  # type: ignore[union-attr]
+    in_head = {id(p) for p in head}
+    matrices = [p for p in named.values() if p.ndim >= 2 and id(p) not in tables and id(p) not in in_head]
+    full, causal = count_flops(model, seq_len)
+    return Counts(
+        total=sum(p.numel() for p in named.values()),
+        non_embedding=sum(p.numel() for p in named.values() if id(p) not in tables),
+        matmul=sum(p.numel() for p in matrices) + sum(p.numel() for p in head),
+        flops_per_token=full / seq_len,
+        flops_per_token_causal=causal / seq_len,
+        cache_bytes_per_token=sum(getattr(m, "cache_bytes_per_token", 0) for m in model.modules()),
+    )
+
+
+def count_flops(module: nn.Module, length: int) -> tuple[float, float]:
+    """(full, causal) forward FLOPs of `module` on one sequence of `length` tokens."""
+    if callable(whole := getattr(module, "flops", None)):
+        return whole(length)
+    extra = getattr(module, "extra_flops", None)
+    full, causal = extra(length) if callable(extra) else (0.0, 0.0)
+    if isinstance(module, nn.Linear):
+        full, causal = full + 2.0 * length * module.weight.numel(), causal + 2.0 * length * module.weight.numel()
+    for child in module.children():
+        child_full, child_causal = count_flops(child, length)
+        full, causal = full + child_full, causal + child_causal
+    return full, causal

@@ -1,0 +1,75 @@
+"""Linear map and cross-entropy together: logits exist for a chunk of tokens at a time, in the compute dtype.
+
+Reductions are in fp32. Up to MOST_LOGITS the tokens are one chunk (under torch.compile the fp32 copy is then never
+written to memory); beyond, each chunk's logits are made again in the backward pass instead of kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+MOST_LOGITS = 2**25
+"""Logits that exist at once: 64 MB in bf16."""
+
+
+@dataclass
+class CrossEntropy:
+    """Sums over the targets that count, fp32 scalars. nats: -log p alone; loss_sum: with smoothing and z-loss."""
+
+    loss_sum: Tensor
+    nats: Tensor
+    count: Tensor
+
+
+def linear_cross_entropy(
+    head: nn.Module,
+    hidden_BTC: Tensor,
+    targets_BT: Tensor,
+    mask_BT: Tensor | None = None,
+    *,
+    vocab_size: int,
+    z_loss: float = 0.0,
+    label_smoothing: float = 0.0,
+    most_logits: int = MOST_LOGITS,
+) -> CrossEntropy:
+    """Cross-entropy of softmax(head(hidden)) against targets, where mask is True; masked targets may hold anything.
+
+    label_smoothing e: (1 - e) (-log p_target) + e mean_v(-log p_v). z_loss z: + z logsumexp^2 (arXiv:2204.02311).
+    """
+    hidden_NC, targets_N = hidden_BTC.flatten(0, -2), targets_BT.flatten()
+    if mask_BT is None:
+        count = torch.tensor(float(len(targets_N)), device=hidden_NC.device)
+        weight_N = None
+    else:
+        weight_N = mask_BT.flatten().float()
+        count = weight_N.sum()
+        targets_N = targets_N.masked_fill(~mask_BT.flatten(), 0)
+
+    def chunk_loss(hidden_NC: Tensor, targets_N: Tensor, weight_N: Tensor | None) -> tuple[Tensor, Tensor]:
+        logits_NV = head(hidden_NC).float()
+        lse_N = logits_NV.logsumexp(-1)
+        nats_N = lse_N - logits_NV.gather(-1, targets_N[:, None]).squeeze(-1)
+        loss_N = nats_N
+        if label_smoothing:
+            loss_N = (1 - label_smoothing) * nats_N + label_smoothing * (lse_N - logits_NV.mean(-1))
+        if z_loss:
+            loss_N = loss_N + z_loss * lse_N.square()
+        if weight_N is not None:
+            loss_N, nats_N = loss_N * weight_N, nats_N * weight_N
+        return loss_N.sum(), nats_N.detach().sum()
+
+    rows = max(1, most_logits // vocab_size)
+    if rows >= len(targets_N):
+        loss, nats = chunk_loss(hidden_NC, targets_N, weight_N)
+        return CrossEntropy(loss, nats, count)
+    loss = nats = torch.zeros((), device=hidden_NC.device)
+    for start in range(0, len(targets_N), rows):
+        part = slice(start, start + rows)
+        chunk = (hidden_NC[part], targets_N[part], None if weight_N is None else weight_N[part])
+        more_loss, more_nats = checkpoint(chunk_loss, *chunk, use_reentrant=False)  # type: ignore[misc]
+        loss, nats = loss + more_loss, nats + more_nats
+    return CrossEntropy(loss, nats, count)

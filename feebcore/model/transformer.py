@@ -1,0 +1,97 @@
+"""A decoder-only transformer assembled from block parts: embed, place, run the blocks, normalise.
+
+    stream = position.add(embedding(tokens))
+    stream = depth(stream)                    blocks, each a wiring of attentions, feedforwards and norms
+    hidden = final_norm(stream)               logits = head(hidden), made where they are needed
+
+The same module trains, scores and generates: packed, left-padded and incremental forms agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from feebcore.model.config import TransformerConfig
+from feebcore.model.context import Cache, Context, attention_mask, positions_in_documents
+from feebcore.model.counting import count_model
+from feebcore.protocols import BlockShape, Counts, ModelOutput
+
+
+class Transformer(nn.Module):
+    """See LanguageModel in feebcore/protocols.py. Initialised by its architecture part, not here."""
+
+    def __init__(self, config: TransformerConfig, vocab_size: int, seq_len: int) -> None:
+        super().__init__()
+        self.config, self.vocab_size, self.seq_len = config, vocab_size, seq_len
+        self.embedding = config.embedding.build(vocab_size, config.d_model)
+        self.position = config.position.build(self._shape(0))
+        self.depth = config.depth.build(config.num_layers, self._make_block)
+        self.final_norm = config.norm.build(config.d_model)
+        self.head = config.head.build(vocab_size, config.d_model, self.embedding)
+
+    def forward(
+        self,
+        tokens_BT: Tensor,
+        positions: Tensor | None = None,
+        doc_ids: Tensor | None = None,
+        cache: Cache | None = None,
+        want_layers: bool = False,
+    ) -> ModelOutput:
+        """hidden [B,T,C] after the final norm.
+
+        positions [B,T]: default: places within each document, or 0..T-1; with a cache, going on from it.
+        doc_ids [B,T]: tokens attend within equal ids, -1 is padding; default one document a row, with a cache the row's last.
+        want_layers: also the stream after every layer.
+        """
+        T = tokens_BT.shape[1]
+        if self.seq_len < T:
+            raise ValueError(f"{T} tokens a row, but this model was made for seq_len {self.seq_len}")
+        mask_BTS = None
+        if cache is not None:
+            positions, mask_BTS = cache.begin(T, positions, doc_ids)
+        elif doc_ids is not None:
+            positions = positions_in_documents(doc_ids) if positions is None else positions
+            mask_BTS = attention_mask(doc_ids, doc_ids)
+        context = Context(self.position, self.position.prepare(T, positions), mask_BTS, cache)
+        stream_BTC = self.position.add(self.embedding(tokens_BT), positions)
+        if self.config.dropout:
+            stream_BTC = F.dropout(stream_BTC, self.config.dropout, self.training)
+        streams = self.depth(stream_BTC, context)
+        if cache is not None:
+            cache.finish()
+        return ModelOutput(self.final_norm(streams[-1]), streams if want_layers else None, context.losses)
+
+    def new_cache(self, batch: int, length: int) -> Cache:
+        """An empty cache for `batch` rows of up to `length` tokens, padding included."""
+        if length > self.seq_len:
+            raise ValueError(f"a cache of {length} tokens, but this model was made for seq_len {self.seq_len}")
+        return Cache(batch, length, next(self.parameters()).device)
+
+    def count(self) -> Counts:
+        return count_model(self, self.seq_len)
+
+    def _make_block(self, layer: int) -> nn.Module:
+        config, shape = self.config, self._shape(layer)
+        return config.wiring.build(
+            self._dropped(lambda: config.attention.build(shape)),
+            self._dropped(lambda: config.feedforward.build(shape)),
+            lambda dim=config.d_model: config.norm.build(dim),
+        )
+
+    def _shape(self, layer: int) -> BlockShape:
+        c = self.config
+        return BlockShape(c.d_model, c.num_heads, c.width_of_head, self.seq_len, layer, c.num_layers, lambda dim: c.norm.build(dim))
+
+    def _dropped(self, make: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
+        """`make`, with dropout on what the module returns."""
+        p = self.config.dropout
+
+        def with_dropout() -> nn.Module:
+            module = make()
+            module.register_forward_hook(lambda m, _, result: F.dropout(result, p, m.training))
+            return module
+
+        return with_dropout if p else make

@@ -1,0 +1,65 @@
+"""Channel mixing: W2 f(W1 x), F hidden width."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from feeb_models import FeedforwardConfig, SwigluConfig
+from feebcore.model.parts import ResidualLinear
+from feebcore.protocols import BlockShape
+
+
+class Feedforward(nn.Module):
+    """W2 f(W1 x)."""
+
+    def __init__(self, config: FeedforwardConfig, block: BlockShape, activation: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        hidden = config.width(block.d_model)
+        self.hidden = nn.Linear(block.d_model, hidden, bias=config.bias)
+        self.out = ResidualLinear(hidden, block.d_model, bias=config.bias)
+        self.activation = activation
+
+    def forward(self, x_BTC: Tensor) -> Tensor:
+        return self.out(self.activation(self.hidden(x_BTC)))
+
+
+class GatedFeedforward(nn.Module):
+    """W2 (silu(W1 x) * W3 x), W1 and W3 in one matrix."""
+
+    def __init__(self, config: SwigluConfig, block: BlockShape) -> None:
+        super().__init__()
+        hidden = config.width(block.d_model)
+        self.hidden = nn.Linear(block.d_model, 2 * hidden, bias=config.bias)
+        self.out = ResidualLinear(hidden, block.d_model, bias=config.bias)
+
+    def forward(self, x_BTC: Tensor) -> Tensor:
+        gate_BTF, value_BTF = self.hidden(x_BTC).chunk(2, dim=-1)
+        return self.out(F.silu(gate_BTF) * value_BTF)
+
+
+def _gelu(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+def _relu_squared(x: Tensor) -> Tensor:
+    return F.relu(x).square()
+
+
+def build_gelu(config: FeedforwardConfig, block: BlockShape) -> nn.Module:
+    return Feedforward(config, block, _gelu)
+
+
+def build_relu(config: FeedforwardConfig, block: BlockShape) -> nn.Module:
+    return Feedforward(config, block, torch.relu)
+
+
+def build_relu_squared(config: FeedforwardConfig, block: BlockShape) -> nn.Module:
+    return Feedforward(config, block, _relu_squared)
+
+
+def build_swiglu(config: SwigluConfig, block: BlockShape) -> nn.Module:
+    return GatedFeedforward(config, block)

@@ -1,0 +1,47 @@
+"""Vectors to scores: logits = softcap tanh(W h / softcap), or W h."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from feeb_models import HeadConfig
+
+
+class LinearHead(nn.Linear):
+    def __init__(self, vocab_size: int, d_model: int, softcap: float) -> None:
+        super().__init__(d_model, vocab_size, bias=False)
+        self.softcap = softcap
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return _capped(super().forward(hidden), self.softcap)
+
+
+class TiedHead(nn.Module):
+    """Shares the embedding's parameter: one tensor, seen under both names."""
+
+    def __init__(self, embedding: nn.Module, softcap: float) -> None:
+        super().__init__()
+        if not isinstance(embedding, nn.Embedding):
+            raise ValueError(f"head tied needs an embedding that is one table, not {type(embedding).__name__}; choose head linear")
+        self.weight, self.softcap = embedding.weight, softcap
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return _capped(F.linear(hidden, self.weight), self.softcap)
+
+    def extra_flops(self, length: int) -> tuple[float, float]:
+        flops = 2.0 * length * self.weight.numel()
+        return flops, flops
+
+
+def _capped(logits: Tensor, softcap: float) -> Tensor:
+    return softcap * torch.tanh(logits / softcap) if softcap else logits
+
+
+def build_linear(config: HeadConfig, vocab_size: int, d_model: int, embedding: nn.Module) -> nn.Module:
+    return LinearHead(vocab_size, d_model, config.softcap)
+
+
+def build_tied(config: HeadConfig, vocab_size: int, d_model: int, embedding: nn.Module) -> nn.Module:
+    return TiedHead(embedding, config.softcap)

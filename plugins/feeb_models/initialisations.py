@@ -1,0 +1,29 @@
+"""Initial weights, drawn from torch's current random state."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from torch import nn
+
+from feeb_models import NormalConfig
+from feebcore.model.parts import ResidualLinear
+
+
+def build_normal(config: NormalConfig) -> Callable[[nn.Module, int], None]:
+    """Matrices ~ N(0, std^2); those that add to the stream ~ N(0, std^2 / 2L); biases 0."""
+
+    def initialise(model: nn.Module, num_layers: int) -> None:
+        for module in model.modules():
+            if isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=config.embedding_std or config.std)
+            elif isinstance(module, nn.Linear):
+                scaled = config.residual_scale and isinstance(module, ResidualLinear)
+                nn.init.normal_(module.weight, std=config.std / math.sqrt(2 * num_layers) if scaled else config.std)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        if config.zero_head and isinstance(model.head, nn.Linear):
+            nn.init.zeros_(model.head.weight)
+
+    return initialise
