@@ -155,7 +155,8 @@ class _Lines:
 
     @staticmethod
     def _line(document: Any, keys: Sequence[Any]) -> int | None:
-        node, line = document, None
+        node: Any = document
+        line: int | None = None
         for key in keys:
             try:
                 if isinstance(node, dict) and key in node:

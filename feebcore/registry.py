@@ -177,7 +177,8 @@ def _import_file(file: Path) -> ModuleType:
     if known is not None or (elsewhere is not None and elsewhere.origin != str(path)):
         raise PluginError(f"a module {path.stem!r} exists already; rename the file")
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec and spec.loader
+    assert spec
+    assert spec.loader
     module = importlib.util.module_from_spec(spec)
     module.__feeb_file__ = str(path)  # type: ignore[attr-defined]
     sys.modules[path.stem] = module
