@@ -38,6 +38,10 @@ class StageFailed(FeebError):
     """A stage's process ended without finishing; the message names its log."""
 
 
+class Diverged(FeebError):
+    """A training run met a loss or gradient that is not finite; a sweep records the cell as censored."""
+
+
 class Interrupted(FeebError):
     """A stage was asked to stop (SIGINT, SIGTERM) and has saved what it had."""
 

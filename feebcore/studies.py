@@ -158,13 +158,16 @@ class Ledger:
             owner,
         )
 
-    def expire(self) -> list[str]:
-        """Put cells whose lease is over, or whose holder is gone, back to planned; returns their names."""
+    def expire(self, everyone: bool = False) -> list[str]:
+        """Put cells whose lease is over, or whose holder is gone, back to planned; returns their names.
+
+        everyone: all leases, for a caller that knows by other means (a lock) that nobody else is at work.
+        """
         now = time.time()
         names = []
         with self._transaction():
             for row in self._connection.execute("SELECT * FROM cells WHERE status = 'leased' ORDER BY position").fetchall():
-                if row["lease_until"] <= now or _gone(row["owner"]):
+                if everyone or row["lease_until"] <= now or _gone(row["owner"]):
                     self._connection.execute("UPDATE cells SET status = 'planned', owner = '', lease_until = 0, updated = ? WHERE id = ?", (now, row["id"]))
                     names.append(row["name"])
         return names

@@ -1,25 +1,78 @@
-"""Stage sweep: Runs many small trainings, fits a scaling law and predicts a held-out cell."""
+"""Stage sweep: runs many small trainings, fits a scaling law and predicts a held-out cell before it is run.
+
+Cells share this one process and a ledger; a killed sweep continues at the first unfinished cell. A cell that diverged is
+censored: kept, reported, not fitted. Few cells seldom identify a law: its flags say so, and what counts is the error on
+the held-out cell beside that of simply guessing the nearest cell's loss.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field, model_validator
 
 from feebcore.artifacts import Artifact, StageOutput
-from feebcore.config import StageConfig
+from feebcore.config import Part, Seam, StageConfig, use
+from feebcore.errors import RecipeError
+from feebcore.scaling.points import Convention
+from feebcore.train.config import TrainSection
 
 if TYPE_CHECKING:
     from feebcore.recipe import Recipe
 
+CELL_DEFAULTS: dict[str, Any] = {"callbacks": ["metrics"], "compile": "off", "checkpoint_every": 0, "eval_every": 0}
+"""Of `train:` where it does not say otherwise: cells are small and many."""
+
 
 class SweepConfig(StageConfig):
-    """Options of stage sweep."""
+    """Which cells to train, how, and what to fit.
+
+    train: what all cells share; the planner overrides sizes and steps. convention: which parameters N counts.
+    bootstrap: resamples for intervals. eval_documents: held-out documents, evenly spaced and the same for all cells, that
+    the loss (nats per token) is measured on; 0: the whole split.
+    """
+
+    train: TrainSection = Field(default_factory=lambda: TrainSection(**CELL_DEFAULTS))
+    planner: Annotated[Part, Seam("planners")]
+    law: Annotated[Part, Seam("laws")] = use("chinchilla")
+    convention: Convention = "non_embedding"
+    bootstrap: int = Field(default=200, ge=0)
+    eval_documents: int = Field(default=16, ge=0)
+    seed: int = Field(default=0, ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _cells_share(cls, data: Any) -> Any:
+        """Cells take the sweep's seed, and CELL_DEFAULTS."""
+        if not isinstance(data, dict) or not isinstance(data.get("train", {}), dict):
+            return data
+        train = data.get("train") or {}
+        return data | {"train": CELL_DEFAULTS | ({"seed": data["seed"]} if "seed" in data else {}) | train}
 
 
 def check(section: SweepConfig, recipe: Recipe) -> list[str]:
     """What is wrong with this section in this recipe, each as 'key: what and what to do'."""
-    return []
+    from feebcore.scaling.cells import with_overrides
+    from feebcore.stages.pretrain import check_training
+
+    problems = [f"train.{text}" for text in check_training(section.train)]
+    for overrides in section.planner.build().overrides():
+        try:
+            with_overrides(section.train, overrides)
+        except RecipeError as error:
+            problems.append(f"planner: {overrides}: {error}")
+        if "seq_len" in overrides:
+            problems.append("planner: seq_len must be the same for all cells, as their losses are compared; set train.seq_len")
+    return list(dict.fromkeys(problems))
 
 
 def run(section: SweepConfig, inputs: Mapping[str, Artifact], out: StageOutput) -> dict[str, Any]:
-    raise NotImplementedError("to be written by its owner")
+    """Writes cells.jsonl, prediction.json and law.json; continues from ledger.sqlite when there is one."""
+    from feebcore.scaling.sweep import Sweep
+    from feebcore.stages.pretrain import verify_tokens
+
+    verify_tokens(inputs["tokens"])
+    out.content("law.json")
+    with Sweep(section, inputs["tokens"], inputs["tokenizer"], out) as sweep:
+        return sweep.run()

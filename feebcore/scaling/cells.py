@@ -1,0 +1,59 @@
+"""From a cell's overrides to the training section it means, and what that costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from feebcore.config import Part
+from feebcore.errors import RecipeError, did_you_mean
+from feebcore.scaling.points import Cost, Measure
+
+if TYPE_CHECKING:
+    from feebcore.train.config import TrainSection
+
+Config = TypeVar("Config", bound=BaseModel)
+
+
+def with_overrides(section: Config, overrides: Mapping[str, Any]) -> Config:
+    """`section` with dotted keys set and checked again: `{"architecture.d_model": 64, "max_steps": 100}`.
+
+    Chosen parts are kept as they are, so no registry is asked unless a value names a part. Raises RecipeError.
+    """
+    nested: dict[str, dict[str, Any]] = {}
+    changes: dict[str, Any] = {}
+    for key, value in overrides.items():
+        first, dot, rest = key.partition(".")
+        if first not in type(section).model_fields:
+            raise RecipeError(f"unknown key {first!r}; {did_you_mean(first, type(section).model_fields)}")
+        if dot:
+            nested.setdefault(first, {})[rest] = value
+        else:
+            changes[first] = value
+    for first, inner in nested.items():
+        child = changes.get(first, getattr(section, first))
+        if isinstance(child, Part):
+            changes[first] = Part(child.seam, child.spec, with_overrides(child.config, inner))
+        elif isinstance(child, BaseModel):
+            changes[first] = with_overrides(child, inner)
+        else:
+            raise RecipeError(f"{first} is {child!r}, which has no key {next(iter(inner))!r}")
+    try:
+        return type(section).model_validate({k: getattr(section, k) for k in type(section).model_fields} | changes)
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, e['loc'])) or 'options'}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors(include_url=False)]
+        raise RecipeError("; ".join(problems)) from None
+
+
+def measure_with(train: TrainSection, vocab_size: int) -> Measure:
+    """The exact cost of `train` under overrides, from a model that has no weights (meta device)."""
+    from feebcore.model.build import count_architecture
+
+    def measure(overrides: Mapping[str, Any]) -> Cost:
+        section = with_overrides(train, overrides)
+        counts = count_architecture(section.architecture, vocab_size, section.seq_len)
+        return Cost(counts, 3.0 * counts.flops_per_token, section.batch_size, section.seq_len)
+
+    return measure
