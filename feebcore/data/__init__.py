@@ -1,0 +1,1 @@
+"""Text to training batches: download, documents, tokenizers, token store, order, packing, loader."""

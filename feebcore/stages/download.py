@@ -1,25 +1,166 @@
-"""Stage download: Fetches documents from sources, filters them and splits them by hash."""
+"""Stage download: fetches documents from sources, filters them and splits them by hash.
+
+Output: `documents.parquet` (feebcore/data/documents.py), `statistics.json`, `documents.sha256`, and under `raw/` what
+the sources fetched. Fetching resumes; reading and filtering start again after a kill, which costs seconds.
+"""
 
 from __future__ import annotations
 
+import shutil
+from collections import Counter
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
 
 from feebcore.artifacts import Artifact, StageOutput
-from feebcore.config import StageConfig
+from feebcore.config import Part, Seam, StageConfig
+from feebcore.errors import DataError, Interrupted
+from feebcore.files import write_atomic, write_json
 
 if TYPE_CHECKING:
+    import polars as pl
+
     from feebcore.recipe import Recipe
 
 
 class DownloadConfig(StageConfig):
-    """Options of stage download."""
+    """Where documents come from and which of them are kept."""
+
+    sources: list[Annotated[Part, Seam("sources")]] = Field(min_length=1, description="source parts, as [stdlib]")
+    filters: list[Annotated[Part, Seam("filters")]] = Field([], description="filter parts, applied in this order")
+    split_modulus: int = Field(10, ge=2, description="documents whose SHA-256 is 0 modulo this are held out as 'val'")
 
 
 def check(section: DownloadConfig, recipe: Recipe) -> list[str]:
     """What is wrong with this section in this recipe, each as 'key: what and what to do'."""
-    return []
+    if recipe.path.name == "recipe.json":  # a run's own record: its sources were there when it began
+        return []
+    problems = []
+    for i, part in enumerate(section.sources):
+        source = part.build()
+        if hasattr(source, "check"):
+            problems += [f"sources.{i}.{text}" for text in source.check()]
+    return problems
 
 
 def run(section: DownloadConfig, inputs: Mapping[str, Artifact], out: StageOutput) -> dict[str, Any]:
-    raise NotImplementedError("to be written by its owner")
+    from feebcore.data.documents import write_documents
+
+    work = out.path / "work"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    dropped: Counter[str] = Counter()
+    frame, provenance, num_read = _read_sources(section, out, work, dropped)
+    filtered, statistics = _filter(section, out, frame, work, dropped)
+    if num_read == sum(n for name, n in dropped.items() if name.startswith("filter ")):
+        why = ", ".join(f"{name}: {n}" for name, n in dropped.items() if n)
+        raise DataError(f"download: no document is left of {num_read} ({why}); loosen download.filters")
+    tick = lambda share: _tick(out, share * num_read, num_read, "documents", "write")  # noqa: E731
+    table, digest = write_documents(filtered, out.path / "documents.parquet", work, section.split_modulus, tick)
+    write_atomic(out.path / "documents.sha256", digest + "\n")
+    out.content("documents.sha256")
+    metrics = _metrics(table, dropped)
+    if metrics["documents"] == metrics["val_documents"]:
+        raise DataError(f"download: all {metrics['documents']} documents fall into the held-out split; add documents or raise download.split_modulus")
+    if not metrics["val_documents"]:
+        out.log(f"none of {metrics['documents']} documents is held out (SHA-256 is 0 mod {section.split_modulus}): nothing can be evaluated on text")
+    per_source = {name: {"documents": n, "bytes": size} for name, n, size in _per_source(table)}
+    write_json(out.path / "statistics.json", metrics | {"sources": per_source, "columns": statistics, "provenance": provenance})
+    shutil.rmtree(work)
+    return metrics
+
+
+def _read_sources(section: DownloadConfig, out: StageOutput, work: Path, dropped: Counter[str]) -> tuple[pl.LazyFrame, list[dict[str, Any]], int]:
+    """Fetch and read every source into one frame."""
+    from feebcore.data.documents import DocumentSpool
+
+    spool = DocumentSpool(work, "read")
+    provenance = []
+    for number, part in enumerate(section.sources):
+        folder = out.path / "raw" / f"{number}-{part.spec.name}"
+        source = part.build()
+        folder.mkdir(parents=True, exist_ok=True)
+        source.fetch(folder, lambda done, total, name=part.name: _tick(out, done, total, "bytes", f"fetch {name}"))
+        before, empty, unencodable = spool.num_documents, spool.num_empty, spool.num_unencodable
+        for document in source.documents(folder):
+            spool.add(document)
+            _tick(out, spool.num_bytes, 0, "bytes", f"read {part.name}", documents=spool.num_documents)
+        if spool.num_documents == before:
+            seen = f"{spool.num_empty - empty} empty documents" if spool.num_empty > empty else "no documents"
+            left_out = "".join(f", {n} left out ({why})" for why, n in getattr(source, "skipped", {}).items())
+            raise DataError(f"download: source {part.name!r} has {seen}{left_out}; the corpus would be empty, check download.sources.{number}")
+        dropped["empty"] += spool.num_empty - empty
+        if spool.num_unencodable > unencodable:
+            dropped[f"{part.name}: lone surrogates"] += spool.num_unencodable - unencodable
+        for why, n in getattr(source, "skipped", {}).items():
+            dropped[f"{part.name}: {why}"] += n
+        if hasattr(source, "provenance"):
+            provenance.append({"source": part.name} | source.provenance())
+        if not any(folder.iterdir()):
+            folder.rmdir()
+    if (out.path / "raw").is_dir() and not any((out.path / "raw").iterdir()):
+        (out.path / "raw").rmdir()
+    return spool.scan(), provenance, spool.num_documents
+
+
+def _filter(section: DownloadConfig, out: StageOutput, frame: pl.LazyFrame, work: Path, dropped: Counter[str]) -> tuple[Path, dict[str, Any]]:
+    """Apply the filters, each through a file of its own, counting what each drops. Returns the last file and a summary
+    of the numeric columns that filters added."""
+    import polars as pl
+
+    from feebcore.data.documents import RAW
+
+    path = work / "filtered-0.parquet"
+    frame.sink_parquet(path, compression="lz4", maintain_order=True)
+    height = _height(path)
+    for number, part in enumerate(section.filters, 1):
+        _tick(out, number - 1, len(section.filters), "filters", "filter")
+        frame = part.build()(pl.scan_parquet(path))
+        missing = set(RAW) - set(frame.collect_schema())
+        if missing:
+            raise DataError(f"download: filter {part.name!r} lost column {', '.join(sorted(missing))}; filters keep text, source, key and num_bytes")
+        target = work / f"filtered-{number}.parquet"
+        frame.sink_parquet(target, compression="lz4", maintain_order=True)
+        path.unlink()
+        path, before, height = target, height, _height(target)
+        dropped[f"filter {part.name}"] += before - height
+        if before and not height:
+            break
+    extra = [name for name, kind in pl.scan_parquet(path).collect_schema().items() if name not in RAW and kind.is_numeric()]
+    columns: dict[str, Any] = {}
+    for name in extra:
+        column = pl.read_parquet(path, columns=[name])[name].cast(pl.Float64)
+        quantiles = {f"p{q}": column.quantile(q / 100) for q in (1, 5, 25, 50, 75, 95, 99)}
+        columns[name] = {"mean": column.mean(), "min": column.min(), "max": column.max()} | quantiles
+    return path, columns
+
+
+def _height(path: Path) -> int:
+    import polars as pl
+
+    return int(pl.scan_parquet(path).select(pl.len()).collect().item())
+
+
+def _per_source(table: pl.DataFrame) -> list[tuple[str, int, int]]:
+    import polars as pl
+
+    return table.group_by("source").agg(pl.len().alias("n"), pl.col("num_bytes").sum()).sort("source").rows()  # type: ignore[return-value]
+
+
+def _metrics(table: pl.DataFrame, dropped: Mapping[str, int]) -> dict[str, Any]:
+    held_out = table.filter(table["split"] == "val")
+    return {
+        "documents": table.height,
+        "bytes": int(table["num_bytes"].sum()),
+        "val_documents": held_out.height,
+        "val_bytes": int(held_out["num_bytes"].sum()),
+        "dropped": {name.removeprefix("filter "): n for name, n in dropped.items() if n or name.startswith("filter ")},
+    }
+
+
+def _tick(out: StageOutput, done: float, total: float, unit: str, name: str, **fields: Any) -> None:
+    if out.stop_requested:
+        raise Interrupted(f"download: stopped during {name}; run again to continue")
+    out.progress(done, total or done + 1, unit, name, **fields)

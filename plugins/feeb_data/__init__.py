@@ -1,1 +1,217 @@
-"""Built-in parts: data."""
+"""Built-in parts of the data pipeline: sources, filters, tokenizers, packings, orders."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+import feebcore as feeb
+
+
+class StdlibConfig(feeb.PartConfig):
+    """Every .py file of this Python's standard library, its tests included, in place."""
+
+    version: str = Field("", description="Python version whose library is meant; filled in with this one's, so that another Python makes other data")
+
+    @field_validator("version")
+    @classmethod
+    def _this_python(cls, value: str) -> str:
+        import platform
+
+        here = platform.python_version()
+        if value not in ("", here):
+            raise ValueError(f"the recipe wants the standard library of Python {value}, this is {here}; run it with that Python or leave the key out")
+        return here
+
+
+class TextOptions(feeb.PartConfig):
+    """How files become documents. .jsonl and .parquet: one document a row; other files: one a file, or a part."""
+
+    label: str = Field("", description="name of this source in the data; default: the part's name")
+    text_column: str = Field("text", description="column or key that holds the text of .parquet and .jsonl rows")
+    separator: str = Field("", description="text between documents in plain text files, as '<|endoftext|>'; empty: a file is a document")
+
+
+class FilesConfig(TextOptions):
+    """Local files: text, .jsonl or .parquet."""
+
+    paths: feeb.Execution[list[str]] = Field(description="files, folders or globs, relative to the recipe", min_length=1)
+    content: str = Field("", description="digest of names and contents; filled in, so that changed files make other data")
+
+    @field_validator("paths")
+    @classmethod
+    def _absolute(cls, value: list[str], info: ValidationInfo) -> list[str]:
+        folder = Path((info.context or {}).get("recipe_folder", "."))
+        return [str((folder / Path(p).expanduser()).absolute()) for p in value]
+
+    @model_validator(mode="after")
+    def _digested(self) -> FilesConfig:
+        from feeb_data.files import digest_files
+
+        object.__setattr__(self, "content", digest_files(self.paths))
+        return self
+
+
+class Download(BaseModel):
+    """One URL. sha256: of the file, checked after the download; strongly advised."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    url: str = Field(pattern=r"^https?://")
+    sha256: str = Field("", pattern=r"^([0-9a-f]{64})?$")
+
+
+class UrlsConfig(TextOptions):
+    """Files from the web, resumed and verified; .zip and .tar archives are unpacked."""
+
+    urls: list[Download] = Field(min_length=1)
+    retries: feeb.Execution[int] = Field(8, ge=0, description="failures in a row, with no byte of progress, before giving up")
+    timeout: feeb.Execution[float] = Field(30.0, gt=0, description="seconds without a byte before a request counts as failed")
+
+
+class HuggingfaceConfig(TextOptions):
+    """Files of a dataset repository on the Hugging Face Hub, at one commit. A token is taken from HF_TOKEN."""
+
+    repo: str = Field(pattern=r"^[\w.-]+(/[\w.-]+)?$", description="as 'roneneldan/TinyStories'")
+    revision: str = Field(min_length=1, description="full commit hash; a branch or tag is resolved at the first download and recorded")
+    files: list[str] = Field(["*.parquet"], min_length=1, description="patterns over the paths in the repository; '*' matches '/' too")
+    endpoint: feeb.Execution[str] = Field("", description="address of the Hub; default: HF_ENDPOINT, else https://huggingface.co")
+    retries: feeb.Execution[int] = Field(8, ge=0)
+    timeout: feeb.Execution[float] = Field(30.0, gt=0)
+
+    @field_validator("revision")
+    @classmethod
+    def _no_short_hash(cls, value: str) -> str:
+        if re.fullmatch(r"[0-9a-f]{7,39}", value):
+            raise ValueError(f"{value!r} looks like a shortened commit hash; write all 40 digits")
+        return value
+
+
+class PackageConfig(TextOptions):
+    """Text files inside an installed Python package."""
+
+    package: str = Field(description="import name, as 'numpy'")
+    files: list[str] = Field(["**/*.py"], min_length=1, description="globs relative to the package's folder")
+    version: str = Field("", description="version that is meant; filled in with the installed one")
+
+    @model_validator(mode="after")
+    def _installed(self) -> PackageConfig:
+        from feeb_data.package import installed_version
+
+        here = installed_version(self.package)
+        if self.version not in ("", here):
+            raise ValueError(f"the recipe wants {self.package} {self.version}, {here} is installed; install that version or leave the key out")
+        object.__setattr__(self, "version", here)
+        return self
+
+
+class LengthConfig(feeb.PartConfig):
+    """Bounds on a document's size; a bound that is not given does not apply."""
+
+    min_bytes: int = Field(1, ge=0)
+    max_bytes: int | None = Field(None, ge=1)
+    min_chars: int = Field(0, ge=0)
+    max_chars: int | None = Field(None, ge=1)
+
+
+class DedupExactConfig(feeb.PartConfig):
+    """What counts as the same text."""
+
+    normalise: Literal["none", "whitespace", "lower"] = Field("whitespace", description="'whitespace' folds runs of it; 'lower' also folds case")
+
+
+class QualityConfig(feeb.PartConfig):
+    """Thresholds; a document outside any of them is dropped. None: only recorded."""
+
+    min_alpha_ratio: float | None = Field(None, ge=0, le=1, description="letters per character")
+    max_mean_line_length: float | None = Field(None, gt=0, description="characters")
+    max_line_length: int | None = Field(None, gt=0, description="characters of the longest line")
+    max_repeated_lines: float | None = Field(None, ge=0, le=1, description="share of non-blank lines that stand earlier in the document")
+
+
+class ByteConfig(feeb.PartConfig):
+    """No options."""
+
+
+class CharConfig(feeb.PartConfig):
+    """Which characters get an id; others are encoded as bytes."""
+
+    min_frequency: int = Field(1, ge=1)
+    max_characters: int = Field(4096, ge=1)
+
+
+class BpeConfig(feeb.PartConfig):
+    """Byte-level BPE."""
+
+    vocab_size: int = Field(4096, ge=258, le=2**24, description="all ids, BOS and EOS included")
+    digits: Literal["single", "group"] = Field("single", description="'single': each digit a token; 'group': up to three may join")
+    min_frequency: int = Field(2, ge=1, description="how often a pair must occur to be merged")
+    sample_chars: int = Field(200_000_000, ge=0, description="characters learnt from, spread over the documents; 0: all")
+    max_document_chars: int = Field(1_000_000, ge=1, description="characters of one document that are learnt from")
+
+
+class ConcatConfig(feeb.PartConfig):
+    """How windows treat document boundaries."""
+
+    document_mask: bool = Field(False, description="tokens see only their own document, and no target lies across a boundary")
+
+
+class ShuffledConfig(feeb.PartConfig):
+    """No options."""
+
+
+@feeb.hookimpl
+def feeb_sources() -> Iterable[feeb.SourceSpec]:
+    yield feeb.SourceSpec("stdlib", StdlibConfig, build="feeb_data.stdlib:build", summary="The Python standard library's own source, about 30 MB.")
+    yield feeb.SourceSpec("files", FilesConfig, build="feeb_data.files:build", summary="Local text, JSONL or Parquet files.")
+    yield feeb.SourceSpec("urls", UrlsConfig, build="feeb_data.urls:build", summary="Files from the web, resumed and verified.")
+    yield feeb.SourceSpec(
+        "huggingface",
+        HuggingfaceConfig,
+        build="feeb_data.huggingface:build",
+        summary="A dataset on the Hugging Face Hub at one commit.",
+        reference="https://huggingface.co/docs/hub/api",
+    )
+    yield feeb.SourceSpec("package", PackageConfig, build="feeb_data.package:build", summary="Text files inside an installed Python package.")
+
+
+@feeb.hookimpl
+def feeb_filters() -> Iterable[feeb.FilterSpec]:
+    yield feeb.FilterSpec("length", LengthConfig, build="feeb_data.filters:build_length", summary="Keeps documents within bounds of bytes or characters.")
+    yield feeb.FilterSpec("dedup_exact", DedupExactConfig, build="feeb_data.filters:build_dedup_exact", summary="Keeps the first of equal texts.")
+    yield feeb.FilterSpec(
+        "quality_statistics",
+        QualityConfig,
+        build="feeb_data.filters:build_quality_statistics",
+        summary="Records letter ratio, line lengths and repetition; drops outliers when told.",
+        reference="arXiv:2112.11446",
+    )
+
+
+@feeb.hookimpl
+def feeb_tokenizers() -> Iterable[feeb.TokenizerSpec]:
+    yield feeb.TokenizerSpec("byte", ByteConfig, build="feeb_data.tokenizers:build_byte", summary="UTF-8 bytes: 258 ids, nothing to train.")
+    yield feeb.TokenizerSpec("char", CharConfig, build="feeb_data.tokenizers:build_char", summary="An id per known character, bytes for the others.")
+    yield feeb.TokenizerSpec("bpe", BpeConfig, build="feeb_data.bpe:build", summary="Byte-level byte-pair encoding.", reference="arXiv:1508.07909")
+
+
+@feeb.hookimpl
+def feeb_packings() -> Iterable[feeb.PackingSpec]:
+    yield feeb.PackingSpec(
+        "concat", ConcatConfig, build="feeb_data.packings:build_concat", summary="One stream of tokens cut into equal windows; nothing is lost."
+    )
+
+
+@feeb.hookimpl
+def feeb_orders() -> Iterable[feeb.OrderSpec]:
+    yield feeb.OrderSpec(
+        "shuffled",
+        ShuffledConfig,
+        build="feeb_data.orders:build_shuffled",
+        summary="A new permutation each epoch, computed per index (Feistel network).",
+        reference="Black & Rogaway 2002",
+    )

@@ -1,0 +1,136 @@
+"""The document table: `documents.parquet` with columns text, source, key, sha256, num_bytes, split.
+
+Rows are sorted by (source, key). sha256 is of the UTF-8 text, num_bytes its length, split 'val' where the hash is 0
+modulo the section's split_modulus, else 'train'. Nothing here holds more than a batch of text in memory, except a sort
+of documents that did not come in order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import polars as pl
+
+from feebcore.errors import DataError
+from feebcore.files import sync_folder
+from feebcore.protocols import Document
+
+BATCH_BYTES = 32 << 20
+RAW = {"text": pl.String, "source": pl.String, "key": pl.String, "num_bytes": pl.Int64}
+COLUMNS = ("text", "source", "key", "sha256", "num_bytes", "split")
+
+
+class DocumentSpool:
+    """Collects documents into numbered Parquet files of about BATCH_BYTES of text each."""
+
+    def __init__(self, folder: Path, prefix: str) -> None:
+        self.folder, self.prefix = folder, prefix
+        self.num_documents = self.num_empty = self.num_unencodable = 0
+        self.num_bytes = 0
+        self._rows: list[tuple[str, str, str, int]] = []
+        self._pending = 0
+        self._files = 0
+
+    def add(self, document: Document) -> None:
+        """Keep one document; empty ones, and those with lone surrogates, are counted only."""
+        try:
+            size = len(document.text.encode())
+        except UnicodeEncodeError:
+            self.num_unencodable += 1
+            return
+        if size == 0:
+            self.num_empty += 1
+            return
+        self._rows.append((document.text, document.source, document.key, size))
+        self.num_documents += 1
+        self.num_bytes += size
+        self._pending += size
+        if self._pending >= BATCH_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._rows:
+            frame = pl.DataFrame(self._rows, schema=RAW, orient="row")
+            frame.write_parquet(self.folder / f"{self.prefix}-{self._files:06}.parquet", compression="lz4")
+            self._files += 1
+            self._rows, self._pending = [], 0
+
+    def scan(self) -> pl.LazyFrame:
+        self.flush()
+        return pl.scan_parquet(sorted(self.folder.glob(f"{self.prefix}-*.parquet")), schema=RAW)
+
+
+def read_batches(path: Path, columns: Sequence[str], batch_bytes: int = BATCH_BYTES, first_row: int = 0) -> Iterator[pl.DataFrame]:
+    """Rows from `first_row` on in frames of about `batch_bytes` of text (at least one row)."""
+    sizes = pl.read_parquet(path, columns=["num_bytes"])["num_bytes"].to_numpy()
+    frame = pl.scan_parquet(path).select(columns)
+    start = first_row
+    while start < len(sizes):
+        stop, total = start, 0
+        while stop < len(sizes) and (stop == start or total + sizes[stop] <= batch_bytes):
+            total += int(sizes[stop])
+            stop += 1
+        yield frame.slice(start, stop - start).collect()
+        start = stop
+
+
+def read_texts(path: Path, split: str | None = None, max_bytes: int | None = None) -> Iterator[str]:
+    """Texts of one split (None: all), in order; at most about `max_bytes` of them."""
+    seen = 0
+    for frame in read_batches(path, ["text", "num_bytes", "split"], min(BATCH_BYTES, max_bytes or BATCH_BYTES)):
+        chosen = frame if split is None else frame.filter(pl.col("split") == split)
+        for text, size in chosen.select("text", "num_bytes").iter_rows():
+            if max_bytes is not None and seen >= max_bytes:
+                return
+            seen += size
+            yield text
+
+
+def write_documents(filtered: Path, target: Path, work: Path, split_modulus: int, tick: Callable[[float], None]) -> tuple[pl.DataFrame, str]:
+    """Hash, split and sort the rows of `filtered` (columns of RAW) into `target`, which appears whole or not at all.
+
+    tick: called with the share of rows done. Returns the table without its texts, and a digest of it: the same documents
+    give the same digest whatever wrote the file.
+    """
+    names = pl.read_parquet(filtered, columns=["source", "key"])
+    if names.is_empty():
+        raise DataError("no document is left")
+    in_order = names.equals(names.sort("source", "key", maintain_order=True))
+    batches: Iterable[pl.DataFrame]
+    if in_order:
+        batches = read_batches(filtered, ["text", "source", "key"])
+    else:
+        batches = pl.read_parquet(filtered, columns=["text", "source", "key"]).sort("source", "key", maintain_order=True).iter_slices(4096)
+    digest, done, kept, files = hashlib.sha256(), 0, [], []
+    for batch in batches:
+        encoded = [text.encode() for text in batch["text"]]
+        hashes = [hashlib.sha256(text).hexdigest() for text in encoded]
+        frame = batch.with_columns(
+            sha256=pl.Series(hashes, dtype=pl.String),
+            num_bytes=pl.Series([len(text) for text in encoded], dtype=pl.Int64),
+            split=pl.Series([split_of(h, split_modulus) for h in hashes], dtype=pl.String),
+        ).select(COLUMNS)
+        kept.append(frame.drop("text"))
+        digest.update("".join(f"{row}\n" for row in kept[-1].iter_rows()).encode())
+        files.append(work / f"final-{len(files):06}.parquet")
+        frame.write_parquet(files[-1], compression="lz4")
+        done += batch.height
+        tick(done / names.height)
+    table = pl.concat(kept)
+    rows = max(16, min(100_000, (64 << 20) // max(1, int(table["num_bytes"].mean() or 1))))  # type: ignore[arg-type,call-overload]
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    pl.scan_parquet(files).sink_parquet(temporary, row_group_size=rows, compression="zstd", maintain_order=True)
+    handle = os.open(temporary, os.O_RDONLY)
+    os.fsync(handle)
+    os.close(handle)
+    os.replace(temporary, target)
+    sync_folder(target.parent)
+    return table, digest.hexdigest()
+
+
+def split_of(sha256: str, modulus: int) -> str:
+    """'val' where the document's hash is 0 modulo `modulus`, else 'train'."""
+    return "val" if int(sha256, 16) % modulus == 0 else "train"

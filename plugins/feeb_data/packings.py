@@ -1,0 +1,50 @@
+"""Packing `concat`: the split as one stream of tokens, cut every seq_len tokens. Nothing is lost or padded."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from feebcore.errors import DataError
+from feebcore.protocols import PackedWindows
+
+if TYPE_CHECKING:
+    from feeb_data import ConcatConfig
+    from feebcore.data.store import TokenStore
+
+
+class ConcatPacking:
+    """Window w is tokens w*T..w*T + T: consecutive windows share one token, so that each token but the first is a
+    target exactly once an epoch. At most T - 1 tokens at the end of the split are left out."""
+
+    def __init__(self, store: TokenStore, seq_len: int, document_mask: bool) -> None:
+        self.num_windows = (store.num_tokens - 1) // seq_len if store.num_tokens else 0
+        if self.num_windows < 1:
+            raise DataError(
+                f"seq_len {seq_len} is longer than the text: split {store.split!r} has {store.num_tokens} tokens and a window needs "
+                f"{seq_len + 1}; lower seq_len or add documents"
+            )
+        self._store, self._seq_len, self._document_mask = store, seq_len, document_mask
+
+    def windows(self, indices: np.ndarray) -> PackedWindows:
+        """tokens int64 [B, T+1]. With document_mask also doc_ids int64 [B,T] (0, 1, … inside each window), positions
+        int64 [B,T] (from 0 at each document's begin) and mask bool [B,T] (off where the target opens another document)."""
+        starts = np.asarray(indices, dtype=np.int64) * self._seq_len
+        tokens = self._store.windows(starts, self._seq_len + 1)
+        if not self._document_mask:
+            return PackedWindows(tokens)
+        places_BT1 = starts[:, None] + np.arange(self._seq_len + 1)
+        documents_BT1 = np.searchsorted(self._store.doc_offsets, places_BT1, side="right") - 1
+        inputs_BT = documents_BT1[:, :-1]
+        begins_BT = np.maximum(self._store.doc_offsets[inputs_BT], starts[:, None])
+        return PackedWindows(
+            tokens,
+            mask=inputs_BT == documents_BT1[:, 1:],
+            doc_ids=inputs_BT - inputs_BT[:, :1],
+            positions=places_BT1[:, :-1] - begins_BT,
+        )
+
+
+def build_concat(config: ConcatConfig, store: TokenStore, seq_len: int) -> ConcatPacking:
+    return ConcatPacking(store, seq_len, config.document_mask)
