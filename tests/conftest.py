@@ -25,3 +25,33 @@ def small_disk(tmp_path):
         pytest.skip(f"cannot mount a tmpfs here: {done.stderr.strip()}")
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=False)
+
+
+@pytest.fixture(scope="session")
+def tiny_chain(tmp_path_factory: pytest.TempPathFactory):
+    """(workspace, artifacts by stage) of a real chain in seconds: 40 files, bytes, a 30 k-parameter model, evaluation."""
+    from feebcore.artifacts import Workspace
+    from feebcore.recipe import load
+    from feebcore.stages.base import run_all
+
+    folder = tmp_path_factory.mktemp("chain")
+    (folder / "text").mkdir()
+    for i in range(40):
+        (folder / "text" / f"{i}.py").write_text(f"def f{i}(x):\n    return x + {i}\n")
+    (folder / "tiny.yaml").write_text(TINY_CHAIN.replace("FOLDER", str(folder / "text")))
+    workspace = Workspace(folder / "data")
+    return workspace, run_all(load(folder / "tiny.yaml"), workspace)
+
+
+TINY_CHAIN = """
+name: tiny
+stages: [download, tokenizer, shard, pretrain, evaluate]
+download: {sources: [{name: files, paths: [FOLDER]}]}
+tokenizer: {tokenizer: byte}
+pretrain: {architecture: {name: transformer, num_layers: 1, d_model: 32, num_heads: 2}, seq_len: 64, batch_size: 4, max_steps: 6, log_every: 2,
+  eval_every: 3, eval_tokens: 256, precision: fp32, threads: 1, compile: "off"}
+evaluate:
+  benchmarks: [bits_per_byte, {name: python_parses, samples: 8, max_new_tokens: 12}, {name: task_accuracy, instances: 8}]
+  precision: fp32
+  threads: 1
+"""

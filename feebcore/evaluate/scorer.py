@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 if TYPE_CHECKING:
     from feebcore.protocols import LanguageModel, Progress, Tokenizer
@@ -258,10 +259,10 @@ def _score_batch(model: Any, tokens: torch.Tensor, scored: torch.Tensor, dtype: 
         size = max(1, CHUNK_ELEMENTS // model.vocab_size)
         for at in range(0, len(targets_N), size):
             logits_NV = model.head(hidden_NC[at : at + size]).float()
-            target_N1 = targets_N[at : at + size, None]
-            nats.append((torch.logsumexp(logits_NV, -1) - logits_NV.gather(1, target_N1)[:, 0]).double())
+            target_N = targets_N[at : at + size]
+            nats.append(functional.cross_entropy(logits_NV, target_N, reduction="none").double())
             if greedy:
-                hits.append(logits_NV.argmax(-1) == target_N1[:, 0])
+                hits.append(logits_NV.argmax(-1) == target_N)
     found = torch.cat(nats).cpu().numpy()
     return found, torch.cat(hits).cpu().numpy() if greedy else np.zeros(len(found), dtype=bool)
 

@@ -1,25 +1,147 @@
-"""Stage evaluate: Runs benchmarks on every model of the recipe."""
+"""Stage evaluate: Runs benchmarks on every model of the recipe.
+
+Each (benchmark, model) is written to `parts/` as soon as it is known; a run that was killed goes on with the next one.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
 
 from feebcore.artifacts import Artifact, StageOutput
-from feebcore.config import StageConfig
+from feebcore.config import Execution, Part, Seam, StageConfig, use
+from feebcore.errors import Interrupted, did_you_mean
+from feebcore.files import read_json, write_json
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from feebcore.recipe import Recipe
+
+SUBJECTS = ("pretrain", "sft", "rl")
 
 
 class EvaluateConfig(StageConfig):
-    """Options of stage evaluate."""
+    """Options of stage evaluate.
+
+    benchmarks: two of one name are told apart as `name` and `name_2`. subjects: for a benchmark, the stages whose models
+    it is run on; default all. precision: of the model's matrix products.
+    """
+
+    benchmarks: list[Annotated[Part, Seam("benchmarks")]] = Field(default_factory=lambda: [use("bits_per_byte")], min_length=1, validate_default=True)
+    subjects: dict[str, list[Literal["pretrain", "sft", "rl"]]] = Field(default_factory=dict)
+    seed: int = Field(0, ge=0)
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+
+    device: Execution[Literal["auto", "cpu", "cuda"]] = "auto"
+    threads: Execution[Annotated[int, Field(ge=0)]] = 0  # 0: every CPU this process may use
+    deterministic: Execution[bool] = True
 
 
 def check(section: EvaluateConfig, recipe: Recipe) -> list[str]:
     """What is wrong with this section in this recipe, each as 'key: what and what to do'."""
-    return []
+    problems = []
+    names = list(labelled(section.benchmarks))
+    for name, subjects in section.subjects.items():
+        if name not in names:
+            problems.append(f"subjects.{name}: no such benchmark in this section; {did_you_mean(name, names)}")
+        missing = [s for s in subjects if s not in recipe.stages]
+        if missing:
+            problems.append(f"subjects.{name}: stage {missing[0]!r} is not in this recipe's stages; leave it out")
+        if not subjects:
+            problems.append(f"subjects.{name}: name at least one of {', '.join(s for s in SUBJECTS if s in recipe.stages)}")
+    return problems
+
+
+def labelled(benchmarks: list[Part]) -> dict[str, Part]:
+    """The benchmarks by the names that results have: the part's bare name, numbered from the second of a name on."""
+    found: dict[str, Part] = {}
+    for part in benchmarks:
+        name, number = part.spec.name, 1
+        while name in found:
+            number += 1
+            name = f"{part.spec.name}_{number}"
+        found[name] = part
+    return found
 
 
 def run(section: EvaluateConfig, inputs: Mapping[str, Artifact], out: StageOutput) -> dict[str, Any]:
-    raise NotImplementedError("to be written by its owner")
+    from feebcore.evaluate.benchmark import summarise
+    from feebcore.train.precision import execution, resolve_device, resolve_precision
+
+    device = resolve_device(section.device)
+    precision = resolve_precision(section.precision, device)
+    benchmarks = labelled(section.benchmarks)
+    subjects = [s for s in SUBJECTS if s in inputs]
+    todo = [(subject, name) for subject in subjects for name in benchmarks if subject in section.subjects.get(name, subjects)]
+    (out.path / "parts").mkdir(exist_ok=True)
+    with execution(section.threads, section.deterministic):
+        _run_missing(todo, benchmarks, section, inputs, out, str(device), precision)
+    parts = {(subject, name): read_json(_part_file(out.path, subject, name)) for subject, name in todo}
+    collect = lambda key: {n: {s: parts[s, n][key] for s in subjects if (s, n) in parts} for n in benchmarks}  # noqa: E731
+    results = collect("result")
+    built = {name: part.build() for name, part in benchmarks.items()}
+    write_json(out.path / "results.json", results)
+    write_json(out.path / "samples.json", collect("samples"))
+    write_json(
+        out.path / "benchmarks.json",
+        {n: {"title": getattr(b, "title", n), "better": getattr(b, "better", "higher"), "percent": getattr(b, "percent", False)} for n, b in built.items()},
+    )
+    out.content("results.json", "samples.json", "benchmarks.json")
+    return summarise(results)
+
+
+def _run_missing(
+    todo: list[tuple[str, str]],
+    benchmarks: Mapping[str, Part],
+    section: EvaluateConfig,
+    inputs: Mapping[str, Artifact],
+    out: StageOutput,
+    device: str,
+    precision: str,
+) -> None:
+    """Run what has no file in parts/ yet, one model after the other, each loaded once and only when needed."""
+    from feebcore.data.store import TokenStore
+    from feebcore.data.tokenizers import load_tokenizer
+    from feebcore.evaluate.benchmark import Subject
+    from feebcore.model.io import load_model
+
+    subject: Subject | None = None
+    for number, (stage, name) in enumerate(todo):
+        if _part_file(out.path, stage, name).exists():
+            continue
+        label = f"{name} on {stage}"
+        if out.stop_requested:
+            raise Interrupted(f"evaluate: stopped before {label}; run it again to go on")
+
+        def progress(done: float, total: float, label: str = label) -> None:
+            if out.stop_requested:
+                raise Interrupted(f"evaluate: stopped in {label}; run it again to go on")
+            out.progress(done, total, name=label)
+
+        out.progress(number, len(todo), "benchmarks", "evaluate")
+        if subject is None or subject.name != stage:
+            folder = inputs[stage].file("model")
+            store = TokenStore.open(inputs["tokens"].file("tokens.zarr"), "val")
+            subject = Subject(stage, load_model(folder, device), load_tokenizer(folder / "tokenizer"), store, device, precision, section.seed)
+        started = time.monotonic()
+        result = dict(benchmarks[name].build().run(dataclasses.replace(subject, progress=progress)))
+        seconds = round(time.monotonic() - started, 2)
+        samples = result.pop("samples", [])
+        write_json(_part_file(out.path, stage, name), {"result": result, "samples": samples, "seconds": seconds})
+        out.log(f"{label}: {_in_words(result)} ({seconds:.1f} s)")
+    out.progress(len(todo), len(todo), "benchmarks", "evaluate")
+
+
+def _part_file(folder: Path, subject: str, benchmark: str) -> Path:
+    return folder / "parts" / f"{subject}.{benchmark}.json"
+
+
+def _in_words(result: Mapping[str, Any]) -> str:
+    from feebcore.evaluate.benchmark import intervals
+
+    return ", ".join(f"{metric} {entry['value']:.4g}" for metric, entry in intervals(result).items()) or "done"

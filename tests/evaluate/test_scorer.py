@@ -169,7 +169,7 @@ def test_pairs_equal_the_sum_over_the_continuation_and_cut_the_context_from_the_
     for (before, after), result in zip(pairs, found, strict=True):
         kept = [*before, *after][-9:]
         log_probs = torch.log_softmax(model.head(model(torch.tensor([kept[:-1]])).hidden), -1)[0] if after else None
-        expected = sum(float(log_probs[len(kept) - len(after) - 1 + i, t]) for i, t in enumerate(after)) if log_probs is not None else 0.0
+        expected = sum(float(log_probs.detach()[len(kept) - len(after) - 1 + i, t]) for i, t in enumerate(after)) if log_probs is not None else 0.0
         assert result.log_prob == pytest.approx(expected, abs=1e-5)
         assert result.tokens == len(after)
     with pytest.raises(ValueError, match="bos_id"):

@@ -1,0 +1,67 @@
+"""What a benchmark is given and what it answers. Importing this loads no torch.
+
+    class Benchmark:
+        title = "Held-out text"      # a few words for tables and figures
+        better = "lower"             # or "higher": which direction is progress
+        percent = False              # True where values are shares, to be shown in per cent
+
+        def run(self, subject: Subject) -> dict: ...
+
+`run` returns `{metric: {value, low, high, n}, …}` (feebcore.evaluate.intervals.dump makes one), the headline metric
+first; plain numbers and texts beside them are details. The key `samples`, a list of `{prompt, text, …}`, is taken out
+and kept in samples.json.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from feebcore.protocols import LanguageModel, Progress, Tokenizer
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model under test. name: the stage that made it. store: TokenStore of the held-out split.
+
+    precision: 'fp32' or 'bf16', what `score_store` takes as dtype. seed: of everything drawn. progress: call it with
+    (done, total) at least every few seconds; it raises when the run is asked to stop.
+    """
+
+    name: str
+    model: LanguageModel
+    tokenizer: Tokenizer
+    store: Any
+    device: str = "cpu"
+    precision: str = "fp32"
+    seed: int = 0
+    progress: Progress = lambda done, total: None
+
+
+class Benchmark(Protocol):
+    title: str
+    better: str
+    percent: bool
+
+    def run(self, subject: Subject) -> dict[str, Any]: ...
+
+
+def headline(result: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
+    """The first metric of a result that has a value, and its name."""
+    return next(iter(intervals(result).items()), None)
+
+
+def intervals(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The metrics of a result that are `{value, …}`, in order."""
+    return {name: entry for name, entry in result.items() if isinstance(entry, dict) and "value" in entry}
+
+
+def summarise(results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, float]]:
+    """`{benchmark: {subject: value}}`: headline metrics under the benchmark's name, others as `benchmark_metric`."""
+    flat: dict[str, dict[str, float]] = {}
+    for name, subjects in results.items():
+        for subject, result in subjects.items():
+            for i, (metric, entry) in enumerate(intervals(result).items()):
+                flat.setdefault(name if i == 0 else f"{name}_{metric}", {})[subject] = entry["value"]
+    return flat

@@ -1,0 +1,37 @@
+"""Benchmark bits_per_byte: the scorer over the held-out split, with the spread between documents."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from feebcore.evaluate.benchmark import Subject
+from feebcore.evaluate.intervals import bootstrap, dump
+from feebcore.evaluate.scorer import score_documents, window_shape
+
+if TYPE_CHECKING:
+    from feeb_evals import BitsPerByteConfig
+
+
+class BitsPerByte:
+    title = "Held-out text, bits per byte"
+    better = "lower"
+    percent = False
+
+    def __init__(self, config: BitsPerByteConfig) -> None:
+        self._config = config
+
+    def run(self, subject: Subject) -> dict[str, Any]:
+        config = self._config
+        context, stride = window_shape(subject.model, config.context, config.stride)
+        found = score_documents(
+            subject.model, subject.store, context, stride, subject.device, subject.precision, subject.progress, config.max_documents, config.batch_tokens
+        )
+        total = found.total()
+        interval = bootstrap(found.nats / math.log(2), found.bytes, seed=subject.seed)
+        details = {"tokens": total.tokens, "bytes": total.bytes, "loss": total.loss, "context": context, "stride": stride, "precision": subject.precision}
+        return {"bits_per_byte": dump(interval), **details}
+
+
+def build(config: BitsPerByteConfig) -> BitsPerByte:
+    return BitsPerByte(config)

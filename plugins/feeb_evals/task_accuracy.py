@@ -1,0 +1,43 @@
+"""Benchmark task_accuracy: one answer a held-out problem, sampled at temperature 1 and greedy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from feebcore.evaluate.benchmark import Subject
+from feebcore.rl.tasks import evaluate_task, held_out_instances
+
+if TYPE_CHECKING:
+    from feeb_evals import TaskAccuracyConfig
+
+KEPT_SAMPLES = 24
+
+
+class TaskAccuracy:
+    better = "higher"
+    percent = True
+
+    def __init__(self, config: TaskAccuracyConfig) -> None:
+        self._config = config
+        self.title = f"Held-out {config.task.name.replace('_', ' ')} problems solved"
+
+    def run(self, subject: Subject) -> dict[str, Any]:
+        config = self._config
+        task = config.task.build()
+        instances = held_out_instances(task, config.instances)
+        found = {}
+        for i, name in enumerate(("sampled", "greedy")):
+            subject.progress(i, 2)
+            found[name] = evaluate_task(
+                subject.model, subject.tokenizer, task, instances, greedy=name == "greedy", seed=subject.seed, batch_size=config.batch_size
+            )
+        samples = found["sampled"].pop("samples")[:KEPT_SAMPLES]
+        greedy_samples = found["greedy"].pop("samples")
+        for row, other in zip(samples, greedy_samples, strict=False):
+            row["greedy_completion"], row["greedy_reward"] = other["completion"], other["reward"]
+        subject.progress(2, 2)
+        return {**found, "samples": samples}
+
+
+def build(config: TaskAccuracyConfig) -> TaskAccuracy:
+    return TaskAccuracy(config)

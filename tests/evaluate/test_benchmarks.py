@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import pytest
+
+from feeb_evals.python_parses import extract_function
+from feebcore.evaluate.benchmark import headline, summarise
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "def f(x):\n    return x",
+        "\n\ndef f(x):\n    return x\n\n\nimport os\n",
+        "def f(self):\n        return 1\n\n    def g(self):\n        broken(\n",  # a method: ends at the dedent
+        "def f(\n    a,\n    b,\n):\n    return a\n",  # a header over several lines
+        'def f():\n    """Text\nnot indented\n    """\n    return 1\nx = 1\n',
+        "def f(x): return x\n",
+        "async def f():\n    pass\nclass A:\n",
+        "def f():\n    if x:\n        y\n    return 3\nelse:\n",
+    ],
+)
+def test_a_whole_function_is_found(text: str) -> None:
+    function = extract_function(text)
+    assert function is not None
+    assert function.startswith(("def f", "async def f"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "no function",
+        "def f(x):\n",
+        "def f(x):\n    return (x\n",
+        "def f(:\n    pass\n",
+        "def f(x):\n    if x:\n",
+        "def f():\n    x = = 1\n    y\n",
+        "def f():\n    \0\n",
+    ],
+)
+def test_what_does_not_parse_is_no_function(text: str) -> None:
+    assert extract_function(text) is None
+
+
+def test_a_sample_that_was_cut_off_loses_its_unfinished_line() -> None:
+    text = "def f(x):\n    y = x\n    return fo("
+    assert extract_function(text) is None
+    assert extract_function(text, cut=True) == "def f(x):\n    y = x"
+
+
+def test_nothing_is_executed() -> None:
+    assert extract_function("def f(x=print('no')):\n    pass\nraise SystemExit\n") is not None
+
+
+def test_summaries_name_the_headline_after_the_benchmark_and_others_beside_it() -> None:
+    result = {"sampled": {"value": 0.5, "low": 0.4, "high": 0.6, "n": 9}, "greedy": {"value": 0.7}, "tokens": 3}
+    assert summarise({"task": {"rl": result}}) == {"task": {"rl": 0.5}, "task_greedy": {"rl": 0.7}}
+    assert headline(result) == ("sampled", result["sampled"])
+    assert headline({"tokens": 3}) is None
