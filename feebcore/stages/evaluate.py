@@ -105,11 +105,13 @@ def _run_missing(
     precision: str,
 ) -> None:
     """Run what has no file in parts/ yet, one model after the other, each loaded once and only when needed."""
+    from feebcore.api import registry_of
     from feebcore.data.store import TokenStore
     from feebcore.data.tokenizers import load_tokenizer
     from feebcore.evaluate.benchmark import Subject
     from feebcore.model.io import load_model
 
+    registry = registry_of(out.path)
     subject: Subject | None = None
     for number, (stage, name) in enumerate(todo):
         if _part_file(out.path, stage, name).exists():
@@ -127,7 +129,9 @@ def _run_missing(
         if subject is None or subject.name != stage:
             folder = inputs[stage].file("model")
             store = TokenStore.open(inputs["tokens"].file("tokens.zarr"), "val")
-            subject = Subject(stage, load_model(folder, device), load_tokenizer(folder / "tokenizer"), store, device, precision, section.seed)
+            subject = Subject(
+                stage, load_model(folder, device, registry=registry), load_tokenizer(folder / "tokenizer", registry), store, device, precision, section.seed
+            )
         started = time.monotonic()
         result = dict(benchmarks[name].build().run(dataclasses.replace(subject, progress=progress)))
         seconds = round(time.monotonic() - started, 2)
