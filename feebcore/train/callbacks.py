@@ -1,0 +1,85 @@
+"""What a callback may do. The loop calls callbacks in the order of the recipe; none may change the training.
+
+    class Bell(Callback):
+        def on_end(self, metrics):
+            self.run.out.log("ding")
+
+`on_start` comes once per process, also after a resume (`run.step` > 0 then); a callback that keeps state over steps
+returns it from `state_dict` (JSON values), and gets it back through `load_state_dict` before `on_start`. A probe runs
+its own no-grad forward; random numbers it draws do not reach the training, whose generator is seeded anew each step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from feebcore.artifacts import StageOutput
+    from feebcore.train.config import TrainSection
+
+
+@dataclass
+class TrainRun:
+    """What callbacks see of a run. step: optimizer steps done. model: the module that is trained, never compiled.
+    metrics of `on_step_end`: step, loss (nats per target), lr, grad_norm, tokens, seconds, data_wait, elapsed."""
+
+    section: TrainSection
+    model: nn.Module
+    device: torch.device
+    folder: Path
+    out: StageOutput
+    name: str = ""
+    step: int = 0
+    tokenizer_folder: Path | None = None
+    precision: str = "fp32"
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def tokenizer(self) -> Any:
+        """The run's tokenizer, None when there is none."""
+        if self.tokenizer_folder is None:
+            return None
+        from feebcore.data.tokenizers import load_tokenizer
+
+        return load_tokenizer(self.tokenizer_folder)
+
+
+class Callback:
+    """Does nothing; override what you need."""
+
+    run: TrainRun
+
+    def on_start(self, run: TrainRun) -> None:
+        """Before the first step of this process."""
+        self.run = run
+
+    def on_step_end(self, step: int, metrics: dict[str, Any]) -> None:
+        """After optimizer step `step` (counted from 1)."""
+
+    def on_eval(self, step: int, metrics: dict[str, Any]) -> None:
+        """After a look at held-out text: loss (nats per token), bits_per_byte (an estimate, or the final score)."""
+
+    def on_save(self, step: int) -> None:
+        """Before a checkpoint is written: bring files up to date."""
+
+    def on_end(self, metrics: dict[str, Any]) -> None:
+        """After the last step and the final score; metrics are those of the manifest."""
+
+    def on_close(self) -> None:
+        """Always the last call, also after an error or a stop: close what is open."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON values that a resumed run needs."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """What `state_dict` returned when the checkpoint was written."""
+
+
+def make_row(step: int, split: str, metrics: dict[str, Any]) -> dict[str, Any]:
+    """One row of the training log, floats rounded to six significant digits."""
+    return {"step": step, "split": split} | {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in metrics.items() if k != "step"}

@@ -1,0 +1,42 @@
+"""Whether a run is compiled, and falling back to eager when compiling does not work here."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+CPU_FLOPS = {"bf16": 2e11, "fp32": 8e10}  # eager training of small models on a few cores; order of magnitude only
+CUDA_FLOPS = {"bf16": 1e14, "fp32": 3e13}
+STEP_SECONDS = {"cpu": 0.003, "cuda": 0.01}  # least time of an eager step
+COMPILE_SECONDS = 25.0
+WORTH = 3.0
+
+
+def has_compiler(device: torch.device) -> bool:
+    """Inductor needs a C++ compiler on CPU and Triton on CUDA."""
+    if device.type == "cuda":
+        return torch.utils._triton.has_triton()
+    return any(shutil.which(c) for c in (os.environ.get("CXX", ""), "g++", "clang++", "c++") if c)
+
+
+def decide(wanted: str, device: torch.device, precision: str, training_flops: float, steps: int) -> tuple[bool, str]:
+    """Compile or not, and a sentence when the wish cannot be met. From shape and length alone, never from a clock, so
+    that the same recipe takes the same path twice."""
+    if wanted == "off":
+        return False, ""
+    rate = (CUDA_FLOPS if device.type == "cuda" else CPU_FLOPS)[precision]
+    seconds = max(training_flops / rate, steps * STEP_SECONDS[device.type])
+    if wanted == "auto" and seconds < WORTH * COMPILE_SECONDS:
+        return False, ""
+    if not has_compiler(device):
+        return False, "no C++ compiler was found, so training runs uncompiled (about half as fast); install g++ or set compile: off"
+    return True, ""
+
+
+def compiled(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """`forward` through inductor with static shapes."""
+    return torch.compile(forward, dynamic=False)

@@ -1,0 +1,71 @@
+"""Device, number format, threads and determinism of a run: chosen once, described, restored afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from feebcore.errors import FeebError
+
+
+def resolve_device(wanted: str) -> torch.device:
+    """'auto' is CUDA where there is some. Raises FeebError when CUDA is asked for and missing."""
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise FeebError("device: cuda is not available to this torch; use device: auto or cpu (`feeb doctor` says more)")
+    return torch.device("cuda" if wanted in ("auto", "cuda") and torch.cuda.is_available() else "cpu")
+
+
+def resolve_precision(wanted: str, device: torch.device) -> str:
+    """'auto' is bf16 where the hardware multiplies bf16 matrices, else fp32."""
+    if wanted != "auto":
+        return wanted
+    return "bf16" if has_fast_bf16(device) else "fp32"
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # the flags of this processor, not of the build: emulated bf16 is slower than fp32
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Matrix products in bf16, everything else and all weights in fp32; nothing for fp32."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
+
+
+def available_cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """What must stay the same for the bits to stay the same; compared on resume."""
+    return {
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "isa": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+    }
+
+
+@contextlib.contextmanager
+def execution(threads: int, deterministic: bool) -> Iterator[None]:
+    """Threads and determinism inside; what was set before is set again after."""
+    old_threads, old_fill = torch.get_num_threads(), torch.utils.deterministic.fill_uninitialized_memory
+    old = (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled())
+    try:
+        torch.set_num_threads(threads or available_cpus())
+        if deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS refuses deterministic mode without it
+        torch.use_deterministic_algorithms(deterministic)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # memory we never read; filling it costs time
+        yield
+    finally:
+        torch.set_num_threads(old_threads)
+        torch.use_deterministic_algorithms(old[0], warn_only=old[1])
+        torch.utils.deterministic.fill_uninitialized_memory = old_fill

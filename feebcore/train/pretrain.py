@@ -1,0 +1,157 @@
+"""Train one model: what stage pretrain, every sweep cell and sft call."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from feebcore.errors import FeebError, Interrupted
+from feebcore.model.build import build_model
+from feebcore.model.groups import param_groups
+from feebcore.model.io import load_model, save_model
+from feebcore.train.callbacks import Callback, TrainRun
+from feebcore.train.heldout import make_evaluation
+from feebcore.train.loop import Data, Progress, Trainer
+from feebcore.train.precision import execution, resolve_device, resolve_precision
+from feebcore.train.rates import RateScale, TrainShape
+
+if TYPE_CHECKING:
+    from feebcore.artifacts import StageOutput
+    from feebcore.data.store import TokenStore
+    from feebcore.train.config import TrainSection
+
+
+@dataclass
+class TrainResult:
+    """metrics: JSON values for the manifest. model: the trained module, in evaluation mode, on the run's device."""
+
+    metrics: dict[str, Any]
+    model: nn.Module
+
+
+def train_model(
+    section: TrainSection,
+    data: Data,
+    val_store: TokenStore | None,
+    tokenizer_folder: Path | None,
+    folder: Path,
+    out: StageOutput,
+    *,
+    vocab_size: int,
+    model: nn.Module | None = None,
+    checkpoint: bool = True,
+    save: bool = True,
+    final_score: bool = True,
+    name: str = "",
+) -> TrainResult:
+    """Train `section` on `data` and return the model with its metrics.
+
+    folder: where checkpoints/, metrics.jsonl and model/ go. val_store: held-out text, scored whole at the end
+    (`final_score`) and sampled every `eval_every` steps. model: continue from this module instead of a fresh one.
+    checkpoint: keep state on disk and continue from it. save: write model/. name: of this run among several.
+    Raises Interrupted after saving when `out.stop_requested`; FeebError when a bad step stops the run.
+    """
+    began = time.perf_counter()
+    with execution(section.threads, section.deterministic):
+        device = resolve_device(section.device)
+        model = (_fresh_model(section, vocab_size, device) if model is None else model).to(device)
+        counts = model.count()  # type: ignore[operator]
+        flops_per_step = 3 * counts.flops_per_token * section.batch_size * section.seq_len
+        run = TrainRun(section, model, device, Path(folder), out, name, tokenizer_folder=tokenizer_folder)
+        run.precision = resolve_precision(section.precision, device)
+        trainer = Trainer(
+            run,
+            data,
+            section.objective.build(),
+            build_optimizer(section, model),
+            section.schedule.build(section.max_steps),
+            {f"{i}:{part.name}": part.build() for i, part in enumerate(section.callbacks)},
+            evaluate=make_evaluation(section, model, val_store, device) if val_store is not None and section.eval_every else None,
+            checkpointing=checkpoint,
+            training_flops=flops_per_step * section.max_steps,
+        )
+        try:
+            progress = trainer.train()
+            model.eval()
+            metrics = _metrics(trainer, progress) | {
+                "flops": 3 * counts.flops_per_token * progress.tokens,
+                "parameters": {"total": counts.total, "non_embedding": counts.non_embedding, "matmul": counts.matmul},
+            }
+            if val_store is not None and final_score:
+                metrics |= _score(run, val_store, trainer.callbacks)
+            if save:
+                save_model(run.folder / "model", model, section.architecture, tokenizer_folder)
+            metrics["seconds"] = round(progress.elapsed + time.perf_counter() - trainer.ended, 3)
+            metrics["wall_seconds"] = round(time.perf_counter() - began, 3)
+            for callback in trainer.callbacks.values():
+                callback.on_end(metrics)
+        finally:
+            for callback in trainer.callbacks.values():
+                callback.on_close()
+    return TrainResult(metrics, model)
+
+
+def build_optimizer(section: TrainSection, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer part over the model's parameters by role, its rates scaled by the rate rule."""
+    groups = param_groups(model)
+    optimizer = section.optimizer.build(groups)
+    roles = {p: g.role for g in groups for p in g.parameters}
+    scale = _rate_scale(section, model)
+    for group in optimizer.param_groups:
+        group["lr"] = float(group["lr"]) * scale.of(roles[group["params"][0]])
+    return optimizer
+
+
+def _rate_scale(section: TrainSection, model: nn.Module) -> RateScale:
+    if section.rate_rule is None:
+        return RateScale()
+    sizes = getattr(model, "config", None)
+    tokens = section.batch_size * section.seq_len
+    return section.rate_rule.build()(TrainShape(getattr(sizes, "d_model", 0), getattr(sizes, "num_layers", 0), tokens, section.max_steps))
+
+
+def _fresh_model(section: TrainSection, vocab_size: int, device: torch.device) -> nn.Module:
+    if not section.init_from:
+        return build_model(section.architecture, vocab_size, section.seq_len, section.seed, device)
+    source = Path(section.init_from)
+    source = source / "model" if (source / "model").is_dir() else source
+    if not source.is_dir():
+        raise FeebError(f"init_from: no model folder {source}")
+    model = load_model(source, device)
+    if model.vocab_size != vocab_size:
+        raise FeebError(f"init_from: the model in {source} has a vocabulary of {model.vocab_size}, the tokens one of {vocab_size}")
+    return model
+
+
+def _metrics(trainer: Trainer, progress: Progress) -> dict[str, Any]:
+    metrics: dict[str, Any] = {
+        "steps": progress.step,
+        "tokens": progress.tokens,
+        "final_loss": sum(progress.recent) / max(1, len(progress.recent)),
+        "tokens_per_second": round(progress.timed_tokens / progress.timed_seconds, 1) if progress.timed_seconds else None,
+        "precision": trainer.run.precision,
+        "compiled": trainer.compiled,
+    }
+    return metrics | ({"bad_steps": progress.bad_steps} if progress.bad_steps else {})
+
+
+def _score(run: TrainRun, store: TokenStore, callbacks: dict[str, Callback]) -> dict[str, float]:
+    """The whole held-out split by the one definition of bits per byte."""
+    from feebcore.evaluate.scorer import score_store
+
+    def told(done: float, total: float) -> None:
+        run.out.progress(done, total, "tokens", f"{run.name} held-out score".strip())
+        if run.out.stop_requested:
+            raise Interrupted("stopped while scoring the held-out text; run the same command again to continue")
+
+    section = run.section
+    stride = section.eval_stride or max(1, section.seq_len // 2)
+    score = score_store(run.model, store, section.seq_len, stride, run.device, run.precision, told)  # type: ignore[arg-type]
+    for callback in callbacks.values():
+        callback.on_eval(run.step, {"loss": score.loss, "bits_per_byte": score.bits_per_byte, "whole_split": True})
+    return {"val_bits_per_byte": score.bits_per_byte, "val_loss": score.loss}

@@ -1,0 +1,56 @@
+"""The training log: metrics.jsonl in the run's folder, one JSON object a row."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from feeb_tracking import MetricsConfig
+from feeb_tracking.rows import RowLogger
+from feebcore.files import explain, read_jsonl, write_atomic
+from feebcore.train.callbacks import Callback, TrainRun
+
+FILE = "metrics.jsonl"
+
+
+class Metrics(RowLogger):
+    """On resume, rows after the checkpoint's step go, so the log equals that of a run that was never stopped."""
+
+    stream: io.TextIOWrapper | None = None
+
+    def on_start(self, run: TrainRun) -> None:
+        super().on_start(run)
+        keep_until(run.folder / FILE, run.step)
+        try:
+            self.stream = open(run.folder / FILE, "a", encoding="utf-8", buffering=1)
+        except OSError as error:
+            raise explain(error, run.folder / FILE) from error
+
+    def write(self, row: dict[str, Any]) -> None:
+        assert self.stream is not None
+        try:
+            self.stream.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise explain(error, self.run.folder / FILE) from error
+
+    def on_save(self, step: int) -> None:
+        if self.stream is not None:
+            os.fsync(self.stream.fileno())
+
+    def on_close(self) -> None:
+        if self.stream is not None:
+            self.stream.close()
+
+
+def keep_until(path: Path, step: int) -> None:
+    """Drop the rows of a JSONL file after `step`, and a last line that a kill cut short. Final scores are made anew."""
+    if path.exists():
+        rows = [row for row in read_jsonl(path) if row["step"] <= step and not row.get("whole_split")]
+        write_atomic(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def build(config: MetricsConfig) -> Callback:
+    return Metrics(config)

@@ -1,0 +1,53 @@
+"""Rows of the training log: every `every` steps the mean loss since the last row, and what held at that step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from feeb_tracking import MetricsConfig
+from feebcore.train.callbacks import Callback, TrainRun, make_row
+
+
+class RowLogger(Callback):
+    """Calls `write(row)` for every row. State: what has been summed since the last row.
+
+    loss: mean over the steps since the last row, nats per target. data_wait: seconds of these steps spent waiting for
+    data. tokens: all so far. elapsed: seconds in the loop so far. Rows of held-out looks have split 'val'.
+    """
+
+    def __init__(self, config: MetricsConfig) -> None:
+        self.config = config
+        self.sums = zero_sums(0)
+
+    def on_start(self, run: TrainRun) -> None:
+        super().on_start(run)
+        self.every = self.config.every or run.section.log_every
+
+    def on_step_end(self, step: int, metrics: dict[str, Any]) -> None:
+        sums = self.sums
+        sums["loss"] += metrics["loss"]
+        sums["steps"] += 1
+        sums["seconds"] += metrics["seconds"]
+        sums["data_wait"] += metrics["data_wait"]
+        if step % self.every == 0 or step == self.run.section.max_steps:
+            shown = {k: v for k, v in metrics.items() if k not in ("step", "seconds")}
+            rate = (metrics["tokens"] - sums["tokens_before"]) / sums["seconds"] if sums["seconds"] else 0.0
+            means = {"loss": sums["loss"] / sums["steps"], "data_wait": sums["data_wait"], "tokens_per_second": rate}
+            self.write(make_row(step, "train", shown | means))
+            self.sums = zero_sums(metrics["tokens"])
+
+    def on_eval(self, step: int, metrics: dict[str, Any]) -> None:
+        self.write(make_row(step, "val", metrics))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"sums": self.sums}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.sums = state["sums"]
+
+    def write(self, row: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+
+def zero_sums(tokens: int) -> dict[str, float]:
+    return {"loss": 0.0, "steps": 0, "seconds": 0.0, "data_wait": 0.0, "tokens_before": tokens}

@@ -1,0 +1,64 @@
+"""Text that the model writes as it learns: samples.jsonl with rows step, prompt, text."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+
+from feeb_tracking import SamplesConfig
+from feeb_tracking.metrics import keep_until
+from feebcore.files import explain
+from feebcore.generate.engine import generate
+from feebcore.train.callbacks import Callback, TrainRun
+
+FILE = "samples.jsonl"
+
+
+class Samples(Callback):
+    """State: none. Each look is a separate forward without gradients, seeded by the run's seed and step."""
+
+    tokenizer: Any = None
+
+    def __init__(self, config: SamplesConfig) -> None:
+        self.config = config
+
+    def on_start(self, run: TrainRun) -> None:
+        super().on_start(run)
+        self.tokenizer = run.tokenizer()
+        keep_until(run.folder / FILE, run.step)
+
+    def on_step_end(self, step: int, metrics: dict[str, Any]) -> None:
+        if step % self.config.every == 0:
+            self.sample(step)
+
+    def on_end(self, metrics: dict[str, Any]) -> None:
+        rows = self.run.folder / FILE
+        if not rows.exists() or f'"step": {self.run.step},' not in rows.read_text(encoding="utf-8"):
+            self.sample(self.run.step)
+
+    def sample(self, step: int) -> None:
+        run, config = self.run, self.config
+        if self.tokenizer is None:
+            return
+        model, length = run.model, run.section.seq_len
+        prompts = [[self.tokenizer.bos_id, *self.tokenizer.encode(text)][: length - 1] for text in config.prompts]
+        room = min(config.max_new_tokens, length - max(map(len, prompts)))
+        was_training = model.training
+        model.eval()
+        seed = run.section.seed * 1_000_003 + step
+        with torch.no_grad():
+            found = generate(model, prompts, room, self.tokenizer.eos_id, [lambda logits: logits / config.temperature], seed=seed)  # type: ignore[arg-type]
+        model.train(was_training)
+        try:
+            with open(run.folder / FILE, "a", encoding="utf-8") as stream:
+                for prompt, completion in zip(config.prompts, found, strict=True):
+                    row = {"step": step, "prompt": prompt, "text": self.tokenizer.decode(completion.tokens), "finish_reason": completion.finish_reason}
+                    stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+        except OSError as error:
+            raise explain(error, run.folder / FILE) from error
+
+
+def build(config: SamplesConfig) -> Callback:
+    return Samples(config)

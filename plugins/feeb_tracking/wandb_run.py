@@ -1,0 +1,53 @@
+"""The rows of the training log in Weights & Biases: offline by default, in wandb/ in the run's folder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from feeb_tracking import WandbConfig
+from feeb_tracking.rows import RowLogger
+from feebcore.errors import FeebError
+from feebcore.train.callbacks import Callback, TrainRun
+
+
+class WandbRun(RowLogger):
+    """The same rows as metrics.jsonl. A resumed run goes on under the same id. wandb is imported when a run starts."""
+
+    def __init__(self, config: WandbConfig) -> None:
+        super().__init__(config)
+        self.options = config
+        self.session: Any = None
+
+    def on_start(self, run: TrainRun) -> None:
+        super().on_start(run)
+        try:
+            import wandb
+        except ImportError:
+            raise FeebError("callback wandb needs the package wandb: pip install 'feeb[wandb]', or take it out of callbacks") from None
+        name = run.name or run.folder.name
+        settings = wandb.Settings(console="off", silent=True, disable_git=True, save_code=False, x_disable_stats=True, x_disable_meta=True)
+        self.session = wandb.init(
+            project=self.options.project,
+            entity=self.options.entity,
+            mode=self.options.mode,
+            id="".join(c if c.isalnum() or c in "-_" else "-" for c in name)[:64],
+            name=name,
+            resume="allow" if self.options.mode == "online" else None,
+            dir=str(run.folder),
+            config=run.section.model_dump(mode="json"),
+            settings=settings,
+        )
+
+    def write(self, row: dict[str, Any]) -> None:
+        self.session.log(row)
+
+    def on_end(self, metrics: dict[str, Any]) -> None:
+        self.session.summary.update({f"final/{k}": v for k, v in metrics.items() if isinstance(v, int | float)})
+
+    def on_close(self) -> None:
+        if self.session is not None:
+            self.session.finish()
+
+
+def build(config: WandbConfig) -> Callback:
+    return WandbRun(config)

@@ -1,0 +1,136 @@
+"""A run that is killed and resumed ends with the same bits as one that was not."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from small_run import Cycle, run, section
+
+from feebcore.errors import ArtifactError, FeebError, Interrupted
+from feebcore.files import read_jsonl
+from feebcore.train.checkpoint import checkpoints, name_of
+
+TIME_FIELDS = ("elapsed", "tokens_per_second", "data_wait")
+
+
+def in_process_of_its_own(folder: Path, **changes: object) -> int:
+    folder.mkdir(parents=True, exist_ok=True)
+    script = Path(__file__).with_name("small_run.py")
+    return subprocess.run([sys.executable, str(script), str(folder), json.dumps(changes)], capture_output=True, timeout=250, check=False).returncode
+
+
+def rows(folder: Path) -> list[dict]:
+    return [{k: v for k, v in row.items() if k not in TIME_FIELDS} for row in read_jsonl(folder / "metrics.jsonl")]
+
+
+def assert_same_bits(a: Path, b: Path, step: int = 20) -> None:
+    for name in ("model", "optimizer"):
+        first, second = (load_file(f / "checkpoints" / name_of(step) / f"{name}.safetensors") for f in (a, b))
+        assert first.keys() == second.keys()
+        for key, tensor in first.items():
+            assert tensor.numpy().tobytes() == second[key].numpy().tobytes(), f"{name}: {key}"
+    assert rows(a) == rows(b)
+
+
+@pytest.mark.parametrize("changes", [{}, {"optimizer": "muon", "precision": "bf16", "micro_batch": 4}], ids=["adamw", "muon-bf16-micro"])
+def test_resume_after_kill_is_bitwise_identical(tmp_path, changes):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run(whole, section(**changes))
+    step = random.randrange(1, 20)  # any moment must do; the message of a failure names it
+    assert in_process_of_its_own(killed, kill_at=step, **changes) == -signal.SIGKILL, step
+    run(killed, section(**changes))
+    assert_same_bits(whole, killed)
+
+
+@pytest.mark.slow
+def test_resume_of_a_compiled_run_is_bitwise_identical(tmp_path):
+    pytest.importorskip("torch._inductor")
+    changes = {"compile": "on", "precision": "bf16", "threads": 2}
+    assert in_process_of_its_own(tmp_path / "whole", **changes) == 0
+    assert in_process_of_its_own(tmp_path / "killed", kill_at=13, **changes) == -signal.SIGKILL
+    assert in_process_of_its_own(tmp_path / "killed", **changes) == 0
+    state = json.loads((tmp_path / "killed" / "checkpoints" / name_of(20) / "state.json").read_text())
+    assert state["compiled"]
+    assert_same_bits(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_a_stop_saves_at_once_and_the_rest_is_bitwise_identical(tmp_path):
+    run(tmp_path / "whole")
+    with pytest.raises(Interrupted, match="after step 7 of 20"):
+        run(tmp_path / "stopped", data=Cycle({6: lambda: signal.raise_signal(signal.SIGTERM)}))
+    assert checkpoints(tmp_path / "stopped")[0].name == name_of(7)
+    run(tmp_path / "stopped")
+    assert_same_bits(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_a_finished_run_that_is_called_again_trains_no_further(tmp_path):
+    first = run(tmp_path / "a").metrics
+    asked: list[int] = []
+    again = run(tmp_path / "a", data=Cycle({step: lambda step=step: asked.append(step) for step in range(30)})).metrics
+    assert not asked
+    assert again["final_loss"] == first["final_loss"]
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "state", "missing"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tmp_path, damage):
+    run(tmp_path / "whole")
+    run(tmp_path / "a")
+    newest, older = checkpoints(tmp_path / "a")
+    target = newest / ("state.json" if damage == "state" else "optimizer.safetensors")
+    content = bytearray(target.read_bytes())
+    if damage == "truncate":
+        target.write_bytes(content[: len(content) // 2])
+    elif damage == "flip":
+        content[-5] ^= 1
+        target.write_bytes(content)
+    elif damage == "state":
+        target.write_text(content.decode().replace('"step": 20', '"step": 21'))
+    else:
+        target.unlink()
+    logged: list[str] = []
+    run(tmp_path / "a", logged=logged)
+    assert any(newest.name in text and "cannot be used" in text for text in logged)
+    assert any(f"resumed after step {int(older.name[5:])}" in text for text in logged)
+    assert_same_bits(tmp_path / "whole", tmp_path / "a")
+
+
+def test_only_the_newest_checkpoints_are_kept_and_no_pickle_is_in_them(tmp_path):
+    run(tmp_path, section(keep_checkpoints=3))
+    assert [p.name for p in checkpoints(tmp_path)] == [name_of(s) for s in (20, 16, 12)]
+    assert {p.suffix for p in (tmp_path / "checkpoints").rglob("*") if p.is_file()} == {".safetensors", ".json"}
+
+
+def test_a_change_of_threads_is_announced_on_resume(tmp_path):
+    with pytest.raises(FeebError):
+        run(tmp_path, data=Cycle({9: lambda: (_ for _ in ()).throw(FeebError("stop here"))}))
+    logged: list[str] = []
+    run(tmp_path, section(threads=2), logged=logged)
+    assert any("threads 1 -> 2" in text for text in logged)
+
+
+def test_full_disk_while_checkpointing_is_explained_and_the_run_continues_after(tmp_path, small_disk):
+    run(tmp_path / "whole")
+    folder = small_disk / "run"
+
+    def fill() -> None:
+        with pytest.raises(OSError), open(small_disk / "ballast", "wb", buffering=0) as stream:
+            while True:
+                stream.write(b"0" * 65536)
+
+    with pytest.raises(ArtifactError, match="disk is full"):
+        run(folder, section(callbacks=[]), data=Cycle({6: fill}))
+    assert [p.name for p in checkpoints(folder)] == [name_of(4)]
+    (small_disk / "ballast").unlink()
+    logged: list[str] = []
+    run(folder, section(callbacks=[], keep_checkpoints=1), logged=logged)
+    assert "resumed after step 4 of 20" in logged
+    for name in ("model", "optimizer"):
+        a, b = (load_file(f / "checkpoints" / name_of(20) / f"{name}.safetensors") for f in (tmp_path / "whole", folder))
+        assert all(a[k].equal(b[k]) for k in a)
