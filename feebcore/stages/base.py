@@ -17,7 +17,7 @@ from typing import Any
 
 from feebcore.artifacts import MANIFEST, Artifact, StageOutput, Workspace, commit
 from feebcore.config import identity_of
-from feebcore.errors import ArtifactError, FeebError, Interrupted, StageFailed
+from feebcore.errors import ArtifactError, FeebError, Interrupted, RecipeError, StageFailed, did_you_mean
 from feebcore.files import digest_of, explain, read_json, write_json
 from feebcore.provenance import describe_environment, describe_plugins, plugin_sources
 from feebcore.recipe import Recipe
@@ -49,13 +49,20 @@ def identity(recipe: Recipe, stage: str, inputs: Mapping[str, Artifact]) -> dict
     return found
 
 
-def plan(recipe: Recipe, workspace: Workspace, stages: Iterable[str] | None = None) -> list[PlanItem]:
-    """What running `stages` (default all) and whatever they need would do, in running order. Writes nothing."""
+def stages_for(recipe: Recipe, stages: Iterable[str] | None = None) -> list[str]:
+    """`stages` (default all) and whatever they need, in running order. Raises RecipeError for one the recipe lacks."""
     wanted: set[str] = set()
     for stage in stages or recipe.stages:
+        if stage not in recipe.stages:
+            raise RecipeError(f"{recipe.path}: the recipe runs no stage {stage!r}; {did_you_mean(stage, recipe.stages)}")
         wanted.update(recipe.upstream(stage))
+    return [s for s in recipe.stages if s in wanted]
+
+
+def plan(recipe: Recipe, workspace: Workspace, stages: Iterable[str] | None = None) -> list[PlanItem]:
+    """What running `stages` (default all) and whatever they need would do, in running order. Writes nothing."""
     items: dict[str, PlanItem] = {}
-    for stage in [s for s in recipe.stages if s in wanted]:
+    for stage in stages_for(recipe, stages):
         items[stage] = plan_stage(recipe, stage, workspace, {s: i.artifact for s, i in items.items()})
     return list(items.values())
 
@@ -148,7 +155,7 @@ def build(
                 metrics = _in_subprocess(place, out, tell)
             else:
                 metrics = _in_this_process(recipe, stage, inputs, out)
-            return commit(
+            artifact = commit(
                 out,
                 stage=stage,
                 label=place.name.rpartition("-")[0],
@@ -165,6 +172,9 @@ def build(
             raise explain(error, place) from error
         finally:
             out.close()
+        if out.stop_requested:  # it ended before it saw the request: what it made is good, what follows is not begun
+            raise Interrupted(f"stopped after stage {stage}, which is finished; run the same command again to continue")
+        return artifact
 
 
 def _in_this_process(recipe: Recipe, stage: str, inputs: Mapping[str, Artifact], out: StageOutput) -> dict[str, Any]:
@@ -211,7 +221,7 @@ def _in_subprocess(place: Path, out: StageOutput, tell: Listener) -> dict[str, A
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, pass_fds=(reader,), start_new_session=True)
         os.close(reader)
         tail.start()
-        code = _wait(process)
+        code = _wait(process, out)
     finally:
         os.close(writer)
         log.close()
@@ -219,8 +229,10 @@ def _in_subprocess(place: Path, out: StageOutput, tell: Listener) -> dict[str, A
     if code == 0:
         return read_json(place / "result.json")["metrics"] | _adopt_patterns(out, place)
     text = (place / "log.txt").read_text(errors="replace").strip().splitlines()
-    if (place / "result.json").exists():
-        result = read_json(place / "result.json")
+    result = read_json(place / "result.json") if (place / "result.json").exists() else None
+    if out.stop_requested and (result is None or result.get("error") != "Interrupted"):
+        raise Interrupted(f"stage {place.parent.name} was stopped; what it had saved is kept, run the same command again to continue")
+    if result is not None:
         kind = {"Interrupted": Interrupted, "ArtifactError": ArtifactError}.get(result.get("error", ""), StageFailed)
         raise kind(f"{result['message']}" + ("" if kind is Interrupted else f" (log: {place / 'log.txt'})"))
     how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
@@ -232,23 +244,32 @@ def _adopt_patterns(out: StageOutput, place: Path) -> dict[str, Any]:
     return {}
 
 
-def _wait(process: subprocess.Popen[bytes]) -> int:
-    """Wait; whatever interrupts this thread is passed on to the worker, which gets 10 s to save."""
+def _wait(process: subprocess.Popen[bytes], out: StageOutput) -> int:
+    """Wait for the worker. SIGINT and SIGTERM are passed on as SIGTERM: it gets 10 s to save; a second one kills it."""
+    deadline = float("inf")
+
+    def asked(number: int, frame: Any) -> None:
+        nonlocal deadline
+        deadline = 0.0 if out.stop_requested else time.monotonic() + 10.0
+        out.stop_requested = True
+        process.send_signal(signal.SIGTERM)
+
+    main = threading.current_thread() is threading.main_thread()
+    old = {n: signal.signal(n, asked) for n in (signal.SIGINT, signal.SIGTERM)} if main else {}
     try:
         while True:
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 return process.wait(timeout=0.2)
-            except subprocess.TimeoutExpired:
-                continue
-    except BaseException:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
+            if time.monotonic() > deadline:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+    finally:
+        for n, handler in old.items():
+            signal.signal(n, handler)
+        if process.poll() is None:  # an exception in this thread
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-        raise
 
 
 class _Tail(threading.Thread):
@@ -299,4 +320,4 @@ def finished(folder: Path) -> bool:
     return (folder / MANIFEST).exists()
 
 
-__all__ = ["FeebError", "PlanItem", "build", "identity", "plan", "plan_stage", "run_all", "stop_on_signals"]
+__all__ = ["FeebError", "PlanItem", "build", "identity", "plan", "plan_stage", "run_all", "stages_for", "stop_on_signals"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import json
 import os
 import signal
@@ -33,6 +34,13 @@ def end_with_parent(pipe: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+def alone(folder: Path) -> None:
+    """Wait until no other worker is at this folder: one whose parent was killed may still be saving, for some seconds."""
+    handle = os.open(folder, os.O_RDONLY)  # stays open, and locked, until this process ends
+    with contextlib.suppress(OSError):  # a file system without locks on folders
+        fcntl.flock(handle, fcntl.LOCK_EX)
+
+
 def main(folder: Path, pipe: int) -> int:
     end_with_parent(pipe)
     from feebcore.artifacts import StageOutput, Workspace, read_artifact
@@ -42,6 +50,7 @@ def main(folder: Path, pipe: int) -> int:
     from feebcore.stages.base import stop_on_signals
 
     del Workspace
+    alone(folder)
     out = StageOutput(folder)
     try:
         request = read_json(folder / "request.json")

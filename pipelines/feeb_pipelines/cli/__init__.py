@@ -1,0 +1,82 @@
+"""`feeb`: the command line. Importing this loads no torch, no Prefect and no polars; each command imports what it uses."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import cyclopts
+
+from feeb_pipelines.cli import artifacts, completion, doctor, generate, inspection, run, ui
+
+HELP = """From an idea about training language models to a verdict: plugins, recipes and a Prefect pipeline.
+
+feeb run experiments/quickstart.yaml runs a whole recipe; run again, it reuses what is finished.
+
+Artifacts land in the workspace: ./data, or FEEB_WORKSPACE, or --workspace DIR.
+"""
+
+
+def make_app() -> cyclopts.App:
+    """The command line as an object, for completion scripts and the documentation."""
+    app = cyclopts.App(name="feeb", help=HELP, version=_version, suppress_keyboard_interrupt=False, help_format="plaintext", result_action="return_value")
+    for module in (run, inspection, generate, ui, doctor, completion):
+        for command in module.COMMANDS:
+            app.command(command, **_help(command))
+    listing = cyclopts.App(name="artifacts", help="List, verify, adopt and clean up what stages made.", help_format="plaintext")
+    for command in artifacts.COMMANDS:
+        listing.command(command, **_help(command))
+    app.command(listing)
+    return app
+
+
+def _help(command: Callable[..., Any]) -> dict[str, str]:
+    """A command's docstring in two parts: what it does, above its options, and examples, below."""
+    text, heading, examples = re.split(r"^(Examples?:)\n", inspect.getdoc(command) or "", maxsplit=1, flags=re.MULTILINE)
+    paragraphs = [" ".join(p.split()) for p in text.strip().split("\n\n")]
+    usage = getattr(command, "usage", None)
+    return {"help": "\n\n".join(paragraphs), "help_epilogue": f"{heading}\n{examples.rstrip()}"} | ({"usage": usage} if usage else {})
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point. Exit status: 0 done, 1 an error that is explained, 2 wrong usage, 130 interrupted."""
+    sys.exit(run_command(arguments))
+
+
+def run_command(arguments: list[str] | None = None) -> int:
+    """Run one command line and return its exit status; what is an error for the user is printed, not raised."""
+    from feebcore.errors import FeebError, Interrupted
+
+    app = make_app()
+    try:
+        result = app(arguments, exit_on_error=False, print_error=True)
+        return result if isinstance(result, int) and not isinstance(result, bool) else 0
+    except cyclopts.CycloptsError:
+        return 2
+    except Interrupted as stopped:
+        print(f"feeb: {stopped}", file=sys.stderr)
+        return 130
+    except KeyboardInterrupt:
+        print("feeb: interrupted; run the same command again to continue", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `feeb parts | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (FeebError, OSError) as error:
+        if os.environ.get("FEEB_DEBUG") == "1":
+            raise
+        print(f"feeb: {error}", file=sys.stderr)
+        return 1
+
+
+def _version() -> str:
+    from feebcore import __version__
+
+    return __version__
+
+
+__all__ = ["main", "make_app", "run_command"]

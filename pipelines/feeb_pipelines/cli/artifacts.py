@@ -1,0 +1,95 @@
+"""`feeb artifacts`: ls, verify, adopt, gc."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from feeb_pipelines.cli.inspection import _print_json, _print_table, runs
+from feeb_pipelines.cli.options import Json, WorkspaceOption
+
+
+def ls(stage: str | None = None, /, *, workspace: WorkspaceOption = None, json: Json = False) -> None:
+    """List artifacts, as `feeb runs` does.
+
+    Example:
+        feeb artifacts ls pretrain
+    """
+    runs(stage, workspace=workspace, json=json)
+
+
+def verify(path: Annotated[Path | None, Parameter(help="One artifact folder; default all.")] = None, /, *, workspace: WorkspaceOption = None, json: Json = False) -> int:
+    """Read every file of finished artifacts and compare size and SHA-256 with the manifest; exit status 1 when one differs.
+
+    Examples:
+        feeb artifacts verify
+        feeb artifacts verify data/shard/quickstart-0123456789ab
+    """
+    from feebcore.artifacts import Workspace, read_artifact
+    from feebcore.errors import ArtifactError
+
+    if path is not None:
+        one = read_artifact(path)
+        if one is None:
+            raise ArtifactError(f"{path} is no finished artifact: it has no manifest.json")
+        found = [one]
+    else:
+        found = [artifact for _, artifact in Workspace(workspace).all() if artifact is not None]
+    rows = [{"path": str(artifact.path), "files": len(artifact.manifest["files"]), "bad": artifact.verify()} for artifact in found]
+    if json:
+        _print_json(rows)
+    else:
+        _print_table(("artifact", "files", "outcome"), [(r["path"], str(r["files"]), f"wrong: {', '.join(r['bad'])}" if r["bad"] else "ok") for r in rows])  # type: ignore[misc,arg-type]
+    return 1 if any(r["bad"] for r in rows) else 0
+
+
+def adopt(
+    source: Annotated[Path, Parameter(help="A folder made elsewhere, with the stage's files.")],
+    stage: str,
+    label: str,
+    /,
+    *,
+    note: Annotated[str, Parameter(help="Where it comes from; kept in the manifest.")] = "",
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Copy a folder made elsewhere into the workspace as a finished artifact.
+
+    Example:
+        feeb artifacts adopt ~/tokens shard mycorpus --note "made on the cluster"
+    """
+    from feebcore.artifacts import Workspace
+
+    print(Workspace(workspace).adopt(source, stage, label, note).path)
+
+
+def gc(
+    *,
+    superseded: Annotated[bool, Parameter(help="Also finished artifacts that a newer one replaced and that nothing refers to.", negative=(), show_default=False)] = False,
+    keep_days: Annotated[float, Parameter(help="Keep what was changed within so many days.")] = 0.0,
+    yes: Annotated[bool, Parameter(help="Remove; without it, only list.", negative=(), show_default=False)] = False,
+    workspace: WorkspaceOption = None,
+    json: Json = False,
+) -> None:
+    """List unfinished artifacts that nobody is building, and with --yes remove them. What a finished one refers to stays.
+
+    Examples:
+        feeb artifacts gc
+        feeb artifacts gc --superseded --keep-days 7 --yes
+    """
+    from feebcore.artifacts import Workspace
+
+    found = Workspace(workspace).gc(superseded=superseded, keep_days=keep_days, dry_run=not yes)
+    if json:
+        return _print_json([str(p) for p in found])
+    for path in found:
+        print(("removed " if yes else "would remove ") + str(path))
+    if not found:
+        print("nothing to remove")
+    elif not yes:
+        print("say --yes to remove them")
+    return None
+
+
+COMMANDS = (ls, verify, adopt, gc)

@@ -1,0 +1,36 @@
+"""`feeb completion`: for bash, zsh and fish."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+
+def completion(
+    shell: Annotated[Literal["bash", "zsh", "fish"] | None, Parameter(help="Default: the shell you are in.")] = None,
+    /,
+    *,
+    install: Annotated[bool, Parameter(help="Write it where the shell finds it, and name it in the shell's start-up file.", negative=(), show_default=False)] = False,
+) -> None:
+    """Print the shell completion script, or install it.
+
+    Examples:
+        feeb completion --install
+        feeb completion bash > ~/.local/share/bash-completion/completions/feeb
+    """
+    from feebcore.errors import FeebError
+
+    from feeb_pipelines.cli import make_app
+
+    app = make_app()
+    try:
+        if install:
+            print(f"written to {app.install_completion(shell=shell)}; open a new shell")
+        else:
+            print(app.generate_completion(prog_name="feeb", shell=shell))
+    except Exception as error:
+        raise FeebError(f"no completion: {error}; name the shell, as in feeb completion bash") from error
+
+
+COMMANDS = (completion,)

@@ -1,0 +1,150 @@
+"""`feeb doctor`: can this machine run feeb, and what to do where it cannot."""
+
+from __future__ import annotations
+
+import json as json_module
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from feeb_pipelines.cli.options import Json, WorkspaceOption
+
+
+class Finding(NamedTuple):
+    """One line. level: 'ok', 'note' (works, slower or with less) or 'problem'."""
+
+    name: str
+    level: str
+    text: str
+    advice: str = ""
+
+
+def doctor(*, workspace: WorkspaceOption = None, json: Json = False) -> int:
+    """Check python, torch, CUDA, bf16, a kernel really compiled, disk and Prefect: a line each, with what to do.
+
+    Exit status 1 when something must be mended before feeb can run.
+
+    Example:
+        feeb doctor
+    """
+    from feebcore.artifacts import Workspace
+
+    root = Workspace(workspace).root
+    checks: list[Callable[[], Finding]] = [check_python, check_torch, check_cuda, check_bf16, check_compile, lambda: check_disk(root), check_prefect]
+    findings = []
+    for check in checks:
+        finding = _guarded(check)
+        findings.append(finding)
+        if not json:
+            mark = {"ok": "ok     ", "note": "note   ", "problem": "PROBLEM"}[finding.level]
+            print(f"{mark} {finding.name:9} {finding.text}" + (f"; {finding.advice}" if finding.advice else ""), flush=True)
+    if json:
+        sys.stdout.write(json_module.dumps([f._asdict() for f in findings], indent=2) + "\n")
+    return 1 if any(f.level == "problem" for f in findings) else 0
+
+
+def _guarded(check: Callable[[], Finding]) -> Finding:
+    try:
+        return check()
+    except Exception as error:
+        name = getattr(check, "__name__", "check").removeprefix("check_")
+        return Finding(name, "problem", f"{type(error).__name__}: {error}", "reinstall feeb into a fresh environment (make quickstart does)")
+
+
+def check_python() -> Finding:
+    text = f"{platform.python_version()} at {sys.executable}"
+    return Finding("python", "ok", text) if sys.version_info >= (3, 11) else Finding("python", "problem", text, "feeb needs Python 3.11 or newer")
+
+
+def check_torch() -> Finding:
+    import torch
+
+    return Finding("torch", "ok", f"{torch.__version__}, {torch.get_num_threads()} threads of {os.cpu_count()} CPUs")
+
+
+def check_cuda() -> Finding:
+    import torch
+
+    if not torch.cuda.is_available():
+        built = torch.version.cuda
+        advice = "a GPU is optional; with one, install a CUDA build of torch" if built is None else "a GPU is optional; with one, check nvidia-smi"
+        return Finding("cuda", "note", "no GPU in use; training runs on the CPU", advice)
+    names = [f"{torch.cuda.get_device_name(i)} ({torch.cuda.get_device_properties(i).total_memory / 2**30:.0f} GiB)" for i in range(torch.cuda.device_count())]
+    return Finding("cuda", "ok", ", ".join(names))
+
+
+def check_bf16() -> Finding:
+    """Measured, since a CPU without bf16 instructions computes it too, only slowly."""
+    import time
+
+    import torch
+
+    if torch.cuda.is_available():
+        fast = torch.cuda.is_bf16_supported()
+        return Finding("bf16", "ok" if fast else "note", "the GPU computes in bf16" if fast else "the GPU has no bf16", "" if fast else "precision auto takes fp32")
+    times = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a = torch.randn(1024, 1024).to(dtype)
+        a @ a
+        started = time.perf_counter()
+        for _ in range(4):
+            a @ a
+        times[dtype] = time.perf_counter() - started
+    ratio = times[torch.float32] / times[torch.bfloat16]
+    if ratio > 1.2:
+        return Finding("bf16", "ok", f"matrix products are {ratio:.1f} times as fast in bf16 as in fp32")
+    return Finding("bf16", "note", f"this CPU gains nothing from bf16 ({ratio:.1f} times the speed of fp32)", "precision auto takes fp32; training takes longer")
+
+
+def check_compile() -> Finding:
+    """torch.compile on a small function, in a process of its own, with an empty cache."""
+    compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
+    code = "import torch; f = torch.compile(lambda x: (x.sin() + 1).sum()); x = torch.arange(64.); assert torch.allclose(f(x), (x.sin() + 1).sum())"
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False, env=os.environ | {"TORCHINDUCTOR_CACHE_DIR": folder}
+        )
+    if done.returncode == 0:
+        return Finding("compile", "ok", f"torch.compile made a kernel and it gives the right result ({compiler or 'no C++ compiler needed'})")
+    reason = (done.stderr.strip().splitlines() or ["no message"])[-1][:200]
+    if compiler is None:
+        return Finding("compile", "note", "no C++ compiler, so no compiled kernels; training runs eager", "apt install g++ (or clang) makes it faster")
+    return Finding("compile", "note", f"torch.compile fails ({reason}); training runs eager", "check that Python's headers are installed (apt install python3-dev)")
+
+
+def check_disk(root: Path) -> Finding:
+    place = root
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free / 2**30
+    if not os.access(place, os.W_OK) or os.statvfs(place).f_flag & os.ST_RDONLY:
+        return Finding("disk", "problem", f"{place} cannot be written", "choose another workspace with --workspace DIR or FEEB_WORKSPACE")
+    level = "ok" if free >= 5 else "note" if free >= 1 else "problem"
+    return Finding("disk", level, f"{free:.1f} GiB free at {place}", "" if level == "ok" else "the quickstart needs about 1 GiB; feeb artifacts gc lists what can go")
+
+
+def check_prefect() -> Finding:
+    import importlib.metadata
+
+    version = importlib.metadata.version("prefect")
+    url = os.environ.get("PREFECT_API_URL")
+    if not url:
+        return Finding("prefect", "ok", f"{version}; runs use a server that the workspace owns")
+    import urllib.request
+
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=10) as answer:
+            answer.read()
+    except OSError as error:
+        return Finding("prefect", "problem", f"{version}; PREFECT_API_URL={url} does not answer ({error})", "start that server, or unset the variable")
+    return Finding("prefect", "ok", f"{version}; PREFECT_API_URL={url} answers")
+
+
+COMMANDS = (doctor,)

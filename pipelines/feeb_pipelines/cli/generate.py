@@ -1,0 +1,43 @@
+"""`feeb generate`: continue a text with a model of the workspace."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from feeb_pipelines.cli.options import Json, WorkspaceOption
+
+
+def generate(
+    where: Annotated[str, Parameter(help="A run's label, as quickstart; or STAGE/LABEL; or the path of an artifact or model folder.")],
+    prompt: Annotated[str, Parameter(help="The text to continue.")] = "",
+    /,
+    *,
+    max_new_tokens: Annotated[int, Parameter(help="Tokens to add at most.")] = 128,
+    temperature: Annotated[float, Parameter(help="0 takes the likeliest token every time.")] = 0.8,
+    top_k: Annotated[int | None, Parameter(help="Sample among so many likeliest tokens.")] = None,
+    top_p: Annotated[float | None, Parameter(help="Sample among the likeliest tokens of this probability mass.")] = None,
+    seed: int = 0,
+    workspace: WorkspaceOption = None,
+    json: Json = False,
+) -> None:
+    """Continue a text with a trained model.
+
+    Examples:
+        feeb generate quickstart "def main("
+        feeb generate data/rl/quickstart-0123456789ab "sort 5 3 1:" --temperature 0
+    """
+    from feebcore.api import open_model
+
+    model = open_model(where, workspace=workspace)
+    text = model.generate(prompt, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    if json:
+        import json as json_module
+
+        print(json_module.dumps({"prompt": prompt, "completion": text}))
+    else:
+        print(prompt + text)
+
+
+COMMANDS = (generate,)

@@ -1,0 +1,231 @@
+"""`feeb plan`, `show`, `parts`, `plugins`, `runs`, `check`: what there is and what would happen. Nothing is changed."""
+
+from __future__ import annotations
+
+import json as json_module
+import sys
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from feeb_pipelines.cli.options import Json, Set, WorkspaceOption
+
+RecipePath = Annotated[str, Parameter(help="A recipe (YAML file).")]
+
+
+def plan(recipe: RecipePath, stage: str | None = None, /, *, set: Set = [], workspace: WorkspaceOption = None, json: Json = False) -> None:  # noqa: A002, B006
+    """Say what `feeb run` would do: which stages run, which are reused, and which key makes the difference.
+
+    Examples:
+        feeb plan experiments/quickstart.yaml --set pretrain.max_steps=100
+        feeb plan experiments/quickstart.yaml pretrain --json
+    """
+    from feebcore.artifacts import Workspace
+    from feebcore.recipe import load_study
+    from feebcore.stages.base import plan as plan_stages
+
+    from feeb_pipelines.labels import label_of
+
+    members = load_study(recipe, set)
+    space = Workspace(workspace)
+    rows: list[dict[str, Any]] = []
+    for member in members:
+        for item in plan_stages(member, space, [stage] if stage else None):
+            row = {"run": label_of(member, members), "stage": item.stage, "status": item.status, "fingerprint": item.fingerprint}
+            rows.append(row | {"path": str(item.path) if item.path else None, "differs": list(item.differs)})
+    if json:
+        return _print_json(rows)
+    words = {"run": "will run", "reuse": "reused", "continue": "continues"}
+    return _print_table(
+        ("run", "stage", "what happens", "why"),
+        [(r["run"], r["stage"], words[r["status"]], "; ".join(r["differs"]) or (r["path"] if r["status"] != "run" else "nothing like it yet")) for r in rows],
+    )
+
+
+def show(recipe: RecipePath, /, *, set: Set = [], json: Json = False) -> None:  # noqa: A002, B006
+    """Print a recipe with everything spelled out: `extends` merged, every default written. It is a recipe itself.
+
+    Examples:
+        feeb show experiments/quickstart.yaml
+        feeb show experiments/quickstart.yaml --set seed=3 > seed3.yaml
+    """
+    from feebcore.recipe import load_study, to_yaml
+
+    members = load_study(recipe, set)
+    if json:
+        resolved = [m.resolved() for m in members]
+        return _print_json(resolved if len(resolved) > 1 else resolved[0])
+    sys.stdout.write("---\n".join(to_yaml(m) for m in members))
+    return None
+
+
+def parts(
+    seam: Annotated[str | None, Parameter(help="Only this seam, as optimizers.")] = None,
+    /,
+    *,
+    plugin: Annotated[list[str], Parameter(help="Also a single-file plugin, as ./idea.py.", negative=(), show_default=False)] = [],  # noqa: B006
+    json: Json = False,
+) -> None:
+    """List every part that a recipe can name, by seam, with summary, origin and reference.
+
+    Examples:
+        feeb parts
+        feeb parts optimizers --json
+    """
+    from feebcore.errors import UnknownPartError, did_you_mean
+    from feebcore.hookspecs import SEAMS
+    from feebcore.registry import get_registry
+
+    if seam is not None and seam not in SEAMS:
+        raise UnknownPartError(f"there is no seam {seam!r}; {did_you_mean(seam, SEAMS)}")
+    rows = [
+        {
+            "seam": s,
+            "name": spec.name,
+            "full_name": spec.full_name,
+            "summary": spec.summary,
+            "reference": spec.reference,
+            "revision": spec.revision,
+            "origin": spec.origin,
+            "options": {k: _default(f) for k, f in spec.config.model_fields.items()},
+        }
+        for s, spec in get_registry(_files(plugin)).parts(seam)
+    ]
+    if json:
+        return _print_json(rows)
+    shown = [(r["seam"], r["name"] if r["full_name"].startswith("feeb/") else r["full_name"], r["summary"], r["reference"]) for r in rows]
+    return _print_table(("seam", "part", "what it is", "reference"), shown)
+
+
+def plugins(*, plugin: Annotated[list[str], Parameter(help="Also a single-file plugin.", negative=(), show_default=False)] = [], json: Json = False) -> int:  # noqa: B006
+    """List installed plugins, the parts they offer, and those that could not be loaded and why.
+
+    Example:
+        feeb plugins
+    """
+    from feebcore.registry import get_registry
+
+    found = get_registry(_files(plugin)).plugins
+    if json:
+        _print_json([{"distribution": p.distribution, "version": p.version, "origin": p.origin, "parts": p.num_parts, "problem": p.problem} for p in found])
+    else:
+        _print_table(
+            ("plugin", "version", "origin", "parts", "problem"), [(p.distribution, p.version, p.origin, str(p.num_parts), p.problem or "none") for p in found]
+        )
+    return 0
+
+
+def runs(stage: Annotated[str | None, Parameter(help="Only this stage.")] = None, /, *, workspace: WorkspaceOption = None, json: Json = False) -> None:
+    """List what the workspace holds: stage, label, fingerprint, path, status, created, metrics.
+
+    Examples:
+        feeb runs
+        feeb runs pretrain --json
+    """
+    from feebcore.artifacts import Workspace
+
+    from feeb_pipelines.summary import headline
+
+    space = Workspace(workspace)
+    rows = [r for r in (_run_row(folder, artifact) for folder, artifact in space.all()) if stage in (None, r["stage"])]
+    if json:
+        return _print_json(rows)
+    if not rows:
+        print(f"nothing in {space.root} yet; feeb run RECIPE makes something")
+        return None
+    return _print_table(
+        ("stage", "label", "fingerprint", "status", "created", "metrics"),
+        [(r["stage"], r["label"], r["fingerprint"], r["status"], r["created"], headline(r["stage"], r["metrics"])) for r in rows],
+    )
+
+
+def _run_row(folder: Any, artifact: Any) -> dict[str, Any]:
+    from datetime import UTC, datetime
+
+    if artifact is not None:
+        found = {"stage": artifact.stage, "label": artifact.label, "fingerprint": artifact.fingerprint, "path": str(folder), "status": "finished"}
+        return found | {"created": artifact.manifest["created"], "seconds": artifact.manifest["seconds"], "metrics": artifact.metrics}
+    label, _, fingerprint = folder.name.rpartition("-")
+    created = datetime.fromtimestamp((folder / "request.json").stat().st_mtime, UTC).isoformat(timespec="seconds")
+    found = {"stage": folder.parent.name, "label": label, "fingerprint": fingerprint, "path": str(folder)}
+    return found | {"status": "running" if _is_locked(folder) else "unfinished", "created": created, "seconds": None, "metrics": {}}
+
+
+def _is_locked(folder: Any) -> bool:
+    import fcntl
+
+    try:
+        with open(folder.parent / f".{folder.name.rpartition('-')[2]}.lock") as handle:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def check(
+    name: Annotated[str | None, Parameter(help="A part, as lion or optimizers/lion.")] = None,
+    /,
+    *,
+    all: Annotated[bool, Parameter(help="Every part of every plugin.", negative=(), show_default=False)] = False,  # noqa: A002
+    plugin: Annotated[list[str], Parameter(help="Also a single-file plugin.", negative=(), show_default=False)] = [],  # noqa: B006
+    json: Json = False,
+) -> int:
+    """Check parts against the contract of their seam; exit status 1 when a check fails.
+
+    Examples:
+        feeb check lion --plugin ./lion.py
+        feeb check --all
+    """
+    from feebcore.errors import FeebError
+
+    try:
+        from feebcore.testing import check_parts  # type: ignore[attr-defined]
+    except ImportError:
+        raise FeebError("this feeb has no contract checks yet (feebcore.testing.check_parts)") from None
+    if (name is None) == (not all):
+        raise FeebError("name one part, or say --all")
+    results = check_parts(name, files=_files(plugin))
+    if json:
+        _print_json(results)
+    else:
+        _print_table(("part", "check", "outcome"), [(r["part"], r["check"], "ok" if r["ok"] else r["message"]) for r in results])
+    return 0 if builtins_all(r["ok"] for r in results) else 1
+
+
+def builtins_all(values: Any) -> bool:
+    return not any(not v for v in values)
+
+
+def _files(plugin: list[str]) -> tuple[Any, ...]:
+    from pathlib import Path
+
+    return tuple(Path(p).resolve() for p in plugin)
+
+
+def _default(field: Any) -> Any:
+    value = "required" if field.is_required() else field.get_default(call_default_factory=True)
+    return json_module.loads(json_module.dumps(value, default=str))
+
+
+def _print_json(value: Any) -> None:
+    sys.stdout.write(json_module.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def _print_table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    """Columns for people: folded to the terminal, whole where there is none."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(text.replace("[", "\\[") for text in row))
+    console.print(table, width=console.width if console.is_terminal else 200)
+
+
+COMMANDS = (plan, show, parts, plugins, runs, check)

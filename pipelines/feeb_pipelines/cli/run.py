@@ -1,0 +1,188 @@
+"""`feeb run`: build a recipe, or one stage of it and whatever that needs."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from feeb_pipelines.cli.options import Json, Set, WorkspaceOption
+
+if TYPE_CHECKING:
+    from feebcore.artifacts import Workspace
+    from feebcore.recipe import Recipe
+
+    from feeb_pipelines.cli.display import Display
+
+
+def run(
+    target: Annotated[str, Parameter(help="A recipe (YAML file), or a stage followed by a recipe.")],
+    recipe: Annotated[str | None, Parameter(help="The recipe, when the first word is a stage.")] = None,
+    /,
+    *,
+    set: Set = [],  # noqa: A002, B006
+    workspace: WorkspaceOption = None,
+    in_process: Annotated[bool, Parameter(help="For a debugger: no Prefect, no subprocess.", negative=(), show_default=False)] = False,
+    json: Json = False,
+) -> int:
+    """Run a recipe: build what is missing, reuse what is finished.
+
+    The stages run as one Prefect flow run, on the server that PREFECT_API_URL names or on one that the workspace owns and
+    that is started and stopped for you. Interrupted at any moment and run again, it continues from the last checkpoint.
+    When everything is finished, no server is started.
+
+    Examples:
+        feeb run experiments/quickstart.yaml
+        feeb run pretrain experiments/quickstart.yaml --set pretrain.max_steps=100
+        feeb run experiments/quickstart.yaml --workspace /tmp/try --in-process
+    """
+    from feebcore.artifacts import Workspace
+    from feebcore.recipe import load_study
+
+    from feeb_pipelines.cli.display import Display
+
+    stage, recipe = (target, recipe) if recipe is not None else (None, target)
+    _check_arguments(stage, recipe)
+    members = load_study(recipe, set)
+    space = Workspace(workspace)
+    stages = [stage] if stage else None
+    started = time.monotonic()
+    display = Display(quiet=json)
+    if _nothing_to_do(members, space, stages):
+        results = _reuse(members, space, stages)
+    elif in_process:
+        results = _in_this_process(members, space, stages, display)
+    else:
+        results = _as_flow(stage, recipe, set, space, display)
+    if json:
+        _print_json(results, space, time.monotonic() - started)
+    else:
+        display.table(results, time.monotonic() - started)
+    return 0
+
+
+def _check_arguments(stage: str | None, recipe: str) -> None:
+    from feebcore.errors import RecipeError
+    from feebcore.registry import get_registry
+
+    if stage is None and not Path(recipe).exists() and any(spec.name == recipe for _, spec in get_registry().parts("stages")):
+        raise RecipeError(f"{recipe!r} is a stage; which recipe? Write feeb run {recipe} RECIPE.yaml")
+    if stage is not None and Path(stage).suffix in (".yaml", ".yml"):
+        raise RecipeError(f"feeb run takes one recipe; the stage comes first: feeb run STAGE {stage}")
+
+
+def _nothing_to_do(members: Sequence[Recipe], space: Workspace, stages: list[str] | None) -> bool:
+    from feebcore.stages.base import plan
+
+    return all(item.status == "reuse" for member in members for item in plan(member, space, stages))
+
+
+def _reuse(members: Sequence[Recipe], space: Workspace, stages: list[str] | None) -> dict[str, Any]:
+    from feebcore.stages.base import plan
+
+    from feeb_pipelines.labels import label_of
+
+    return {label_of(m, members): {i.stage: _row(i.artifact, "reused", 0.0) for i in plan(m, space, stages)} for m in members}
+
+
+def _row(artifact: Any, status: str, seconds: float) -> dict[str, Any]:
+    return {"path": str(artifact.path), "fingerprint": artifact.fingerprint, "status": status, "seconds": round(seconds, 3), "metrics": artifact.metrics}
+
+
+def _in_this_process(members: Sequence[Recipe], space: Workspace, stages: list[str] | None, display: Display) -> dict[str, Any]:
+    from feebcore.stages.base import build, plan_stage, stages_for
+
+    from feeb_pipelines.labels import label_of
+
+    results: dict[str, Any] = {}
+    with display:
+        for member in members:
+            label, built, order = label_of(member, members), {}, stages_for(member, stages)
+            for index, stage in enumerate(order):
+                item = plan_stage(member, stage, space, built)
+                display({"kind": "stage", "label": label, "stage": stage, "status": item.status, "index": index, "total": len(order)})
+                started = time.monotonic()
+                built[stage] = item.artifact or build(member, stage, space, built, display, in_process=True)
+                row = _row(built[stage], "reused" if item.artifact else "built", time.monotonic() - started)
+                results.setdefault(label, {})[stage] = row
+                display({"kind": "done", "label": label, "stage": stage, **row})
+    return results
+
+
+def _as_flow(stage: str | None, recipe: str, overrides: list[str], space: Workspace, display: Display) -> dict[str, Any]:
+    """The Prefect way. Prefect is imported while the server starts; both take seconds on a cold machine."""
+    from feeb_pipelines.server import connect, ready
+
+    with connect(space.root, display.note, wait=False, until_exit=True) as connection, _quiet_console(), _interruptible():
+        from prefect.exceptions import CancelledRun
+        from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+
+        from feeb_pipelines.flows.common import watching
+
+        flow, extra = _flow_for(stage)
+        ready(space.root, connection, display.note)
+        display.server(connection)
+        # without heartbeats a flow run ends a second sooner; that it lives is told by its lock (runs.py)
+        with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}), display, watching(display):
+            try:
+                return flow(**extra, recipe=str(recipe), overrides=list(overrides), workspace=str(space.root))
+            except CancelledRun as cancelled:
+                from feebcore.errors import Interrupted
+
+                raise Interrupted(str(cancelled)) from None
+
+
+def _flow_for(stage: str | None) -> tuple[Callable[..., Any], dict[str, str]]:
+    """The flow of a stage, or of the whole recipe; a plugin's stage goes through the general one."""
+    import importlib
+
+    from feeb_pipelines.flows import BUILT_IN
+
+    name = "pipeline" if stage is None else stage if stage in BUILT_IN else "stage"
+    flow = getattr(importlib.import_module(f"feeb_pipelines.flows.{name}"), name)
+    return flow, ({"stage": str(stage)} if name == "stage" else {})
+
+
+@contextlib.contextmanager
+def _quiet_console() -> Iterator[None]:
+    """Prefect's own console lines are for its pages here; FEEB_DEBUG=1 or PREFECT_LOGGING_LEVEL brings them back."""
+    if os.environ.get("FEEB_DEBUG") == "1" or "PREFECT_LOGGING_LEVEL" in os.environ:
+        yield
+        return
+    os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"
+    try:
+        yield
+    finally:
+        del os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"]
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """SIGTERM is what Ctrl-C is, between stages too; stages have their own handlers."""
+    import signal
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    old = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, old)
+
+
+def _print_json(results: dict[str, Any], space: Workspace, seconds: float) -> None:
+    report = next((r["path"] + "/" + str(r["metrics"]["report"]) for stages in results.values() for r in stages.values() if "report" in r["metrics"]), None)
+    sys.stdout.write(json.dumps({"workspace": str(space.root), "seconds": round(seconds, 3), "report": report, "runs": results}, indent=2) + "\n")
+
+
+run.usage = "Usage: feeb run [STAGE] RECIPE [OPTIONS]"  # type: ignore[attr-defined]
+
+COMMANDS = (run,)

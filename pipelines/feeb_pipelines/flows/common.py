@@ -1,0 +1,214 @@
+"""What every flow does: build stages in order as tasks of one flow run, and make the run readable in Prefect's pages.
+
+Prefect is a view here: fingerprints, reuse, locks and the commit are feebcore's. A stage that needs work becomes a task
+that does it; a stage that is finished becomes a task that says so. One flow run has a fixed cost of about a second, a
+task of some hundredths, therefore no subflows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from feebcore.artifacts import Artifact, Workspace, read_artifact
+from feebcore.errors import Interrupted
+from feebcore.recipe import Recipe, load_study
+from feebcore.stages.base import PlanItem, build, plan_stage, stages_for
+from prefect import get_run_logger, runtime, task
+from prefect.artifacts import (
+    create_link_artifact,
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
+from prefect.states import Cancelled, State
+
+from feeb_pipelines.labels import label_of
+from feeb_pipelines.runs import hold, settle
+from feeb_pipelines.summary import flat_metrics, headline, highlights, number
+
+OPTIONS: dict[str, Any] = {"persist_result": True, "result_serializer": "json", "validate_parameters": True}
+"""Options of every @flow here."""
+
+Listener = Callable[[dict[str, Any]], None]
+_watchers: list[Listener] = []
+
+
+@contextlib.contextmanager
+def watching(listener: Listener) -> Iterator[None]:
+    """Pass every event of flows that this process runs to `listener` as well: the command line's progress display."""
+    _watchers.append(listener)
+    try:
+        yield
+    finally:
+        _watchers.remove(listener)
+
+
+def run_stages(stages: Sequence[str] | None, recipe: str, overrides: Sequence[str] | None, workspace: str | None) -> Any:
+    """Inside a flow run: build `stages` (None: all) of every member of the recipe, and what they need.
+
+    Returns {label: {stage: {path, fingerprint, status, seconds, metrics}}}, or a Cancelled state after SIGINT or SIGTERM.
+    """
+    members = load_study(recipe, list(overrides or ()))
+    space = Workspace(workspace)
+    flow_run_id = UUID(str(runtime.flow_run.id))
+    with hold(space.root, flow_run_id):
+        for name in settle(space.root):
+            get_run_logger().warning("run %s was left unfinished by a kill; it is marked Crashed now", name)
+        title = f"{members[0].name.removesuffix('-' + members[0].variant) if members[0].variant else members[0].name}-{'-'.join(stages or ['pipeline'])}"
+        with get_client(sync_client=True) as client:
+            client.update_flow_run(flow_run_id, name=title, tags=["feeb", *(stages or ["pipeline"]), *sorted({m.name for m in members})])
+        results: dict[str, dict[str, Any]] = {}
+        for member in members:
+            label = label_of(member, members)
+            outcome = _run_member(member, label, stages, space, results.setdefault(label, {}))
+            if isinstance(outcome, State):
+                return outcome
+        _describe_run(title, results)
+        return results
+
+
+def _run_member(member: Recipe, label: str, stages: Sequence[str] | None, space: Workspace, results: dict[str, Any]) -> State | None:
+    built: dict[str, Artifact] = {}
+    order = stages_for(member, stages)
+    for index, stage in enumerate(order):
+        item = plan_stage(member, stage, space, built)
+        watcher = _Watcher(label, stage, item.status, index, len(order))
+        state = _task_for(member, stage, label, item, space, built, watcher)(stage=stage, label=label, fingerprint=item.fingerprint, return_state=True)
+        if state.is_cancelled():
+            return Cancelled(message=state.message)
+        result = state.result()  # raises what the stage raised
+        artifact = read_artifact(Path(result["path"]))
+        assert artifact is not None
+        built[stage], results[stage] = artifact, result
+    return None
+
+
+def _task_for(member: Recipe, stage: str, label: str, item: PlanItem, space: Workspace, built: dict[str, Artifact], watcher: _Watcher) -> Any:
+    """The task of one stage. Recipe and inputs come by closure: Prefect would walk through them as parameters."""
+
+    @task(
+        name=stage,
+        task_run_name="{label}-{stage}",
+        tags=[stage, label, item.fingerprint, item.status],
+        cache_policy=NO_CACHE,
+        persist_result=True,
+        result_serializer="json",
+        description=member.stages[stage].spec.summary,
+    )
+    def build_stage(stage: str, label: str, fingerprint: str) -> Any:
+        started = time.monotonic()
+        watcher.begin()
+        if item.artifact is not None:
+            artifact = item.artifact
+        else:
+            try:
+                artifact = build(member, stage, space, built, watcher)
+            except Interrupted as stopped:
+                watcher.logger.warning("%s", stopped)
+                return Cancelled(message=str(stopped))
+        result = {
+            "path": str(artifact.path),
+            "fingerprint": artifact.fingerprint,
+            "status": "reused" if item.artifact is not None else "built",
+            "seconds": round(time.monotonic() - started, 3),
+            "metrics": artifact.metrics,
+        }
+        watcher.end(artifact, result)
+        return result
+
+    return build_stage
+
+
+class _Watcher:
+    """Turns a stage's events into log lines, a progress artifact and what the command line shows."""
+
+    def __init__(self, label: str, stage: str, status: str, index: int, total: int) -> None:
+        self.label, self.stage, self.status, self.index, self.total = label, stage, status, index, total
+        self._progress: dict[str, tuple[UUID, float]] = {}
+        self._started = time.monotonic()
+
+    def begin(self) -> None:
+        self.logger = get_run_logger()
+        self._started = time.monotonic()
+        _tell({"kind": "stage", "label": self.label, "stage": self.stage, "status": self.status, "index": self.index, "total": self.total})
+
+    def __call__(self, row: dict[str, Any]) -> None:
+        """An event of the stage; called from the stage's thread, or from the one that follows a worker's file."""
+        if row["kind"] == "log":
+            self.logger.info("%s", row["text"])
+        elif row["kind"] == "progress" and row["total"]:
+            self._update(row)
+        _tell(row)
+
+    def _update(self, row: dict[str, Any]) -> None:
+        """At most one update in five seconds, from the third second on: each costs some hundredths of a second."""
+        now, name = time.monotonic(), str(row.get("name") or "")
+        last = self._progress.get(name)
+        if now - self._started < 3.0 or (last and now - last[1] < 5.0 and row["done"] < row["total"]):
+            return
+        percent = min(100.0, 100.0 * row["done"] / row["total"])
+        text = f"{self.stage} {name}: {number(row['done'])} of {number(row['total'])} {row.get('unit', '')}".strip()
+        try:
+            if last is None:
+                created = create_progress_artifact(percent, key=slug(f"{self.label}-{self.stage}-{name or 'progress'}"), description=text)
+                assert isinstance(created, UUID)
+                self._progress[name] = (created, now)
+            else:
+                update_progress_artifact(last[0], percent, description=text)
+                self._progress[name] = (last[0], now)
+        except Exception as error:  # a page's progress bar must not end a training
+            self._progress[name] = (last[0] if last else UUID(int=0), now + 60)
+            self.logger.warning("progress not shown in Prefect: %s", error)
+
+    def end(self, artifact: Artifact, result: dict[str, Any]) -> None:
+        for identifier, _ in self._progress.values():
+            with contextlib.suppress(Exception):
+                update_progress_artifact(identifier, 100.0)
+        if result["status"] == "built":
+            _describe_stage(self.label, self.stage, artifact, result)
+        else:
+            self.logger.info("reused %s", artifact.path)
+        _tell({"kind": "done", "label": self.label, "stage": self.stage, **result})
+
+
+def _tell(row: dict[str, Any]) -> None:
+    for listener in list(_watchers):
+        listener(row)
+
+
+def _describe_stage(label: str, stage: str, artifact: Artifact, result: dict[str, Any]) -> None:
+    """What the stage made, for the Artifacts tab of its task run."""
+    lines = [f"# {label}: {stage}", "", f"`{artifact.path}`", ""]
+    lines += [f"- **{name}**: {value}" for name, value in highlights(stage, artifact.metrics)]
+    lines += [f"- **seconds**: {result['seconds']:.1f}", f"- **fingerprint**: `{artifact.fingerprint}`", f"- **created**: {artifact.manifest['created']}"]
+    lines += ["", "## Inputs", ""] + [f"- {name}: `{entry['path']}`" for name, entry in artifact.manifest["inputs"].items()]
+    lines += ["", "## Plugins", ""] + [f"- {row['seam']}: {row['part']} {row['version']}" for row in artifact.manifest["plugins"]]
+    key = slug(f"{label}-{stage}")
+    create_markdown_artifact("\n".join(lines), key=f"{key}-summary", description=f"What {stage} made")
+    if rows := [{"metric": name, "value": number(value)} for name, value in flat_metrics(artifact.metrics)]:
+        create_table_artifact(rows, key=f"{key}-metrics", description=f"Metrics of {stage}")
+    if report := artifact.metrics.get("report"):
+        create_link_artifact((artifact.path / str(report)).as_uri(), link_text=f"Report of {label}", key=f"{key}-link", description="The report, a file on this machine")
+
+
+def _describe_run(title: str, results: dict[str, dict[str, Any]]) -> None:
+    rows = [
+        {"run": label, "stage": stage, "status": r["status"], "seconds": f"{r['seconds']:.1f}", "metrics": headline(stage, r["metrics"]), "path": r["path"]}
+        for label, stages in results.items()
+        for stage, r in stages.items()
+    ]
+    create_table_artifact(rows, key=slug(f"{title}-stages"), description="Every stage of this run")
+
+
+def slug(text: str) -> str:
+    """A Prefect artifact key: lower-case letters, digits and dashes."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")

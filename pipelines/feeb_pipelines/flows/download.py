@@ -1,0 +1,19 @@
+"""Flow `download`: Fetches documents from sources, filters them and splits them by hash. Missing inputs are built first."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow
+
+from feeb_pipelines.flows.common import OPTIONS, run_stages
+
+
+@flow(name="download", **OPTIONS)
+def download(recipe: str, overrides: list[str] | None = None, workspace: str | None = None) -> Any:
+    """Fetches documents from sources, filters them and splits them by hash.
+
+    recipe: path of a YAML file. overrides: `key=value` texts, as given to `feeb run --set`. workspace: folder of the
+    artifacts; default FEEB_WORKSPACE or ./data.
+    """
+    return run_stages(["download"], recipe, overrides, workspace)

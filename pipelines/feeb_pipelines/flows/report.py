@@ -1,0 +1,19 @@
+"""Flow `report`: Writes one self-contained HTML page with every figure and number. Missing inputs are built first."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow
+
+from feeb_pipelines.flows.common import OPTIONS, run_stages
+
+
+@flow(name="report", **OPTIONS)
+def report(recipe: str, overrides: list[str] | None = None, workspace: str | None = None) -> Any:
+    """Writes one self-contained HTML page with every figure and number.
+
+    recipe: path of a YAML file. overrides: `key=value` texts, as given to `feeb run --set`. workspace: folder of the
+    artifacts; default FEEB_WORKSPACE or ./data.
+    """
+    return run_stages(["report"], recipe, overrides, workspace)

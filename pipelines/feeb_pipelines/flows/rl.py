@@ -1,0 +1,19 @@
+"""Flow `rl`: Improves a model on a verifiable task by PPO or GRPO. Missing inputs are built first."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow
+
+from feeb_pipelines.flows.common import OPTIONS, run_stages
+
+
+@flow(name="rl", **OPTIONS)
+def rl(recipe: str, overrides: list[str] | None = None, workspace: str | None = None) -> Any:
+    """Improves a model on a verifiable task by PPO or GRPO.
+
+    recipe: path of a YAML file. overrides: `key=value` texts, as given to `feeb run --set`. workspace: folder of the
+    artifacts; default FEEB_WORKSPACE or ./data.
+    """
+    return run_stages(["rl"], recipe, overrides, workspace)

@@ -1,0 +1,203 @@
+"""The Prefect server that a workspace owns, or the one that PREFECT_API_URL names.
+
+`connect(workspace)` makes sure that a server runs and points this process at it. The embedded one keeps everything in
+`<workspace>/.prefect` and belongs to a detached guard process (server_guard.py), which stops it once no client is left:
+
+    clients.lock   every client holds a shared flock on it; the guard may have it exclusively only when none is left
+    guard.lock     held by the guard for as long as it lives
+    start.lock     held while a client looks for a server or starts one
+    server.json    {"pid", "guard", "url", "ui", "started"} of the server; server.log its output
+
+Locks die with their holders, so a server is reaped whatever happened to whoever started it. This module imports no
+Prefect: the environment must say where the server is before Prefect is imported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from feebcore.errors import FeebError
+from feebcore.files import explain, locked, read_json
+
+START_LIMIT = 120.0
+"""Seconds that a first start may take: on a cold disk the imports alone can take half a minute."""
+
+_NO_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+class ServerError(FeebError):
+    """The embedded server did not start."""
+
+
+@dataclass(frozen=True)
+class Connection:
+    """Where Prefect's API is. url: of the API; ui: of the pages; embedded: the workspace owns it."""
+
+    url: str
+    ui: str
+    embedded: bool
+
+
+def home_of(workspace: Path) -> Path:
+    return Path(workspace).absolute() / ".prefect"
+
+
+@contextlib.contextmanager
+def connect(
+    workspace: Path, tell: Callable[[str], None] | None = None, wait: bool = True, limit: float = START_LIMIT, until_exit: bool = False
+) -> Iterator[Connection]:
+    """Use the workspace's server while the block runs, starting it when there is none.
+
+    With PREFECT_API_URL set, that server is used and nothing is started. tell: gets a sentence when waiting takes more
+    than 3 s. wait: False returns as soon as the address is known; call `ready` before using it. The server is let go and the
+    environment restored when the block ends, or with `until_exit` when the process does: Prefect sends its last log lines
+    and task states at interpreter exit. Raises ServerError when the server does not answer within `limit` seconds.
+    """
+    if url := os.environ.get("PREFECT_API_URL"):
+        yield Connection(url, url.removesuffix("/api"), embedded=False)
+        return
+    home = home_of(workspace)
+    try:
+        (home / "runs").mkdir(parents=True, exist_ok=True)
+        client = os.open(home / "clients.lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise explain(error, home) from error
+    try:
+        fcntl.flock(client, fcntl.LOCK_SH)  # from here on the guard lets the server live
+        with locked(home / "start.lock"):
+            connection = _running(home) or _start(home, limit)
+        with _environment(client_environment(home, connection.url), keep=until_exit):
+            if wait:
+                ready(workspace, connection, tell, limit)
+            yield connection
+    finally:
+        if not until_exit:
+            os.close(client)
+
+
+def ready(workspace: Path, connection: Connection, tell: Callable[[str], None] | None = None, limit: float = START_LIMIT) -> None:
+    """Wait until the server answers."""
+    if not connection.embedded:
+        return
+    home = home_of(workspace)
+    started = told = time.monotonic()
+    while not _answers(connection.url):
+        now = time.monotonic()
+        if not _held(home / "guard.lock"):
+            raise ServerError(f"the Prefect server of this workspace ended while starting; log {home / 'server.log'}:\n{_log_tail(home)}")
+        if now - started > limit:
+            raise ServerError(f"the Prefect server of this workspace did not answer within {limit:.0f} s; log {home / 'server.log'}:\n{_log_tail(home)}")
+        if tell and now - told > 3.0:
+            tell(f"waiting for the Prefect server to start ({now - started:.0f} s; the first start makes its database)")
+            told = now + 7.0
+        time.sleep(0.05)
+
+
+def client_environment(home: Path, url: str) -> dict[str, str | None]:
+    """Environment of a process that uses the embedded server; None removes a variable."""
+    no_proxy = ",".join(filter(None, [os.environ.get("NO_PROXY") or os.environ.get("no_proxy"), "127.0.0.1", "localhost"]))
+    return {
+        "PREFECT_HOME": str(home),
+        "PREFECT_API_URL": url,
+        "FEEB_EMBEDDED_SERVER": str(home),
+        "PREFECT_API_KEY": None,
+        "PREFECT_API_AUTH_STRING": None,
+        "PREFECT_PROFILE": None,
+        "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        "NO_PROXY": no_proxy,
+        "no_proxy": no_proxy,
+    }
+
+
+@contextlib.contextmanager
+def _environment(changes: dict[str, str | None], keep: bool) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in changes}
+    _apply(changes)
+    try:
+        yield
+    finally:
+        if not keep:
+            _apply(before)
+
+
+def _apply(changes: dict[str, str | None]) -> None:
+    for name, value in changes.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+    if "prefect.context" in sys.modules:  # Prefect read its settings already: a notebook, or a test
+        from prefect.context import refresh_global_settings_context
+
+        refresh_global_settings_context()
+
+
+def _running(home: Path) -> Connection | None:
+    """The server that a living guard has announced."""
+    if not _held(home / "guard.lock") or not (home / "server.json").exists():
+        return None
+    info = read_json(home / "server.json")
+    return Connection(info["url"], info["ui"], embedded=True)
+
+
+def _start(home: Path, limit: float) -> Connection:
+    """Start a guard, detached from this process and its terminal, and wait until it announces an address."""
+    (home / "server.json").unlink(missing_ok=True)
+    with open(home / "guard.log", "wb") as log:
+        guard = subprocess.Popen(
+            [sys.executable, "-m", "feeb_pipelines.server_guard", str(home)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            cwd=home,
+        )
+    started = time.monotonic()
+    while (connection := _running(home)) is None:
+        if guard.poll() is not None or time.monotonic() - started > limit:
+            text = (home / "guard.log").read_text(errors="replace").strip()
+            raise ServerError(f"the guard of the workspace's Prefect server did not start: {text or 'no message'}")
+        time.sleep(0.02)
+    return connection
+
+
+def _held(lock: Path) -> bool:
+    """Whether a living process holds an exclusive flock on the file."""
+    try:
+        handle = os.open(lock, os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(handle)
+    return False
+
+
+def _answers(url: str) -> bool:
+    try:
+        with _NO_PROXY.open(f"{url}/health", timeout=5) as answer:
+            return answer.status == 200
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def _log_tail(home: Path) -> str:
+    try:
+        return "\n".join((home / "server.log").read_text(errors="replace").strip().splitlines()[-15:])
+    except OSError:
+        return ""

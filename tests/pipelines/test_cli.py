@@ -1,0 +1,172 @@
+"""What the command line says, and that it is quick to say it."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from feebcore.errors import RecipeError
+
+from .conftest import RECIPE, ROOT, Inside, clean_environment
+
+
+def test_help_loads_nothing_heavy_and_takes_less_than_a_second() -> None:
+    code = "import sys\nfrom feeb_pipelines.cli import main\ntry: main(['--help'])\nfinally: print(sorted({'torch', 'prefect', 'polars', 'numpy'} & set(sys.modules)))"
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=clean_environment())
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.stdout.strip().endswith("[]"), done.stdout
+    assert "quickstart.yaml" in done.stdout
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
+
+
+@pytest.mark.parametrize("command", ["run", "plan", "show", "parts", "plugins", "runs", "check", "generate", "ui", "doctor", "completion", "artifacts"])
+def test_every_command_has_help_with_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    from feeb_pipelines.cli import main
+
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    assert f"feeb {command}" in text
+    assert command == "artifacts" or "Example" in text
+    assert command == "artifacts" or text.count(f"feeb {command}") >= 2
+
+
+def test_an_unknown_key_is_one_message_with_file_line_and_a_hint(inside: Inside, tmp_path: Path) -> None:
+    recipe = tmp_path / "wrong.yaml"
+    recipe.write_text(f"extends: {RECIPE}\nslow:\n  stepz: 3\n")
+    done = inside("run", recipe)
+    assert done.returncode == 1
+    assert f"{recipe}:3" in done.stderr
+    assert "did you mean 'steps'?" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not inside.workspace.exists()
+
+
+def test_debug_shows_the_traceback(inside: Inside) -> None:
+    with pytest.raises(RecipeError, match=r"nowhere\.yaml"):
+        inside("plan", "nowhere.yaml", FEEB_DEBUG="1")
+    assert "Traceback" not in inside("plan", "nowhere.yaml").stderr
+
+
+def test_wrong_usage_is_status_two(inside: Inside) -> None:
+    done = inside("run")
+    assert done.returncode == 2
+    assert inside("run", RECIPE, "--sett", "a=1").returncode == 2
+
+
+def test_a_stage_without_a_recipe_is_explained(inside: Inside) -> None:
+    done = inside("run", "pretrain")
+    assert done.returncode == 1
+    assert "feeb run pretrain RECIPE.yaml" in done.stderr
+
+
+def test_a_stage_that_the_recipe_does_not_run_is_explained(inside: Inside) -> None:
+    done = inside("plan", RECIPE, "slo")
+    assert done.returncode == 1
+    assert "did you mean 'slow'?" in done.stderr
+
+
+def test_plan_says_what_runs_what_is_reused_and_which_key_differs(inside: Inside) -> None:
+    assert [r["status"] for r in inside.json("plan", RECIPE)] == ["run"] * 4
+    assert not inside.workspace.exists()
+    assert inside("run", RECIPE, "--in-process").returncode == 0
+    assert [r["status"] for r in inside.json("plan", RECIPE)] == ["reuse"] * 4
+    changed = inside.json("plan", RECIPE, "--set", "slow.steps=7")
+    assert [r["status"] for r in changed] == ["reuse", "reuse", "run", "run"]
+    assert changed[2]["differs"] == ["steps: default -> 7"]
+    assert "steps: default -> 7" in inside("plan", RECIPE, "--set", "slow.steps=7").stdout
+
+
+def test_show_prints_a_recipe_that_plans_the_same(inside: Inside, tmp_path: Path) -> None:
+    shown = tmp_path / "shown.yaml"
+    shown.write_text(inside("show", RECIPE, "--set", "make_numbers.count=4").stdout)
+    assert "seconds: 0.0" in shown.read_text()
+    original = inside.json("plan", RECIPE, "make_numbers", "--set", "make_numbers.count=4")
+    assert inside.json("plan", shown, "make_numbers") == original
+    assert inside.json("show", shown) == inside.json("show", RECIPE, "--set", "make_numbers.count=4")
+
+
+def test_runs_lists_finished_and_unfinished(inside: Inside) -> None:
+    assert inside.json("runs") == []
+    failed = inside("run", RECIPE, "--in-process", "--set", "sum_numbers.fail=true")
+    assert failed.returncode == 1
+    rows = inside.json("runs")
+    assert [(r["stage"], r["label"], r["status"]) for r in rows] == [("make_numbers", "tiny", "finished"), ("sum_numbers", "tiny", "unfinished")]
+    assert set(rows[0]) == {"stage", "label", "fingerprint", "path", "status", "created", "seconds", "metrics"}
+    assert rows[0]["metrics"] == {"count": 10}
+    assert Path(rows[0]["path"]).is_dir()
+
+
+def test_run_in_process_gives_json_for_programs(inside: Inside) -> None:
+    result = inside.json("run", RECIPE, "--in-process")
+    assert result["runs"]["tiny"]["sum_numbers"]["metrics"]["total"] == 45
+    assert Path(result["report"]).read_text() == "<h1>numbers</h1>"
+    assert not (inside.workspace / ".prefect").exists()
+
+
+def test_parts_and_plugins_name_a_single_file_plugin(inside: Inside) -> None:
+    plugin = RECIPE.with_name("tiny_stages.py")
+    rows = {r["name"]: r for r in inside.json("parts", "stages", "--plugin", plugin)}
+    assert rows["slow"]["summary"] == "Counts slowly, in a worker."
+    assert rows["slow"]["options"]["steps"] == 5
+    assert rows["slow"]["origin"] == str(plugin)
+    assert rows["pretrain"]["full_name"] == "feeb/pretrain"
+    assert {"feeb", "tiny_stages"} <= {r["distribution"] for r in inside.json("plugins", "--plugin", plugin)}
+    assert "did you mean 'optimizers'?" in inside("parts", "optimizer").stderr
+
+
+def test_artifacts_are_verified_adopted_and_cleaned(inside: Inside, tmp_path: Path) -> None:
+    inside("run", RECIPE, "--in-process")
+    assert inside("artifacts", "verify").returncode == 0
+    (Path(inside.artifacts()["sum_numbers"]["path"]) / "total.json").write_text("46.0")
+    done = inside("artifacts", "verify", "--json")
+    assert done.returncode == 1
+    assert [r["bad"] for r in json.loads(done.stdout) if r["bad"]] == [["total.json"]]
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "numbers.json").write_text("[1, 2]")
+    adopted = inside("artifacts", "adopt", tmp_path / "made", "make_numbers", "mine", "--note", "by hand").stdout.strip()
+    assert json.loads((Path(adopted) / "manifest.json").read_text())["identity"]["note"] == "by hand"
+    inside("run", RECIPE, "--in-process", "--set", "sum_numbers.fail=true")
+    assert "say --yes" in inside("artifacts", "gc").stdout
+    assert len(inside.json("artifacts", "gc", "--yes")) == 1
+    assert "nothing to remove" in inside("artifacts", "gc").stdout
+
+
+def test_completion_is_a_script(inside: Inside) -> None:
+    script = inside("completion", "bash").stdout
+    assert "complete" in script
+    assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0
+
+
+def test_a_read_only_workspace_is_explained(inside: Inside, tmp_path: Path) -> None:
+    """Root may write anywhere, so a file stands where the workspace should be; a mount is tested with the stages."""
+    (tmp_path / "file").write_text("")
+    done = inside("run", RECIPE, "--workspace", tmp_path / "file" / "data")
+    assert done.returncode == 1
+    assert str(tmp_path / "file") in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_doctor_checks_the_workspace_and_prefect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from feeb_pipelines.cli.doctor import check_disk, check_prefect, check_python
+
+    assert check_python().level == "ok"
+    assert check_disk(tmp_path / "not" / "there").level in ("ok", "note")
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    assert check_prefect().level == "problem"
+    monkeypatch.delenv("PREFECT_API_URL")
+    assert check_prefect().level == "ok"
+
+
+def test_the_installed_command_exists() -> None:
+    command = Path(sys.executable).with_name("feeb")
+    assert command.exists()
+    assert os.access(command, os.X_OK)
+    assert subprocess.run([str(command), "--version"], capture_output=True, text=True, cwd=ROOT, check=True).stdout.strip()

@@ -1,0 +1,102 @@
+"""prefect.yaml, a process work pool, a worker, and `prefect deployment run` in both forms."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from feeb_pipelines.flows import BUILT_IN
+from feeb_pipelines.prefect_hook import bare_name
+
+from .conftest import RECIPE, ROOT, Feeb, clean_environment, wait_until
+
+
+@pytest.mark.parametrize(
+    ("arguments", "index"),
+    [
+        ("deployment run pretrain", 2),
+        ("--no-prompt deployment run pretrain --param recipe=x.yaml", 3),
+        ("--profile local deployment run --param recipe=a -p b=c --watch pretrain", 9),
+        ("deployment run --params {} pretrain", 4),
+        ("deployment run pretrain/pretrain", None),
+        ("deployment run --id 1234", None),
+        ("deployment run --help", None),
+        ("deployment run", None),
+        ("deployment inspect pretrain", None),
+        ("deploy --all", None),
+        ("flow-run ls", None),
+    ],
+)
+def test_the_hook_completes_bare_names_and_nothing_else(arguments: str, index: int | None) -> None:
+    assert bare_name(arguments.split()) == index
+
+
+def test_there_is_one_deployment_a_flow() -> None:
+    from ruamel.yaml import YAML
+
+    deployments = YAML(typ="safe").load(ROOT / "prefect.yaml")["deployments"]
+    assert {d["name"] for d in deployments} == {*BUILT_IN, "pipeline", "stage"}
+    for deployment in deployments:
+        path, name = deployment["entrypoint"].split(":")
+        assert name == deployment["name"] == Path(path).stem
+        assert f'@flow(name="{name}"' in (ROOT / path).read_text()
+
+
+@pytest.mark.e2e
+def test_deployments_run_on_a_process_work_pool(served: Feeb) -> None:
+    ui = served.start("ui", "--no-open")
+    worker = None
+    try:
+        assert ui.stdout is not None
+        line = wait_until(lambda: re.search(r"PREFECT_API_URL=(\S+)", ui.stdout.readline()), 120, "feeb ui printed no address")  # type: ignore[union-attr]
+        environment = clean_environment(
+            PREFECT_API_URL=line[1], PREFECT_HOME=str(served.workspace / ".prefect-client"), FEEB_WORKSPACE=str(served.workspace), PREFECT_WORKER_QUERY_SECONDS="1"
+        )
+
+        def prefect(*arguments: str) -> str:
+            done = subprocess.run(
+                [str(Path(sys.executable).with_name("prefect")), *arguments], capture_output=True, text=True, env=environment, cwd=ROOT, timeout=120, check=False
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
+            return done.stdout + done.stderr
+
+        prefect("work-pool", "create", "feeb", "--type", "process")
+        deployed = prefect("--no-prompt", "deploy", "--all")
+        assert deployed.count("successfully created") >= len(BUILT_IN) + 2, deployed
+        worker = subprocess.Popen(
+            [str(Path(sys.executable).with_name("prefect")), "worker", "start", "--pool", "feeb", "--limit", "2"],
+            env=environment,
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.STDOUT,
+        )
+        parameters = ("--params", json.dumps({"recipe": str(RECIPE), "overrides": ["slow.steps=3"]}))
+        prefect("deployment", "run", "pipeline/pipeline", *parameters)
+        said = prefect("--no-prompt", "deployment", "run", "--param", "stage=sum_numbers", *("--param", f"recipe={RECIPE}"), "stage")
+        assert "'stage' is taken as the deployment stage/stage" in said
+
+        def states() -> list[tuple[str, str]]:
+            with sqlite3.connect(served.workspace / ".prefect" / "prefect.db") as database:
+                return sorted(database.execute("select name, state_name from flow_run").fetchall())
+
+        wanted = [("tiny-pipeline", "Completed"), ("tiny-sum_numbers", "Completed")]
+        wait_until(lambda: states() == wanted or any(s in ("Failed", "Crashed") for _, s in states()), 120, f"the runs did not end: {states()}")
+        assert states() == wanted
+        assert {r["stage"] for r in served.json("runs")} == {"make_numbers", "sum_numbers", "slow", "page"}
+    finally:
+        for process in (worker, ui):
+            if process is not None:
+                process.send_signal(signal.SIGTERM if process is ui else signal.SIGINT)
+                try:
+                    process.wait(20)
+                except subprocess.TimeoutExpired:
+                    os.kill(process.pid, signal.SIGKILL)
+                    process.wait()
+    assert ui.returncode == 0

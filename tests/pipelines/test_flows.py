@@ -1,0 +1,137 @@
+"""`feeb run` through Prefect: what is recorded, what survives kills, and that no process outlives its use."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sqlite3
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .conftest import RECIPE, Feeb, wait_until
+
+pytestmark = pytest.mark.e2e
+
+
+def rows(feeb: Feeb, query: str) -> list[tuple[Any, ...]]:
+    """What Prefect's database says once its server has ended."""
+    feeb.wait_for_no_process()
+    with sqlite3.connect(feeb.workspace / ".prefect" / "prefect.db") as database:
+        return database.execute(query).fetchall()
+
+
+def flow_runs(feeb: Feeb) -> list[tuple[str, str]]:
+    return rows(feeb, "select name, state_name from flow_run order by created")
+
+
+def task_runs(feeb: Feeb) -> list[tuple[str, str]]:
+    return rows(feeb, "select name, state_name from task_run order by created")
+
+
+def slow_state(feeb: Feeb) -> int:
+    """The step that stage slow has saved, 0 before it began."""
+    for path in feeb.workspace.glob("slow/*/state.json"):
+        return int(json.loads(path.read_text()))
+    return 0
+
+
+def test_a_recipe_is_one_flow_run_with_a_task_per_stage(served: Feeb) -> None:
+    done = served("run", RECIPE)
+    assert done.returncode == 0, done.stderr
+    assert "4 built, 0 reused" in done.stdout
+    assert "report.html" in done.stdout.splitlines()[-1]
+    again = served("run", RECIPE, "--set", "slow.steps=6")  # the first two stages are reused, as tasks
+    assert "2 built, 2 reused" in again.stdout, again.stdout + again.stderr
+    assert flow_runs(served) == [("tiny-pipeline", "Completed")] * 2
+    stages = ["make_numbers", "sum_numbers", "slow", "page"]
+    assert task_runs(served) == [(f"tiny-{stage}", "Completed") for stage in stages] * 2
+    tags = {name: set(json.loads(text)) for name, text in rows(served, "select name, tags from task_run")}
+    fingerprints = {r["fingerprint"] for r in served.json("runs") if r["stage"] == "slow"}
+    assert {"slow", "tiny"} < tags["tiny-slow"]
+    assert tags["tiny-slow"] & fingerprints
+    kinds = dict(rows(served, "select key, type from artifact"))
+    assert kinds["tiny-slow-summary"] == "markdown"
+    assert kinds["tiny-slow-metrics"] == kinds["tiny-pipeline-stages"] == "table"
+    assert "report.html" in str(rows(served, "select data from artifact where key = 'tiny-page-link'"))
+    messages = {message for (message,) in rows(served, "select message from log")}
+    assert {"starts at step 0", "numbers are made"} <= messages
+    assert not rows(served, "select name from flow_run where parameters not like '%tiny.yaml%'")
+    results = [json.loads(p.read_text()) for p in (served.workspace / ".prefect" / "storage").iterdir() if p.suffix != ".metadata"]
+    assert sum("fingerprint" in r for r in results) == 8
+
+
+def test_nothing_to_do_needs_no_server(feeb: Feeb) -> None:
+    assert feeb("run", RECIPE, "--in-process").returncode == 0
+    started = time.monotonic()
+    done = feeb("run", RECIPE, PREFECT_API_URL="http://127.0.0.1:9/api")
+    assert done.returncode == 0
+    assert "nothing to do" in done.stdout
+    assert time.monotonic() - started < 10
+    assert not (feeb.workspace / ".prefect").exists()
+
+
+def test_one_stage_builds_its_inputs_and_no_more(served: Feeb) -> None:
+    result = served.json("run", "sum_numbers", RECIPE)
+    assert [*result["runs"]["tiny"]] == ["make_numbers", "sum_numbers"]
+    assert flow_runs(served) == [("tiny-sum_numbers", "Completed")]
+
+
+def test_a_failing_stage_is_one_message_and_a_failed_run(served: Feeb) -> None:
+    done = served("run", RECIPE, "--set", "sum_numbers.fail=true")
+    assert done.returncode == 1
+    assert "these numbers do not add up" in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    assert flow_runs(served) == [("tiny-pipeline", "Failed")]
+    assert task_runs(served) == [("tiny-make_numbers", "Completed"), ("tiny-sum_numbers", "Failed")]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_ends_as_cancelled(served: Feeb, number: signal.Signals) -> None:
+    process = served.start("run", RECIPE, "--set", "slow.steps=1000", "--set", "slow.step_seconds=0.05")
+    wait_until(lambda: slow_state(served) >= 2, 90, "stage slow did not begin")
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=12)
+    assert process.returncode == 130, output
+    assert "saved at step" in output
+    assert "Traceback" not in output
+    assert flow_runs(served) == [("tiny-pipeline", "Cancelled")]
+    assert task_runs(served)[-1] == ("tiny-slow", "Cancelled")
+
+
+def test_a_killed_run_leaves_no_process_is_settled_and_continues(served: Feeb) -> None:
+    settings = ("--set", "slow.steps=40", "--set", "slow.step_seconds=0.1")
+    process = served.start("run", RECIPE, *settings)
+    wait_until(lambda: slow_state(served) >= 3, 90, "stage slow did not begin")
+    process.kill()
+    process.communicate()
+    served.wait_for_no_process(15)  # worker, server and guard end on their own
+    reached = slow_state(served)
+    assert flow_runs(served) == [("tiny-pipeline", "Running")]
+    done = served("run", RECIPE, *settings)
+    assert done.returncode == 0, done.stderr
+    assert served.artifacts()["slow"]["metrics"]["started_at"] == reached >= 3
+    assert flow_runs(served) == [("tiny-pipeline", "Crashed"), ("tiny-pipeline", "Completed")]
+    assert ("tiny-slow", "Crashed") in task_runs(served)
+    assert not {state for _, state in task_runs(served)} & {"Running", "Pending"}
+
+
+def test_two_runs_of_one_recipe_at_once_build_it_once(served: Feeb) -> None:
+    settings = ("--set", "slow.steps=40", "--set", "slow.step_seconds=0.1")
+    first = served.start("run", RECIPE, *settings)
+    second = served.start("run", RECIPE, *settings)
+    outputs = [p.communicate(timeout=120)[0] for p in (first, second)]
+    assert [first.returncode, second.returncode] == [0, 0], outputs
+    assert len(list(served.workspace.glob("slow/*/manifest.json"))) == 1
+    assert served.artifacts()["slow"]["metrics"]["started_at"] == 0
+    assert flow_runs(served) == [("tiny-pipeline", "Completed")] * 2
+
+
+def test_a_study_runs_every_member_in_one_flow_run(served: Feeb, tmp_path: Path) -> None:
+    study = tmp_path / "study.yaml"
+    study.write_text(f"extends: {RECIPE}\nname: study\nvariants: {{few: {{make_numbers.count: 3}}, many: {{make_numbers.count: 5}}}}\n")
+    result = served.json("run", study)
+    assert {label: stages["sum_numbers"]["metrics"]["total"] for label, stages in result["runs"].items()} == {"study-few": 3, "study-many": 10}
+    assert flow_runs(served) == [("study-pipeline", "Completed")]
