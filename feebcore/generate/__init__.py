@@ -1,0 +1,1 @@
+"""Decoding: `engine.generate` completes batches of prompts; processors and decoders are parts."""

@@ -1,0 +1,27 @@
+"""Sort: `72914=` is answered by `12479`. Digits are single tokens, so the prompt has one token a digit and '='."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from feebcore.protocols import Instance
+
+if TYPE_CHECKING:
+    from feeb_rl import SortConfig
+
+
+class Sort:
+    """Digits 0 to 9 drawn with repetition; one answer each; exact reward."""
+
+    def __init__(self, config: SortConfig) -> None:
+        self.digits = config.digits
+        self.max_completion_tokens = config.digits + 1
+
+    def instance(self, rng: np.random.Generator) -> Instance:
+        digits = "".join(map(str, rng.integers(0, 10, self.digits)))
+        return Instance(f"{digits}=", "".join(sorted(digits)), f"sort:{digits}")
+
+    def reward(self, instance: Instance, completion: str) -> float:
+        return float(completion == instance.answer)

@@ -1,0 +1,323 @@
+"""The known traps of PPO and GRPO (../shared/reference/rl_eval.md, section 2), by number. Others are tested where they
+live: 3 tests/generate/test_engine.py; 12, 13, 14, 17, 18, 28 test_advantages.py; 11, 15, 16, 31 test_losses.py; 27 test_resume.py;
+32, 33 test_tasks.py. 29 and 30 concern GSPO and CISPO, which are not built here."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from rl_toys import CharTokenizer, EmitTask, output, rl_config, tiny_model
+
+from feebcore.generate.engine import Completion, encode_prompt, generate
+from feebcore.model.build import choose
+from feebcore.protocols import ModelOutput
+from feebcore.rl import losses
+from feebcore.rl.rollouts import Experience, Prediction, collate, make_rollout, predict
+from feebcore.rl.trainer import RlTrainer
+from feebcore.stages.rl import RlConfig, check
+
+TOKENIZER = CharTokenizer()
+PROMPTS = ["12=", "3=", "4567=", "12="]
+
+
+def sharp_model(**options):
+    model = tiny_model(TOKENIZER.vocab_size, **options)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(2.5)
+    return model
+
+
+def make_rollouts(model, processors=(), budget=6, seed=0):
+    prompts = [encode_prompt(TOKENIZER, p) for p in PROMPTS]
+    completions = generate(model, prompts, budget, TOKENIZER.eos_id, processors, seed=seed)
+    rewards = [0.0, 1.0, 0.5, 1.0]
+    return [make_rollout(p, c, r, g, 0) for p, c, r, g in zip(prompts, completions, rewards, [0, 1, 1, 0], strict=True)]
+
+
+def build(algorithm="grpo", **options):
+    return choose("algorithms", {"name": algorithm, **options}).build()
+
+
+def filled(experience: Experience, values: bool = False) -> Experience:
+    generator = torch.Generator().manual_seed(1)
+    experience.reference_log_probs = experience.log_probs - 0.1 * torch.rand(experience.log_probs.shape, generator=generator)
+    if values:
+        experience.values = torch.randn(len(experience), experience.log_probs.shape[1] + 1, generator=generator)
+    return experience
+
+
+def make_trainer(folder, **options):
+    section = rl_config(**{"max_steps": 4, "prompts_per_step": 3, "group_size": 4, "eval_prompts": 4} | options)
+    score = lambda instance, completion: sum(t % 2 for t in completion.tokens) / len(completion.tokens)  # noqa: E731
+    return RlTrainer(section, tiny_model(TOKENIZER.vocab_size), TOKENIZER, EmitTask(12), folder, output(folder), score=score)
+
+
+def test_01_the_sampled_end_token_is_a_trained_token():
+    experience = collate(make_rollouts(sharp_model(), budget=24), 24)
+    assert not experience.truncated.all()
+    for row, start, length, cut in zip(experience.tokens, experience.starts, experience.lengths, experience.truncated, strict=True):
+        assert (row[start + length - 1] == TOKENIZER.eos_id) == (not cut)
+    assert experience.mask.sum() == experience.lengths.sum()
+
+
+def test_02_masks_come_from_lengths_so_any_id_may_pad():
+    """The loss is the same whether padding holds the end token, 0, or anything else."""
+    model, algorithm = sharp_model(), build()
+    experience = filled(collate(make_rollouts(model, budget=24), 24))
+    algorithm.prepare(experience, algorithm.initial_control())
+    totals = losses.totals_of(experience.lengths, 24)
+    found = []
+    for pad in (0, TOKENIZER.eos_id, 7):
+        padded = dataclasses.replace(experience, tokens=experience.tokens.clone())
+        places = torch.arange(padded.tokens.shape[1])[None] >= (padded.starts + padded.lengths)[:, None]
+        assert places.any()
+        padded.tokens[places] = pad
+        found.append(algorithm.loss(predict(model, padded), padded, totals, algorithm.initial_control()).loss.item())
+    assert found[0] == found[1] == found[2]
+
+
+def test_04_prompts_are_padded_left_for_sampling_and_rows_right_for_training():
+    rollouts = make_rollouts(sharp_model())
+    experience = collate(rollouts, 6)
+    for i, (rollout, prompt) in enumerate(zip(rollouts, PROMPTS, strict=True)):
+        assert rollout.tokens[: rollout.prompt_length] == tuple(encode_prompt(TOKENIZER, prompt))
+        assert tuple(experience.tokens[i, : len(rollout.tokens)].tolist()) == rollout.tokens
+        assert not experience.tokens[i, len(rollout.tokens) :].any()
+
+
+def test_05_log_probs_are_of_the_next_token_by_a_known_bigram_table():
+    class Bigram(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = torch.nn.Parameter(torch.randn(TOKENIZER.vocab_size, TOKENIZER.vocab_size, generator=torch.Generator().manual_seed(0)))
+            self.head = torch.nn.Identity()
+
+        def forward(self, tokens):
+            return ModelOutput(self.table[tokens])
+
+    rollouts = make_rollouts(sharp_model())
+    model = Bigram()
+    prediction = predict(model, collate(rollouts, 6))
+    table = model.table.log_softmax(-1)
+    for i, rollout in enumerate(rollouts):
+        for t, token in enumerate(rollout.completion):
+            before = rollout.tokens[rollout.prompt_length + t - 1]
+            assert prediction.log_probs[i, t].item() == pytest.approx(table[before, token].item(), abs=1e-6)
+            assert prediction.entropy[i, t].item() == pytest.approx(-(table[before].exp() * table[before]).sum().item(), abs=1e-5)
+        assert not prediction.log_probs[i, rollout.length :].any()
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_06_the_first_ratio_is_one_at_any_temperature(temperature):
+    model = sharp_model()
+    processors = [choose("processors", {"name": "temperature", "temperature": temperature}).build()]
+    experience = collate(make_rollouts(model, processors), 6)
+    ratio = (predict(model, experience, processors).log_probs - experience.log_probs).exp()[experience.mask]
+    assert torch.allclose(ratio, torch.ones_like(ratio), atol=1e-5)
+    if temperature != 1.0:
+        assert ((predict(model, experience).log_probs - experience.log_probs).abs()[experience.mask] > 1e-2).any()
+
+
+@pytest.mark.parametrize("name", ["top_k", "top_p", "min_p"])
+def test_07_truncated_sampling_is_refused_with_what_to_do(name):
+    class NoRecipe:
+        stages: dict = {}
+
+    section = RlConfig(processors=["temperature", name])
+    assert [p.split(":")[0] for p in check(section, NoRecipe())] == ["processors.1"]
+    assert "temperature only" in check(section, NoRecipe())[0]
+    assert not check(RlConfig(processors=["temperature"]), NoRecipe())
+
+
+@pytest.mark.parametrize("position", ["learned", "rope", "none"])
+def test_08_sampled_and_trained_log_probs_agree_and_dropout_is_off(position, tmp_path):
+    model = sharp_model(position=position, dropout=0.3)
+    experience = collate(make_rollouts(model), 6)
+    assert torch.allclose(predict(model, experience).log_probs, experience.log_probs, atol=1e-5)
+    trainer = make_trainer(tmp_path)
+    assert trainer.advance()["mismatch_kl"] < 1e-10
+    assert not trainer.policy.training
+
+
+def test_08_a_mismatch_is_measured(tmp_path):
+    trainer = make_trainer(tmp_path)
+    rollouts, _, _ = trainer.collect()
+    shifted = [dataclasses.replace(r, log_probs=tuple(p - 0.1 for p in r.log_probs)) for r in rollouts]
+    assert trainer.learn(shifted)["mismatch_kl"] == pytest.approx(np.exp(0.1) - 1 - 0.1, rel=1e-3)
+
+
+def test_08_bf16_keeps_sampler_and_trainer_close(tmp_path):
+    assert make_trainer(tmp_path, precision="bf16").advance()["mismatch_kl"] < 1e-3
+
+
+def test_09_nothing_is_re_tokenised(tmp_path):
+    """A tokenizer whose decoding does not round-trip: rollouts keep the sampled ids."""
+
+    class Lossy(CharTokenizer):
+        def decode(self, ids):
+            return "?" * len(ids)
+
+    trainer = make_trainer(tmp_path)
+    trainer.tokenizer = Lossy()
+    rollouts, _, completions = trainer.collect()
+    assert [list(r.completion) for r in rollouts] == [c.tokens for c in completions]
+
+
+@pytest.mark.parametrize("aggregation", losses.AGGREGATIONS)
+@pytest.mark.parametrize("algorithm", ["grpo", "ppo"])
+def test_10_gradients_do_not_depend_on_micro_batches(algorithm, aggregation, tmp_path):
+    gradients = []
+    for micro_batch in (0, 1, 2, 5):
+        options = {"name": algorithm, "aggregation": aggregation, "kl_coefficient": 0.1, "entropy_coefficient": 0.1, "minibatches": 1, "epochs": 1}
+        trainer = make_trainer(tmp_path / f"{micro_batch}", algorithm=options, micro_batch=micro_batch, grad_clip=0.0)
+        if trainer.actor.value_head is not None:
+            torch.nn.init.constant_(trainer.actor.value_head.weight, 0.05)
+        trainer.policy.requires_grad_(True)
+        rollouts, _, _ = trainer.collect()
+        assert len({r.length for r in rollouts}) > 1
+        trainer.optimizer.step = lambda: None  # keep the gradients, move nothing
+        trainer.learn(rollouts)
+        gradients.append({n: p.grad.clone() for n, p in trainer.actor.named_parameters()})
+    largest = max(g.abs().max() for g in gradients[0].values())
+    assert largest > 1e-4
+    for other in gradients[1:]:
+        for name, gradient in gradients[0].items():
+            assert torch.allclose(other[name], gradient, atol=1e-6 * max(1.0, largest.item())), name
+
+
+def test_19_truncation_bootstraps_the_critic_or_is_the_end():
+    """Reward 1 a step for ever, discount 0.9: bootstrapping with V = 10 finds no surprise, a terminal end does."""
+    from feebcore.rl.advantages import gae
+
+    rewards, values, lengths = torch.ones(2, 5), torch.full((2, 6), 10.0), torch.tensor([5, 5])
+    found, returns = gae(rewards, values, lengths, 0.9, 0.95, bootstrap=torch.tensor([True, False]))
+    assert found[0].abs().max() < 1e-5
+    assert torch.allclose(returns[0], torch.full((5,), 10.0), atol=1e-5)
+    assert found[1, -1] == -9
+
+
+def test_19_an_end_token_in_the_last_place_is_no_truncation():
+    prompt = [0, 5]
+    ended = make_rollout(prompt, Completion([3, TOKENIZER.eos_id], [-1.0, -1.0], [-1.0, -1.0], "stop"), 1.0, 0, 0)
+    cut = make_rollout(prompt, Completion([3, 4], [-1.0, -1.0], [-1.0, -1.0], "length"), 1.0, 0, 0)
+    experience = collate([ended, cut], 2)
+    experience.values = torch.full((2, 3), 5.0)
+    algorithm = build("ppo", truncation="bootstrap", whiten=False, lam=0.0)
+    algorithm.prepare(experience, algorithm.initial_control())
+    assert experience.advantages[:, -1].tolist() == [1.0 - 5.0, 1.0 + 5.0 - 5.0]
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "ppo"])
+def test_21_nan_and_infinity_on_padding_change_neither_loss_nor_gradient(algorithm):
+    part = build(algorithm, kl_coefficient=0.1, entropy_coefficient=0.1, dual_clip=3.0)
+    control = part.initial_control()
+    experience = filled(collate(make_rollouts(sharp_model(), budget=24), 24), values=True)
+    part.prepare(experience, control)
+    mask = experience.mask
+    assert not mask.all()
+    totals = losses.totals_of(experience.lengths, 24)
+    found = []
+    for poison in (0.0, float("nan"), float("inf"), 1e10):
+        leaf = experience.log_probs.clone().requires_grad_()
+        poisoned = lambda x, m=mask, v=poison: torch.where(m, x, torch.full_like(x, v))  # noqa: E731
+        values = torch.zeros(len(experience), mask.shape[1] + 1)
+        values[:, :-1] = poisoned(values[:, :-1])
+        dirty = copy.copy(experience)
+        for name in ("log_probs", "reference_log_probs", "advantages", "returns"):
+            if getattr(dirty, name) is not None:
+                setattr(dirty, name, poisoned(getattr(dirty, name)))
+        terms = part.loss(Prediction(poisoned(leaf), poisoned(torch.ones(mask.shape)), values), dirty, totals, control)
+        terms.loss.backward()
+        found.append((terms.loss.item(), leaf.grad))
+    for loss, gradient in found:
+        assert loss == found[0][0]
+        assert torch.equal(gradient, found[0][1])
+        assert gradient.isfinite().all()
+
+
+def test_22_the_reference_never_moves_and_the_first_look_is_on_policy(tmp_path):
+    trainer = make_trainer(tmp_path, algorithm={"name": "grpo", "kl_coefficient": 0.1, "epochs": 2, "minibatches": 2})
+    before = {k: v.clone() for k, v in trainer.reference.state_dict().items()}
+    rows = [trainer.advance() for _ in range(3)]
+    assert all(torch.equal(v, before[k]) for k, v in trainer.reference.state_dict().items())
+    assert not torch.equal(trainer.policy.head.weight, before["head.weight"])
+    assert all(row["mismatch_kl"] < 1e-10 for row in rows)  # old log-probs are the sampler's, of this step's weights
+    assert rows[0]["kl"] < 1e-8 < rows[2]["kl"]
+    assert not trainer.reference.training
+
+
+def test_22_nothing_is_clipped_on_the_first_update(tmp_path):
+    trainer = make_trainer(tmp_path, algorithm={"name": "grpo", "epochs": 1, "minibatches": 1})
+    assert [trainer.advance()["clip_fraction"] for _ in range(2)] == [0.0, 0.0]
+
+
+def test_23_extreme_log_ratios_stay_finite():
+    mask = torch.ones(1, 3, dtype=torch.bool)
+    new = torch.tensor([[-500.0, 0.0, 300.0]], requires_grad=True)
+    terms = losses.policy_loss(new, torch.zeros(1, 3) - 100.0, torch.tensor([[-1.0, -1.0, 1.0]]), mask)
+    kl = losses.kl_estimate(new, torch.zeros(1, 3), mask, "k3")
+    (terms.per_token.sum() + kl.sum()).backward()
+    assert terms.per_token.isfinite().all()
+    assert kl.isfinite().all()
+    assert new.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "ppo"])
+def test_24_metrics_do_not_depend_on_micro_batches(algorithm, tmp_path):
+    rows = [make_trainer(tmp_path / f"{m}", algorithm=algorithm, micro_batch=m).advance() for m in (0, 1, 5)]
+    for name in ("reward", "kl", "entropy", "length", "clip_fraction", "pg_loss", "grad_norm", "zero_variance"):
+        assert [r[name] for r in rows] == pytest.approx([rows[0][name]] * 3, abs=1e-5), name
+
+
+def test_25_the_value_head_starts_at_zero(tmp_path):
+    trainer = make_trainer(tmp_path, algorithm="ppo")
+    assert not any(p.any() for p in trainer.actor.value_head.parameters())
+
+
+def test_26_on_policy_the_loss_is_zero_and_the_gradient_is_not(tmp_path):
+    row = make_trainer(tmp_path, algorithm={"name": "grpo", "aggregation": "sequence_mean"}).advance()
+    assert row["grad_norm"] > 1e-3
+    assert "pg_loss" in row
+
+
+def test_34_groups_are_named_not_positional():
+    rollouts = make_rollouts(sharp_model())
+    algorithm = build()
+    straight, mixed = collate(rollouts, 6), collate([rollouts[i] for i in (2, 0, 3, 1)], 6)
+    for experience in (straight, mixed):
+        algorithm.prepare(experience, algorithm.initial_control())
+    assert torch.equal(straight.advantages[[2, 0, 3, 1], :1], mixed.advantages[:, :1])
+
+
+def test_a_reward_of_none_teaches_nothing():
+    rollouts = make_rollouts(sharp_model())
+    rollouts[1] = dataclasses.replace(rollouts[1], reward=None)
+    for name in ("grpo", "ppo"):
+        algorithm = build(name)
+        experience = filled(collate(rollouts, 6), values=True)
+        algorithm.prepare(experience, algorithm.initial_control())
+        assert not experience.advantages[1].any()
+        assert experience.advantages.isfinite().all()
+    assert experience.returns[1].tolist() == experience.values[1, :-1].tolist()  # nor the critic
+
+
+def test_k1_in_the_loss_and_an_adaptive_kl_of_zero_are_refused():
+    with pytest.raises(ValidationError, match="gradient of zero"):
+        choose("algorithms", {"name": "grpo", "kl_estimator": "k1", "kl_coefficient": 0.1})
+    with pytest.raises(ValidationError, match="start above 0"):
+        choose("algorithms", {"name": "ppo", "kl_target": 1.0})
+
+
+def test_adaptive_kl_moves_towards_its_target():
+    algorithm = build("ppo", kl_coefficient=0.1, kl_target=2.0)
+    control = algorithm.initial_control()
+    algorithm.adapt(control, {"kl": 4.0})
+    assert control["kl_coefficient"] == pytest.approx(0.1 * 1.02)
+    algorithm.adapt(control, {"kl": 1.9})
+    assert control["kl_coefficient"] == pytest.approx(0.1 * 1.02 * (1 - 0.005))
