@@ -1,0 +1,156 @@
+"""Runs named checks on a part. A check is a function that raises CheckFailed, saying what it saw."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from feebcore.config import Part
+from feebcore.specs import PartSpec
+
+if TYPE_CHECKING:
+    from feebcore.registry import Registry
+
+FAMILIES = ("generic", "models", "objectives", "training", "data", "sampling", "tasks")
+
+
+class CheckFailed(AssertionError):
+    """A part broke a promise; the message says what was seen."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A part under test, with options from its defaults, or from `example` on its config class where it has some."""
+
+    seam: str
+    part: Part
+    registry: Registry | None = None
+    complete: bool = True  # False: some option has neither a default nor an example, so the part cannot be built here
+
+    @property
+    def spec(self) -> PartSpec:
+        return self.part.spec
+
+
+@dataclass(frozen=True)
+class Check:
+    """meaning: one sentence, what a failure means and which mistake usually causes it."""
+
+    name: str
+    seams: tuple[str, ...]  # empty: every seam
+    meaning: str
+    run: Callable[[Candidate], None]
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    seam: str
+    part: str
+    check: str
+    passed: bool
+    message: str = ""
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        return f"{self.seam}/{self.part}: {self.check} {'ok' if self.passed else 'FAILED: ' + self.message}"
+
+
+_CHECKS: dict[str, Check] = {}
+
+
+def check(*seams: str, meaning: str) -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
+    """Register a function as the check of its name on these seams (none: on every seam)."""
+
+    def register(function: Callable[[Any], None]) -> Callable[[Any], None]:
+        name = function.__name__
+        assert name not in _CHECKS or _CHECKS[name].run.__module__ == function.__module__, f"two checks are called {name}"
+        _CHECKS[name] = Check(name, seams, meaning, function)
+        return function
+
+    return register
+
+
+def fail(text: str) -> NoReturn:
+    raise CheckFailed(text)
+
+
+def require(condition: Any, text: str) -> None:
+    if not condition:
+        fail(text)
+
+
+@functools.cache
+def _load_checks() -> dict[str, Check]:
+    for family in FAMILIES:
+        importlib.import_module(f"feebcore.testing.{family}")
+    return _CHECKS
+
+
+NEEDS_THE_WORLD = ("stages", "sources", "planners", "benchmarks", "importers", "exporters")
+"""Seams whose parts may have options that nobody but the recipe can fill in: paths, addresses, budgets."""
+
+
+def checks_for(seam: str) -> list[Check]:
+    """Every check of a seam, in the order in which they stand in their files."""
+    return [c for c in _load_checks().values() if not c.seams or seam in c.seams]
+
+
+def candidate(seam: str, part: str | Part, registry: Registry | None = None) -> Candidate:
+    """The part of this name as a Candidate. Options: `example` (a dict) on its config class, else the defaults."""
+    from feebcore.model.build import choose
+    from feebcore.registry import get_registry
+
+    if isinstance(part, Part):
+        return Candidate(seam, part, registry)
+    spec = (registry or get_registry()).resolve(seam, part)
+    if any(f.is_required() for k, f in spec.config.model_fields.items() if k not in example_options(spec)):
+        return Candidate(seam, Part(seam, spec, spec.config.model_construct()), registry, complete=False)
+    return Candidate(seam, choose(seam, {"name": part, **example_options(spec)}, registry), registry)
+
+
+def example_options(spec: PartSpec) -> dict[str, Any]:
+    return dict(getattr(spec.config, "example", {}))
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Models this small lose more to waking threads than they gain."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def run_check(check: Check, subject: Candidate) -> CheckResult:
+    """Run one check; anything it raises is a failure of the part."""
+    begun = time.perf_counter()
+    message = ""
+    try:
+        with one_thread():
+            check.run(subject)
+    except CheckFailed as error:
+        message = f"{error}. {check.meaning}"
+    except Exception as error:  # a broken part may raise anything; that is its result
+        message = f"it raised {type(error).__name__}: {error}. {check.meaning}"
+    return CheckResult(subject.seam, subject.part.name, check.name, not message, message, time.perf_counter() - begun)
+
+
+def check_part(seam: str, part: str | Part, only: Iterable[str] = (), registry: Registry | None = None) -> list[CheckResult]:
+    """Run the contract of `seam` on a part given by name or chosen with options. only: names of checks."""
+    return list(iterate(candidate(seam, part, registry), only))
+
+
+def iterate(subject: Candidate, only: Iterable[str] = ()) -> Iterator[CheckResult]:
+    wanted = set(only)
+    for item in checks_for(subject.seam):
+        if (not wanted or item.name in wanted) and (subject.complete or item.name == "well_formed"):
+            yield run_check(item, subject)

@@ -1,0 +1,24 @@
+"""What every part promises, whatever its seam."""
+
+from __future__ import annotations
+
+from feebcore.config import identity_of
+from feebcore.model.build import choose
+from feebcore.testing.framework import NEEDS_THE_WORLD, Candidate, check, require
+
+
+@check(meaning="The part cannot be listed, explained or loaded; a wrong path in `build` is the usual cause.")
+def well_formed(subject: Candidate) -> None:
+    spec = subject.spec
+    require(len(spec.summary) > 8 and spec.summary.endswith("."), f"summary {spec.summary!r} is no sentence")
+    require(callable(spec.load()), f"build {spec.build!r} is not callable")
+    missing = [key for key, field in spec.config.model_fields.items() if field.is_required()]
+    require(subject.complete or subject.seam in NEEDS_THE_WORLD, f"{', '.join(missing)} has no default; give one, or an `example` on the config class")
+
+
+@check(meaning="The options do not survive being written to a recipe and read again, so a run could not be repeated.")
+def options_round_trip(subject: Candidate) -> None:
+    if subject.seam == "stages":
+        return
+    again = choose(subject.seam, subject.part.dump(), subject.registry)
+    require(again == subject.part and identity_of(again.config) == identity_of(subject.part.config), f"{subject.part.dump()} reads back as {again.dump()}")

@@ -1,0 +1,256 @@
+"""What architectures and block parts promise. A block part is checked inside a small transformer.
+
+Models are tiny (2 layers, width 32, 4 heads, 61 tokens, rows of 12) and, but for the check of the first loss, vivid:
+their weights are drawn so large that attention is far from uniform and every leak is visible.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from feebcore.config import Part
+from feebcore.model.build import build_model, choose
+from feebcore.model.groups import param_groups
+from feebcore.model.io import load_model, save_model
+from feebcore.testing.framework import Candidate, check, example_options, require
+
+BLOCK_KEYS = {
+    "attentions": "attention",
+    "feedforwards": "feedforward",
+    "norms": "norm",
+    "positions": "position",
+    "wirings": "wiring",
+    "depths": "depth",
+    "embeddings": "embedding",
+    "heads": "head",
+    "initialisations": "initialisation",
+}
+SEAMS = ("architectures", *BLOCK_KEYS)
+SIZES = {"num_layers": 2, "d_model": 32, "num_heads": 4}
+VOCAB, ROWS, LENGTH = 61, 3, 12
+CLOSE = 2e-5  # fp32, on hidden states of unit scale
+
+
+def architecture_of(subject: Candidate) -> Part:
+    """The architecture itself at a small size, or a small transformer with the block part in its place."""
+    if subject.seam in BLOCK_KEYS:
+        return choose("architectures", {"name": "transformer", **SIZES, BLOCK_KEYS[subject.seam]: subject.part}, subject.registry)
+    if example_options(subject.spec):
+        return subject.part
+    small = {k: v for k, v in SIZES.items() if k in subject.spec.config.model_fields}
+    return choose("architectures", {**subject.part.dump(), **small}, subject.registry)
+
+
+def small_model(subject: Candidate, vivid: bool = True) -> Any:
+    model = build_model(architecture_of(subject), VOCAB, LENGTH, seed=1)
+    if vivid:
+        enliven(model)
+    return model
+
+
+@torch.no_grad()
+def enliven(model: nn.Module) -> None:
+    """Weights of unit gain, gains and biases off their neutral values: nothing is zero, symmetric or negligible."""
+    random = torch.Generator().manual_seed(2)
+    for parameter in model.parameters():
+        noise = torch.randn(parameter.shape, generator=random)
+        if parameter.ndim >= 2:
+            parameter.copy_(noise / math.sqrt(parameter.shape[-1]))
+        else:
+            parameter.add_(0.2 * noise)
+
+
+def some_tokens(rows: int = ROWS, length: int = LENGTH, seed: int = 3) -> Tensor:
+    return torch.randint(VOCAB, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def loss_of(model: Any, tokens_BT: Tensor) -> Tensor:
+    """Mean next-token loss, written plainly."""
+    logits = model.head(model(tokens_BT[:, :-1]).hidden).float()
+    return F.cross_entropy(logits.flatten(0, 1), tokens_BT[:, 1:].flatten())
+
+
+def require_close(found: Tensor, wanted: Tensor, what: str, tolerance: float = CLOSE) -> None:
+    require(found.shape == wanted.shape, f"{what}: shape {tuple(found.shape)}, not {tuple(wanted.shape)}")
+    difference = (found - wanted).abs().max().item() if found.numel() else 0.0
+    require(difference <= tolerance * max(1.0, wanted.abs().max().item()), f"{what}: differs by {difference:.2g}")
+
+
+@check(*SEAMS, meaning="A position sees tokens after it, so training loss is too good to be true; look for a missing, transposed or shifted causal mask.")
+@torch.no_grad()
+def causality(subject: Candidate) -> None:
+    model, tokens = small_model(subject), some_tokens()
+    before = model(tokens).hidden
+    for t in (1, LENGTH // 2, LENGTH - 1):
+        changed = tokens.clone()
+        changed[:, t:] = (changed[:, t:] + 7) % VOCAB
+        require_close(model(changed).hidden[:, :t], before[:, :t], f"positions before {t} after tokens from {t} on were changed")
+
+
+@check(
+    *SEAMS, meaning="A row's result depends on the other rows, so scores change with batch size; look for statistics or softmax over the batch or head axis."
+)
+@torch.no_grad()
+def batch_invariance(subject: Candidate) -> None:
+    model, tokens = small_model(subject), some_tokens()
+    together = model(tokens).hidden
+    for row in range(ROWS):
+        require_close(model(tokens[row : row + 1]).hidden, together[row : row + 1], f"row {row} alone and in a batch of {ROWS}")
+
+
+@check(*SEAMS, meaning="Packed documents see each other; look for a mask or positions that ignore doc_ids.")
+@torch.no_grad()
+def document_isolation(subject: Candidate) -> None:
+    model, tokens = small_model(subject), some_tokens()
+    cuts = (0, 5, 6, LENGTH)
+    doc_ids = torch.repeat_interleave(torch.arange(3), torch.tensor([5, 1, 6])).expand(ROWS, -1)
+    packed = model(tokens, doc_ids=doc_ids).hidden
+    for start, stop in itertools.pairwise(cuts):
+        require_close(packed[:, start:stop], model(tokens[:, start:stop]).hidden, f"document at {start}..{stop} packed and alone")
+
+
+@check(*SEAMS, meaning="Generation differs from training; look for positions that start again at 0, or an offset by one, when a cache is used.")
+@torch.no_grad()
+def cache_parity(subject: Candidate) -> None:
+    model, tokens = small_model(subject), some_tokens()
+    whole = model(tokens).hidden
+    for steps in ((5, 1, 1, 3, 2), (1,) * LENGTH):
+        cache, start, parts = model.new_cache(ROWS, LENGTH), 0, []
+        for step in steps:
+            parts.append(model(tokens[:, start : start + step], cache=cache).hidden)
+            start += step
+        require_close(torch.cat(parts, 1), whole, f"fed in pieces of {steps} through the cache")
+
+
+@check(*SEAMS, meaning="Padding on the left changes the result; look for a mask that lets padding be attended, or positions that count it.")
+@torch.no_grad()
+def left_padding_parity(subject: Candidate) -> None:
+    model, tokens = small_model(subject), some_tokens()
+    lengths = (4, 7, 9)
+    width = max(lengths)
+    padded, doc_ids = torch.zeros(ROWS, width, dtype=torch.int64), torch.full((ROWS, width), -1)
+    for row, length in enumerate(lengths):
+        padded[row, width - length :], doc_ids[row, width - length :] = tokens[row, :length], 0
+    cache = model.new_cache(ROWS, LENGTH)
+    plain, cached = model(padded, doc_ids=doc_ids).hidden, model(padded, doc_ids=doc_ids, cache=cache).hidden
+    steps = [model(tokens[torch.arange(ROWS), torch.tensor(lengths) + i][:, None], cache=cache).hidden for i in range(2)]
+    for row, length in enumerate(lengths):
+        wanted = model(tokens[row : row + 1, : length + 2]).hidden[0]
+        require_close(plain[row, width - length :], wanted[:length], f"row of {length} tokens, {width - length} padding before it")
+        require_close(cached[row, width - length :], wanted[:length], f"the same through the cache, {width - length} padding")
+        for i, step in enumerate(steps):
+            require_close(step[row, 0], wanted[length + i], f"token {i + 1} decoded after {width - length} padding")
+
+
+@check(
+    *SEAMS,
+    meaning="A fresh model is not close to guessing evenly, so the first steps are spent unlearning; look at the initialisation or a head without a norm before it.",
+)
+@torch.no_grad()
+def initial_loss(subject: Candidate) -> None:
+    loss = loss_of(small_model(subject, vivid=False), some_tokens(8)).item()
+    require(abs(loss - math.log(VOCAB)) < 0.25, f"first loss {loss:.3f}, ln V is {math.log(VOCAB):.3f}")
+
+
+@check(
+    *SEAMS, meaning="A parameter gets no gradient and never learns; look for a detach, an argmax without a straight-through, or a module that is not called."
+)
+def gradient_everywhere(subject: Candidate) -> None:
+    model = small_model(subject)
+    loss_of(model, torch.arange(LENGTH * 8).view(8, LENGTH) % VOCAB).backward()
+    dead = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all() or not p.grad.abs().max() > 0]
+    require(not dead, f"no finite gradient in {', '.join(dead[:5])}")
+    grouped = sorted(n for g in param_groups(model) for n in g.names)
+    require(grouped == sorted(n for n, _ in model.named_parameters()), "param_groups does not list every parameter once")
+
+
+@check(
+    *SEAMS, meaning="The model cannot even learn one batch by heart; look for a wrong axis, a saturated softmax or an update that never reaches the weights."
+)
+def overfits_one_batch(subject: Candidate) -> None:
+    model, tokens = small_model(subject, vivid=False), some_tokens(4)
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-2)
+    loss = math.inf
+    for _ in range(80):
+        value = loss_of(model, tokens)
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        loss = value.item()
+        if loss < 0.15:
+            return
+    require(False, f"loss {loss:.2f} after 80 steps on one batch")
+
+
+@check(*SEAMS, meaning="Declared counts are not the measured ones, so every compute comparison is off; see feebcore/model/counting.py for what to declare.")
+@torch.no_grad()
+def counts_are_measured(subject: Candidate) -> None:
+    model = small_model(subject)
+    counts, total = model.count(), sum(p.numel() for p in model.parameters())
+    require(counts.total == total, f"declares {counts.total} parameters, has {total}")
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model.head(model(some_tokens(1)).hidden)
+    declared, measured = counts.flops_per_token * LENGTH, counter.get_total_flops()
+    require(declared == measured, f"declares {declared:.0f} FLOPs a sequence, FlopCounterMode sees {measured}")
+    cache = model.new_cache(1, LENGTH)
+    model(some_tokens(1), cache=cache)
+    kept = sum(x.numel() * 4 for slot in cache.slots for x in slot) / LENGTH
+    require(counts.cache_bytes_per_token == kept, f"declares {counts.cache_bytes_per_token} cache bytes a token, keeps {kept:.0f}")
+
+
+@check(*SEAMS, meaning="torch.compile changes the result or cannot follow the code; look for Python side effects, data-dependent branches or in-place tricks.")
+def compile_parity(subject: Candidate) -> None:
+    model, tokens = small_model(subject), some_tokens()
+    eager = loss_of(model, tokens)
+    wanted = torch.autograd.grad(eager, list(model.parameters()))
+    torch._dynamo.reset()
+    compiled = torch.compile(loss_of, backend="aot_eager", fullgraph=True)(model, tokens)
+    found = torch.autograd.grad(compiled, list(model.parameters()))
+    require_close(compiled, eager, "loss compiled and eager")
+    for name, a, b in zip(dict(model.named_parameters()), found, wanted, strict=True):
+        require_close(a, b, f"gradient of {name} compiled and eager")
+
+
+@check(*SEAMS, meaning="In bf16 the result drifts; look for a sum, norm or softmax that is not raised to fp32.")
+@torch.no_grad()
+def bf16_is_close(subject: Candidate) -> None:
+    model, tokens = small_model(subject), some_tokens()
+    wanted = model(tokens).hidden
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model(tokens).hidden.float()
+    error = ((found - wanted).square().mean() / wanted.square().mean()).sqrt().item()
+    require(error < 0.05, f"relative error {error:.3f} in bf16")
+
+
+@check(*SEAMS, meaning="A saved model is another one when loaded; look for state outside parameters and buffers, or weights that are tied only at first.")
+@torch.no_grad()
+def saves_and_loads(subject: Candidate) -> None:
+    model, architecture = small_model(subject), architecture_of(subject)
+    with tempfile.TemporaryDirectory() as folder:
+        save_model(Path(folder) / "model", model, architecture)
+        again = load_model(Path(folder) / "model", registry=subject.registry)
+    require(torch.equal(again(some_tokens()).hidden, model.eval()(some_tokens()).hidden), "hidden states differ after save and load")
+    require(len(list(again.parameters())) == len(list(model.parameters())), "parameters that were shared are separate after load")
+
+
+@check(*SEAMS, meaning="The same seed gives other weights, so a run cannot be repeated; look for random numbers drawn outside torch's generator.")
+def built_from_the_seed_alone(subject: Candidate) -> None:
+    architecture = architecture_of(subject)
+    before = torch.random.get_rng_state()
+    first = build_model(architecture, VOCAB, LENGTH, seed=5)
+    require(torch.equal(before, torch.random.get_rng_state()), "building moved the caller's random state")
+    torch.rand(3)
+    second, other = build_model(architecture, VOCAB, LENGTH, seed=5), build_model(architecture, VOCAB, LENGTH, seed=6)
+    same = lambda m: all(torch.equal(a, b) for a, b in zip(first.parameters(), m.parameters(), strict=True))  # noqa: E731
+    require(same(second), "seed 5 twice gives different weights")
+    require(not same(other), "seeds 5 and 6 give the same weights")

@@ -1,0 +1,58 @@
+"""What logits processors and decoders promise."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from feebcore.generate.decoding import RowRandom, row_seeds
+from feebcore.testing.framework import Candidate, check, require
+
+
+def example_logits() -> Tensor:
+    """[B,V] fp32: ordinary, peaked, flat, and partly removed rows."""
+    logits = torch.randn(5, 40, generator=torch.Generator().manual_seed(0)) * 3
+    logits[1] = 0.0
+    logits[2, 7] = 60.0
+    logits[3, 5:] = float("-inf")
+    logits[4, :39] = float("-inf")
+    return logits
+
+
+@check("processors", meaning="No token is left, so sampling fails or returns nonsense.")
+def keeps_a_token(subject: Candidate) -> None:
+    found = subject.part.build()(example_logits())
+    require(found.shape == example_logits().shape and not found.isnan().any(), "shape changed or NaN")
+    require((found > float("-inf")).any(-1).all(), "a row has no token left")
+
+
+@check("processors", meaning="A token that an earlier processor removed is possible again.")
+def removed_stays_removed(subject: Candidate) -> None:
+    logits = example_logits()
+    require((subject.part.build()(logits.clone())[logits == float("-inf")] == float("-inf")).all(), "a removed token is back")
+
+
+@check("processors", meaning="The likeliest token changes or a row depends on its neighbours, so a batch decodes differently from a row alone.")
+def processor_works_by_row(subject: Candidate) -> None:
+    logits, processor = example_logits(), subject.part.build()
+    together = processor(logits.clone())
+    for i in range(len(logits)):
+        require(torch.equal(processor(logits[i : i + 1].clone()), together[i : i + 1]), f"row {i} alone differs")
+
+
+@check("decoders", meaning="A decoder returns a token that was removed, or one outside the vocabulary.")
+def chooses_possible_tokens(subject: Candidate) -> None:
+    logits, decoder = example_logits().repeat(40, 1), subject.part.build()
+    tokens = decoder(logits, RowRandom(row_seeds(1, range(len(logits)))))
+    require(tokens.shape == (len(logits),) and not tokens.is_floating_point(), f"tokens {tuple(tokens.shape)} {tokens.dtype}")
+    require((logits.gather(-1, tokens[:, None]) > float("-inf")).all(), "a removed token was chosen")
+
+
+@check("decoders", meaning="A row's choice depends on its neighbours or on the call before, so completions change with batch size.")
+def decoder_works_by_row(subject: Candidate) -> None:
+    logits, decoder = example_logits(), subject.part.build()
+    seeds = row_seeds(3, range(len(logits)))
+    together = decoder(logits, RowRandom(seeds))
+    alone = [int(decoder(logits[i : i + 1], RowRandom(np.asarray(seeds[i : i + 1])))[0]) for i in range(len(logits))]
+    require(together.tolist() == alone, f"together {together.tolist()}, alone {alone}")

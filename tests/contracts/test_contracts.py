@@ -1,0 +1,52 @@
+"""Every built-in part keeps the contract of its seam."""
+
+from __future__ import annotations
+
+import pytest
+
+from feebcore.registry import BUILTIN, get_registry
+from feebcore.testing import candidate, checks_for, run_check
+from feebcore.testing.framework import iterate
+
+PARTS = [(seam, spec.name) for seam, spec in get_registry().parts() if spec.distribution == BUILTIN]
+
+
+@pytest.mark.parametrize(("seam", "name"), PARTS, ids=[f"{s}-{n}" for s, n in PARTS])
+def test_part_keeps_its_contract(seam: str, name: str) -> None:
+    broken = [str(result) for result in iterate(candidate(seam, f"{BUILTIN}/{name}")) if not result.passed]
+    assert not broken, "\n".join(broken)
+
+
+OPTIONS = [
+    ("attentions", {"name": "gqa", "num_kv_heads": 1, "qk_norm": True, "bias": True, "softcap": 20.0}),
+    ("norms", {"name": "rmsnorm", "learnable": False}),
+    ("norms", {"name": "layernorm", "learnable": False}),
+    ("heads", {"name": "tied", "softcap": 15.0}),
+    ("feedforwards", {"name": "swiglu", "hidden": 40, "bias": True}),
+    ("objectives", {"name": "next_token", "z_loss": 0.01, "label_smoothing": 0.1}),
+]
+
+
+@pytest.mark.parametrize(("seam", "value"), OPTIONS, ids=[f"{s}-{v['name']}-{i}" for i, (s, v) in enumerate(OPTIONS)])
+def test_part_keeps_its_contract_with_other_options(seam: str, value: dict[str, object]) -> None:
+    from feebcore.model.build import choose
+
+    broken = [str(r) for r in iterate(candidate(seam, choose(seam, value))) if not r.passed]
+    assert not broken, "\n".join(broken)
+
+
+def test_every_check_says_what_a_failure_means() -> None:
+    checks = {c.name: c for seam in get_registry()._parts for c in checks_for(seam)}
+    assert len(checks) > 35
+    assert all(len(c.meaning) > 30 and c.meaning.endswith(".") for c in checks.values())
+
+
+def test_a_failure_names_the_check_and_its_meaning() -> None:
+    from feebcore.testing import Check
+
+    def raises(subject: object) -> None:
+        raise RuntimeError("boom")
+
+    result = run_check(Check("explodes", (), "It explodes.", raises), candidate("norms", "rmsnorm"))
+    assert not result.passed
+    assert str(result) == "norms/rmsnorm: explodes FAILED: it raised RuntimeError: boom. It explodes."
