@@ -11,6 +11,7 @@ its own no-grad forward; random numbers it draws do not reach the training, whos
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,5 +82,11 @@ class Callback:
 
 
 def make_row(step: int, split: str, metrics: dict[str, Any]) -> dict[str, Any]:
-    """One row of the training log, floats rounded to six significant digits."""
-    return {"step": step, "split": split} | {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in metrics.items() if k != "step"}
+    """One row of the training log: floats with six significant digits, None for what is not finite (JSON has no NaN)."""
+    return {"step": step, "split": split} | {k: _plain(v) for k, v in metrics.items() if k != "step"}
+
+
+def _plain(value: Any) -> Any:
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.6g}") if math.isfinite(value) else None

@@ -127,7 +127,7 @@ def restore_model(model: nn.Module, tensors: dict[str, Tensor]) -> None:
 
 def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """State tensors under "parameter name|key", and what is no tensor (state values, group options) as JSON values."""
-    names = {p: n for n, p in model.named_parameters()}
+    names: dict[Tensor, str] = {p: n for n, p in model.named_parameters()}
     tensors: dict[str, Tensor] = {}
     scalars: dict[str, Any] = {}
     for parameter, state in optimizer.state.items():

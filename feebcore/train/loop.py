@@ -228,7 +228,7 @@ def micro_batches(batch: Batch, size: int, device: torch.device) -> Iterator[Bat
     for i in range(0, len(batch.tokens), size):
         fields = {f.name: getattr(batch, f.name) for f in dataclasses.fields(Batch)}
         cut = {k: None if v is None else v[i : i + size].to(device, non_blocking=True) for k, v in fields.items()}
-        yield Batch(**cut)
+        yield Batch(**cut)  # type: ignore[arg-type]
 
 
 def sum_of(values: list[Tensor]) -> Tensor:

@@ -11,6 +11,8 @@ import torch
 
 from feebcore.errors import FeebError
 
+_memory_filling: Any = torch.utils.deterministic  # a module whose attributes are properties, which type checkers do not see
+
 
 def resolve_device(wanted: str) -> torch.device:
     """'auto' is CUDA where there is some. Raises FeebError when CUDA is asked for and missing."""
@@ -56,16 +58,16 @@ def environment(device: torch.device) -> dict[str, Any]:
 @contextlib.contextmanager
 def execution(threads: int, deterministic: bool) -> Iterator[None]:
     """Threads and determinism inside; what was set before is set again after."""
-    old_threads, old_fill = torch.get_num_threads(), torch.utils.deterministic.fill_uninitialized_memory
+    old_threads, old_fill = torch.get_num_threads(), _memory_filling.fill_uninitialized_memory
     old = (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled())
     try:
         torch.set_num_threads(threads or available_cpus())
         if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS refuses deterministic mode without it
         torch.use_deterministic_algorithms(deterministic)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # memory we never read; filling it costs time
+        _memory_filling.fill_uninitialized_memory = False  # memory we never read; filling it costs time
         yield
     finally:
         torch.set_num_threads(old_threads)
         torch.use_deterministic_algorithms(old[0], warn_only=old[1])
-        torch.utils.deterministic.fill_uninitialized_memory = old_fill
+        _memory_filling.fill_uninitialized_memory = old_fill

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from feeb_tracking import MetricsConfig
@@ -25,14 +26,15 @@ class RowLogger(Callback):
 
     def on_step_end(self, step: int, metrics: dict[str, Any]) -> None:
         sums = self.sums
-        sums["loss"] += metrics["loss"]
-        sums["steps"] += 1
+        if math.isfinite(metrics["loss"]):  # else the step was skipped
+            sums["loss"] += metrics["loss"]
+            sums["steps"] += 1
         sums["seconds"] += metrics["seconds"]
         sums["data_wait"] += metrics["data_wait"]
         if step % self.every == 0 or step == self.run.section.max_steps:
             shown = {k: v for k, v in metrics.items() if k not in ("step", "seconds")}
             rate = (metrics["tokens"] - sums["tokens_before"]) / sums["seconds"] if sums["seconds"] else 0.0
-            means = {"loss": sums["loss"] / sums["steps"], "data_wait": sums["data_wait"], "tokens_per_second": rate}
+            means = {"loss": sums["loss"] / sums["steps"] if sums["steps"] else math.nan, "data_wait": sums["data_wait"], "tokens_per_second": rate}
             self.write(make_row(step, "train", shown | means))
             self.sums = zero_sums(metrics["tokens"])
 

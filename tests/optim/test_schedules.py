@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -26,7 +27,7 @@ def test_every_schedule_rises_then_never_rises_again(name, total, warmup, final)
     rise = min(warmup, total)
     assert values[:rise] == sorted(values[:rise])
     falling = values[max(0, rise - 1) :] if warmup <= total else []
-    assert all(a >= b - 1e-12 for a, b in zip(falling, falling[1:], strict=False))
+    assert all(a >= b - 1e-12 for a, b in itertools.pairwise(falling))
     assert [multiplier(step) for step in reversed(range(total))] == values[::-1]  # a function of the step alone
 
 

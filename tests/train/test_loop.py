@@ -11,6 +11,7 @@ from small_run import VOCAB, B, Cycle, T, run, section
 from torch.nn import functional as F
 
 from feebcore.errors import FeebError
+from feebcore.files import read_jsonl
 from feebcore.model.build import build_model
 from feebcore.train import compiling
 from feebcore.train.callbacks import Callback
@@ -79,7 +80,10 @@ def test_a_bad_step_stops_the_run_and_says_what_to_do(tmp_path):
 
 def test_a_bad_step_can_be_skipped_and_is_recorded(tmp_path):
     model, data = poisoned(section(), {5, 9})
-    result = run(tmp_path, section(on_bad_step="skip"), data, model=model)
+    result = run(tmp_path, section(on_bad_step="skip", log_every=1), data, model=model)
+    rows = read_jsonl(tmp_path / "metrics.jsonl")
+    assert [r["step"] for r in rows if r["loss"] is None] == [6, 10]
+    assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
     assert result.metrics["bad_steps"] == [6, 10]
     assert all(p.isfinite().all() for p in result.model.parameters())
 

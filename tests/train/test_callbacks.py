@@ -1,0 +1,119 @@
+"""The training log, samples and wandb."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from small_run import B, Cycle, T, run, section
+
+from feebcore.errors import FeebError
+from feebcore.files import read_jsonl
+from feebcore.train.callbacks import TrainRun
+
+
+def test_the_log_has_mean_losses_and_every_last_step(tmp_path):
+    dense = run(tmp_path / "a", section(log_every=1, max_steps=10), checkpoint=False, save=False)
+    run(tmp_path / "b", section(log_every=4, max_steps=10), checkpoint=False, save=False)
+    every, some = read_jsonl(tmp_path / "a" / "metrics.jsonl"), read_jsonl(tmp_path / "b" / "metrics.jsonl")
+    assert [r["step"] for r in every] == list(range(1, 11))
+    assert [r["step"] for r in some] == [4, 8, 10]
+    assert some[0]["loss"] == pytest.approx(sum(r["loss"] for r in every[:4]) / 4, rel=1e-4)
+    assert some[2]["loss"] == pytest.approx(sum(r["loss"] for r in every[8:]) / 2, rel=1e-4)
+    assert some[1]["tokens"] == 8 * B * T
+    assert {"lr", "grad_norm", "tokens_per_second", "data_wait", "elapsed", "split"} <= set(some[0])
+    assert dense.metrics["steps"] == 10
+
+
+def test_progress_events_carry_loss_and_rate(tmp_path):
+    run(tmp_path, section(callbacks=["progress"], max_steps=5), checkpoint=False, save=False)
+    events = [e for e in read_jsonl(tmp_path / "events.jsonl") if e["kind"] == "progress"]
+    assert events[-1]["done"] == events[-1]["total"] == 5
+    assert events[-1]["loss"] > 0
+    assert events[-1]["tokens_per_second"] > 0
+
+
+class Letters:
+    """Stands for a tokenizer: ids are letters."""
+
+    bos_id, eos_id, vocab_size = 62, 63, 64
+
+    def encode(self, text: str) -> list[int]:
+        return [ord(c) % 62 for c in text]
+
+    def decode(self, ids: list[int]) -> str:
+        return "".join(chr(65 + i) for i in ids if i < 62)
+
+
+def test_samples_are_written_every_so_often_and_at_the_end_and_change_no_bit(tmp_path, monkeypatch):
+    monkeypatch.setattr(TrainRun, "tokenizer", lambda self: Letters())
+    samples = {"name": "samples", "every": 4, "prompts": ["def", ""], "max_new_tokens": 5}
+    loud = run(tmp_path / "a", section(callbacks=[samples], max_steps=10), checkpoint=False, save=False).model
+    rows = read_jsonl(tmp_path / "a" / "samples.jsonl")
+    assert [(r["step"], r["prompt"]) for r in rows] == [(s, p) for s in (4, 8, 10) for p in ("def", "")]
+    assert all(1 <= len(r["text"]) <= 5 or r["finish_reason"] == "stop" for r in rows)
+    quiet = run(tmp_path / "b", section(callbacks=[], max_steps=10), checkpoint=False, save=False).model
+    assert all(a.equal(b) for a, b in zip(loud.parameters(), quiet.parameters(), strict=True))
+
+
+def test_samples_after_a_resume_equal_those_of_an_uninterrupted_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(TrainRun, "tokenizer", lambda self: Letters())
+    the_section = section(callbacks=[{"name": "samples", "every": 3, "max_new_tokens": 4}], max_steps=10)
+    run(tmp_path / "a", the_section)
+
+    def fail() -> None:
+        raise FeebError("power cut")
+
+    with pytest.raises(FeebError, match="power cut"):
+        run(tmp_path / "b", the_section, Cycle({7: fail}))  # after the samples of step 6, before the checkpoint of step 8
+    run(tmp_path / "b", the_section)
+    assert read_jsonl(tmp_path / "a" / "samples.jsonl") == read_jsonl(tmp_path / "b" / "samples.jsonl")
+
+
+def test_wandb_offline_holds_the_rows_of_the_log_and_no_key(tmp_path):
+    pytest.importorskip("wandb")
+    script = Path(__file__).with_name("small_run.py")
+    environment = os.environ | {"WANDB_API_KEY": "0123456789abcdef" * 2 + "01234567", "HOME": str(tmp_path)}
+    changes = {"callbacks": ["metrics", "wandb"], "max_steps": 7}
+    folder = tmp_path / "run"
+    folder.mkdir()
+    done = subprocess.run([sys.executable, str(script), str(folder), json.dumps(changes)], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert wandb_rows(folder) == read_jsonl(folder / "metrics.jsonl")
+    assert not any(environment["WANDB_API_KEY"].encode() in p.read_bytes() for p in folder.rglob("*") if p.is_file())
+
+
+def wandb_rows(folder: Path) -> list[dict]:
+    """History rows of the one offline run under a folder, in wandb's own binary log."""
+    from wandb.proto import wandb_internal_pb2
+
+    (file,) = folder.glob("wandb/offline-run-*/*.wandb")
+    rows = []
+    for data in leveldb_records(file.read_bytes()):
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        if record.WhichOneof("record_type") == "history":
+            items = {(i.key or ".".join(i.nested_key)): json.loads(i.value_json) for i in record.history.item}
+            rows.append({k: v for k, v in items.items() if not k.startswith("_")})
+    return rows
+
+
+def leveldb_records(content: bytes, header: int = 7, block: int = 32768) -> list[bytes]:
+    """Records of a LevelDB log behind a file header: per part a CRC (4 bytes), a length (2), a kind (1) and the data."""
+    records, position, parts = [], header, b""
+    while position + 7 <= len(content):
+        if block - position % block < 7:
+            position += block - position % block
+            continue
+        _, length, kind = struct.unpack("<IHB", content[position : position + 7])
+        parts += content[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            records.append(parts)
+            parts = b""
+    return records
