@@ -7,15 +7,17 @@ of documents that did not come in order.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import polars as pl
 
 from feebcore.errors import DataError
-from feebcore.files import sync_folder
+from feebcore.files import explain, sync_folder
 from feebcore.protocols import Document
 
 BATCH_BYTES = 32 << 20
@@ -54,13 +56,24 @@ class DocumentSpool:
     def flush(self) -> None:
         if self._rows:
             frame = pl.DataFrame(self._rows, schema=RAW, orient="row")
-            frame.write_parquet(self.folder / f"{self.prefix}-{self._files:06}.parquet", compression="lz4")
+            write_parquet(frame.lazy(), self.folder / f"{self.prefix}-{self._files:06}.parquet")
             self._files += 1
             self._rows, self._pending = [], 0
 
     def scan(self) -> pl.LazyFrame:
         self.flush()
         return pl.scan_parquet(sorted(self.folder.glob(f"{self.prefix}-*.parquet")), schema=RAW)
+
+
+def write_parquet(frame: pl.LazyFrame, path: Path, compression: Literal["lz4", "zstd"] = "lz4", row_group_size: int | None = None) -> None:
+    """Stream `frame` into a file, rows in order. A full or read-only disk is an ArtifactError that says what to do."""
+    try:
+        frame.sink_parquet(path, compression=compression, row_group_size=row_group_size, maintain_order=True)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        for code in (errno.ENOSPC, errno.EROFS):  # polars reports them as text only
+            if os.strerror(code) in str(error):
+                raise explain(OSError(code, os.strerror(code)), path) from error
+        raise
 
 
 def read_batches(path: Path, columns: Sequence[str], batch_bytes: int = BATCH_BYTES, first_row: int = 0) -> Iterator[pl.DataFrame]:
@@ -104,7 +117,9 @@ def write_documents(filtered: Path, target: Path, work: Path, split_modulus: int
         batches = read_batches(filtered, ["text", "source", "key"])
     else:
         batches = pl.read_parquet(filtered, columns=["text", "source", "key"]).sort("source", "key", maintain_order=True).iter_slices(4096)
-    digest, done, kept, files = hashlib.sha256(), 0, [], []
+    digest, done = hashlib.sha256(), 0
+    kept: list[pl.DataFrame] = []
+    files: list[Path] = []
     for batch in batches:
         encoded = [text.encode() for text in batch["text"]]
         hashes = [hashlib.sha256(text).hexdigest() for text in encoded]
@@ -116,13 +131,13 @@ def write_documents(filtered: Path, target: Path, work: Path, split_modulus: int
         kept.append(frame.drop("text"))
         digest.update("".join(f"{row}\n" for row in kept[-1].iter_rows()).encode())
         files.append(work / f"final-{len(files):06}.parquet")
-        frame.write_parquet(files[-1], compression="lz4")
+        write_parquet(frame.lazy(), files[-1])
         done += batch.height
         tick(done / names.height)
     table = pl.concat(kept)
     rows = max(16, min(100_000, (64 << 20) // max(1, int(table["num_bytes"].mean() or 1))))  # type: ignore[arg-type,call-overload]
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    pl.scan_parquet(files).sink_parquet(temporary, row_group_size=rows, compression="zstd", maintain_order=True)
+    write_parquet(pl.scan_parquet(files), temporary, compression="zstd", row_group_size=rows)
     handle = os.open(temporary, os.O_RDONLY)
     os.fsync(handle)
     os.close(handle)

@@ -27,7 +27,6 @@ from feebcore.protocols import Progress
 if TYPE_CHECKING:
     import httpx
 
-BLOCK = 1 << 18
 LONGEST_PAUSE = 120.0  # seconds
 
 
@@ -161,7 +160,7 @@ class Downloader:
                 length = answer.headers.get("Content-Length")
                 expected = have + int(length) if length and length.isdigit() else item.size
                 with open(part, mode) as stream:
-                    for block in answer.iter_raw(BLOCK):
+                    for block in answer.iter_raw():  # as it comes: a size here would hold back, and lose, the last part
                         stream.write(block)
                         have += len(block)
                         progress(have)

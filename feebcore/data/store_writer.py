@@ -34,8 +34,8 @@ def default_shard_tokens(num_bytes: int) -> int:
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
-    """uint16 when every id fits, else uint32."""
-    return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
+    """uint16 when every id fits and one value is left to fill with, else uint32."""
+    return np.dtype("<u2" if vocab_size < 2**16 else "<u4")
 
 
 class SplitWriter:
@@ -67,6 +67,12 @@ class SplitWriter:
         self._lengths_path = self.root.parent / f"{split}-lengths.bin"
         self._pending: list[np.ndarray] = []
         self._num_pending = 0
+        self.done: dict[str, Any] | None = None  # the split's row of the ledger, once it is finished
+        self.next_document = 0
+        self._skip = 0  # tokens of next_document that are on disk already
+        self._num_shards = self._num_written = 0
+        self._hashes: list[bytes] = []
+        self._lengths: list[int] = []
         self._load()
 
     def append(self, documents: Iterable[Sequence[int] | np.ndarray]) -> None:
@@ -95,7 +101,7 @@ class SplitWriter:
         if self._num_pending:
             self._flush(self._num_pending)
         offsets = np.concatenate([[0], np.cumsum(np.array(self._lengths, dtype=np.int64))]).astype(np.int64)
-        arrays = {"doc_offsets": offsets, "doc_bytes": doc_bytes.astype(np.int64), "doc_source": doc_source.astype(np.uint16)}
+        arrays: dict[str, np.ndarray] = {"doc_offsets": offsets, "doc_bytes": doc_bytes.astype(np.int64), "doc_source": doc_source.astype(np.uint16)}
         digest = hashlib.sha256(b"".join(self._hashes)).hexdigest()
         group = self._group()
         for name, array in arrays.items():
@@ -127,8 +133,8 @@ class SplitWriter:
         for leftover in self.root.rglob("*.partial"):  # a write that a kill or a full disk cut short
             leftover.unlink()
         rows = [r for r in read_jsonl(self.ledger) if r["split"] == self.split]
-        self.done: dict[str, Any] | None = next((r for r in rows if "documents" in r), None)
-        shards = [r for r in rows if "shard" in r] if self.done is None else []
+        self.done = next((r for r in rows if "documents" in r), None)
+        shards: list[dict[str, Any]] = [r for r in rows if "shard" in r] if self.done is None else []
         if shards and shards[0]["layout"] != self._layout():
             raise ArtifactError(f"{self.root} was begun with another layout ({shards[0]['layout']}); remove {self.root.parent} and run again")
         per_shard = self.shard_tokens // self.chunk_tokens
@@ -137,9 +143,8 @@ class SplitWriter:
         self._num_shards = len(shards)
         self._num_written = sum(r["tokens"] for r in shards)
         self._hashes = [bytes.fromhex(h) for r in shards for h in r["sha256"]]
-        self.next_document: int = shards[-1]["document"] if shards else 0
-        self._skip: int = shards[-1]["skip"] if shards else 0  # tokens of next_document that are on disk already
-        self._lengths: list[int] = []
+        self.next_document = shards[-1]["document"] if shards else 0
+        self._skip = shards[-1]["skip"] if shards else 0
         if shards:
             known = np.fromfile(self._lengths_path, dtype="<i8", count=self.next_document) if self.next_document else np.empty(0, np.int64)
             if len(known) < self.next_document:
@@ -173,6 +178,7 @@ class SplitWriter:
 
     def _group(self) -> Any:
         import zarr
+        from zarr.codecs import ZstdCodec
 
         root = zarr.open_group(str(self.root), mode="a")
         if (self.root / self.split / "tokens" / "zarr.json").exists():
@@ -184,10 +190,9 @@ class SplitWriter:
             dtype=self.dtype,
             chunks=(self.chunk_tokens,),
             shards=(self.shard_tokens,),
-            compressors=zarr.codecs.ZstdCodec(level=3) if self.compress else None,
+            compressors=ZstdCodec(level=3) if self.compress else None,
             filters=None,
-            fill_value=0,
-            config={"write_empty_chunks": True},
+            fill_value=int(np.iinfo(self.dtype).max),  # no id: zarr leaves chunks out that hold nothing else
             overwrite=True,
         )
         return group

@@ -110,10 +110,10 @@ def _filter(section: DownloadConfig, out: StageOutput, frame: pl.LazyFrame, work
     of the numeric columns that filters added."""
     import polars as pl
 
-    from feebcore.data.documents import RAW
+    from feebcore.data.documents import RAW, write_parquet
 
     path = work / "filtered-0.parquet"
-    frame.sink_parquet(path, compression="lz4", maintain_order=True)
+    write_parquet(frame, path)
     height = _height(path)
     for number, part in enumerate(section.filters, 1):
         _tick(out, number - 1, len(section.filters), "filters", "filter")
@@ -122,7 +122,7 @@ def _filter(section: DownloadConfig, out: StageOutput, frame: pl.LazyFrame, work
         if missing:
             raise DataError(f"download: filter {part.name!r} lost column {', '.join(sorted(missing))}; filters keep text, source, key and num_bytes")
         target = work / f"filtered-{number}.parquet"
-        frame.sink_parquet(target, compression="lz4", maintain_order=True)
+        write_parquet(frame, target)
         path.unlink()
         path, before, height = target, height, _height(target)
         dropped[f"filter {part.name}"] += before - height

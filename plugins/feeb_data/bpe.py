@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -73,7 +74,10 @@ class BpeTokenizer:
         self._words = re.compile(pattern(digits, "A-Za-z", "0-9"), re.ASCII)
         self.vocab_size = model.get_vocab_size(with_added_tokens=False) + NUM_SPECIAL
         self.bos_id, self.eos_id = self.vocab_size - 2, self.vocab_size - 1
-        self._forget()
+        self._byte_level = {i: model.pre_tokenizer.pre_tokenize_str(chr(i))[0][0] for i in range(128)}  # how byte-level BPE spells bytes
+        self._number: dict[str, int] = {}  # pretoken -> its place in _begin and _length, which say where in _ids its ids lie
+        self._num_ids = 0
+        self._length, self._begin, self._ids = np.empty(1024, np.int64), np.empty(1024, np.int64), np.empty(4096, np.int32)
 
     def encode(self, text: str) -> list[int]:
         return self.encode_batch([text])[0].tolist()
@@ -99,11 +103,11 @@ class BpeTokenizer:
     def _encode_ascii(self, text: str) -> np.ndarray:
         words = self._words.findall(text)
         distinct = set(words)
-        if new := distinct - self._number.keys():
+        if new := [word for word in distinct if word not in self._number]:
             if len(self._number) + len(new) > MAX_REMEMBERED:
                 self._forget()
-                new = distinct
-            self._remember(sorted(new))
+                new = list(distinct)
+            self._remember(new)
         which = np.fromiter(map(self._number.__getitem__, words), dtype=np.int64, count=len(words))
         lengths = self._length[which]
         before = np.cumsum(lengths) - lengths  # a ragged gather: each word's run of ids out of the flat list
@@ -111,8 +115,9 @@ class BpeTokenizer:
         return self._ids[places]
 
     def _remember(self, words: list[str]) -> None:
-        """Encode words on their own and keep word -> number, number -> run of ids."""
-        encoded = [e.ids for e in self._model.encode_batch_fast(words, add_special_tokens=False)]
+        """Encode ASCII pretokens on their own and keep word -> number, number -> run of ids."""
+        tokenize = self._model.model.tokenize  # past the pre-tokenizer: these are pretokens
+        encoded = [[token.id for token in tokenize(word.translate(self._byte_level))] for word in words]
         first, lengths = len(self._number), np.fromiter(map(len, encoded), dtype=np.int64, count=len(words))
         self._number.update(zip(words, range(first, first + len(words)), strict=True))
         self._length = _grown(self._length, first, lengths)
@@ -121,9 +126,8 @@ class BpeTokenizer:
         self._num_ids += int(lengths.sum())
 
     def _forget(self) -> None:
-        self._number: dict[str, int] = {}
+        self._number.clear()
         self._num_ids = 0
-        self._length, self._begin, self._ids = np.empty(1024, np.int64), np.empty(1024, np.int64), np.empty(4096, np.int32)
 
 
 def _grown(array: np.ndarray, used: int, more: np.ndarray) -> np.ndarray:
@@ -155,7 +159,7 @@ class BpeTrainer:
             initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
             show_progress=False,
         )
-        model.train_from_iterator(self._sample(texts, progress), trainer)
+        self._watched(model, trainer, texts, progress)
         reached = model.get_vocab_size(with_added_tokens=False) + NUM_SPECIAL
         if reached < config.vocab_size:
             raise DataError(
@@ -175,17 +179,37 @@ class BpeTrainer:
         except Exception as error:  # the Rust library raises bare Exception
             raise DataError(f"{path} is no tokenizer ({error}); run the tokenizer stage again") from error
 
-    def _sample(self, texts: Callable[[], Iterable[str]], progress: Progress) -> Iterator[str]:
+    def _watched(self, model: Any, trainer: Any, texts: Callable[[], Iterable[str]], progress: Progress) -> None:
+        """Train in a thread, so that this one can report, and be interrupted, while the Rust code runs for seconds."""
+        state = [0.0, 1.0]
+        failure: list[BaseException] = []
+
+        def work() -> None:
+            try:
+                model.train_from_iterator(self._sample(texts, state), trainer)
+            except BaseException as error:  # raised again below
+                failure.append(error)
+
+        thread = threading.Thread(target=work, daemon=True, name="train tokenizer")
+        thread.start()
+        while thread.is_alive():
+            thread.join(0.2)
+            progress(state[0], state[1])
+        if failure:
+            raise failure[0]
+
+    def _sample(self, texts: Callable[[], Iterable[str]], state: list[float]) -> Iterator[str]:
+        """The texts to learn from; `state` holds characters taken and characters wanted."""
         config = self._config
-        total = sum(min(len(t), config.max_document_chars) for t in texts()) if config.sample_chars else 0
-        share = min(1.0, config.sample_chars / total) if total else 1.0
-        seen = taken = 0.0
+        total = sum(min(len(text), config.max_document_chars) for text in texts())
+        share = min(1.0, config.sample_chars / total) if config.sample_chars and total else 1.0
+        state[1] = max(1.0, total * share)
+        seen = 0
         for text in texts():
             head = text[: config.max_document_chars]
             seen += len(head)
-            if taken <= seen * share:  # every document while all of it fits, else evenly spread ones
-                taken += len(head)
-                progress(taken, total * share)
+            if state[0] <= seen * share:  # every document while all of it fits, else evenly spread ones
+                state[0] += len(head)
                 yield from pieces(head)
 
 
