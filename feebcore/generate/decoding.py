@@ -40,8 +40,8 @@ Decoder = Callable[[Tensor, RowRandom], Tensor]
 def row_seeds(seed: int, rows: Sequence[int]) -> np.ndarray:
     """The seeds [B] uint64 of numbered rows under a run's seed; distinct for distinct (seed, row)."""
     with np.errstate(over="ignore"):
-        base = _mix(np.uint64(seed % 2**64) + _GOLDEN)
-        return _mix(base + np.asarray([r % 2**64 for r in rows], dtype=np.uint64) * _GOLDEN)
+        base = _mix(np.array([seed % 2**64], dtype=np.uint64) + _GOLDEN)
+        return _mix(base + np.array([r % 2**64 for r in rows], dtype=np.uint64) * _GOLDEN)
 
 
 def _mix(z: np.ndarray) -> np.ndarray:

@@ -61,7 +61,6 @@ def generate(
     device: default the model's. A completion ends early ('length') where the model's context is full.
     Raises DataError for an empty prompt or one that fills the context.
     """
-    prompts = [list(p) for p in prompts]
     for i, prompt in enumerate(prompts):
         if not prompt:
             raise DataError(f"prompt {i} is empty; begin it with the tokenizer's BOS")
@@ -77,7 +76,7 @@ def generate(
     try:
         for chunk in _chunks(order, [len(p) for p in prompts], max_new_tokens, model.seq_len, batch_size):
             random = RowRandom(seeds[chunk], device)
-            completions = _decode(model, [prompts[i] for i in chunk], max_new_tokens, eos_id, processors, decoder or sample, random, device)
+            completions = _decode(model, [list(prompts[i]) for i in chunk], max_new_tokens, eos_id, processors, decoder or sample, random, device)
             for i, completion in zip(chunk, completions, strict=True):
                 done[i] = completion
     finally:
@@ -138,8 +137,8 @@ def _decode(
             break
         next_positions = (next_positions + 1).clamp(max=model.seq_len - 1)  # rows that are done run on, unseen
         hidden = model(chosen[:, None], positions=next_positions, doc_ids=next_doc_ids, cache=cache).hidden[:, -1]
-    ids, log_probs, raw_log_probs = (torch.stack(c, 1).cpu().numpy() for c in zip(*columns, strict=True))
-    return [_cut(ids[i], log_probs[i], raw_log_probs[i], int(limits[i]), eos_id) for i in range(len(prompts))]
+    ids, processed, plain = (torch.stack(c, 1).cpu().numpy() for c in zip(*columns, strict=True))
+    return [_cut(ids[i], processed[i], plain[i], int(limits[i]), eos_id) for i in range(len(prompts))]
 
 
 def left_pad(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -8,7 +8,7 @@ L prompt and completion tokens, C model width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -82,8 +82,8 @@ class Experience:
 
     def rows(self, index: Tensor) -> Experience:
         """The same record for some rollouts only."""
-        chosen = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Experience(**{k: v[index] if isinstance(v, Tensor) else v for k, v in chosen.items()})
+        tensors: dict[str, Any] = {f.name: v[index] for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)}
+        return replace(self, **tensors)
 
 
 def collate(rollouts: Sequence[Rollout], budget: int, device: torch.device | str = "cpu") -> Experience:

@@ -47,8 +47,10 @@ class ActorCritic(nn.Module):
         self.policy = policy
         self.value_head: nn.Linear | None = None
         if uses_values:
-            width = policy.head.weight.shape[-1] if hasattr(policy.head, "weight") else policy.config.d_model  # type: ignore[union-attr]
-            self.value_head = nn.Linear(width, 1).to(next(policy.parameters()).device)
+            device = next(policy.parameters()).device
+            with torch.no_grad():
+                width = policy(torch.zeros(1, 1, dtype=torch.int64, device=device)).hidden.shape[-1]
+            self.value_head = nn.Linear(width, 1).to(device)
             nn.init.zeros_(self.value_head.weight)
             nn.init.zeros_(self.value_head.bias)
 
@@ -172,7 +174,9 @@ class RlTrainer:
         self.rollouts += len(rollouts)
         seconds = time.perf_counter() - began
         self.elapsed += seconds
-        row = {"step": self.step, "split": "train"} | metrics | {"rollouts": self.rollouts, "seconds": seconds, "seconds_generate": collected - began}
+        row: dict[str, Any] = (
+            {"step": self.step, "split": "train"} | metrics | {"rollouts": self.rollouts, "seconds": seconds, "seconds_generate": collected - began}
+        )
         self.first_reward = row["reward"] if self.first_reward is None else self.first_reward
         self.last = row
         if self.step % self.section.log_every == 0 or self.step == self.section.max_steps:
@@ -329,8 +333,8 @@ class RlTrainer:
         optimizers = []
         if self.actor.value_head is not None:
             if self.section.value_optimizer == "shared":
-                head = self.actor.value_head
-                groups = [*groups, ParamGroup("vector", ["value_head.weight", "value_head.bias"], [head.weight, head.bias])]
+                named = dict(self.actor.value_head.named_parameters(prefix="value_head"))
+                groups = [*groups, ParamGroup("vector", list(named), list(named.values()))]
             else:
                 rate = self.section.value_learning_rate
                 optimizers = [torch.optim.AdamW(self.actor.value_head.parameters(), lr=rate, weight_decay=0.0, eps=1e-5)]
@@ -368,7 +372,7 @@ class RlTrainer:
                 prediction = predict(self.policy, part, self.processors, self.actor.value_head)  # type: ignore[arg-type]
             terms = self.algorithm.loss(prediction, part, totals, self.control)
             terms.loss.backward()
-            sums = {k: sums.get(k, 0.0) + v for k, v in terms.sums.items()}
+            sums = {k: v + sums[k] if k in sums else v for k, v in terms.sums.items()}
             gap += losses.kl_estimate(part.log_probs.double(), prediction.log_probs.detach().double(), part.mask, "k3", clamp=False).sum()
         parameters = [p for p in self.policy.parameters() if p.grad is not None]
         norm = float(nn.utils.clip_grad_norm_(parameters, self.section.grad_clip or math.inf))

@@ -40,7 +40,7 @@ def test_learns_to_emit_the_rewarded_token(tmp_path, algorithm):
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS, ids=["grpo", "dr_grpo", "ppo"])
 def test_learns_to_stop_when_only_stopping_pays(tmp_path, algorithm):
-    """Trap 1: the end token is a sampled token like any other; where it is masked out, this cannot be learnt."""
+    """Trap 1: the end token is a sampled token like any other."""
 
     def score(instance: Instance, completion: Completion) -> float:
         return -float(len(completion.tokens))

@@ -224,15 +224,15 @@ def test_21_nan_and_infinity_on_padding_change_neither_loss_nor_gradient(algorit
     totals = losses.totals_of(experience.lengths, 24)
     found = []
     for poison in (0.0, float("nan"), float("inf"), 1e10):
-        leaf = experience.log_probs.clone().requires_grad_()
         poisoned = lambda x, m=mask, v=poison: torch.where(m, x, torch.full_like(x, v))  # noqa: E731
+        leaf = poisoned(experience.log_probs).requires_grad_()
         values = torch.zeros(len(experience), mask.shape[1] + 1)
         values[:, :-1] = poisoned(values[:, :-1])
         dirty = copy.copy(experience)
         for name in ("log_probs", "reference_log_probs", "advantages", "returns"):
             if getattr(dirty, name) is not None:
                 setattr(dirty, name, poisoned(getattr(dirty, name)))
-        terms = part.loss(Prediction(poisoned(leaf), poisoned(torch.ones(mask.shape)), values), dirty, totals, control)
+        terms = part.loss(Prediction(leaf, poisoned(torch.ones(mask.shape)), values), dirty, totals, control)
         terms.loss.backward()
         found.append((terms.loss.item(), leaf.grad))
     for loss, gradient in found:
