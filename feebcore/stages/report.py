@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from feebcore.artifacts import Artifact, StageOutput
 from feebcore.config import StageConfig
+from feebcore.errors import Interrupted
+from feebcore.files import read_json
 
 if TYPE_CHECKING:
     from feebcore.recipe import Recipe
 
 
 class ReportConfig(StageConfig):
-    """Options of stage report."""
+    """Options of stage report: none. It shows whatever the recipe's other stages made."""
 
 
 def check(section: ReportConfig, recipe: Recipe) -> list[str]:
@@ -22,4 +24,16 @@ def check(section: ReportConfig, recipe: Recipe) -> list[str]:
 
 
 def run(section: ReportConfig, inputs: Mapping[str, Artifact], out: StageOutput) -> dict[str, Any]:
-    raise NotImplementedError("to be written by its owner")
+    """Writes report.html, figures/ and summary.json; a run that was stopped starts over, it takes seconds."""
+    from feebcore.report.build import build_report
+
+    def tick(done: int, total: int) -> None:
+        if out.stop_requested:
+            raise Interrupted("report: stopped; run it again")
+        out.progress(done, total, "figures", "report")
+
+    recipe, environment = (read_json(out.path / name) if (out.path / name).exists() else {} for name in ("recipe.json", "environment.json"))
+    metrics = build_report(inputs, out.path, recipe, environment, tick)
+    out.content("report.html", "figures/*.png", "summary.json")
+    out.log(f"report: {out.path / 'report.html'}")
+    return metrics

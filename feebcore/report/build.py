@@ -1,0 +1,96 @@
+"""Puts a report together: figures in both modes, the page, and a summary for programs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from feebcore.artifacts import Artifact
+from feebcore.files import write_atomic, write_json
+from feebcore.report import facts, figures
+from feebcore.report.page import Picture, render
+from feebcore.report.style import DARK, LIGHT, Theme, png, styled
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+CAPTIONS = {
+    "training": ("Training", "Thin line: every logged step; thick line: running mean. Points: loss on held-out text that was never trained on."),
+    "sweep": (
+        "Scaling law",
+        "Each colour is one budget of training FLOPs, spent on models of different size; lines are the fitted law. "
+        "The diamond was predicted before the cell was run, the star is what it reached.",
+    ),
+    "reinforcement": (
+        "Reinforcement learning",
+        "Reward is on training prompts; accuracy on held-out prompts, before and after, is the result. Low entropy means that the policy has made up its mind.",
+    ),
+    "evaluation": ("Before and after", "The same benchmarks on every model of the run. Whiskers are 95 % intervals."),
+    "stage_times": ("Time per stage", "Seconds of work, earlier interrupted attempts included."),
+}
+
+
+def build_report(
+    artifacts: Mapping[str, Artifact], folder: Path, recipe: Mapping[str, Any], environment: Mapping[str, Any], tick: Callable[[int, int], None]
+) -> dict[str, Any]:
+    """Write report.html, figures/*.png and summary.json into `folder`; returns the metrics of the stage.
+
+    artifacts: by stage name, whichever there are. recipe: the resolved one. tick: called with (done, total).
+    """
+    pictures = draw_all(artifacts, tick)
+    (folder / "figures").mkdir(exist_ok=True)
+    for picture in pictures:
+        write_atomic(folder / "figures" / f"{picture.name}.png", picture.light)
+    root = str(folder.absolute().parents[1])
+    cards, sentences = facts.cards(artifacts), facts.sentences(artifacts)
+    environment_rows = facts.environment_rows(environment)
+    page = render(
+        [p for p in pictures if p.name != "stage_times"],
+        title=str(recipe.get("name") or "Report"),
+        lead=str(recipe.get("description") or ""),
+        cards=cards,
+        sentences=sentences,
+        samples=facts.sample_groups(artifacts),
+        answers=facts.answer_tables(artifacts),
+        stages=facts.stage_rows(artifacts, root),
+        parts=facts.part_rows(artifacts),
+        environment=environment_rows,
+        environment_line=", ".join(f"{n} {v}" for n, v in environment_rows if n in ("Python", "torch", "CPUs")),
+        recipe=facts.recipe_yaml(recipe) if recipe else "",
+    )
+    write_atomic(folder / "report.html", page)
+    summary = {"cards": [dataclasses.asdict(c) for c in cards], "sentences": [dataclasses.asdict(s) for s in sentences]}
+    write_json(folder / "summary.json", summary | {"metrics": {stage: a.metrics for stage, a in artifacts.items()}})
+    return {"report": "report.html", "figures": len(pictures)}
+
+
+def draw_all(artifacts: Mapping[str, Artifact], tick: Callable[[int, int], None] = lambda done, total: None) -> list[Picture]:
+    """Every figure that the artifacts have data for, in both modes."""
+    logs = {stage: facts.read_optional(artifacts, stage, "metrics.jsonl") for stage in ("pretrain", "sft", "rl")}
+    law = facts.read_optional(artifacts, "sweep", "law.json")
+    bars = facts.evaluation_bars(artifacts)
+    times = [(row["stage"], row["seconds"]) for row in facts.stage_rows(artifacts, "/")]
+    drawings: dict[str, Callable[[Theme], Figure | None]] = {
+        "training": lambda theme: figures.training(logs, theme),
+        "sweep": lambda theme: figures.sweep(law, theme),
+        "reinforcement": lambda theme: figures.reinforcement(logs["rl"], facts.metrics_of(artifacts, "rl"), theme),
+        "evaluation": lambda theme: figures.evaluation(bars, theme),
+        "stage_times": lambda theme: figures.stage_times(times, theme),
+    }
+    pictures = []
+    for number, (name, draw) in enumerate(drawings.items()):
+        tick(number, len(drawings))
+        images = [_image(draw, theme) for theme in (LIGHT, DARK)]
+        if images[0] is not None and images[1] is not None:
+            heading, caption = CAPTIONS[name]
+            pictures.append(Picture(name, heading, caption, images[0], images[1]))
+    tick(len(drawings), len(drawings))
+    return pictures
+
+
+def _image(draw: Callable[[Theme], Figure | None], theme: Theme) -> bytes | None:
+    with styled(theme):
+        figure = draw(theme)
+        return None if figure is None else png(figure)

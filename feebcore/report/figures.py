@@ -1,0 +1,350 @@
+"""The figures of a report: each a function from plain rows to a matplotlib figure, None where there is nothing to show."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from feebcore.report.style import Theme, compact, end_label, new_figure, plain_log_ticks
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Rows = Sequence[Mapping[str, Any]]
+NAMES = {"pretrain": "pretrained", "sft": "after SFT", "rl": "after RL"}
+
+
+def training(logs: Mapping[str, Rows], theme: Theme) -> Figure | None:
+    """Loss of pretraining and fine-tuning, side by side. logs: rows of metrics.jsonl by stage."""
+    titles = {"pretrain": "Pretraining", "sft": "Supervised fine-tuning"}
+    shown = {stage: rows for stage, rows in logs.items() if stage in titles and column(rows, "loss", "train")[0]}
+    if not shown:
+        return None
+    figure = new_figure(9.0, 3.5)
+    for axes, (stage, rows) in zip(panels(figure, len(shown), [1.6, 1.0]), shown.items(), strict=True):
+        steps, loss = column(rows, "loss", "train")
+        axes.plot(steps, loss, color=theme.series[0], alpha=0.28, linewidth=1.0)
+        smooth = smoothed(loss)
+        axes.plot(steps, smooth, color=theme.series[0])
+        labels = [(smooth[-1], "training", theme.series[0])]
+        val_rows = [r for r in rows if r.get("split") == "val" and not r.get("whole_split")]
+        val_steps, val = column(val_rows, "loss", "val")
+        if val:
+            axes.plot(val_steps, val, color=theme.series[1], marker="o", markersize=3.5, linewidth=1.2)
+            labels.append((val[-1], "held-out sample", theme.series[1]))
+        whole = [r for r in rows if r.get("split") == "val" and r.get("whole_split") and r.get("loss") is not None]
+        if whole:
+            axes.plot([whole[-1]["step"]], [whole[-1]["loss"]], marker="D", markersize=6, color=theme.series[1], linestyle="none", clip_on=False, zorder=5)
+            labels.append((whole[-1]["loss"], "all held-out text", theme.series[1]))
+        top = float(np.quantile(loss, 0.98)) if len(loss) > 20 else max(loss)
+        low = min([*loss, *val, *(r["loss"] for r in whole)])
+        axes.set_ylim(max(0.0, low - 0.08 * (top - low)), top + 0.05 * (top - low) or 1.0)
+        stack_labels(axes, steps[-1], labels)
+        axes.set(title=titles[stage], xlabel="step", ylabel="loss, nats per token")
+        whole_steps(axes)
+        axes.margins(x=0.02)
+    return figure
+
+
+def sweep(law: Mapping[str, Any], theme: Theme) -> Figure | None:
+    """isoFLOP curves with the law and the held-out cell; predicted against measured. law: law.json."""
+    points = [p for p in law.get("points", []) if p.get("loss") is not None]
+    if not points:
+        return None
+    convention = (law.get("law") or {}).get("convention") or "non_embedding"
+    size = lambda p: p[convention]  # noqa: E731
+    heldout = [h for h in law.get("heldout", []) if h.get("N")]
+    pairs = predicted_pairs(law, points)
+    figure = new_figure(9.0, 4.2)
+    left, *rest = panels(figure, 2 if pairs else 1, [1.55, 1.0])
+    budgets = sorted({p["budget"] for p in points if not p.get("heldout")})
+    colours = {b: theme.ramp(i / max(1, len(budgets) - 1)) for i, b in enumerate(budgets)}
+    curves = {c["budget"]: c for c in law.get("curves", [])}
+    for budget in budgets:
+        mine = sorted((size(p), p["loss"]) for p in points if p["budget"] == budget and not p.get("heldout"))
+        left.plot(
+            *zip(*mine, strict=True), marker="o", markersize=6, linestyle="none" if budget in curves else ":", linewidth=1, color=colours[budget], zorder=4
+        )
+        if budget in curves:
+            left.plot(curves[budget]["size"], curves[budget]["loss"], color=colours[budget], linewidth=1.4, alpha=0.75)
+    for budget, curve in curves.items():
+        if budget not in colours:
+            left.plot(curve["size"], curve["loss"], color=theme.series[1], linewidth=1.2, linestyle="--", alpha=0.8)
+    for cell in heldout:
+        _held_out(left, cell["N"], cell, theme)
+    left.set_xscale("log")
+    plain_log_ticks(left.xaxis)
+    left.margins(x=0.14, y=0.08)
+    left.set(
+        title="Loss of each cell, and the fitted law" if curves else "Loss of each cell",
+        xlabel=f"parameters N ({convention.replace('_', '-')})",
+        ylabel="held-out loss, nats per token",
+    )
+    span = [p["loss"] for p in points] + [h[k] for h in heldout for k in ("predicted", "low", "high", "measured") if h.get(k) is not None]
+    pad = 0.07 * (max(span) - min(span) or 1)
+    bottom, top = min(span) - pad, max(span) + pad
+    left.set_ylim(bottom, top)
+    for budget in budgets:
+        places = [(size(p), p["loss"]) for p in points if p["budget"] == budget and not p.get("heldout")]
+        if budget in curves:
+            places += zip(curves[budget]["size"], curves[budget]["loss"], strict=True)
+        end_label(left, *max((x, y) for x, y in places if bottom <= y <= top - 0.5 * pad), f"{compact(budget)}FLOP", colours[budget])
+    handles, names = left.get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, names, loc="outside lower left", ncols=2, handletextpad=0.4, columnspacing=2.0, borderpad=0.2)
+    for right in rest:
+        _predicted_against_measured(right, pairs, heldout, colours, theme)
+    return figure
+
+
+def _held_out(axes: Axes, x: float, cell: Mapping[str, Any], theme: Theme) -> None:
+    """The prediction with its interval, and what came of it."""
+    orange = theme.series[1]
+    if cell.get("predicted") is not None:
+        low, high = cell.get("low") or cell["predicted"], cell.get("high") or cell["predicted"]
+        axes.errorbar(
+            [x], [cell["predicted"]], [[cell["predicted"] - low], [high - cell["predicted"]]], color=orange, capsize=3, linewidth=1.4, fmt="none", zorder=5
+        )
+        axes.plot(
+            [x],
+            [cell["predicted"]],
+            marker="D",
+            markersize=7,
+            markerfacecolor=theme.background,
+            markeredgecolor=orange,
+            markeredgewidth=1.6,
+            linestyle="none",
+            zorder=6,
+            label="held-out cell: predicted before it was run, with 95 % interval",
+        )
+    if cell.get("measured") is not None:
+        axes.plot(
+            [x],
+            [cell["measured"]],
+            marker="*",
+            markersize=14,
+            color=orange,
+            markeredgecolor=theme.background,
+            markeredgewidth=0.8,
+            linestyle="none",
+            zorder=7,
+            label="held-out cell: measured",
+        )
+
+
+def _predicted_against_measured(axes: Axes, pairs: Rows, heldout: Rows, colours: Mapping[float, Any], theme: Theme) -> None:
+    for pair in pairs:
+        axes.plot(pair["predicted"], pair["measured"], marker="o", markersize=6, color=colours.get(pair["budget"], theme.muted), linestyle="none", zorder=4)
+    for cell in heldout:
+        if cell.get("predicted") is not None and cell.get("measured") is not None:
+            low, high = cell.get("low") or cell["predicted"], cell.get("high") or cell["predicted"]
+            axes.errorbar(
+                [cell["predicted"]],
+                [cell["measured"]],
+                xerr=[[cell["predicted"] - low], [high - cell["predicted"]]],
+                fmt="*",
+                markersize=14,
+                color=theme.series[1],
+                markeredgecolor=theme.background,
+                markeredgewidth=0.8,
+                capsize=3,
+                elinewidth=1.4,
+                zorder=6,
+            )
+    values = [v for p in pairs for v in (p["predicted"], p["measured"])] + [
+        h[k] for h in heldout for k in ("predicted", "low", "high", "measured") if h.get(k) is not None
+    ]
+    pad = 0.06 * (max(values) - min(values) or 1)
+    ends = (min(values) - pad, max(values) + pad)
+    axes.plot(ends, ends, color=theme.muted, linewidth=1, linestyle=(0, (4, 4)), zorder=1)
+    axes.set(title="Predicted and measured", xlabel="loss by the law", ylabel="measured loss", xlim=ends, ylim=ends)
+    axes.set_aspect("equal", adjustable="box")
+
+
+def predicted_pairs(law: Mapping[str, Any], points: Rows) -> list[dict[str, Any]]:
+    """Fitted cells with what the law says of them, from its residuals ln(predicted / measured); empty without a fit."""
+    residuals = (law.get("fit") or {}).get("residuals") or []
+    fitted = [p for p in points if not p.get("heldout")]
+    if len(residuals) != len(fitted):
+        return []
+    return [{"predicted": p["loss"] * math.exp(r), "measured": p["loss"], "budget": p["budget"]} for p, r in zip(fitted, residuals, strict=True)]
+
+
+def reinforcement(rows: Rows, metrics: Mapping[str, Any], theme: Theme) -> Figure | None:
+    """Reward with held-out accuracy before and after, KL, entropy, length. rows: the stage's metrics.jsonl."""
+    train = [r for r in rows if r.get("split", "train") == "train"]
+    kinds = [
+        ("reward", "Reward on training prompts", "mean reward", 0),
+        ("kl", "Distance from the start", "KL, nats per completion", 2),
+        ("entropy", "Entropy of the policy", "nats per token", 3),
+        ("length", "Length of completions", "tokens", 4),
+    ]
+    kinds = [k for k in kinds if column(train, k[0])[0]]
+    if not kinds:
+        return None
+    height = 5.6 if len(kinds) > 2 else 3.2
+    figure = new_figure(9.0, height)
+    grid = figure.subplots(2 if len(kinds) > 2 else 1, 2 if len(kinds) > 1 else 1, squeeze=False)
+    for axes in grid.flat[len(kinds) :]:
+        axes.remove()
+    for axes, (key, title, label, number) in zip(grid.flat, kinds, strict=False):
+        steps, values = column(train, key)
+        colour = theme.series[number]
+        axes.plot(steps, values, color=colour, alpha=0.28, linewidth=1.0)
+        axes.plot(steps, smoothed(values), color=colour)
+        axes.set(title=title, xlabel="step", ylabel=label)
+        whole_steps(axes)
+        if key != "reward":
+            axes.set_ylim(bottom=min(0.0, *values) * 1.05, top=max(1e-3, *values) * 1.12)
+            axes.margins(x=0.02)
+    if kinds[0][0] == "reward":
+        _held_out_accuracy(grid.flat[0], rows, metrics, column(train, "reward")[0], theme)
+    return figure
+
+
+def _held_out_accuracy(axes: Axes, rows: Rows, metrics: Mapping[str, Any], steps: Sequence[float], theme: Theme) -> None:
+    """Accuracy on held-out prompts, sampled as in training, at the start, at the end and where it was measured between."""
+    orange = theme.series[1]
+    ends = [(steps[0] - 1, metrics.get("accuracy_before")), (steps[-1], metrics.get("accuracy_after"))]
+    found = [(x, a) for x, a in ends if isinstance(a, Mapping)]
+    between = [(r["step"], r["accuracy"]) for r in rows if r.get("split") == "val" and r.get("accuracy") is not None]
+    line = sorted({**dict(between), **{x: a["value"] for x, a in found}}.items())
+    if not line:
+        return
+    axes.plot(*zip(*line, strict=True), color=orange, linewidth=1.2, linestyle=(0, (3, 2)), marker="o" if len(line) > 2 else None, markersize=3)
+    for x, a in found:
+        axes.errorbar(
+            [x], [a["value"]], [[a["value"] - a["low"]], [a["high"] - a["value"]]], fmt="o", markersize=6, color=orange, capsize=3, zorder=6, clip_on=False
+        )
+        first = x == line[0][0]
+        below = first and a["low"] > 0.2
+        axes.annotate(
+            f"{100 * a['value']:.0f} %",
+            (x, a["value"] if below else a["high"]),
+            xytext=(8 if first else -4, -14 if below else 8),
+            textcoords="offset points",
+            ha="left" if first else "right",
+            color=orange,
+            fontsize=9.5,
+            fontweight="bold",
+        )
+    low = max(a["value"] for _, a in found) < 0.6 if found else False
+    place = {"xy": (0.02, 0.93), "ha": "left"} if low else {"xy": (0.98, 0.05), "ha": "right"}
+    axes.annotate("accuracy on held-out prompts, 95 %", xycoords="axes fraction", color=orange, fontsize=9, **place)  # type: ignore[arg-type]
+    axes.set_title("Reward, and accuracy on held-out prompts")
+    axes.set_ylim(-0.03, 1.05)
+    axes.margins(x=0.06)
+
+
+def evaluation(bars: Rows, theme: Theme) -> Figure | None:
+    """Before and after: one panel a metric. bars: {title, percent, better, subjects: [(name, value, low, high)]}."""
+    if not bars:
+        return None
+    across = min(2, len(bars))
+    down = math.ceil(len(bars) / across)
+    most = max(len(b["subjects"]) for b in bars)
+    figure = new_figure(9.0, down * (1.15 + 0.42 * most))
+    grid = figure.subplots(down, across, squeeze=False)
+    for axes in grid.flat[len(bars) :]:
+        axes.remove()
+    colours = {"pretrain": theme.series[5], "sft": theme.series[4], "rl": theme.series[1]}
+    for axes, bar in zip(grid.flat, bars, strict=False):
+        scale, unit = (100.0, " %") if bar["percent"] else (1.0, "")
+        for i, (subject, value, low, high) in enumerate(bar["subjects"]):
+            axes.barh(i, value * scale, height=0.58, color=colours.get(subject, theme.series[0]))
+            known = low is not None and high is not None and math.isfinite(low) and math.isfinite(high)
+            if known:
+                axes.errorbar(
+                    [value * scale],
+                    [i],
+                    xerr=[[max(0.0, value - low) * scale], [max(0.0, high - value) * scale]],
+                    color=theme.text,
+                    capsize=3,
+                    linewidth=1.2,
+                    fmt="none",
+                )
+            text = f"{value * scale:.1f}{unit}" if bar["percent"] else f"{value:.3f}"
+            axes.annotate(
+                text, ((high if known else value) * scale, i), xytext=(7, 0), textcoords="offset points", va="center", fontsize=9.5, fontweight="bold"
+            )
+        axes.set_yticks(range(len(bar["subjects"])), [NAMES.get(s[0], s[0]) for s in bar["subjects"]])
+        axes.invert_yaxis()
+        axes.grid(axis="y", visible=False)
+        tops = [(s[3] if s[3] is not None and math.isfinite(s[3]) else s[1]) * scale for s in bar["subjects"]]
+        axes.set_xlim(0, 118 if bar["percent"] else max(max(tops) * 1.22, 1e-9))
+        if bar["percent"]:
+            axes.set_xticks(range(0, 101, 25), [f"{t} %" for t in range(0, 101, 25)])
+        axes.set_title(bar["title"])
+        axes.set_xlabel(f"{bar['better']} is better")
+        axes.tick_params(axis="y", labelcolor=theme.text)
+    return figure
+
+
+def stage_times(times: Sequence[tuple[str, float]], theme: Theme) -> Figure | None:
+    """Seconds of each stage. times: (stage, seconds) in running order."""
+    if not times:
+        return None
+    figure = new_figure(9.0, 0.75 + 0.34 * len(times))
+    axes = figure.subplots()
+    longest = max(seconds for _, seconds in times) or 1.0
+    for i, (_, seconds) in enumerate(times):
+        axes.barh(i, seconds, height=0.6, color=theme.series[0], alpha=0.85)
+        axes.annotate(duration(seconds), (seconds, i), xytext=(6, 0), textcoords="offset points", va="center", fontsize=9.5)
+    axes.set_yticks(range(len(times)), [name for name, _ in times])
+    axes.tick_params(axis="y", labelcolor=theme.text)
+    axes.invert_yaxis()
+    axes.set_xlim(0, longest * 1.12)
+    axes.grid(axis="y", visible=False)
+    axes.set_xlabel("seconds")
+    return figure
+
+
+def duration(seconds: float) -> str:
+    """0.4 as '0.4 s', 92 as '1 min 32 s'."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def column(rows: Rows, key: str, split: str | None = None) -> tuple[list[float], list[float]]:
+    """Steps and finite values of `key`, of one split if given."""
+    found = [(r["step"], r[key]) for r in rows if (split is None or r.get("split") == split) and isinstance(r.get(key), int | float) and math.isfinite(r[key])]
+    return [float(s) for s, _ in found], [float(v) for _, v in found]
+
+
+def whole_steps(axes: Axes) -> None:
+    """Steps are counted: no 2.5 on the axis."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(nbins="auto", integer=True, steps=[1, 2, 5, 10]))
+
+
+def smoothed(values: Sequence[float]) -> np.ndarray:
+    """A centred running mean over about a twentieth of the rows; edges use what is there."""
+    width = max(1, len(values) // 20)
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    index = np.arange(len(values))
+    low, high = np.maximum(0, index - width // 2), np.minimum(len(values), index + width // 2 + 1)
+    return (sums[high] - sums[low]) / (high - low)
+
+
+def panels(figure: Figure, count: int, ratios: Sequence[float]) -> list[Axes]:
+    """Side by side; one alone takes the whole width."""
+    return list(figure.subplots(1, count, squeeze=False, gridspec_kw={"width_ratios": list(ratios)[:count]}).flat)
+
+
+def stack_labels(axes: Axes, x: float, labels: Sequence[tuple[float, str, Any]]) -> None:
+    """Names at the ends of lines, moved apart where they would overlap."""
+    bottom, top = axes.get_ylim()
+    gap = 0.075 * (top - bottom)
+    placed = -math.inf
+    for y, text, colour in sorted(labels, key=lambda item: item[0]):
+        placed = max(y, placed + gap)
+        axes.annotate(text, (x, placed), xytext=(8, 0), textcoords="offset points", color=colour, va="center", fontsize=9, annotation_clip=False)

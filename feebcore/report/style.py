@@ -1,0 +1,130 @@
+"""One look for every figure: the Okabe-Ito colours (told apart by colour-blind readers), few lines, words at the data."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours of one mode. series: for things that are different; ramp(t): for things that are ordered, t in [0, 1]."""
+
+    name: str
+    background: str
+    text: str
+    muted: str
+    grid: str
+    series: tuple[str, ...]
+    ramp_name: str
+    ramp_range: tuple[float, float]
+
+    def ramp(self, t: float) -> Any:
+        from matplotlib import colormaps
+
+        low, high = self.ramp_range
+        return colormaps[self.ramp_name](low + (high - low) * t)
+
+
+LIGHT = Theme("light", "#ffffff", "#1c2024", "#6b7480", "#e6e9ec", ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"), "viridis", (0.0, 0.66))
+DARK = Theme("dark", "#161a1f", "#e6e9ec", "#98a2ad", "#2b3138", ("#56B4E9", "#F0883E", "#2FC49A", "#E39BC4", "#E9B949", "#8FC7EE"), "viridis", (0.45, 1.0))
+
+
+@contextlib.contextmanager
+def styled(theme: Theme) -> Iterator[None]:
+    """matplotlib's settings for this theme, inside."""
+    import matplotlib as mpl
+
+    settings: dict[str, Any] = {
+        "font.family": "sans-serif",
+        "font.sans-serif": ["Inter", "Helvetica Neue", "Arial", "DejaVu Sans"],
+        "font.size": 10,
+        "axes.titlesize": 11,
+        "axes.titleweight": "bold",
+        "axes.titlelocation": "left",
+        "axes.titlepad": 10,
+        "axes.labelsize": 9.5,
+        "axes.labelcolor": theme.muted,
+        "axes.edgecolor": theme.grid,
+        "axes.facecolor": theme.background,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.spines.left": False,
+        "grid.color": theme.grid,
+        "grid.linewidth": 0.8,
+        "text.color": theme.text,
+        "axes.titlecolor": theme.text,
+        "xtick.color": theme.muted,
+        "ytick.color": theme.muted,
+        "xtick.labelsize": 9,
+        "ytick.labelsize": 9,
+        "xtick.major.size": 0,
+        "ytick.major.size": 0,
+        "xtick.minor.size": 0,
+        "ytick.minor.size": 0,
+        "figure.facecolor": theme.background,
+        "legend.frameon": False,
+        "legend.fontsize": 9,
+        "lines.linewidth": 1.8,
+        "lines.solid_capstyle": "round",
+        "savefig.facecolor": theme.background,
+    }
+    with mpl.rc_context():
+        import logging
+
+        logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # a missing first choice of font is no news
+        mpl.rcParams.update(settings)
+        yield
+
+
+def new_figure(width: float = 9.0, height: float = 3.4) -> Figure:
+    """An Agg figure of its own, with no global state of pyplot. Inches."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1, wspace=0.06, hspace=0.08)  # type: ignore[union-attr]
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def png(figure: Figure, dpi: int = 150) -> bytes:
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=dpi, metadata={"Software": None})
+    return stream.getvalue()
+
+
+def end_label(axes: Axes, x: float, y: float, text: str, color: Any, **more: Any) -> None:
+    """A line's name at its end, instead of a legend."""
+    axes.annotate(text, (x, y), xytext=(6, 0), textcoords="offset points", color=color, va="center", fontsize=9, annotation_clip=False, **more)
+
+
+def compact(number: float) -> str:
+    """1234567 as '1.23 M', 45678 as '45.7 k'."""
+    for size, unit in ((1e18, " E"), (1e15, " P"), (1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if abs(number) >= size:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:.3g}"
+
+
+def byte_size(number: float) -> str:
+    """1234567 as '1.23 MB', 12 as '12 B'."""
+    return f"{compact(number)}B" if abs(number) >= 1e3 else f"{number:.0f} B"
+
+
+def plain_log_ticks(axis: Any) -> None:
+    """Ticks of a logarithmic axis in words ('300 k'), never '10⁵' twice."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, position: compact(value)))
+    axis.set_minor_formatter(NullFormatter())

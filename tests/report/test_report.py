@@ -1,0 +1,169 @@
+"""The report says what the artifacts say, holds everything inside itself, and survives the absence of any stage."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from feebcore.report import facts, figures
+from feebcore.report.build import build_report, draw_all
+from feebcore.report.style import LIGHT, byte_size, compact, styled
+
+FIGURES = {"training.png", "sweep.png", "reinforcement.png", "evaluation.png", "stage_times.png"}
+
+
+@pytest.fixture(scope="session")
+def page(whole_run) -> tuple[Path, str]:
+    from fake_run import ENVIRONMENT, RECIPE
+
+    root, artifacts = whole_run
+    folder = root / "report" / "quickstart-0123456789ab"
+    folder.mkdir(parents=True)
+    assert build_report(artifacts, folder, RECIPE, ENVIRONMENT, lambda done, total: None) == {"report": "report.html", "figures": 5}
+    return folder, (folder / "report.html").read_text(encoding="utf-8")
+
+
+class Links(HTMLParser):
+    """Every address in a page, and the tags that stay open."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.addresses: list[str] = []
+        self.open: list[str] = []
+        self.tags: set[str] = set()
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.addresses += [v or "" for k, v in attrs if k in ("src", "srcset", "href", "action", "data")]
+        if tag not in ("meta", "link", "img", "source", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, f"</{tag}> closes another tag"
+
+
+def test_the_page_is_whole_and_needs_nothing_from_outside(page) -> None:
+    folder, text = page
+    parsed = Links(text)
+    assert parsed.open == []
+    assert "script" not in parsed.tags
+    assert all(a.startswith("data:") for a in parsed.addresses)
+    assert not re.search(r"url\(|@import", text)
+    assert {p.name for p in (folder / "figures").iterdir()} == FIGURES
+    assert all(p.read_bytes().startswith(b"\x89PNG") for p in (folder / "figures").iterdir())
+
+
+def test_samples_are_escaped(page) -> None:
+    _, text = page
+    assert "<script>alert" not in text
+    assert "&lt;script&gt;alert" in text
+
+
+def test_the_page_shows_numbers_verdicts_parts_recipe_and_fingerprints(page, whole_run) -> None:
+    _, text = page
+    for words in ("1.782", "31.2 MB", "feeb/muon", "max_steps: 1400", "torch", "it learned"):
+        assert words in text
+    for artifact in whole_run[1].values():
+        assert artifact.fingerprint in text
+    summary = json.loads((page[0] / "summary.json").read_text())
+    assert summary["metrics"]["pretrain"]["val_bits_per_byte"] == 1.782
+
+
+@pytest.mark.parametrize("missing", ["pretrain", "sweep", "rl", "evaluate", "download"])
+def test_any_stage_may_be_absent(whole_run, tmp_path: Path, missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from feebcore.report import build
+
+    monkeypatch.setattr(build, "_image", lambda draw, theme: b"\x89PNG" if _draws(draw, theme) else None)
+    artifacts = {k: a for k, a in whole_run[1].items() if k != missing}
+    build_report(artifacts, _folder(tmp_path), {}, {}, lambda done, total: None)
+
+
+def _draws(draw, theme) -> bool:
+    with styled(theme):
+        return draw(theme) is not None
+
+
+def _folder(root: Path) -> Path:
+    folder = root / "report" / "x-0123456789ab"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def test_a_report_of_nothing_is_a_page(tmp_path: Path) -> None:
+    folder = _folder(tmp_path)
+    assert build_report({}, folder, {}, {}, lambda done, total: None)["figures"] == 0
+    assert Links((folder / "report.html").read_text()).open == []
+
+
+def test_a_real_chain_gives_a_report(tiny_chain, tmp_path: Path) -> None:
+    _, artifacts = tiny_chain
+    folder = _folder(tmp_path)
+    assert build_report(artifacts, folder, {"name": "tiny"}, {}, lambda done, total: None)["figures"] >= 2
+    assert f"{artifacts['pretrain'].metrics['val_bits_per_byte']:.3f}" in (folder / "report.html").read_text()
+
+
+def test_verdicts_follow_the_intervals(whole_run) -> None:
+    import dataclasses
+
+    from fake_run import share
+
+    rl = whole_run[1]["rl"]
+
+    def verdict(before: float, after: float) -> facts.Sentence:
+        metrics = {**rl.metrics, "accuracy_before": share(before, 100), "accuracy_after": share(after, 100)}
+        return facts._rl({"rl": dataclasses.replace(rl, manifest={**rl.manifest, "metrics": metrics})})[0]
+
+    assert verdict(0.3, 0.8).tone == "good"
+    assert verdict(0.8, 0.3).tone == "bad"
+    assert verdict(0.5, 0.55).tone == "doubt"
+    assert "left" in verdict(0.5, 0.5).text
+
+
+def test_a_law_without_a_fit_still_shows_its_cells() -> None:
+    import numpy as np
+    from fake_run import law_document
+
+    document = law_document(np.random.default_rng(0))
+    document |= {"fit": None, "curves": [], "heldout": [{"name": "h", "N": 900_000, "measured": 4.0}]}
+    document["law"] |= dict.fromkeys(("E", "A", "B", "alpha", "beta"))
+    with styled(LIGHT):
+        figure = figures.sweep(document, LIGHT)
+    assert figure is not None
+    assert len(figure.axes) == 1
+    assert figures.sweep({}, LIGHT) is None
+
+
+def test_predictions_in_the_figure_are_the_fits_residuals() -> None:
+    points = [{"loss": 4.0, "budget": 1.0}, {"loss": 3.0, "budget": 1.0}, {"loss": 2.0, "budget": 2.0, "heldout": True}]
+    pairs = figures.predicted_pairs({"fit": {"residuals": [0.0, 0.1]}}, points)
+    assert [round(p["predicted"], 3) for p in pairs] == [4.0, 3.316]
+    assert figures.predicted_pairs({"fit": {"residuals": [0.1]}}, points) == []
+
+
+def test_training_figure_ignores_missing_and_infinite_values() -> None:
+    rows = [
+        {"step": 1, "split": "train", "loss": 5.0},
+        {"step": 2, "split": "train", "loss": float("inf")},
+        {"step": 3, "split": "train"},
+        {"step": 4, "split": "train", "loss": 4.0},
+    ]
+    assert figures.column(rows, "loss", "train") == ([1.0, 4.0], [5.0, 4.0])
+    with styled(LIGHT):
+        assert figures.training({"pretrain": rows}, LIGHT) is not None
+
+
+def test_pictures_come_in_both_modes(whole_run) -> None:
+    pictures = draw_all({"rl": whole_run[1]["rl"]})
+    assert {p.name for p in pictures} == {"reinforcement", "stage_times"}
+    assert all(p.light != p.dark for p in pictures)
+
+
+def test_numbers_read_well() -> None:
+    assert (compact(5_734_400), compact(45_678), compact(12)) == ("5.73 M", "45.7 k", "12")
+    assert (byte_size(809), byte_size(31_204_118)) == ("809 B", "31.2 MB")
+    assert [figures.duration(s) for s in (0.44, 12.6, 92, 7320)] == ["0.4 s", "13 s", "1 min 32 s", "2 h 2 min"]
