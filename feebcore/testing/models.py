@@ -36,23 +36,24 @@ BLOCK_KEYS = {
     "initialisations": "initialisation",
 }
 SEAMS = ("architectures", *BLOCK_KEYS)
-SIZES = {"num_layers": 2, "d_model": 32, "num_heads": 4}
+SIZES = {"d_model": 32, "num_heads": 4}
 VOCAB, ROWS, LENGTH = 61, 3, 12
 CLOSE = 2e-5  # fp32, on hidden states of unit scale
 
 
-def architecture_of(subject: Candidate) -> Part:
+def architecture_of(subject: Candidate, num_layers: int = 2) -> Part:
     """The architecture itself at a small size, or a small transformer with the block part in its place."""
+    sizes = SIZES | {"num_layers": num_layers}
     if subject.seam in BLOCK_KEYS:
-        return choose("architectures", {"name": "transformer", **SIZES, BLOCK_KEYS[subject.seam]: subject.part}, subject.registry)
+        return choose("architectures", {"name": "transformer", **sizes, BLOCK_KEYS[subject.seam]: subject.part}, subject.registry)
     if example_options(subject.spec):
         return subject.part
-    small = {k: v for k, v in SIZES.items() if k in subject.spec.config.model_fields}
+    small = {k: v for k, v in sizes.items() if k in subject.spec.config.model_fields}
     return choose("architectures", {**subject.part.dump(), **small}, subject.registry)
 
 
-def small_model(subject: Candidate, vivid: bool = True) -> Any:
-    model = build_model(architecture_of(subject), VOCAB, LENGTH, seed=1)
+def small_model(subject: Candidate, vivid: bool = True, num_layers: int = 2) -> Any:
+    model = build_model(architecture_of(subject, num_layers), VOCAB, LENGTH, seed=1)
     if vivid:
         enliven(model)
     return model
@@ -210,7 +211,7 @@ def counts_are_measured(subject: Candidate) -> None:
 
 @check(*SEAMS, meaning="torch.compile changes the result or cannot follow the code; look for Python side effects, data-dependent branches or in-place tricks.")
 def compile_parity(subject: Candidate) -> None:
-    model, tokens = small_model(subject), some_tokens()
+    model, tokens = small_model(subject, num_layers=1), some_tokens()  # one layer: tracing is what takes time
     eager = loss_of(model, tokens)
     wanted = torch.autograd.grad(eager, list(model.parameters()))
     torch._dynamo.reset()
