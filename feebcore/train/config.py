@@ -16,36 +16,38 @@ class TrainSection(StageConfig):
     (0: all). A run is a pure function of its identity keys for fixed device, threads, compile and torch version.
     """
 
-    architecture: Annotated[Part, Seam("architectures")] = use("transformer")
-    objective: Annotated[Part, Seam("objectives")] = use("next_token")
-    optimizer: Annotated[Part, Seam("optimizers")] = use("adamw")
-    schedule: Annotated[Part, Seam("schedules")] = use("cosine")
-    rate_rule: Annotated[Part, Seam("rate_rules")] | None = None
-    packing: Annotated[Part, Seam("packings")] = use("concat")
-    order: Annotated[Part, Seam("orders")] = use("shuffled")
-    seq_len: int = Field(default=128, ge=1)
-    batch_size: int = Field(default=32, ge=1)
-    max_steps: int = Field(default=1000, ge=1)
-    grad_clip: float = Field(default=1.0, ge=0.0)  # largest global gradient norm; 0 never clips
-    seed: int = Field(default=0, ge=0)
-    init_from: str = ""  # a model folder, or an artifact with one; empty: from scratch
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    on_bad_step: Literal["stop", "skip"] = "stop"  # when loss or gradient is not finite
-    max_bad_steps: int = Field(default=10, ge=1)  # with skip: this many in a row stop the run
+    architecture: Annotated[Part, Seam("architectures")] = Field(use("transformer"), description="what is trained")
+    objective: Annotated[Part, Seam("objectives")] = Field(use("next_token"), description="what is minimised")
+    optimizer: Annotated[Part, Seam("optimizers")] = Field(use("adamw"), description="how weights follow gradients; rates are options of the part")
+    schedule: Annotated[Part, Seam("schedules")] = Field(use("cosine"), description="multiplier on all rates as a function of the step")
+    rate_rule: Annotated[Part, Seam("rate_rules")] | None = Field(None, description="scales rates that were found at another size")
+    packing: Annotated[Part, Seam("packings")] = Field(use("concat"), description="documents to training windows")
+    order: Annotated[Part, Seam("orders")] = Field(use("shuffled"), description="which window comes when")
+    seq_len: int = Field(128, ge=1, description="tokens of a window, and the longest context of the model")
+    batch_size: int = Field(32, ge=1, description="windows an optimizer step")
+    max_steps: int = Field(1000, ge=1, description="optimizer steps")
+    grad_clip: float = Field(1.0, ge=0.0, description="largest global gradient norm; 0 never clips")
+    seed: int = Field(0, ge=0, description="of weights, order and dropout; default: the recipe's seed")
+    init_from: str = Field("", description="a model folder, or an artifact with one, whose weights are the start; empty: from scratch")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="of matrix products, weights stay fp32; auto: bf16 where the hardware has it")
+    on_bad_step: Literal["stop", "skip"] = Field("stop", description="what happens when loss or gradient is not finite")
+    max_bad_steps: int = Field(10, ge=1, description="with skip: so many in a row stop the run")
 
-    device: Execution[Literal["auto", "cpu", "cuda"]] = "auto"
-    compile: Execution[Literal["auto", "on", "off"]] = "auto"
-    micro_batch: Execution[Annotated[int, Field(ge=0)]] = 0
-    threads: Execution[Annotated[int, Field(ge=0)]] = 0  # 0: every CPU this process may use
-    deterministic: Execution[bool] = True
+    device: Execution[Literal["auto", "cpu", "cuda"]] = Field("auto", description="auto: CUDA where there is some")
+    compile: Execution[Literal["auto", "on", "off"]] = Field("auto", description="auto: when the run is long enough to earn back the compiling")
+    micro_batch: Execution[int] = Field(0, ge=0, description="windows held at once, the rest is accumulated; 0: all")
+    threads: Execution[int] = Field(0, ge=0, description="CPU threads; 0: as many as this process may use")
+    deterministic: Execution[bool] = Field(True, description="the same bits every time; costs a few percent")
 
-    callbacks: Observation[list[Annotated[Part, Seam("callbacks")]]] = Field(default_factory=lambda: [use("metrics"), use("progress")])
-    checkpoint_every: Observation[Annotated[int, Field(ge=0)]] = 200  # steps; 0: only at the end
-    keep_checkpoints: Observation[Annotated[int, Field(ge=1)]] = 2
-    log_every: Observation[Annotated[int, Field(ge=1)]] = 10
-    eval_every: Observation[Annotated[int, Field(ge=0)]] = 200  # steps; 0: only the final score
-    eval_tokens: Observation[Annotated[int, Field(ge=1)]] = 16384  # of the fixed held-out sample used while training
-    eval_stride: Observation[Annotated[int, Field(ge=0)]] = 0  # new tokens a window in the final score; 0: half of seq_len
+    callbacks: Observation[list[Annotated[Part, Seam("callbacks")]]] = Field(
+        default_factory=lambda: [use("metrics"), use("progress")], description="loggers and probes, in the order in which they are called"
+    )
+    checkpoint_every: Observation[int] = Field(200, ge=0, description="steps between checkpoints; 0: only one at the end")
+    keep_checkpoints: Observation[int] = Field(2, ge=1, description="newest checkpoints that are kept")
+    log_every: Observation[int] = Field(10, ge=1, description="steps a row of the training log")
+    eval_every: Observation[int] = Field(200, ge=0, description="steps between looks at held-out text; 0: only the final score")
+    eval_tokens: Observation[int] = Field(16384, ge=1, description="size of such a look, always the same text")
+    eval_stride: Observation[int] = Field(0, ge=0, description="new tokens a window in the final score; 0: half of seq_len")
 
     @model_validator(mode="after")
     def _divides(self) -> TrainSection:

@@ -61,7 +61,7 @@ def execution(threads: int, deterministic: bool) -> Iterator[None]:
     old_threads, old_fill = torch.get_num_threads(), _memory_filling.fill_uninitialized_memory
     old = (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled())
     try:
-        torch.set_num_threads(threads or available_cpus())
+        torch.set_num_threads(threads or min(old_threads, available_cpus()))
         if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS refuses deterministic mode without it
         torch.use_deterministic_algorithms(deterministic)

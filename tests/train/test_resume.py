@@ -16,6 +16,7 @@ from small_run import Cycle, run, section
 
 from feebcore.errors import ArtifactError, FeebError, Interrupted
 from feebcore.files import read_jsonl
+from feebcore.train import checkpoint
 from feebcore.train.checkpoint import checkpoints, name_of
 
 TIME_FIELDS = ("elapsed", "tokens_per_second", "data_wait")
@@ -24,7 +25,7 @@ TIME_FIELDS = ("elapsed", "tokens_per_second", "data_wait")
 def in_process_of_its_own(folder: Path, **changes: object) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     script = Path(__file__).with_name("small_run.py")
-    return subprocess.run([sys.executable, str(script), str(folder), json.dumps(changes)], capture_output=True, timeout=250, check=False).returncode
+    return subprocess.run([sys.executable, str(script), str(folder), json.dumps(changes)], capture_output=True, timeout=800, check=False).returncode
 
 
 def rows(folder: Path) -> list[dict]:
@@ -51,9 +52,10 @@ def test_resume_after_kill_is_bitwise_identical(tmp_path, changes):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_resume_of_a_compiled_run_is_bitwise_identical(tmp_path):
     pytest.importorskip("torch._inductor")
-    changes = {"compile": "on", "precision": "bf16", "threads": 2}
+    changes = {"compile": "on", "precision": "bf16", "max_steps": 20}
     assert in_process_of_its_own(tmp_path / "whole", **changes) == 0
     assert in_process_of_its_own(tmp_path / "killed", kill_at=13, **changes) == -signal.SIGKILL
     assert in_process_of_its_own(tmp_path / "killed", **changes) == 0
@@ -135,3 +137,24 @@ def test_full_disk_while_checkpointing_is_explained_and_the_run_continues_after(
     for name in ("model", "optimizer"):
         a, b = (load_file(f / "checkpoints" / name_of(20) / f"{name}.safetensors") for f in (tmp_path / "whole", folder))
         assert all(a[k].equal(b[k]) for k in a)
+
+
+def test_a_checkpoint_cut_short_while_it_is_written_does_not_count(tmp_path, monkeypatch):
+    run(tmp_path / "whole")
+    rename = checkpoint.os.rename
+
+    def cut(source: Path, target: Path) -> None:
+        if Path(target).name == name_of(12):
+            raise KeyboardInterrupt  # as good as a kill: nothing after this line runs
+        rename(source, target)
+
+    monkeypatch.setattr(checkpoint.os, "rename", cut)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut")
+    assert (tmp_path / "cut" / "checkpoints" / f".{name_of(12)}.tmp" / "state.json").exists()
+    monkeypatch.undo()
+    logged: list[str] = []
+    run(tmp_path / "cut", logged=logged)
+    assert "resumed after step 8 of 20" in logged
+    assert not list((tmp_path / "cut" / "checkpoints").glob(".*"))
+    assert_same_bits(tmp_path / "whole", tmp_path / "cut")

@@ -1,0 +1,85 @@
+"""Stage pretrain in its chain, from text files to a model that loads."""
+
+from __future__ import annotations
+
+import pytest
+
+from feebcore.artifacts import Workspace
+from feebcore.errors import ArtifactError, RecipeError
+from feebcore.files import read_jsonl
+from feebcore.recipe import load
+from feebcore.stages.base import run_all
+
+RECIPE = """
+name: small
+stages: [download, tokenizer, shard, pretrain]
+download: {sources: [{name: files, paths: [./corpus]}], split_modulus: 4}
+tokenizer: {tokenizer: byte}
+pretrain:
+  architecture: {name: transformer, num_layers: 1, d_model: 32, num_heads: 2}
+  schedule: {name: wsd, warmup_steps: 2}
+  seq_len: 32
+  batch_size: 4
+  max_steps: 6
+  eval_every: 3
+  checkpoint_every: 2
+  log_every: 2
+  threads: 1
+  callbacks: [metrics, progress, {name: samples, every: 4, max_new_tokens: 4, prompts: [""]}]
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    (tmp_path / "corpus").mkdir()
+    for i in range(24):
+        (tmp_path / "corpus" / f"{i}.txt").write_text(f"number {i} and the next is {i + 1}; " * 12)
+    (tmp_path / "small.yaml").write_text(RECIPE)
+    return tmp_path / "small.yaml"
+
+
+def test_text_files_become_a_model_whose_score_can_be_had_again(recipe, tmp_path):
+    from feebcore.data.store import TokenStore
+    from feebcore.evaluate.scorer import score_store
+    from feebcore.model.io import load_model
+
+    built = run_all(load(recipe), Workspace(tmp_path / "ws"))
+    artifact = built["pretrain"]
+    metrics = artifact.metrics
+    store = TokenStore.open(built["shard"].path / "tokens.zarr", "val")
+    again = score_store(load_model(artifact.path / "model"), store, 32, 16, "cpu", metrics["precision"])
+    assert metrics["val_bits_per_byte"] == pytest.approx(again.bits_per_byte, rel=1e-6)
+    assert (metrics["steps"], metrics["tokens"]) == (6, 6 * 4 * 32)
+    rows = read_jsonl(artifact.path / "metrics.jsonl")
+    assert [(r["step"], r["split"]) for r in rows] == [(2, "train"), (3, "val"), (4, "train"), (6, "train"), (6, "val")]
+    assert rows[-1]["bits_per_byte"] == pytest.approx(metrics["val_bits_per_byte"], rel=1e-5)
+    assert {r["step"] for r in read_jsonl(artifact.path / "samples.jsonl")} == {4, 6}
+    assert (artifact.path / "model" / "tokenizer" / "part.json").exists()
+
+
+def test_an_altered_token_shard_is_refused(recipe, tmp_path):
+    workspace = Workspace(tmp_path / "ws")
+    built = run_all(load(recipe), workspace, stages=["shard"])
+    name = max((n for n in built["shard"].manifest["files"] if n.startswith("tokens.zarr/train")), key=lambda n: (built["shard"].path / n).stat().st_size)
+    shard = built["shard"].path / name
+    content = bytearray(shard.read_bytes())
+    content[10] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(ArtifactError, match="was altered"):
+        run_all(load(recipe), workspace)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("pretrain.micro_batch=3", "micro_batch: 3 does not divide batch_size 4"),
+        ("pretrain.schedule.warmup_steps=9", "schedule.warmup_steps: 9 is more than max_steps 6"),
+        ("pretrain.callbacks=[metrics, metrics]", "'metrics' is listed twice"),
+        ("pretrain.init_from=nowhere", "init_from: no folder nowhere"),
+        ("pretrain.max_step=3", "did you mean 'max_steps'"),
+        ("pretrain.optimizer={name: muon, lrr: 1}", "lrr"),
+    ],
+)
+def test_what_cannot_work_is_said_before_anything_runs(recipe, change, message):
+    with pytest.raises(RecipeError, match=message.replace("(", r"\(")):
+        load(recipe, [change])
