@@ -15,9 +15,12 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+from feeb_pipelines.flows import BUILT_IN
 from feeb_pipelines.server import home_of
+from feebcore.files import read_json
 
 MESSAGE = "The process of this run was killed; what it had saved is kept, and running the same recipe again continues from there."
+EMBEDDED = "embedded"
 SHORT_LIVED = timedelta(seconds=30)
 """Between its creation and its lock a run needs less than this."""
 
@@ -29,7 +32,7 @@ def hold(workspace: Path, flow_run_id: UUID | str) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     fcntl.flock(handle, fcntl.LOCK_EX)
-    os.write(handle, _server_name().encode())
+    os.write(handle, _server_name(workspace).encode())
     try:
         yield
     finally:
@@ -44,7 +47,7 @@ def settle(workspace: Path) -> list[str]:
     dead = _dead_locks(workspace)
     with get_client(sync_client=True) as client:
         ids = {UUID(path.stem) for path in dead}
-        if _is_embedded(workspace):
+        if _server_name(workspace) == EMBEDDED:
             ids |= _never_locked(client, workspace)
         names = [name for id in sorted(ids, key=str) if (name := _crash(client, id))]
     for path in dead:
@@ -53,23 +56,24 @@ def settle(workspace: Path) -> list[str]:
 
 
 def _dead_locks(workspace: Path) -> list[Path]:
-    found = []
+    found, server = [], _server_name(workspace)
     for path in sorted((home_of(workspace) / "runs").glob("*.lock")):
         with contextlib.suppress(OSError), open(path, "r+b") as handle:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if handle.read().decode() == _server_name():
+            if handle.read().decode() == server:
                 found.append(path)
     return found
 
 
 def _never_locked(client: Any, workspace: Path) -> set[UUID]:
     """Runs that a `feeb run` created and was killed before it took their lock. Deployed runs may wait for a worker."""
-    from prefect.client.schemas.filters import FlowRunFilter
+    from prefect.client.schemas.filters import FlowFilter, FlowRunFilter
     from prefect.client.schemas.objects import StateType
 
-    flow_filter = FlowRunFilter.model_validate({"state": {"type": {"any_": [StateType.PENDING.value, StateType.RUNNING.value]}}})
+    run_filter = FlowRunFilter.model_validate({"state": {"type": {"any_": [StateType.PENDING.value, StateType.RUNNING.value]}}})
     recent = datetime.now(UTC) - SHORT_LIVED
-    unfinished = client.read_flow_runs(flow_run_filter=flow_filter, limit=200)
+    ours = FlowFilter.model_validate({"name": {"any_": [*BUILT_IN, "pipeline", "stage"]}})
+    unfinished = client.read_flow_runs(flow_filter=ours, flow_run_filter=run_filter, limit=200)
     locks = home_of(workspace) / "runs"
     return {r.id for r in unfinished if r.deployment_id is None and r.created < recent and not (locks / f"{r.id}.lock").exists()}
 
@@ -93,11 +97,10 @@ def _crash(client: Any, id: UUID) -> str:
     return run.name
 
 
-def _server_name() -> str:
-    """The embedded server may change its port; others are known by their address."""
+def _server_name(workspace: Path) -> str:
+    """The workspace's own server may change its port; others are known by their address."""
     url = os.environ.get("PREFECT_API_URL", "")
-    return "embedded" if os.environ.get("FEEB_EMBEDDED_SERVER") else url
-
-
-def _is_embedded(workspace: Path) -> bool:
-    return os.environ.get("FEEB_EMBEDDED_SERVER") == str(home_of(workspace))
+    own = home_of(workspace) / "server.json"
+    if own.exists() and read_json(own)["url"] == url:
+        return EMBEDDED
+    return url

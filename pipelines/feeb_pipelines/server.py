@@ -109,12 +109,12 @@ def client_environment(home: Path, url: str) -> dict[str, str | None]:
     return {
         "PREFECT_HOME": str(home),
         "PREFECT_API_URL": url,
-        "FEEB_EMBEDDED_SERVER": str(home),
         "PREFECT_API_KEY": None,
         "PREFECT_API_AUTH_STRING": None,
         "PREFECT_PROFILE": None,
         "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_PLUGINS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
         "NO_PROXY": no_proxy,
         "no_proxy": no_proxy,

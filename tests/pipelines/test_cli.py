@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from feebcore.errors import RecipeError
 
 from .conftest import RECIPE, ROOT, Inside, clean_environment

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from feeb_pipelines.flows import BUILT_IN
 from feeb_pipelines.prefect_hook import bare_name
 
@@ -57,12 +58,21 @@ def test_deployments_run_on_a_process_work_pool(served: Feeb) -> None:
         assert ui.stdout is not None
         line = wait_until(lambda: re.search(r"PREFECT_API_URL=(\S+)", ui.stdout.readline()), 120, "feeb ui printed no address")  # type: ignore[union-attr]
         environment = clean_environment(
-            PREFECT_API_URL=line[1], PREFECT_HOME=str(served.workspace / ".prefect-client"), FEEB_WORKSPACE=str(served.workspace), PREFECT_WORKER_QUERY_SECONDS="1"
+            PREFECT_API_URL=line[1],
+            PREFECT_HOME=str(served.workspace / ".prefect-client"),
+            FEEB_WORKSPACE=str(served.workspace),
+            PREFECT_WORKER_QUERY_SECONDS="1",
         )
 
         def prefect(*arguments: str) -> str:
             done = subprocess.run(
-                [str(Path(sys.executable).with_name("prefect")), *arguments], capture_output=True, text=True, env=environment, cwd=ROOT, timeout=120, check=False
+                [str(Path(sys.executable).with_name("prefect")), *arguments],
+                capture_output=True,
+                text=True,
+                env=environment,
+                cwd=ROOT,
+                timeout=120,
+                check=False,
             )
             assert done.returncode == 0, done.stdout + done.stderr
             return done.stdout + done.stderr

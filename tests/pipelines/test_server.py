@@ -11,6 +11,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+
 from feeb_pipelines.server import ServerError, connect, home_of
 
 from .conftest import Feeb, clean_environment, wait_until
@@ -52,7 +53,8 @@ def test_clients_share_a_server_that_outlives_the_first_and_not_the_last(served:
     assert url == same
     os.kill(first.pid, signal.SIGKILL)
     first.wait()
-    pytest.raises(subprocess.TimeoutExpired, second.wait, 3)  # longer than the grace
+    with pytest.raises(subprocess.TimeoutExpired):
+        second.wait(3)  # longer than the grace
     assert healthy(url)
     os.kill(second.pid, signal.SIGKILL)
     second.wait()

@@ -20,7 +20,9 @@ def ls(stage: str | None = None, /, *, workspace: WorkspaceOption = None, json: 
     runs(stage, workspace=workspace, json=json)
 
 
-def verify(path: Annotated[Path | None, Parameter(help="One artifact folder; default all.")] = None, /, *, workspace: WorkspaceOption = None, json: Json = False) -> int:
+def verify(
+    path: Annotated[Path | None, Parameter(help="One artifact folder; default all.")] = None, /, *, workspace: WorkspaceOption = None, json: Json = False
+) -> int:
     """Read every file of finished artifacts and compare size and SHA-256 with the manifest; exit status 1 when one differs.
 
     Examples:
@@ -66,7 +68,9 @@ def adopt(
 
 def gc(
     *,
-    superseded: Annotated[bool, Parameter(help="Also finished artifacts that a newer one replaced and that nothing refers to.", negative=(), show_default=False)] = False,
+    superseded: Annotated[
+        bool, Parameter(help="Also finished artifacts that a newer one replaced and that nothing refers to.", negative=(), show_default=False)
+    ] = False,
     keep_days: Annotated[float, Parameter(help="Keep what was changed within so many days.")] = 0.0,
     yes: Annotated[bool, Parameter(help="Remove; without it, only list.", negative=(), show_default=False)] = False,
     workspace: WorkspaceOption = None,

@@ -11,7 +11,9 @@ def completion(
     shell: Annotated[Literal["bash", "zsh", "fish"] | None, Parameter(help="Default: the shell you are in.")] = None,
     /,
     *,
-    install: Annotated[bool, Parameter(help="Write it where the shell finds it, and name it in the shell's start-up file.", negative=(), show_default=False)] = False,
+    install: Annotated[
+        bool, Parameter(help="Write it where the shell finds it, and name it in the shell's start-up file.", negative=(), show_default=False)
+    ] = False,
 ) -> None:
     """Print the shell completion script, or install it.
 
@@ -19,9 +21,8 @@ def completion(
         feeb completion --install
         feeb completion bash > ~/.local/share/bash-completion/completions/feeb
     """
-    from feebcore.errors import FeebError
-
     from feeb_pipelines.cli import make_app
+    from feebcore.errors import FeebError
 
     app = make_app()
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from pathlib import Path
@@ -17,17 +18,22 @@ PLAIN_EVERY = 10.0
 """Seconds between progress lines where there is no terminal."""
 
 
+def console(stderr: bool = False) -> Console:
+    """As wide as the terminal; where there is none, wide enough that lines stay whole."""
+    found = Console(stderr=stderr, highlight=False, soft_wrap=True)
+    return found if found.is_terminal or "COLUMNS" in os.environ else Console(stderr=stderr, highlight=False, soft_wrap=True, width=200)
+
+
 class Display:
     """Listens to the events of stages. As a context manager it owns the terminal's progress bars."""
 
     def __init__(self, quiet: bool = False) -> None:
-        self.console = Console(stderr=quiet, highlight=False, soft_wrap=True)
+        self.console = console(stderr=quiet)
         self._live = self.console.is_terminal and not quiet
         self._progress: Any = None
         self._bars: dict[str, Any] = {}
         self._printed: dict[str, float] = {}
         self._begun: dict[str, tuple[float, float]] = {}  # when a progress name first reported, and how far it was
-        self._started = time.monotonic()
         self._lock = threading.Lock()
         self._stage = ""
 
@@ -74,7 +80,7 @@ class Display:
                     self._end(row)
 
     def _begin(self, row: dict[str, Any]) -> None:
-        self._started, self._stage = time.monotonic(), row["stage"]
+        self._stage = row["stage"]
         self._begun.clear()
         self._printed.clear()
         if row["status"] != "reuse":
@@ -97,7 +103,7 @@ class Display:
             if name not in self._bars:
                 self._bars[name] = self._progress.add_task(name, total=total, detail=detail)
             self._progress.update(self._bars[name], completed=done, total=total, detail=detail)
-        elif now - self._started > 3.0 and (now - self._printed.get(name, 0.0) > PLAIN_EVERY or (done >= total and name in self._printed)):
+        elif now - first > 3.0 and (now - self._printed.get(name, 0.0) > PLAIN_EVERY or (done >= total and name in self._printed)):
             self._printed[name] = now
             self.console.print(f"  {name}: {100 * done / total if total else 0:.0f} %, {detail}", markup=False)
 
@@ -120,8 +126,7 @@ class Display:
             for stage, row in stages.items():
                 took = duration(row["seconds"]) if row["status"] == "built" else ""
                 table.add_row(label, stage, row["status"], took, headline(stage, row["metrics"]))
-        width = self.console.width if self.console.is_terminal else max(self.console.width, 160)
-        self.console.print(table, width=width, soft_wrap=False)
+        self.console.print(table, soft_wrap=False)
         done = [row["status"] for stages in results.values() for row in stages.values()]
         if all(status == "reused" for status in done):
             self.console.print("nothing to do: every stage is finished already")
@@ -143,5 +148,3 @@ def duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest} s"
     return f"{minutes // 60} h {minutes % 60} min"
-
-

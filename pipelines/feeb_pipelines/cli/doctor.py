@@ -86,7 +86,9 @@ def check_bf16() -> Finding:
 
     if torch.cuda.is_available():
         fast = torch.cuda.is_bf16_supported()
-        return Finding("bf16", "ok" if fast else "note", "the GPU computes in bf16" if fast else "the GPU has no bf16", "" if fast else "precision auto takes fp32")
+        return Finding(
+            "bf16", "ok" if fast else "note", "the GPU computes in bf16" if fast else "the GPU has no bf16", "" if fast else "precision auto takes fp32"
+        )
     times = {}
     for dtype in (torch.float32, torch.bfloat16):
         a = torch.randn(1024, 1024).to(dtype)
@@ -98,7 +100,9 @@ def check_bf16() -> Finding:
     ratio = times[torch.float32] / times[torch.bfloat16]
     if ratio > 1.2:
         return Finding("bf16", "ok", f"matrix products are {ratio:.1f} times as fast in bf16 as in fp32")
-    return Finding("bf16", "note", f"this CPU gains nothing from bf16 ({ratio:.1f} times the speed of fp32)", "precision auto takes fp32; training takes longer")
+    return Finding(
+        "bf16", "note", f"this CPU gains nothing from bf16 ({ratio:.1f} times the speed of fp32)", "precision auto takes fp32; training takes longer"
+    )
 
 
 def check_compile() -> Finding:
@@ -116,7 +120,9 @@ def check_compile() -> Finding:
     reason = (done.stderr.strip().splitlines() or ["no message"])[-1][:200]
     if compiler is None:
         return Finding("compile", "note", "no C++ compiler, so no compiled kernels; training runs eager", "apt install g++ (or clang) makes it faster")
-    return Finding("compile", "note", f"torch.compile fails ({reason}); training runs eager", "check that Python's headers are installed (apt install python3-dev)")
+    return Finding(
+        "compile", "note", f"torch.compile fails ({reason}); training runs eager", "check that Python's headers are installed (apt install python3-dev)"
+    )
 
 
 def check_disk(root: Path) -> Finding:
@@ -127,7 +133,9 @@ def check_disk(root: Path) -> Finding:
     if not os.access(place, os.W_OK) or os.statvfs(place).f_flag & os.ST_RDONLY:
         return Finding("disk", "problem", f"{place} cannot be written", "choose another workspace with --workspace DIR or FEEB_WORKSPACE")
     level = "ok" if free >= 5 else "note" if free >= 1 else "problem"
-    return Finding("disk", level, f"{free:.1f} GiB free at {place}", "" if level == "ok" else "the quickstart needs about 1 GiB; feeb artifacts gc lists what can go")
+    return Finding(
+        "disk", level, f"{free:.1f} GiB free at {place}", "" if level == "ok" else "the quickstart needs about 1 GiB; feeb artifacts gc lists what can go"
+    )
 
 
 def check_prefect() -> Finding:

@@ -28,16 +28,22 @@ def generate(
         feeb generate quickstart "def main("
         feeb generate data/rl/quickstart-0123456789ab "sort 5 3 1:" --temperature 0
     """
-    from feebcore.api import open_model
+    from pathlib import Path
 
-    model = open_model(where, workspace=workspace)
-    text = model.generate(prompt, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    from feebcore.api import generate as complete
+    from feebcore.api import open_model, open_run
+
+    options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+    if (Path(where) / "model.json").exists():  # a model folder, as one that was exported
+        text = complete(open_model(where), prompt, max_new_tokens, **options)  # type: ignore[arg-type]
+    else:
+        text = open_run(where, workspace).generate(prompt, max_new_tokens, **options)
     if json:
         import json as json_module
 
         print(json_module.dumps({"prompt": prompt, "completion": text}))
     else:
-        print(prompt + text)
+        print(f"{prompt}{text}")
 
 
 COMMANDS = (generate,)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json as json_module
 import sys
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from cyclopts import Parameter
@@ -13,18 +15,17 @@ from feeb_pipelines.cli.options import Json, Set, WorkspaceOption
 RecipePath = Annotated[str, Parameter(help="A recipe (YAML file).")]
 
 
-def plan(recipe: RecipePath, stage: str | None = None, /, *, set: Set = [], workspace: WorkspaceOption = None, json: Json = False) -> None:  # noqa: A002, B006
+def plan(recipe: RecipePath, stage: str | None = None, /, *, set: Set = [], workspace: WorkspaceOption = None, json: Json = False) -> None:  # noqa: B006
     """Say what `feeb run` would do: which stages run, which are reused, and which key makes the difference.
 
     Examples:
         feeb plan experiments/quickstart.yaml --set pretrain.max_steps=100
         feeb plan experiments/quickstart.yaml pretrain --json
     """
+    from feeb_pipelines.labels import label_of
     from feebcore.artifacts import Workspace
     from feebcore.recipe import load_study
     from feebcore.stages.base import plan as plan_stages
-
-    from feeb_pipelines.labels import label_of
 
     members = load_study(recipe, set)
     space = Workspace(workspace)
@@ -42,7 +43,7 @@ def plan(recipe: RecipePath, stage: str | None = None, /, *, set: Set = [], work
     )
 
 
-def show(recipe: RecipePath, /, *, set: Set = [], json: Json = False) -> None:  # noqa: A002, B006
+def show(recipe: RecipePath, /, *, set: Set = [], json: Json = False) -> None:  # noqa: B006
     """Print a recipe with everything spelled out: `extends` merged, every default written. It is a recipe itself.
 
     Examples:
@@ -78,7 +79,7 @@ def parts(
 
     if seam is not None and seam not in SEAMS:
         raise UnknownPartError(f"there is no seam {seam!r}; {did_you_mean(seam, SEAMS)}")
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "seam": s,
             "name": spec.name,
@@ -122,9 +123,8 @@ def runs(stage: Annotated[str | None, Parameter(help="Only this stage.")] = None
         feeb runs
         feeb runs pretrain --json
     """
-    from feebcore.artifacts import Workspace
-
     from feeb_pipelines.summary import headline
+    from feebcore.artifacts import Workspace
 
     space = Workspace(workspace)
     rows = [r for r in (_run_row(folder, artifact) for folder, artifact in space.all()) if stage in (None, r["stage"])]
@@ -165,10 +165,10 @@ def _is_locked(folder: Any) -> bool:
 
 
 def check(
-    name: Annotated[str | None, Parameter(help="A part, as lion or optimizers/lion.")] = None,
+    name: Annotated[str | None, Parameter(help="A part, as lion or optimizers/lion; or a seam, as optimizers, for all its parts.")] = None,
     /,
     *,
-    all: Annotated[bool, Parameter(help="Every part of every plugin.", negative=(), show_default=False)] = False,  # noqa: A002
+    all: Annotated[bool, Parameter(help="Every part of every plugin.", negative=(), show_default=False)] = False,
     plugin: Annotated[list[str], Parameter(help="Also a single-file plugin.", negative=(), show_default=False)] = [],  # noqa: B006
     json: Json = False,
 ) -> int:
@@ -176,26 +176,41 @@ def check(
 
     Examples:
         feeb check lion --plugin ./lion.py
+        feeb check optimizers
         feeb check --all
     """
     from feebcore.errors import FeebError
+    from feebcore.hookspecs import SEAMS
+    from feebcore.registry import get_registry
+    from feebcore.testing import checks_for
+    from feebcore.testing.framework import candidate, iterate
 
-    try:
-        from feebcore.testing import check_parts  # type: ignore[attr-defined]
-    except ImportError:
-        raise FeebError("this feeb has no contract checks yet (feebcore.testing.check_parts)") from None
-    if (name is None) == (not all):
-        raise FeebError("name one part, or say --all")
-    results = check_parts(name, files=_files(plugin))
+    if (name is None) != all:
+        raise FeebError("name one part or seam, or say --all; `feeb parts` lists them")
+    registry = get_registry(_files(plugin))
+    chosen = [
+        (seam, spec) for seam, spec in registry.parts() if all or name in (seam, spec.name, spec.full_name, f"{seam}/{spec.name}", f"{seam}/{spec.full_name}")
+    ]
+    if not chosen:
+        from feebcore.errors import did_you_mean
+
+        raise FeebError(f"no part or seam {name!r}; {did_you_mean(str(name), [*SEAMS, *(spec.name for _, spec in registry.parts())])}")
+    results: list[dict[str, Any]] = []
+    for seam, spec in chosen:
+        if not checks_for(seam):
+            if not json:
+                print(f"{seam}/{spec.name}: no checks for seam {seam}")
+            continue
+        for result in iterate(candidate(seam, spec.full_name, registry)):
+            results.append(dataclasses.asdict(result))
+            if not json:
+                print(result, flush=True)
+    failed = sum(not r["passed"] for r in results)
     if json:
         _print_json(results)
     else:
-        _print_table(("part", "check", "outcome"), [(r["part"], r["check"], "ok" if r["ok"] else r["message"]) for r in results])
-    return 0 if builtins_all(r["ok"] for r in results) else 1
-
-
-def builtins_all(values: Any) -> bool:
-    return not any(not v for v in values)
+        print(f"{len(results)} checks, {failed} failed")
+    return 1 if failed else 0
 
 
 def _files(plugin: list[str]) -> tuple[Any, ...]:
@@ -213,19 +228,19 @@ def _print_json(value: Any) -> None:
     sys.stdout.write(json_module.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def _print_table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+def _print_table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     """Columns for people: folded to the terminal, whole where there is none."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False)
+    from feeb_pipelines.cli.display import console
+
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*(text.replace("[", "\\[") for text in row))
-    console.print(table, width=console.width if console.is_terminal else 200)
+    console().print(table, soft_wrap=False)
 
 
 COMMANDS = (plan, show, parts, plugins, runs, check)

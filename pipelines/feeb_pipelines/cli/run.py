@@ -16,10 +16,9 @@ from cyclopts import Parameter
 from feeb_pipelines.cli.options import Json, Set, WorkspaceOption
 
 if TYPE_CHECKING:
-    from feebcore.artifacts import Workspace
-    from feebcore.recipe import Recipe
-
     from feeb_pipelines.cli.display import Display
+    from feebcore.artifacts import Artifact, Workspace
+    from feebcore.recipe import Recipe
 
 
 def run(
@@ -27,7 +26,7 @@ def run(
     recipe: Annotated[str | None, Parameter(help="The recipe, when the first word is a stage.")] = None,
     /,
     *,
-    set: Set = [],  # noqa: A002, B006
+    set: Set = [],  # noqa: B006
     workspace: WorkspaceOption = None,
     in_process: Annotated[bool, Parameter(help="For a debugger: no Prefect, no subprocess.", negative=(), show_default=False)] = False,
     json: Json = False,
@@ -43,10 +42,9 @@ def run(
         feeb run pretrain experiments/quickstart.yaml --set pretrain.max_steps=100
         feeb run experiments/quickstart.yaml --workspace /tmp/try --in-process
     """
+    from feeb_pipelines.cli.display import Display
     from feebcore.artifacts import Workspace
     from feebcore.recipe import load_study
-
-    from feeb_pipelines.cli.display import Display
 
     stage, recipe = (target, recipe) if recipe is not None else (None, target)
     _check_arguments(stage, recipe)
@@ -85,9 +83,8 @@ def _nothing_to_do(members: Sequence[Recipe], space: Workspace, stages: list[str
 
 
 def _reuse(members: Sequence[Recipe], space: Workspace, stages: list[str] | None) -> dict[str, Any]:
-    from feebcore.stages.base import plan
-
     from feeb_pipelines.labels import label_of
+    from feebcore.stages.base import plan
 
     return {label_of(m, members): {i.stage: _row(i.artifact, "reused", 0.0) for i in plan(m, space, stages)} for m in members}
 
@@ -97,14 +94,14 @@ def _row(artifact: Any, status: str, seconds: float) -> dict[str, Any]:
 
 
 def _in_this_process(members: Sequence[Recipe], space: Workspace, stages: list[str] | None, display: Display) -> dict[str, Any]:
-    from feebcore.stages.base import build, plan_stage, stages_for
-
     from feeb_pipelines.labels import label_of
+    from feebcore.stages.base import build, plan_stage, stages_for
 
     results: dict[str, Any] = {}
     with display:
         for member in members:
-            label, built, order = label_of(member, members), {}, stages_for(member, stages)
+            label, order = label_of(member, members), stages_for(member, stages)
+            built: dict[str, Artifact] = {}
             for index, stage in enumerate(order):
                 item = plan_stage(member, stage, space, built)
                 display({"kind": "stage", "label": label, "stage": stage, "status": item.status, "index": index, "total": len(order)})

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from feeb_pipelines.cli.options import WorkspaceOption
 
 
-def ui(*, open: Annotated[bool, Parameter(negative="--no-open", help="Open a browser.")] = True, workspace: WorkspaceOption = None) -> int:  # noqa: A002
+def ui(*, open: Annotated[bool, Parameter(negative="--no-open", help="Open a browser.")] = True, workspace: WorkspaceOption = None) -> int:
     """Serve the history of this workspace's runs until Ctrl-C. Also what deployments and workers talk to.
 
     Examples:
@@ -20,9 +20,8 @@ def ui(*, open: Annotated[bool, Parameter(negative="--no-open", help="Open a bro
     import signal
     import threading
 
-    from feebcore.artifacts import Workspace
-
     from feeb_pipelines.server import connect
+    from feebcore.artifacts import Workspace
 
     space = Workspace(workspace)
     stop = threading.Event()

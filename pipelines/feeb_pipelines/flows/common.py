@@ -8,6 +8,7 @@ task of some hundredths, therefore no subflows.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,10 +16,6 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from feebcore.artifacts import Artifact, Workspace, read_artifact
-from feebcore.errors import Interrupted
-from feebcore.recipe import Recipe, load_study
-from feebcore.stages.base import PlanItem, build, plan_stage, stages_for
 from prefect import get_run_logger, runtime, task
 from prefect.artifacts import (
     create_link_artifact,
@@ -34,6 +31,10 @@ from prefect.states import Cancelled, State
 from feeb_pipelines.labels import label_of
 from feeb_pipelines.runs import hold, settle
 from feeb_pipelines.summary import flat_metrics, headline, highlights, number
+from feebcore.artifacts import Artifact, Workspace, read_artifact
+from feebcore.errors import Interrupted
+from feebcore.recipe import Recipe, load_study
+from feebcore.stages.base import PlanItem, build, plan_stage, stages_for
 
 OPTIONS: dict[str, Any] = {"persist_result": True, "result_serializer": "json", "validate_parameters": True}
 """Options of every @flow here."""
@@ -138,6 +139,7 @@ class _Watcher:
 
     def begin(self) -> None:
         self.logger = get_run_logger()
+        self._context = contextvars.copy_context()  # says which run it is to a thread that follows a worker
         self._started = time.monotonic()
         _tell({"kind": "stage", "label": self.label, "stage": self.stage, "status": self.status, "index": self.index, "total": self.total})
 
@@ -159,7 +161,7 @@ class _Watcher:
         text = f"{self.stage} {name}: {number(row['done'])} of {number(row['total'])} {row.get('unit', '')}".strip()
         try:
             if last is None:
-                created = create_progress_artifact(percent, key=slug(f"{self.label}-{self.stage}-{name or 'progress'}"), description=text)
+                created = self._context.run(create_progress_artifact, percent, key=slug(f"{self.label}-{self.stage}-{name or 'progress'}"), description=text)
                 assert isinstance(created, UUID)
                 self._progress[name] = (created, now)
             else:
@@ -174,6 +176,7 @@ class _Watcher:
             with contextlib.suppress(Exception):
                 update_progress_artifact(identifier, 100.0)
         if result["status"] == "built":
+            self.logger.info("%s is built, in %.1f s: %s", self.stage, result["seconds"], headline(self.stage, artifact.metrics))
             _describe_stage(self.label, self.stage, artifact, result)
         else:
             self.logger.info("reused %s", artifact.path)
@@ -197,7 +200,9 @@ def _describe_stage(label: str, stage: str, artifact: Artifact, result: dict[str
     if rows := [{"metric": name, "value": number(value)} for name, value in flat_metrics(artifact.metrics)]:
         create_table_artifact(rows, key=f"{key}-metrics", description=f"Metrics of {stage}")
     if report := artifact.metrics.get("report"):
-        create_link_artifact((artifact.path / str(report)).as_uri(), link_text=f"Report of {label}", key=f"{key}-link", description="The report, a file on this machine")
+        create_link_artifact(
+            (artifact.path / str(report)).as_uri(), link_text=f"Report of {label}", key=f"{key}-link", description="The report, a file on this machine"
+        )
 
 
 def _describe_run(title: str, results: dict[str, dict[str, Any]]) -> None:
