@@ -82,7 +82,7 @@ def styled(theme: Theme) -> Iterator[None]:
         import logging
 
         logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # a missing first choice of font is no news
-        mpl.rcParams.update(settings)
+        mpl.rcParams.update(settings)  # type: ignore[arg-type]
         yield
 
 
@@ -90,9 +90,9 @@ def new_figure(width: float = 9.0, height: float = 3.4) -> Figure:
     """An Agg figure of its own, with no global state of pyplot. Inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure(figsize=(width, height), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1, wspace=0.06, hspace=0.08)  # type: ignore[union-attr]
+    figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1, wspace=0.06, hspace=0.08))
     FigureCanvasAgg(figure)
     return figure
 

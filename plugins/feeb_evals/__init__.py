@@ -26,7 +26,7 @@ class BitsPerByteConfig(PartConfig):
     max_documents: int | None = Field(None, ge=1)
     context: int | None = Field(None, ge=1)
     stride: int | None = Field(None, ge=1)
-    batch_tokens: Execution[int] = Field(1 << 14, ge=1)
+    batch_tokens: Execution[int] = Field(1 << 12, ge=1)
 
 
 class PythonParsesConfig(PartConfig):

@@ -38,7 +38,7 @@ class PythonParses:
         if room < 1:
             raise ValueError(f"python_parses: the prompt takes {max(map(len, prompts))} tokens, the model's context is {subject.model.seq_len}")
         processors = [part.build() for part in config.processors]
-        rows = []
+        rows: list[dict[str, Any]] = []
         for at in range(0, len(prompts), config.batch_size):
             part = slice(at, at + config.batch_size)
             numbers = range(len(prompts))[part]
