@@ -41,7 +41,18 @@ def seams_page(registry: Registry) -> str:
     for seam, kind in hookspecs.SEAMS.items():
         hook = getattr(hookspecs, f"feeb_{seam}")
         example = textwrap.dedent(inspect.getdoc(hook).partition("Example::")[2]).strip()
-        lines += ["", f"## {seam}", "", first_line(hook), "", f"`feebcore.{kind.__name__}`: {' '.join(inspect.getdoc(kind).split())}", "", "```python", example, "```"]
+        lines += [
+            "",
+            f"## {seam}",
+            "",
+            first_line(hook),
+            "",
+            f"`feebcore.{kind.__name__}`: {' '.join(inspect.getdoc(kind).split())}",
+            "",
+            "```python",
+            example,
+            "```",
+        ]
         for _, spec in registry.parts(seam):
             if spec.distribution == "feeb":
                 reference = f" ({spec.reference})" if spec.reference else ""

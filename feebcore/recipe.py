@@ -18,6 +18,7 @@ import copy
 import io
 import itertools
 import json
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -155,14 +156,15 @@ class _Lines:
 
     @staticmethod
     def _line(document: Any, keys: Sequence[Any]) -> int | None:
+        position: Any = operator.attrgetter("lc")  # ruamel's lines and columns
         node: Any = document
         line: int | None = None
         for key in keys:
             try:
                 if isinstance(node, dict) and key in node:
-                    line = node.lc.key(key)[0] + 1
+                    line = position(node).key(key)[0] + 1
                 elif isinstance(node, list) and isinstance(key, int) and key < len(node):
-                    line = node.lc.item(key)[0] + 1
+                    line = position(node).item(key)[0] + 1
                 else:
                     return None
                 node = node[key]

@@ -8,6 +8,7 @@ that fails fatal to everyone.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -16,6 +17,7 @@ import importlib.util
 import os
 import re
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -195,8 +197,23 @@ def _cached(files: tuple[tuple[Path, int], ...], environment: tuple[str | None, 
     return Registry(tuple(file for file, _ in files))
 
 
+_in_use: list[Registry] = []
+
+
+@contextlib.contextmanager
+def use_registry(registry: Registry) -> Iterator[None]:
+    """Make `registry` what `get_registry()` gives while the block runs: a recipe's own, plugin files included."""
+    _in_use.append(registry)
+    try:
+        yield
+    finally:
+        _in_use.pop()
+
+
 def get_registry(files: tuple[Path, ...] = ()) -> Registry:
     """The process-wide registry, with these plugin files beside the installed plugins."""
+    if not files and _in_use:
+        return _in_use[-1]
     stamped = tuple((f, f.stat().st_mtime_ns if f.exists() else 0) for f in map(Path, files))
     return _cached(stamped, tuple(os.environ.get(f"FEEB_PLUGINS_{v}") for v in ("BLOCK", "ALLOW", "STRICT")))
 

@@ -15,6 +15,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 for name in ("FEEB_PLUGINS_BLOCK", "FEEB_PLUGINS_ALLOW", "FEEB_PLUGINS_STRICT", "FEEB_WORKSPACE", "PREFECT_API_URL"):
     os.environ.pop(name, None)
 
+
 @pytest.fixture
 def small_disk(tmp_path):
     """A real file system of 2 MB; skipped where mounting is not allowed."""

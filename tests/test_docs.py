@@ -88,7 +88,9 @@ def test_every_recipe_in_experiments_loads():
 
 
 def test_every_command_is_documented():
-    done = subprocess.run([sys.executable, "-m", "feeb_pipelines.cli", "--help"], capture_output=True, text=True, env=os.environ | {"COLUMNS": "200", "NO_COLOR": "1"})
+    done = subprocess.run(
+        [sys.executable, "-m", "feeb_pipelines.cli", "--help"], capture_output=True, text=True, env=os.environ | {"COLUMNS": "200", "NO_COLOR": "1"}
+    )
     commands = re.findall(r"^│?\s*([a-z]+)\s{2,}\S", done.stdout, flags=re.M)
     assert len(commands) >= 10, done.stdout + done.stderr
     page = (ROOT / "docs" / "commands.md").read_text()
@@ -97,7 +99,9 @@ def test_every_command_is_documented():
 
 
 def test_commands_that_the_pages_show_exist():
-    done = subprocess.run([sys.executable, "-m", "feeb_pipelines.cli", "--help"], capture_output=True, text=True, env=os.environ | {"COLUMNS": "200", "NO_COLOR": "1"})
+    done = subprocess.run(
+        [sys.executable, "-m", "feeb_pipelines.cli", "--help"], capture_output=True, text=True, env=os.environ | {"COLUMNS": "200", "NO_COLOR": "1"}
+    )
     for page in PAGES:
         for command in re.findall(r"(?:^|`)(?:\.venv/bin/)?feeb ([a-z]+)", page.read_text(), flags=re.M):
             assert re.search(rf"^│?\s*{command}\s", done.stdout, flags=re.M), f"{page.name} shows `feeb {command}`, which does not exist"

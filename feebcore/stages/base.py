@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from feebcore.errors import ArtifactError, FeebError, Interrupted, RecipeError, 
 from feebcore.files import digest_of, explain, read_json, write_json
 from feebcore.provenance import describe_environment, describe_plugins, plugin_sources
 from feebcore.recipe import Recipe
+from feebcore.registry import use_registry
 
 Listener = Callable[[dict[str, Any]], None]
 
@@ -179,13 +180,13 @@ def build(
 
 def _in_this_process(recipe: Recipe, stage: str, inputs: Mapping[str, Artifact], out: StageOutput) -> dict[str, Any]:
     entry = recipe.stages[stage]
-    with stop_on_signals(out):
+    with use_registry(recipe.registry), stop_on_signals(out):
         metrics = entry.spec.load()(entry.section, inputs, out)
     return json.loads(json.dumps(metrics or {}))
 
 
 @contextlib.contextmanager
-def stop_on_signals(out: StageOutput) -> Iterable[None]:  # type: ignore[misc]
+def stop_on_signals(out: StageOutput) -> Iterator[None]:
     """SIGINT and SIGTERM ask the stage to stop; a second one, or 9 s, ends the process."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -227,7 +228,9 @@ def _in_subprocess(place: Path, out: StageOutput, tell: Listener) -> dict[str, A
         log.close()
         tail.stop()
     if code == 0:
-        return read_json(place / "result.json")["metrics"] | _adopt_patterns(out, place)
+        result = read_json(place / "result.json")
+        out.content(*result["content"])
+        return result["metrics"]
     text = (place / "log.txt").read_text(errors="replace").strip().splitlines()
     result = read_json(place / "result.json") if (place / "result.json").exists() else None
     if out.stop_requested and (result is None or result.get("error") != "Interrupted"):
@@ -237,11 +240,6 @@ def _in_subprocess(place: Path, out: StageOutput, tell: Listener) -> dict[str, A
         raise kind(f"{result['message']}" + ("" if kind is Interrupted else f" (log: {place / 'log.txt'})"))
     how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
     raise StageFailed(f"{place.parent.name}: the worker {how}; log {place / 'log.txt'}:\n" + "\n".join(text[-20:]))
-
-
-def _adopt_patterns(out: StageOutput, place: Path) -> dict[str, Any]:
-    out.content(*read_json(place / "result.json")["content"])
-    return {}
 
 
 def _wait(process: subprocess.Popen[bytes], out: StageOutput) -> int:

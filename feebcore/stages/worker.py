@@ -43,13 +43,13 @@ def alone(folder: Path) -> None:
 
 def main(folder: Path, pipe: int) -> int:
     end_with_parent(pipe)
-    from feebcore.artifacts import StageOutput, Workspace, read_artifact
+    from feebcore.artifacts import StageOutput, read_artifact
     from feebcore.errors import ArtifactError, FeebError, Interrupted
     from feebcore.files import read_json, write_json
     from feebcore.recipe import from_resolved
+    from feebcore.registry import use_registry
     from feebcore.stages.base import stop_on_signals
 
-    del Workspace
     alone(folder)
     out = StageOutput(folder)
     try:
@@ -62,7 +62,7 @@ def main(folder: Path, pipe: int) -> int:
                 raise ArtifactError(f"input {name} at {path} is not finished")
             inputs[name] = artifact
         entry = recipe.stages[request["stage"]]
-        with stop_on_signals(out):
+        with use_registry(recipe.registry), stop_on_signals(out):
             metrics = entry.spec.load()(entry.section, inputs, out)
         write_json(folder / "result.json", {"metrics": json.loads(json.dumps(metrics or {})), "content": list(out.content_patterns)})
         return 0
