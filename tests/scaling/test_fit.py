@@ -104,7 +104,7 @@ def test_gradient_is_the_derivative() -> None:
     points = _grid(noise=0.02, sizes=3, budgets=2)
     surface = Surface.of(*(np.array(v, dtype=float) for v in zip(*[(p.non_embedding, p.tokens, p.loss) for p in points], strict=True)))
     weights = np.ones((1, len(points)))
-    for start in surface.starts()[[0, 40, 107]]:
+    for start in surface.starts()[[1, 41, 106]]:
         _, gradient = surface.objective(start[None], weights)
         for i in range(5):
             step = np.eye(5)[i] * 1e-6
