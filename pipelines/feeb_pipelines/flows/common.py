@@ -134,7 +134,7 @@ class _Watcher:
 
     def __init__(self, label: str, stage: str, status: str, index: int, total: int) -> None:
         self.label, self.stage, self.status, self.index, self.total = label, stage, status, index, total
-        self._progress: dict[str, tuple[UUID, float]] = {}
+        self._progress: tuple[UUID, float] | None = None  # one bar a stage, whatever it counts: a bar each would bury the timeline
         self._started = time.monotonic()
 
     def begin(self) -> None:
@@ -154,27 +154,27 @@ class _Watcher:
     def _update(self, row: dict[str, Any]) -> None:
         """At most one update in five seconds, from the third second on: each costs some hundredths of a second."""
         now, name = time.monotonic(), str(row.get("name") or "")
-        last = self._progress.get(name)
+        last = self._progress
         if now - self._started < 3.0 or (last and now - last[1] < 5.0 and row["done"] < row["total"]):
             return
         percent = min(100.0, 100.0 * row["done"] / row["total"])
         text = f"{self.stage} {name}: {number(row['done'])} of {number(row['total'])} {row.get('unit', '')}".strip()
         try:
             if last is None:
-                created = self._context.run(create_progress_artifact, percent, key=slug(f"{self.label}-{self.stage}-{name or 'progress'}"), description=text)
+                created = self._context.run(create_progress_artifact, percent, key=slug(f"{self.label}-{self.stage}-progress"), description=text)
                 assert isinstance(created, UUID)
-                self._progress[name] = (created, now)
+                self._progress = (created, now)
             else:
                 update_progress_artifact(last[0], percent, description=text)
-                self._progress[name] = (last[0], now)
+                self._progress = (last[0], now)
         except Exception as error:  # a page's progress bar must not end a training
-            self._progress[name] = (last[0] if last else UUID(int=0), now + 60)
+            self._progress = (last[0] if last else UUID(int=0), now + 60)
             self.logger.warning("progress not shown in Prefect: %s", error)
 
     def end(self, artifact: Artifact, result: dict[str, Any]) -> None:
-        for identifier, _ in self._progress.values():
+        if self._progress:
             with contextlib.suppress(Exception):
-                update_progress_artifact(identifier, 100.0)
+                update_progress_artifact(self._progress[0], 100.0)
         if result["status"] == "built":
             self.logger.info("%s is built, in %.1f s: %s", self.stage, result["seconds"], headline(self.stage, artifact.metrics))
             _describe_stage(self.label, self.stage, artifact, result)
