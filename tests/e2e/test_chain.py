@@ -83,6 +83,7 @@ def test_the_report_is_one_file_that_loads_nothing(finished):
 
 def test_nothing_to_do_is_quick_and_needs_no_server(finished):
     workspace, _ = finished
+    assert none_left(workspace, 20) == []
     start = time.time()
     done = feeb("run", RECIPE, "--workspace", workspace)
     assert done.returncode == 0
