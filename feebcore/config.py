@@ -71,11 +71,12 @@ class Part:
     seam: str
     spec: PartSpec
     config: PartConfig
+    shared: bool = False  # other plugins claim the bare name too
 
     @property
     def name(self) -> str:
-        """The name a recipe writes: bare for built-in parts, `distribution/name` for others."""
-        return self.spec.name if self.spec.distribution in ("", "feeb") else self.spec.full_name
+        """The name a recipe writes: bare for built-in parts that share it with nobody, `distribution/name` for others."""
+        return self.spec.name if self.spec.distribution in ("", "feeb") and not self.shared else self.spec.full_name
 
     def build(self, *args: Any, **kwargs: Any) -> Any:
         """Import the part's factory and call it: `factory(config, *args, **kwargs)`."""
@@ -133,11 +134,14 @@ class Seam:
         try:
             config = spec.config.model_validate(options, context=info.context)
         except ValidationError as error:  # carried out whole, so that the recipe's message has the inner key and its line
-            details = [{"loc": list(e["loc"]), "type": e["type"], "msg": e["msg"], "ctx": e.get("ctx", {})} for e in error.errors(include_url=False)]
+            details = [
+                {"loc": list(e["loc"]), "type": e["type"], "msg": e["msg"], "input": e["input"], "ctx": e.get("ctx", {})}
+                for e in error.errors(include_url=False)
+            ]
             why = "; ".join(f"{'.'.join(map(str, d['loc'])) or 'options'}: {d['msg']}" for d in details)
             context = {"why": f"{spec.name}: {why}", "details": details, "known": sorted(spec.config.model_fields)}
             raise PydanticCustomError("part_options", "{why}", context) from None
-        return Part(self.seam, spec, config)
+        return Part(self.seam, spec, config, registry.shared(self.seam, spec.name))
 
 
 def use(name: str, **options: Any) -> Any:

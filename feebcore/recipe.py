@@ -84,7 +84,8 @@ class Recipe:
             head["description"] = self.description
         if self.plugins:
             head["plugins"] = [str(p) for p in self.plugins]
-        names = [e.spec.name if e.spec.distribution == "feeb" else e.spec.full_name for e in self.stages.values()]
+        bare = [e.spec.distribution == "feeb" and not self.registry.shared("stages", e.spec.name) for e in self.stages.values()]
+        names = [e.spec.name if b else e.spec.full_name for b, e in zip(bare, self.stages.values(), strict=True)]
         return head | {"stages": names} | sections
 
 
@@ -110,6 +111,8 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], Any]:
         document = yaml.load(io.StringIO(text))
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path}: not UTF-8 text ({error})") from None
+    except RecursionError:
+        raise RecipeError(f"{path}: nested too deeply for a recipe") from None
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
@@ -138,20 +141,26 @@ def _plain(value: Any, path: Path) -> Any:
 
 
 class _Lines:
-    """Finds the file and line of a key, through `extends` and `--set`."""
+    """Finds the file and line of a key, through `extends`, `--set` and the variant that is being built."""
 
     def __init__(self) -> None:
         self.documents: list[tuple[Path, Any]] = []
         self.set_keys: set[str] = set()
+        self.variant = ""
+        self.variant_keys: tuple[str, ...] = ()
 
     def of(self, keys: Sequence[Any]) -> str:
         dotted = ".".join(map(str, keys))
-        if any(dotted == k or dotted.startswith(k + ".") for k in self.set_keys):
+        if key := _around(dotted, self.variant_keys):
+            return f"{self.of(['variants', self.variant, key])} (variant {self.variant!r})"
+        if _around(dotted, self.set_keys):
             return f"--set {dotted}"
         for length in range(len(keys), 0, -1):
             for path, document in reversed(self.documents):
                 if (line := self._line(document, keys[:length])) is not None:
                     return f"{path}:{line}"
+        if any(k.startswith(dotted + ".") for k in self.set_keys):  # a section that only --set made
+            return f"--set {dotted}"
         return str(self.documents[-1][0]) if self.documents else "recipe"
 
     @staticmethod
@@ -171,6 +180,11 @@ class _Lines:
             except (AttributeError, KeyError, TypeError):
                 return None
         return line
+
+
+def _around(dotted: str, keys: Iterable[str]) -> str:
+    """The one of `keys` that is `dotted` or holds it, '' when there is none."""
+    return next((k for k in keys if dotted == k or dotted.startswith(k + ".")), "")
 
 
 def load(path: str | Path, overrides: Sequence[str] = (), registry: Registry | None = None) -> Recipe:
@@ -194,6 +208,7 @@ def load_study(path: str | Path, overrides: Sequence[str] = (), registry: Regist
     recipes = []
     for (variant, changes), seed in itertools.product(variants.items(), seeds):
         cell = copy.deepcopy(data) | {"seed": seed}
+        lines.variant, lines.variant_keys = variant, tuple(changes or {})
         for key, value in (changes or {}).items():
             set_key(cell, key, value)
         recipes.append(_build(Path(path), cell, lines, registry, variant=variant))
@@ -334,7 +349,9 @@ def _build(path: Path, data: dict[str, Any], lines: _Lines, registry: Registry |
         raise RecipeError("\n".join(problems))
     name = str(data.get("name") or path.stem) + (f"-{variant}" if variant else "")
     if not all(c.isalnum() or c in "-_." for c in name) or name.startswith("."):
-        raise RecipeError(f"{lines.of(['name'])}: name {name!r} becomes a folder name; use letters, digits, '-', '_' and '.'")
+        raise RecipeError(
+            f"{lines.of(['variants', variant] if variant else ['name'])}: name {name!r} becomes a folder name; use letters, digits, '-', '_' and '.'"
+        )
     recipe = Recipe(name, path, stages, registry, plugins, seed, str(data.get("description") or ""), variant, data)
     _check_needs(recipe, lines)
     for key, entry in stages.items():
@@ -391,6 +408,9 @@ def _sentence(location: Sequence[Any], item: Mapping[str, Any], known: Iterable[
     if item["type"] == "part_options":
         return "\n".join(_sentence([*location, *d["loc"]], d, item["ctx"]["known"], lines) for d in item["ctx"]["details"])
     message = item["msg"].removeprefix("Value error, ")
+    given = item.get("input")
+    if message.startswith("Input should be") and isinstance(given, str | int | float):
+        message = f"{message.partition(', unable to parse')[0]}, not {given!r}"
     return f"{where}: {dotted}: {message}"
 
 

@@ -62,7 +62,7 @@ class Registry:
         distribution, _, bare = name.rpartition("/")
         found = [s for s in offered.get(bare, []) if distribution in ("", s.distribution)]
         if not found:
-            broken = [f"{p.distribution} ({p.problem})" for p in self.plugins if p.problem]
+            broken = dict.fromkeys(f"{p.distribution} ({p.problem})" for p in self.plugins if p.problem)
             hint = f". Plugins that are not loaded: {'; '.join(broken)}." if broken else ""
             raise UnknownPartError(f"no part {name!r} on seam {seam!r}; {did_you_mean(name, offered)}{hint}")
         strangers = [s for s in found if s.distribution != BUILTIN]
@@ -72,6 +72,10 @@ class Registry:
             where = " and ".join(f"{s.full_name} ({s.origin})" for s in found)
             raise PartClashError(f"{seam}: {name!r} is claimed by {where}; write the full name in the recipe, as {found[0].full_name!r}")
         return found[0]
+
+    def shared(self, seam: str, name: str) -> bool:
+        """Whether several plugins claim the bare name, so that only a full one is sure to mean the same part again."""
+        return len(self._parts[seam].get(name, [])) > 1
 
     def parts(self, seam: str | None = None) -> list[tuple[str, PartSpec]]:
         """All (seam, spec), by seam in the order of hookspecs.py and then by name."""
@@ -92,6 +96,7 @@ class Registry:
         self._add(info, module)
 
     def _add_file(self, file: Path) -> None:
+        """A file that somebody named must work: whatever is wrong with it is an error, not a note."""
         info = PluginInfo(file.stem, "", str(file))
         if not file.is_file():
             raise PluginError(f"plugins: no file {file}; paths in a recipe are relative to the recipe")
@@ -100,7 +105,10 @@ class Registry:
         except Exception as error:
             self._failed(info, f"{type(error).__name__}: {error}", error)
             raise PluginError(f"plugin file {file} failed: {type(error).__name__}: {error}") from error
+        known = len(self.plugins)
         self._add(info, module)
+        if problem := next((p.problem for p in self.plugins[known:] if p.problem), ""):
+            raise PluginError(f"plugin file {file}: {problem}")
 
     def _add(self, info: PluginInfo, module: ModuleType) -> None:
         """Collect one plugin's specs in a manager of its own, so that no plugin can break another's."""

@@ -1,5 +1,6 @@
 """Recipes: scalars, merging, and errors that name file, line and key."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -90,8 +91,12 @@ def test_unknown_top_key_and_unknown_stage(write):
 
 
 def test_a_bad_value_names_key_and_line(write):
-    with pytest.raises(RecipeError, match=r"r.yaml:4: count_it.limit: Input should be greater than or equal to 1"):
+    with pytest.raises(RecipeError, match=r"r.yaml:4: count_it.limit: Input should be greater than or equal to 1, not 0$"):
         recipes.load(write(HEAD + "count_it:\n  limit: 0\n"))
+    with pytest.raises(RecipeError, match=r"r.yaml:4: count_it.limit: Input should be a valid integer, not 'many'$"):
+        recipes.load(write(HEAD + "count_it:\n  limit: many\n"))
+    with pytest.raises(RecipeError, match=r"r.yaml:4: count_it.schedule.lines: Input should be a valid integer, not 'many'$"):
+        recipes.load(write(HEAD + "count_it:\n  schedule: {lines: many}\n"))
 
 
 def test_a_stage_check_speaks_with_file_and_line(write):
@@ -126,6 +131,11 @@ def test_binary_and_missing_files_are_refused(tmp_path):
         recipes.load(tmp_path / "b.yaml")
     with pytest.raises(RecipeError, match=r"no recipe .*bb.yaml; did you mean .*b.yaml"):
         recipes.load(tmp_path / "bb.yaml")
+
+
+def test_endless_nesting_is_refused(write):
+    with pytest.raises(RecipeError, match="nested too deeply"):
+        recipes.load(write("stages: " + "[" * 3000))
 
 
 def test_yaml_tags_build_no_objects(write):
@@ -182,6 +192,40 @@ def test_a_study_is_variants_times_seeds(write):
     text = HEAD + "seeds: [1, 2]\nvariants:\n  low: {count_it.limit: 2}\n  high: {count_it.limit: 9}\n"
     cells = [(r.variant, r.seed, r.stages["count_it"].section.limit) for r in recipes.load_study(write(text))]
     assert cells == [("low", 1, 2), ("low", 2, 2), ("high", 1, 9), ("high", 2, 9)]
+
+
+def test_an_error_in_a_variant_names_the_line_of_the_variant(write):
+    path = write(HEAD + "variants:\n  low: {count_it.limit: 2}\n  high:\n    count_it.limit: 0\n")
+    with pytest.raises(RecipeError, match=r"r.yaml:6 \(variant 'high'\): count_it.limit: Input should be"):
+        recipes.load_study(path)
+    path = write(HEAD + "variants:\n  low: {}\n  a/b: {}\n")
+    with pytest.raises(RecipeError, match=r"r.yaml:5: name 'r-a/b' becomes a folder name"):
+        recipes.load_study(path)
+
+
+def test_an_unknown_section_that_set_made_is_blamed_on_set(write):
+    with pytest.raises(RecipeError, match=r"^--set count_itt: unknown key 'count_itt'; did you mean 'count_it'"):
+        recipes.load(write(HEAD), ["count_itt.limit=3"])
+
+
+def test_a_recipe_that_uses_a_clashing_name_in_full_loads_again_when_resolved(write):
+    """What `feeb run RUN/recipe.json` and every worker process do."""
+    text = """
+import feebcore as feeb
+
+@feeb.hookimpl
+def feeb_schedules():
+    yield feeb.ScheduleSpec("cosine", build="recipe_clash:make", summary="Another cosine.")
+"""
+    write(text, "recipe_clash.py")
+    path = write("plugins: [./recipe_idea.py, ./recipe_clash.py]\nstages: [count_it]\ncount_it: {schedule: feeb/cosine, several: [recipe_clash/cosine]}\n")
+    try:
+        recipe = recipes.load(path)
+        section = recipes.from_resolved(recipe.resolved(), Path("somewhere")).stages["count_it"].section
+        assert [p.spec.full_name for p in (section.schedule, *section.several)] == ["feeb/cosine", "recipe_clash/cosine"]
+        assert section == recipe.stages["count_it"].section
+    finally:
+        sys.modules.pop("recipe_clash", None)
 
 
 def test_resolved_loads_to_the_same_recipe(write):

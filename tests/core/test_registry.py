@@ -150,6 +150,25 @@ def test_a_file_that_raises_names_itself(tmp_path):
         Registry((file,))
 
 
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        ("x = 1\n", "it has no hook function"),
+        ("import feebcore as feeb\n@feeb.hookimpl\ndef feeb_optimizer():\n    yield 1\n", "did you mean 'feeb_optimizers'"),
+        ("import feebcore as feeb\n@feeb.hookimpl\ndef feeb_schedules():\n    yield 1\n", "must yield ScheduleSpec, not int"),
+        ("import feebcore as feeb\n@feeb.hookimpl\ndef feeb_schedules():\n    raise KeyError('zap')\n", "KeyError: 'zap'"),
+    ],
+)
+def test_a_file_that_offers_nothing_usable_is_refused_with_the_reason(tmp_path, body, why):
+    file = tmp_path / "useless_idea_file.py"
+    file.write_text(body)
+    try:
+        with pytest.raises(PluginError, match=f"plugin file {file}: .*{why}"):
+            Registry((file,))
+    finally:
+        sys.modules.pop("useless_idea_file", None)
+
+
 def test_a_file_may_not_take_the_name_of_a_module(tmp_path):
     file = tmp_path / "json.py"
     file.write_text("")
