@@ -15,8 +15,10 @@ Prefect: the environment must say where the server is before Prefect is imported
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -31,6 +33,9 @@ from feebcore.files import explain, locked, read_json
 
 START_LIMIT = 120.0
 """Seconds that a first start may take: on a cold disk the imports alone can take half a minute."""
+
+LEAST_DISK = 256 * 1024
+"""Free bytes below which a server that ended is taken to have ended for want of them."""
 
 _NO_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -94,6 +99,7 @@ def ready(workspace: Path, connection: Connection, tell: Callable[[str], None] |
     while not _answers(connection.url):
         now = time.monotonic()
         if not _held(home / "guard.lock"):
+            _refuse_full_disk(home)
             raise ServerError(f"the Prefect server of this workspace ended while starting; log {home / 'server.log'}:\n{_log_tail(home)}")
         if now - started > limit:
             raise ServerError(f"the Prefect server of this workspace did not answer within {limit:.0f} s; log {home / 'server.log'}:\n{_log_tail(home)}")
@@ -167,6 +173,7 @@ def _start(home: Path, limit: float) -> Connection:
     started = time.monotonic()
     while (connection := _running(home)) is None:
         if guard.poll() is not None or time.monotonic() - started > limit:
+            _refuse_full_disk(home)
             text = (home / "guard.log").read_text(errors="replace").strip()
             raise ServerError(f"the guard of the workspace's Prefect server did not start: {text or 'no message'}")
         time.sleep(0.02)
@@ -194,6 +201,12 @@ def _answers(url: str) -> bool:
             return answer.status == 200
     except (urllib.error.URLError, OSError):
         return False
+
+
+def _refuse_full_disk(home: Path) -> None:
+    """The server's own log says nothing of it: it could not be written either."""
+    if shutil.disk_usage(home).free < LEAST_DISK:
+        raise explain(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), home)
 
 
 def _log_tail(home: Path) -> str:

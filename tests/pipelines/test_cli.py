@@ -13,7 +13,7 @@ import pytest
 
 from feebcore.errors import RecipeError
 
-from .conftest import RECIPE, ROOT, Inside, clean_environment
+from .conftest import RECIPE, ROOT, Feeb, Inside, clean_environment
 
 
 def test_help_loads_nothing_heavy_and_takes_less_than_a_second() -> None:
@@ -152,6 +152,43 @@ def test_a_read_only_workspace_is_explained(inside: Inside, tmp_path: Path) -> N
     done = inside("run", RECIPE, "--workspace", tmp_path / "file" / "data")
     assert done.returncode == 1
     assert str(tmp_path / "file") in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("option", "value"), [("--temperature", "-1"), ("--top-p", "2"), ("--top-k", "0"), ("--max-new-tokens", "-3")])
+def test_generate_refuses_options_out_of_range_in_one_sentence(inside: Inside, option: str, value: str) -> None:
+    done = inside("generate", "any", "text", option, value)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"feeb: {option} must be ")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_misspelled_hook_in_a_recipes_plugin_is_an_error(inside: Inside, tmp_path: Path) -> None:
+    (tmp_path / "cli_misspelled.py").write_text("import feebcore as feeb\n@feeb.hookimpl\ndef feeb_optimizer():\n    yield 1\n")
+    recipe = tmp_path / "wrong.yaml"
+    recipe.write_text(f"extends: {RECIPE}\nplugins: [./cli_misspelled.py]\n")
+    done = inside("plan", recipe)
+    assert done.returncode == 1
+    assert "cli_misspelled.py: there is no hook 'feeb_optimizer'; did you mean 'feeb_optimizers'" in done.stderr
+
+
+def test_a_reader_that_goes_away_is_no_error_and_stops_no_run(tmp_path: Path) -> None:
+    command = f"'{sys.executable}' -m feeb_pipelines.cli run {RECIPE} --in-process | true; echo ${{PIPESTATUS[0]}}"
+    environment = clean_environment(FEEB_WORKSPACE=str(tmp_path / "data"))
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=environment, cwd=ROOT, check=True, timeout=120)
+    assert (done.stdout.strip(), done.stderr) == ("0", "")
+    assert list((tmp_path / "data" / "page").glob("tiny-*/manifest.json"))
+
+
+def test_runs_of_a_stage_that_made_nothing_says_so(inside: Inside) -> None:
+    inside("run", RECIPE, "--in-process")
+    assert "no artifact of stage 'pretrain'" in inside("runs", "pretrain").stdout
+
+
+def test_a_disk_too_full_for_the_server_is_explained(feeb: Feeb, small_disk: Path) -> None:
+    done = feeb("run", RECIPE, "--workspace", small_disk)
+    assert done.returncode == 1
+    assert "the disk is full while writing" in done.stderr
     assert "Traceback" not in done.stderr
 
 

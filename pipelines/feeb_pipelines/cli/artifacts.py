@@ -11,7 +11,7 @@ from feeb_pipelines.cli.inspection import _print_json, _print_table, runs
 from feeb_pipelines.cli.options import Json, WorkspaceOption
 
 
-def ls(stage: str | None = None, /, *, workspace: WorkspaceOption = None, json: Json = False) -> None:
+def ls(stage: Annotated[str | None, Parameter(help="Only this stage.")] = None, /, *, workspace: WorkspaceOption = None, json: Json = False) -> None:
     """List artifacts, as `feeb runs` does.
 
     Example:
@@ -49,8 +49,8 @@ def verify(
 
 def adopt(
     source: Annotated[Path, Parameter(help="A folder made elsewhere, with the stage's files.")],
-    stage: str,
-    label: str,
+    stage: Annotated[str, Parameter(help="The stage that would have made it, as shard.")],
+    label: Annotated[str, Parameter(help="Its name in the workspace.")],
     /,
     *,
     note: Annotated[str, Parameter(help="Where it comes from; kept in the manifest.")] = "",

@@ -20,8 +20,16 @@ PLAIN_EVERY = 10.0
 
 def console(stderr: bool = False) -> Console:
     """As wide as the terminal; where there is none, wide enough that lines stay whole."""
-    found = Console(stderr=stderr, highlight=False, soft_wrap=True)
-    return found if found.is_terminal or "COLUMNS" in os.environ else Console(stderr=stderr, highlight=False, soft_wrap=True, width=200)
+    found = _Console(stderr=stderr, highlight=False, soft_wrap=True)
+    return found if found.is_terminal or "COLUMNS" in os.environ else _Console(stderr=stderr, highlight=False, soft_wrap=True, width=200)
+
+
+class _Console(Console):
+    """When the reader has gone, as in `feeb run … | head -1`, rich ends the process; here it only falls silent."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
 
 
 class Display:

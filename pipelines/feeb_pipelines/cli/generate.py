@@ -33,6 +33,7 @@ def generate(
     from feebcore.api import generate as complete
     from feebcore.api import open_model, open_run
 
+    _check_options(max_new_tokens, temperature, top_k, top_p)
     options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
     if (Path(where) / "model.json").exists():  # a model folder, as one that was exported
         text = complete(open_model(where), prompt, max_new_tokens, **options)  # type: ignore[arg-type]
@@ -44,6 +45,19 @@ def generate(
         print(json_module.dumps({"prompt": prompt, "completion": text}))
     else:
         print(f"{prompt}{text}")
+
+
+def _check_options(max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None) -> None:
+    from feebcore.errors import FeebError
+
+    if max_new_tokens < 1:
+        raise FeebError(f"--max-new-tokens must be at least 1, not {max_new_tokens}")
+    if not 0 <= temperature < float("inf"):
+        raise FeebError(f"--temperature must be at least 0, not {temperature}")
+    if top_k is not None and top_k < 1:
+        raise FeebError(f"--top-k must be at least 1, not {top_k}")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise FeebError(f"--top-p must be above 0 and at most 1, not {top_p}")
 
 
 COMMANDS = (generate,)

@@ -13,9 +13,10 @@ from cyclopts import Parameter
 from feeb_pipelines.cli.options import Json, Set, WorkspaceOption
 
 RecipePath = Annotated[str, Parameter(help="A recipe (YAML file).")]
+StageName = Annotated[str | None, Parameter(help="Only this stage and what it needs.")]
 
 
-def plan(recipe: RecipePath, stage: str | None = None, /, *, set: Set = [], workspace: WorkspaceOption = None, json: Json = False) -> None:  # noqa: B006
+def plan(recipe: RecipePath, stage: StageName = None, /, *, set: Set = [], workspace: WorkspaceOption = None, json: Json = False) -> None:  # noqa: B006
     """Say what `feeb run` would do: which stages run, which are reused, and which key makes the difference.
 
     Examples:
@@ -84,6 +85,7 @@ def parts(
             "seam": s,
             "name": spec.name,
             "full_name": spec.full_name,
+            "distribution": spec.distribution,
             "summary": spec.summary,
             "reference": spec.reference,
             "revision": spec.revision,
@@ -131,7 +133,8 @@ def runs(stage: Annotated[str | None, Parameter(help="Only this stage.")] = None
     if json:
         return _print_json(rows)
     if not rows:
-        print(f"nothing in {space.root} yet; feeb run RECIPE makes something")
+        what = "nothing" if stage is None else f"no artifact of stage {stage!r}"
+        print(f"{what} in {space.root} yet; feeb run RECIPE makes something")
         return None
     return _print_table(
         ("stage", "label", "fingerprint", "status", "created", "metrics"),
