@@ -8,6 +8,7 @@ digest, and the source of plugins that have no fixed version.
 
 from __future__ import annotations
 
+import fcntl
 import fnmatch
 import os
 import shutil
@@ -217,41 +218,44 @@ class Workspace:
 
         Finished artifacts are never listed, and neither is anything a finished artifact names as its input.
         """
-        import fcntl
-
         found = []
         for folder, artifact in self.all():
             if artifact is not None or time.time() - folder.stat().st_mtime < keep_days * 86400:
                 continue
-            lock = folder.parent / f".{folder.name.rpartition('-')[2]}.lock"
-            if lock.exists():
-                with open(lock) as handle:
-                    try:
-                        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    except BlockingIOError:
-                        continue
-            found.append(folder)
+            with _unused(folder) as unused:
+                if unused:
+                    found.append(folder)
         return found
 
     def gc(self, superseded: bool = False, keep_days: float = 0.0, dry_run: bool = False) -> list[Path]:
         """Remove unfinished folders; with `superseded`, also finished artifacts that a newer one of the same stage
         and label replaced and that no finished artifact which stays refers to. Returns what went (or would go)."""
-        doomed = self.unreferenced(keep_days)
-        if superseded:
-            doomed += self._superseded()
-        for folder in [] if dry_run else doomed:
-            trash = folder.with_name(f".trash-{folder.name}")
-            folder.rename(trash)
-            shutil.rmtree(trash)
-        return doomed
+        unfinished = self.unreferenced(keep_days)
+        doomed = unfinished + (self._superseded(unfinished) if superseded else [])
+        if dry_run:
+            return doomed
+        gone = []
+        for folder in doomed:
+            with _unused(folder) as unused:  # somebody may have taken it up since it was listed
+                if not unused or (folder in unfinished and (folder / MANIFEST).exists()):
+                    continue
+                trash = folder.with_name(f".trash-{folder.name}")
+                folder.rename(trash)
+                shutil.rmtree(trash)
+                gone.append(folder)
+        return gone
 
-    def _superseded(self) -> list[Path]:
+    def _superseded(self, doomed: list[Path]) -> list[Path]:
+        """Finished artifacts that may go, when the unfinished folders `doomed` go too; the inputs of other unfinished ones stay."""
         finished = [(folder, a) for folder, a in self.all() if a is not None]
         newest: dict[tuple[str, str], float] = {}
         for _, a in finished:
             key = (a.stage, a.label)
             newest[key] = max(newest.get(key, 0.0), a.manifest["finished"])
         stay = {str(folder) for folder, a in finished if a.manifest["finished"] == newest[(a.stage, a.label)]}
+        for folder, artifact in self.all():
+            if artifact is None and folder not in doomed and (folder / "request.json").exists():
+                stay |= {str(path) for path in read_json(folder / "request.json").get("inputs", {}).values()}
         while True:  # whatever a staying artifact refers to stays, transitively
             referred = {str(self.root / i["path"]) for folder, a in finished if str(folder) in stay for i in a.manifest["inputs"].values()}
             if referred <= stay:
@@ -259,13 +263,34 @@ class Workspace:
             stay |= referred
 
 
+@contextmanager
+def _unused(folder: Path) -> Iterator[bool]:
+    """Whether nobody is building in `folder`; it stays so while the block runs."""
+    lock = folder.parent / f".{folder.name.rpartition('-')[2]}.lock"
+    if not lock.exists():
+        yield True
+        return
+    with open(lock) as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
 def read_artifact(folder: Path) -> Artifact | None:
     """The artifact in a folder, None while it has no manifest. Raises ArtifactError when the manifest is damaged."""
     path = folder / MANIFEST
     if not path.exists():
         return None
-    manifest = read_json(path)
-    if not isinstance(manifest, dict) or manifest.get("schema", 0) > SCHEMA:
+    try:
+        manifest = read_json(path)
+    except ArtifactError as error:
+        raise ArtifactError(f"{error}; remove {folder} and run the recipe again to rebuild it") from None
+    if not isinstance(manifest, dict) or not manifest.keys() >= {"schema", "stage", "label", "fingerprint", "digest", "files", "inputs", "metrics"}:
+        raise ArtifactError(f"{path} is damaged (it is no manifest); remove {folder} and run the recipe again to rebuild it")
+    if manifest["schema"] > SCHEMA:
         raise ArtifactError(f"{path} was written by a newer feeb (schema {manifest.get('schema')}); update feeb to read it")
     return Artifact(folder, manifest)
 
@@ -326,7 +351,7 @@ def _hashed(folder: Path) -> dict[str, dict[str, Any]]:
     found = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if not path.is_file() or name in (MANIFEST, "events.jsonl", "log.txt") or path.name.endswith(".tmp"):
+        if not path.is_file() or name in (MANIFEST, "events.jsonl", "log.txt") or ".tmp" in {Path(part).suffix for part in path.relative_to(folder).parts}:
             continue
         found[name] = {"size": path.stat().st_size, "sha256": sha256_file(path)}
     return found

@@ -181,8 +181,12 @@ def _import_file(file: Path) -> ModuleType:
     """Import a plugin file under a name of its own, so that "file:function" paths in its specs resolve."""
     path = file.resolve()
     known = sys.modules.get(path.stem)
+    content = source_hash(path)
     if known is not None and getattr(known, "__feeb_file__", None) == str(path):
-        return known
+        if known.__dict__["__feeb_source__"] == content:
+            return known
+        del sys.modules[path.stem]  # edited since, as beside a notebook: fingerprints have the new source, so what runs must be it
+        known = None
     elsewhere = importlib.util.find_spec(path.stem) if known is None else None
     if known is not None or (elsewhere is not None and elsewhere.origin != str(path)):
         raise PluginError(f"a module {path.stem!r} exists already; rename the file")
@@ -191,6 +195,7 @@ def _import_file(file: Path) -> ModuleType:
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
     module.__feeb_file__ = str(path)  # type: ignore[attr-defined]
+    module.__feeb_source__ = content  # type: ignore[attr-defined]
     sys.modules[path.stem] = module
     try:
         spec.loader.exec_module(module)

@@ -7,7 +7,6 @@ every process it starts, ends when the pipe closes, that is when the parent is g
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import json
 import os
@@ -19,10 +18,10 @@ from pathlib import Path
 
 
 def end_with_parent(pipe: int) -> None:
-    """Kill this process group once the other end of `pipe` closes (also asked of the kernel, on Linux)."""
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError):
-            ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+    """Ask this process to stop once the other end of `pipe` closes, and kill its group after 9.5 s.
+
+    One SIGTERM and no more (PR_SET_PDEATHSIG would be another): a second one means 'at once', and nothing would be saved.
+    """
 
     def watch() -> None:
         while os.read(pipe, 1):
@@ -53,6 +52,7 @@ def main(folder: Path, pipe: int) -> int:
     alone(folder)
     out = StageOutput(folder)
     try:
+        (folder / "result.json").unlink(missing_ok=True)  # of a worker that had to be waited for
         request = read_json(folder / "request.json")
         recipe = from_resolved(read_json(folder / "recipe.json"), folder / "recipe.json")
         inputs = {}

@@ -79,8 +79,23 @@ def test_verify_sees_a_change_that_keeps_the_size(tmp_path):
 def test_a_damaged_manifest_names_itself(tmp_path):
     artifact = make(Workspace(tmp_path))
     (artifact.path / "manifest.json").write_text("{")
-    with pytest.raises(ArtifactError, match=r"manifest.json is damaged"):
+    with pytest.raises(ArtifactError, match=r"manifest.json is damaged .*; remove .* and run the recipe again"):
         read_artifact(artifact.path)
+
+
+def test_json_that_is_no_manifest_is_named(tmp_path):
+    artifact = make(Workspace(tmp_path))
+    (artifact.path / "manifest.json").write_text("{}")
+    with pytest.raises(ArtifactError, match=r"manifest.json is damaged .*; remove .* and run the recipe again"):
+        list(Workspace(tmp_path).all())
+
+
+def test_a_folder_that_a_kill_left_half_written_is_no_part_of_the_artifact(tmp_path):
+    (tmp_path / "numbers" / f"toy-{'a' * 12}" / ".model.123.tmp").mkdir(parents=True)
+    (tmp_path / "numbers" / f"toy-{'a' * 12}" / ".model.123.tmp" / "model.safetensors").write_text("half")
+    artifact = make(Workspace(tmp_path), label="toy", fingerprint="a" * 12, files={"x": "1"})
+    assert ".model.123.tmp/model.safetensors" not in artifact.manifest["files"]
+    assert artifact.digest == make(Workspace(tmp_path / "other"), fingerprint="a" * 12, files={"x": "1"}).digest
 
 
 def test_a_manifest_of_a_newer_feeb_is_refused(tmp_path):
@@ -162,6 +177,28 @@ def test_gc_leaves_what_is_being_built(tmp_path):
     with workspace.building("numbers", "half", "e" * 12) as half:
         (half / "request.json").write_text("{}")
         assert workspace.gc() == []
+
+
+def test_gc_leaves_the_inputs_of_what_is_being_built(tmp_path):
+    workspace = Workspace(tmp_path)
+    old = make(workspace, fingerprint="a" * 12, files={"x": "old"})
+    time.sleep(0.01)
+    make(workspace, fingerprint="b" * 12, files={"x": "new"})
+    with workspace.building("sums", "half", "e" * 12) as half:
+        (half / "request.json").write_text(json.dumps({"inputs": {"numbers": str(old.path)}}))
+        assert workspace.gc(superseded=True) == []
+    assert set(workspace.gc(superseded=True)) == {half, old.path}
+
+
+def test_gc_leaves_what_was_taken_up_after_it_was_listed(tmp_path, monkeypatch):
+    workspace = Workspace(tmp_path)
+    with workspace.building("numbers", "half", "e" * 12) as half:
+        (half / "request.json").write_text("{}")
+    listed = workspace.unreferenced()
+    monkeypatch.setattr(workspace, "unreferenced", lambda keep_days: listed)
+    with workspace.building("numbers", "half", "e" * 12):
+        assert workspace.gc() == []
+    assert half.exists()
 
 
 def test_write_atomic_leaves_the_old_file_when_the_disk_is_full(tmp_path, small_disk):

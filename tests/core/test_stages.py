@@ -14,7 +14,7 @@ import pytest
 from feebcore import recipe as recipes
 from feebcore.artifacts import Workspace, read_artifact
 from feebcore.errors import StageFailed
-from feebcore.files import read_jsonl
+from feebcore.files import read_json, read_jsonl
 from feebcore.stages.base import build, plan, run_all
 
 RECIPE = "name: toy\nplugins: [./toy_stages.py]\nstages: [numbers, total]\n"
@@ -130,6 +130,15 @@ def test_a_worker_ends_with_its_parent_even_when_that_is_killed(folder):
     assert gone(worker, 11)
 
 
+def test_a_worker_whose_parent_was_killed_is_asked_once_and_may_save(folder):
+    process, worker = drive(folder)
+    process.kill()
+    process.wait()
+    assert gone(worker, 11)
+    (path,) = (folder / "data" / "numbers").glob("toy-*")
+    assert read_json(path / "result.json")["error"] == "Interrupted"
+
+
 def test_ctrl_c_lets_the_worker_save_and_leaves_nothing_behind(folder):
     process, worker = drive(folder)
     process.send_signal(signal.SIGINT)
@@ -187,3 +196,12 @@ def test_build_refuses_a_folder_with_a_damaged_input(folder):
     (built["numbers"].path / "numbers.json").write_text("[")
     with pytest.raises(Exception, match=r"numbers.json has 1 bytes"):
         build(load(folder, "total.power=3"), "total", workspace, {"numbers": workspace.find("numbers", built["numbers"].fingerprint)})
+
+
+def test_a_plugin_file_edited_in_a_living_process_runs_as_it_is_now(folder):
+    """As beside a notebook: the fingerprint has the new source, so the result must be the new code's."""
+    workspace = Workspace(folder / "data")
+    assert run_all(load(folder), workspace)["total"].metrics == {"total": 15}
+    source = folder / "toy_stages.py"
+    source.write_text(source.read_text().replace('return {"total": sum(', 'return {"total": 1000 + sum('))
+    assert run_all(load(folder), workspace)["total"].metrics == {"total": 1015}
