@@ -127,6 +127,7 @@ class RlTrainer:
         self.control = self.algorithm.initial_control()
         self.score: Score = score or self._task_score
         self.step = 0
+        self._saved = -1
         self.rollouts = 0
         self.elapsed = 0.0
         self.before: dict[str, Any] = {}
@@ -165,7 +166,7 @@ class RlTrainer:
     def advance(self) -> dict[str, Any]:
         """One step: collect rollouts and learn from them; its row of the log."""
         began = time.perf_counter()
-        torch.manual_seed((self.section.seed << 32) + self.step)
+        torch.manual_seed(((self.section.seed << 32) + self.step) % 2**63)
         rollouts, instances, completions = self.collect()
         collected = time.perf_counter()
         metrics = self.learn(rollouts)
@@ -259,7 +260,9 @@ class RlTrainer:
         return found
 
     def save(self) -> None:
-        """Write a checkpoint of this moment."""
+        """Write a checkpoint of this moment, once: replacing one would leave an instant with none."""
+        if self._saved == self.step:
+            return
         state = {
             "control": self.control,
             "rollouts": self.rollouts,
@@ -272,6 +275,7 @@ class RlTrainer:
             "environment": environment(self.device),
         }
         checkpoint.save_checkpoint(self.folder, self.step, self.actor, self.optimizer, state, self.section.keep_checkpoints)  # type: ignore[arg-type]
+        self._saved = self.step
 
     def stop(self) -> None:
         self.save()
@@ -282,7 +286,9 @@ class RlTrainer:
         state = checkpoint.load_latest(self.folder, self.actor, self.optimizer, self.out.log)  # type: ignore[arg-type]
         if state is not None:
             self.step, self.control, self.rollouts, self.elapsed = state["step"], state["control"], state["rollouts"], state["elapsed"]
+            self._saved = self.step
             self.before, self.first_reward, self.last = state["before"], state["first_reward"], state["last"]
+            self.precision = state["precision"]  # 'auto' is chosen once a run, not once a machine
             now = environment(self.device)
             changed = [f"{k} {was} -> {now.get(k)}" for k, was in state["environment"].items() if now.get(k) != was]
             self.out.log(f"resumed after step {self.step} of {self.section.max_steps}")

@@ -60,7 +60,7 @@ def run(section: SftConfig, inputs: Mapping[str, Artifact], out: StageOutput) ->
     from feebcore.model.io import load_model
     from feebcore.rl.examples import Examples, train_section
     from feebcore.rl.tasks import evaluate_task, held_out_instances
-    from feebcore.train.precision import autocast, execution, resolve_device, resolve_precision
+    from feebcore.train.precision import autocast, execution, resolve_device
     from feebcore.train.pretrain import train_model
 
     source = inputs["model"].file("model")
@@ -73,7 +73,7 @@ def run(section: SftConfig, inputs: Mapping[str, Artifact], out: StageOutput) ->
     result = train_model(settings, data, None, source / "tokenizer", out.path, out, vocab_size=model.vocab_size, model=model, final_score=False, name="sft")
     instances = held_out_instances(task, section.eval_prompts)
     found = {}
-    with execution(section.threads, section.deterministic), autocast(resolve_precision(section.precision, device), device):
+    with execution(section.threads, section.deterministic), autocast(result.metrics["precision"], device):
         for name, greedy in (("accuracy_sampled", False), ("accuracy_greedy", True)):
             evaluated = evaluate_task(result.model, tokenizer, task, instances, greedy, seed=section.seed)  # type: ignore[arg-type]
             found[name] = {k: v for k, v in evaluated.items() if k != "samples"}

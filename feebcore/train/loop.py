@@ -206,6 +206,9 @@ class Trainer:
             saved = state["progress"]
             self.progress = Progress(**saved | {"recent": collections.deque(saved["recent"], maxlen=50)})
             self.run.step = self._saved = self.progress.step
+            if state["precision"] != self.run.precision:  # 'auto' is chosen once a run, not once a machine
+                self.run.out.log(f"the run was begun in {state['precision']}; it continues so, where auto would mean {self.run.precision} here")
+                self.run.precision = state["precision"]
             for name, callback in self.callbacks.items():
                 if name in state["callbacks"]:
                     callback.load_state_dict(state["callbacks"][name])

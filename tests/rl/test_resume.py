@@ -84,3 +84,34 @@ def test_a_finished_run_called_again_only_evaluates(tmp_path):
     again.advance = None  # no step may run
     assert again.run() == first
     assert len(rows(tmp_path / "run")) == STEPS + 4  # evaluations at 0, 4, 8 and 12
+
+
+def test_a_run_continues_in_the_precision_it_began_in(tmp_path):
+    """precision: auto may mean another one on the machine that continues."""
+    trainer = make(tmp_path / "run", "grpo")
+    trainer.precision = "bf16"
+    trainer.before = trainer.evaluate()
+    trainer.advance()
+    trainer.save()
+    again = make(tmp_path / "run", "grpo")
+    assert again.precision == "fp32"
+    again.resume()
+    assert again.precision == "bf16"
+
+
+def test_a_moment_is_saved_once(tmp_path, monkeypatch):
+    """Replacing a checkpoint would leave an instant with none, which matters where only one is kept."""
+    from feebcore.train import checkpoint
+
+    saved = []
+    monkeypatch.setattr(checkpoint, "save_checkpoint", lambda folder, step, *rest: saved.append(step))
+    trainer = make(tmp_path / "run", "grpo")
+    trainer.save()
+    trainer.save()
+    assert saved == [0]
+
+
+def test_any_seed_will_do(tmp_path):
+    trainer = make(tmp_path / "run", "grpo")
+    trainer.section = trainer.section.model_copy(update={"seed": 1_700_000_000_000})  # the time in milliseconds
+    assert trainer.advance()["step"] == 1

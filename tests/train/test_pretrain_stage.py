@@ -75,7 +75,7 @@ def test_an_altered_token_shard_is_refused(recipe, tmp_path):
         ("pretrain.micro_batch=3", "micro_batch: 3 does not divide batch_size 4"),
         ("pretrain.schedule.warmup_steps=9", "schedule.warmup_steps: 9 is more than max_steps 6"),
         ("pretrain.callbacks=[metrics, metrics]", "'metrics' is listed twice"),
-        ("pretrain.init_from=nowhere", "init_from: no folder nowhere"),
+        ("pretrain.init_from=nowhere", "init_from: no folder .*nowhere"),
         ("pretrain.max_step=3", "did you mean 'max_steps'"),
         ("pretrain.optimizer={name: muon, lrr: 1}", "lrr"),
     ],
@@ -83,3 +83,25 @@ def test_an_altered_token_shard_is_refused(recipe, tmp_path):
 def test_what_cannot_work_is_said_before_anything_runs(recipe, change, message):
     with pytest.raises(RecipeError, match=message.replace("(", r"\(")):
         load(recipe, [change])
+
+
+def test_the_weights_a_run_starts_from_are_part_of_its_identity(recipe, tmp_path):
+    """By content: other weights under the same path make another model, the same weights elsewhere the same one."""
+    from feebcore.config import identity_of
+
+    for folder, weights in (("a", b"1"), ("b", b"2"), ("c", b"1")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "model.json").write_text("{}")
+        (tmp_path / folder / "model.safetensors").write_bytes(weights)
+    scratch, a, b, c = (identity_of(load(recipe, [f"pretrain.init_from={f}"]).stages["pretrain"].section) for f in ("''", "a", "b", "c"))
+    assert a == c
+    assert a != b
+    assert a != scratch
+    assert "init_content" not in scratch
+
+
+def test_what_the_final_score_looks_at_is_part_of_the_identity(recipe):
+    """It decides val_bits_per_byte, and in a sweep the losses that the law is fitted to."""
+    from feebcore.config import identity_of
+
+    assert identity_of(load(recipe, ["pretrain.eval_stride=8"]).stages["pretrain"].section)["eval_stride"] == 8

@@ -158,3 +158,13 @@ def test_a_checkpoint_cut_short_while_it_is_written_does_not_count(tmp_path, mon
     assert "resumed after step 8 of 20" in logged
     assert not list((tmp_path / "cut" / "checkpoints").glob(".*"))
     assert_same_bits(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_a_run_continues_in_the_precision_it_began_in(tmp_path, monkeypatch):
+    """precision: auto may mean another one on the machine that continues."""
+    with pytest.raises(FeebError):
+        run(tmp_path, section(precision="bf16"), data=Cycle({9: lambda: (_ for _ in ()).throw(FeebError("stop here"))}))
+    monkeypatch.setattr("feebcore.train.precision.has_fast_bf16", lambda device: False)
+    logged: list[str] = []
+    assert run(tmp_path, section(precision="auto"), logged=logged).metrics["precision"] == "bf16"
+    assert any("begun in bf16" in text for text in logged)
