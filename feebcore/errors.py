@@ -5,6 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+NO_HELD_OUT_TEXT = "add documents, lower download.split_modulus, or leave this out of the recipe"
+"""What to do where a small corpus has left the held-out split empty."""
+
 
 class FeebError(Exception):
     """Base of every error caused by input, environment or a plugin; shown without a traceback."""

@@ -16,7 +16,7 @@ import numpy as np
 from feebcore.artifacts import Artifact, StageOutput
 from feebcore.data.loader import make_batches
 from feebcore.data.store import TokenStore
-from feebcore.errors import Diverged, Interrupted
+from feebcore.errors import NO_HELD_OUT_TEXT, DataError, Diverged, Interrupted
 from feebcore.evaluate.scorer import score_store
 from feebcore.files import read_json, write_atomic, write_json
 from feebcore.scaling import isoflop
@@ -51,7 +51,9 @@ class Sweep:
         self.ledger.close()
 
     def run(self) -> dict[str, Any]:
-        """Everything; returns the metrics of the stage."""
+        """Everything; returns the metrics of the stage. Raises DataError when there is no held-out text to measure cells on."""
+        if not self.val_store.num_documents:
+            raise DataError(f"sweep: no document is held out, so no cell can be measured; {NO_HELD_OUT_TEXT}")
         cells = self.section.planner.build().plan(measure_with(self.section.train, self.train_store.vocab_size))
         self.ledger.plan(cells, self.inputs)
         self.ledger.expire(everyone=True)  # we hold the artifact's lock, so whoever leased before us is gone
@@ -60,6 +62,7 @@ class Sweep:
         fit, refusal = self.fit(points)
         predictions = self.predict(fit, points)
         self.train_cells(heldout=True)
+        self.write_cells()  # once more: a kill may have come between the ledger's last entry and this file
         return self.report(fit, refusal, predictions)
 
     def train_cells(self, heldout: bool) -> None:

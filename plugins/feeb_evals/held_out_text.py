@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from feebcore.errors import NO_HELD_OUT_TEXT, DataError
 from feebcore.evaluate.benchmark import Subject
 from feebcore.evaluate.intervals import bootstrap, dump
 from feebcore.evaluate.scorer import score_documents, window_shape
@@ -22,6 +23,8 @@ class BitsPerByte:
         self._config = config
 
     def run(self, subject: Subject) -> dict[str, Any]:
+        if not subject.store.num_documents:
+            raise DataError(f"bits_per_byte: no document is held out, so there is nothing to score; {NO_HELD_OUT_TEXT}")
         config = self._config
         context, stride = window_shape(subject.model, config.context, config.stride)
         found = score_documents(

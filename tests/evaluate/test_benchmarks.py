@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from feeb_evals.python_parses import extract_function
+from feebcore.errors import DataError
 from feebcore.evaluate.benchmark import headline, summarise
 
 
@@ -57,3 +58,13 @@ def test_summaries_name_the_headline_after_the_benchmark_and_others_beside_it() 
     assert summarise({"task": {"rl": result}}) == {"task": {"rl": 0.5}, "task_greedy": {"rl": 0.7}}
     assert headline(result) == ("sampled", result["sampled"])
     assert headline({"tokens": 3}) is None
+
+
+def test_bits_per_byte_of_nothing_is_an_error_that_says_what_to_do() -> None:
+    from types import SimpleNamespace
+
+    from feeb_evals import BitsPerByteConfig
+    from feeb_evals.held_out_text import build
+
+    with pytest.raises(DataError, match=r"no document is held out.*split_modulus"):
+        build(BitsPerByteConfig()).run(SimpleNamespace(store=SimpleNamespace(num_documents=0)))

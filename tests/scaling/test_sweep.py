@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from feebcore.errors import Interrupted, RecipeError
+from feebcore.errors import DataError, Interrupted, RecipeError
 from feebcore.files import read_json, read_jsonl
 from feebcore.scaling.cells import measure_with, with_overrides
 from feebcore.stages.sweep import SweepConfig, check
@@ -106,6 +106,23 @@ def test_a_killed_sweep_continues_at_the_first_unfinished_cell_to_the_same_resul
     assert all(r.attempts == 1 for r in rows if r.name in before)
     assert (tmp_path / "out/law.json").read_bytes() == (whole / "out/law.json").read_bytes()
     assert not list((tmp_path / "out").glob("*-wal"))
+
+
+def test_a_kill_between_the_ledger_and_the_list_of_cells_loses_no_line(finished, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(finished[0], tmp_path / "again")
+    (tmp_path / "again/out/cells.jsonl").unlink()
+    sweep(tmp_path / "again")
+    assert [c["status"] for c in read_jsonl(tmp_path / "again/out/cells.jsonl")] == ["done"] * 7
+
+
+def test_no_held_out_text_is_said_at_once(finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from feebcore.data.store import TokenStore
+
+    monkeypatch.setattr(TokenStore, "num_documents", 0)
+    with pytest.raises(DataError, match=r"no document is held out.*split_modulus"):
+        sweep(tmp_path)
 
 
 def test_a_stop_is_obeyed_and_leaves_the_cell_to_be_taken_again(tmp_path: Path) -> None:
