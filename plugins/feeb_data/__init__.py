@@ -74,7 +74,8 @@ class UrlsConfig(TextOptions):
 
 
 class HuggingfaceConfig(TextOptions):
-    """Files of a dataset repository on the Hugging Face Hub, at one commit. A token is taken from HF_TOKEN."""
+    """Files of a dataset repository on the Hugging Face Hub, at one commit. A token is taken from HF_TOKEN and sent to the
+    Hub, or to the address in HF_ENDPOINT, never to one that only the recipe names."""
 
     repo: str = Field(pattern=r"^[\w.-]+(/[\w.-]+)?$", description="as 'roneneldan/TinyStories'")
     revision: str = Field(min_length=1, description="full commit hash; a branch or tag is resolved at the first download and recorded")

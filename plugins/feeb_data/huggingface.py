@@ -38,12 +38,17 @@ class HuggingfaceSource:
         self.skipped: Counter[str] = Counter()
 
     def fetch(self, folder: Path, progress: Progress) -> None:
-        token = os.environ.get("HF_TOKEN", "").strip()
+        token = os.environ.get("HF_TOKEN", "").strip() if self._endpoint in self._trusted() else ""
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         with Downloader(self._config.retries, self._config.timeout, headers) as downloader:
             listing = self._listing(folder, downloader)
             items = [Item(self._address(listing["commit"], f["path"]), f"files/{f['path']}", f["size"], f["sha256"], f["git_sha1"]) for f in listing["files"]]
             downloader.fetch(items, folder, progress)
+
+    @staticmethod
+    def _trusted() -> set[str]:
+        """Where the token goes: the Hub, and what the environment names. A recipe may name any host, and be a stranger's."""
+        return {HUB, os.environ.get("HF_ENDPOINT", "").rstrip("/") or HUB}
 
     def documents(self, folder: Path) -> Iterator[Document]:
         config = self._config

@@ -248,6 +248,7 @@ def hub_source(server: FlakyServer, revision: str = COMMIT, **options: object) -
 
 def test_huggingface_downloads_one_commit_verified_and_resumed(server: FlakyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     hub(server)
     server.plan[f"/datasets/me/stories/resolve/{COMMIT}/big.txt"] = ["cut:5000", "429:0"]
@@ -260,6 +261,14 @@ def test_huggingface_downloads_one_commit_verified_and_resumed(server: FlakyServ
     assert source.provenance()["commit"] == COMMIT
     assert {h.get("Authorization") for _, h in server.requests} == {"Bearer hf_secret"}
     assert not any(b"hf_secret" in p.read_bytes() for p in tmp_path.rglob("*") if p.is_file())
+
+
+def test_the_token_does_not_go_to_a_host_that_only_the_recipe_names(server: FlakyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.delenv("HF_ENDPOINT", raising=False)
+    hub(server)
+    hub_source(server).fetch(tmp_path, nothing)
+    assert {h.get("Authorization") for _, h in server.requests} == {None}
 
 
 def test_a_branch_is_resolved_once_and_recorded(server: FlakyServer, tmp_path: Path) -> None:
