@@ -136,7 +136,8 @@ def _law(artifacts: Artifacts) -> list[Sentence]:
     said = []
     error, nearest = found.get("heldout_relative_error"), found.get("nearest_cell_error")
     if error is not None:
-        text = f"From {found.get('cells', 'the')} small runs the law predicted the loss of a larger one, before it was run, to within {percent(error)}."
+        fitted = (found.get("law") or {}).get("num_points") or "the"
+        text = f"From {fitted} small runs the law predicted the loss of a larger one, before it was run, to within {percent(error)}."
         tone = ""
         if nearest is not None:
             better = error < nearest

@@ -167,3 +167,13 @@ def test_numbers_read_well() -> None:
     assert (compact(5_734_400), compact(45_678), compact(12)) == ("5.73 M", "45.7 k", "12")
     assert (byte_size(809), byte_size(31_204_118)) == ("809 B", "31.2 MB")
     assert [figures.duration(s) for s in (0.44, 12.6, 92, 7320)] == ["0.4 s", "13 s", "1 min 32 s", "2 h 2 min"]
+
+
+def test_the_law_is_said_to_come_from_the_cells_that_were_fitted(whole_run) -> None:
+    """Not from all of them: the held-out cell is one, and others may have diverged."""
+    import dataclasses
+
+    sweep = whole_run[1]["sweep"]
+    metrics = {**sweep.metrics, "cells": 13, "law": {**sweep.metrics["law"], "num_points": 11}}
+    said = facts._law({"sweep": dataclasses.replace(sweep, manifest={**sweep.manifest, "metrics": metrics})})
+    assert said[0].text.startswith("From 11 small runs the law predicted")
