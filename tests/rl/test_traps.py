@@ -4,7 +4,6 @@ live: 3 tests/generate/test_engine.py; 12, 13, 14, 17, 18, 28 test_advantages.py
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 
 import numpy as np
@@ -64,6 +63,25 @@ def test_01_the_sampled_end_token_is_a_trained_token():
     for row, start, length, cut in zip(experience.tokens, experience.starts, experience.lengths, experience.truncated, strict=True):
         assert (row[start + length - 1] == TOKENIZER.eos_id) == (not cut)
     assert experience.mask.sum() == experience.lengths.sum()
+
+
+@pytest.mark.parametrize("aggregation", losses.AGGREGATIONS)
+@pytest.mark.parametrize("name", ["grpo", "ppo"])
+def test_01_the_end_token_has_a_share_in_the_loss(name, aggregation):
+    """Of every rollout that drew it, the gradient reaches the end token's log-probability and the last value, and nothing behind."""
+    algorithm = build(name, aggregation=aggregation)
+    experience = filled(collate(make_rollouts(sharp_model(), budget=24), 24), values=True)
+    algorithm.prepare(experience, algorithm.initial_control())
+    ended = ~experience.truncated
+    assert ended.any()
+    assert (experience.lengths < experience.mask.shape[1]).any()
+    log_probs, values = experience.log_probs.clone().requires_grad_(), (experience.values + 0.01).requires_grad_()
+    totals = losses.totals_of(experience.lengths, 24)
+    terms = algorithm.loss(Prediction(log_probs, torch.ones(experience.mask.shape), values), experience, totals, algorithm.initial_control())
+    terms.loss.backward()
+    assert torch.equal((log_probs.grad != 0)[ended], experience.mask[ended])
+    if name == "ppo":
+        assert torch.equal((values.grad[:, :-1] != 0)[ended], experience.mask[ended])
 
 
 def test_02_masks_come_from_lengths_so_any_id_may_pad():
@@ -215,6 +233,7 @@ def test_19_an_end_token_in_the_last_place_is_no_truncation():
 
 @pytest.mark.parametrize("algorithm", ["grpo", "ppo"])
 def test_21_nan_and_infinity_on_padding_change_neither_loss_nor_gradient(algorithm):
+    """Padding is removed, not multiplied by zero: 0 x NaN is NaN. Each input is poisoned alone, so that no other guard hides it."""
     part = build(algorithm, kl_coefficient=0.1, entropy_coefficient=0.1, dual_clip=3.0)
     control = part.initial_control()
     experience = filled(collate(make_rollouts(sharp_model(), budget=24), 24), values=True)
@@ -222,23 +241,46 @@ def test_21_nan_and_infinity_on_padding_change_neither_loss_nor_gradient(algorit
     mask = experience.mask
     assert not mask.all()
     totals = losses.totals_of(experience.lengths, 24)
-    found = []
-    for poison in (0.0, float("nan"), float("inf"), 1e10):
-        poisoned = lambda x, m=mask, v=poison: torch.where(m, x, torch.full_like(x, v))  # noqa: E731
-        leaf = poisoned(experience.log_probs).requires_grad_()
-        values = torch.zeros(len(experience), mask.shape[1] + 1)
-        values[:, :-1] = poisoned(values[:, :-1])
-        dirty = copy.copy(experience)
-        for name in ("log_probs", "reference_log_probs", "advantages", "returns"):
-            if getattr(dirty, name) is not None:
-                setattr(dirty, name, poisoned(getattr(dirty, name)))
-        terms = part.loss(Prediction(leaf, poisoned(torch.ones(mask.shape)), values), dirty, totals, control)
+    inputs = {n: getattr(experience, n) for n in ("log_probs", "reference_log_probs", "advantages", "returns", "values") if getattr(experience, n) is not None}
+    predicted = {"new_log_probs": experience.log_probs - 0.05, "entropy": torch.ones(mask.shape), "new_values": torch.zeros(mask.shape[0], mask.shape[1] + 1)}
+
+    def outcome(name, poison):
+        given = {k: v.detach().clone() for k, v in (inputs | predicted).items()}
+        if name:
+            given[name][:, : mask.shape[1]][~mask] = poison
+        leaves = [given[k].requires_grad_() for k in predicted]
+        terms = part.loss(Prediction(*leaves), dataclasses.replace(experience, **{k: given[k] for k in inputs}), totals, control)
         terms.loss.backward()
-        found.append((terms.loss.item(), leaf.grad))
-    for loss, gradient in found:
-        assert loss == found[0][0]
-        assert torch.equal(gradient, found[0][1])
-        assert gradient.isfinite().all()
+        return [terms.loss.detach(), *terms.sums.values(), *(torch.zeros(()) if leaf.grad is None else leaf.grad for leaf in leaves)]
+
+    clean = outcome("", 0.0)
+    assert all(value.isfinite().all() for value in clean)
+    for name in inputs | predicted:
+        for poison in (float("nan"), float("inf"), -float("inf"), 1e10):
+            assert all(torch.equal(a, b) for a, b in zip(outcome(name, poison), clean, strict=True)), (name, poison)
+
+
+@pytest.mark.parametrize("mode", losses.AGGREGATIONS)
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_21_each_term_by_itself_removes_its_padding(mode, poison):
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    dirty = lambda: torch.where(mask, 0.3, poison)  # noqa: E731
+    new, old, reference, advantages = dirty().requires_grad_(), dirty(), dirty(), dirty()
+    value = dirty().requires_grad_()
+    terms = losses.policy_loss(new, old, advantages, mask, dual_clip=3.0)
+    kls = [losses.kl_estimate(new, reference, mask, estimator) for estimator in losses.ESTIMATORS]
+    critic = losses.value_loss(value, dirty(), dirty(), mask)
+    for term in (terms.per_token, terms.ratio, critic, *kls):
+        assert term.isfinite().all()
+    raw = dirty().requires_grad_()
+    total = losses.aggregate(terms.per_token + critic + sum(kls), mask, mode, losses.totals_of(mask.sum(1), 3)) + losses.aggregate(
+        raw, mask, mode, losses.totals_of(mask.sum(1), 3)
+    )
+    total.backward()
+    assert total.isfinite()
+    for leaf in (new, value, raw):
+        assert leaf.grad.isfinite().all()
+        assert not leaf.grad[~mask].any()
 
 
 def test_22_the_reference_never_moves_and_the_first_look_is_on_policy(tmp_path):
