@@ -15,6 +15,7 @@ Scalars follow YAML 1.2: `off` is a word, `1e-4` a number. `load` raises RecipeE
 from __future__ import annotations
 
 import copy
+import dataclasses
 import io
 import itertools
 import json
@@ -116,7 +117,10 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], Any]:
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
-        raise RecipeError(f"{path}{line}: not YAML: {getattr(error, 'problem', None) or error}") from None
+        problem = str(getattr(error, "problem", None) or error)
+        if "another document" in problem:
+            raise RecipeError(f"{path}{line}: a second recipe begins here (`---`); a recipe is a file of its own") from None
+        raise RecipeError(f"{path}{line}: not YAML: {problem}") from None
     if document is None:
         raise RecipeError(f"{path}: the recipe is empty; it needs at least `stages:`")
     if not isinstance(document, dict):
@@ -197,7 +201,10 @@ def load(path: str | Path, overrides: Sequence[str] = (), registry: Registry | N
 
 
 def load_study(path: str | Path, overrides: Sequence[str] = (), registry: Registry | None = None) -> list[Recipe]:
-    """The recipes of a study: one per variant and seed, in order; a plain recipe is a study of one."""
+    """The recipes of a study: one per variant and seed, in order; a plain recipe is a study of one.
+
+    A member is called after the recipe, its variant and, where there are several, its seed: `rates-low-seed0`.
+    """
     data, lines = _merged(Path(path), overrides)
     variants = data.get("variants") or {"": {}}
     if not isinstance(variants, dict) or not all(isinstance(v, dict) or v is None for v in variants.values()):
@@ -211,7 +218,8 @@ def load_study(path: str | Path, overrides: Sequence[str] = (), registry: Regist
         lines.variant, lines.variant_keys = variant, tuple(changes or {})
         for key, value in (changes or {}).items():
             set_key(cell, key, value)
-        recipes.append(_build(Path(path), cell, lines, registry, variant=variant))
+        member = _build(Path(path), cell, lines, registry, variant=variant)
+        recipes.append(dataclasses.replace(member, name=f"{member.name}-seed{seed}") if len(set(seeds)) > 1 else member)
     return recipes
 
 

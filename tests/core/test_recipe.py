@@ -111,6 +111,7 @@ def test_a_stage_check_speaks_with_file_and_line(write):
         ("- a\n- b\n", "a recipe is a mapping"),
         ("stages: [a\n  b: {", "not YAML"),
         ("a: 1\na: 2\n", "not YAML"),
+        (HEAD + "---\n" + HEAD, "r.yaml:3: a second recipe begins here"),
         ("name: x\n", "stages must be a list"),
         (HEAD + "count_it: 3\n", "section 'count_it' is a mapping"),
         (HEAD + "seed: -1\n", "seed must be a whole number"),
@@ -192,6 +193,8 @@ def test_a_study_is_variants_times_seeds(write):
     text = HEAD + "seeds: [1, 2]\nvariants:\n  low: {count_it.limit: 2}\n  high: {count_it.limit: 9}\n"
     cells = [(r.variant, r.seed, r.stages["count_it"].section.limit) for r in recipes.load_study(write(text))]
     assert cells == [("low", 1, 2), ("low", 2, 2), ("high", 1, 9), ("high", 2, 9)]
+    assert [r.name for r in recipes.load_study(write(text))] == ["r-low-seed1", "r-low-seed2", "r-high-seed1", "r-high-seed2"]
+    assert [r.name for r in recipes.load_study(write(text.replace("[1, 2]", "[1]")))] == ["r-low", "r-high"]
 
 
 def test_an_error_in_a_variant_names_the_line_of_the_variant(write):

@@ -23,7 +23,6 @@ def plan(recipe: RecipePath, stage: StageName = None, /, *, set: Set = [], works
         feeb plan experiments/quickstart.yaml --set pretrain.max_steps=100
         feeb plan experiments/quickstart.yaml pretrain --json
     """
-    from feeb_pipelines.labels import label_of
     from feebcore.artifacts import Workspace
     from feebcore.recipe import load_study
     from feebcore.stages.base import plan as plan_stages
@@ -33,7 +32,7 @@ def plan(recipe: RecipePath, stage: StageName = None, /, *, set: Set = [], works
     rows: list[dict[str, Any]] = []
     for member in members:
         for item in plan_stages(member, space, [stage] if stage else None):
-            row = {"run": label_of(member, members), "stage": item.stage, "status": item.status, "fingerprint": item.fingerprint}
+            row = {"run": member.name, "stage": item.stage, "status": item.status, "fingerprint": item.fingerprint}
             rows.append(row | {"path": str(item.path) if item.path else None, "differs": list(item.differs)})
     if json:
         return _print_json(rows)
@@ -46,6 +45,8 @@ def plan(recipe: RecipePath, stage: StageName = None, /, *, set: Set = [], works
 
 def show(recipe: RecipePath, /, *, set: Set = [], json: Json = False) -> None:  # noqa: B006
     """Print a recipe with everything spelled out: `extends` merged, every default written. It is a recipe itself.
+
+    Of a study, every member is printed, with a line of `---` between them.
 
     Examples:
         feeb show experiments/quickstart.yaml

@@ -83,10 +83,9 @@ def _nothing_to_do(members: Sequence[Recipe], space: Workspace, stages: list[str
 
 
 def _reuse(members: Sequence[Recipe], space: Workspace, stages: list[str] | None) -> dict[str, Any]:
-    from feeb_pipelines.labels import label_of
     from feebcore.stages.base import plan
 
-    return {label_of(m, members): {i.stage: _row(i.artifact, "reused", 0.0) for i in plan(m, space, stages)} for m in members}
+    return {m.name: {i.stage: _row(i.artifact, "reused", 0.0) for i in plan(m, space, stages)} for m in members}
 
 
 def _row(artifact: Any, status: str, seconds: float) -> dict[str, Any]:
@@ -94,13 +93,12 @@ def _row(artifact: Any, status: str, seconds: float) -> dict[str, Any]:
 
 
 def _in_this_process(members: Sequence[Recipe], space: Workspace, stages: list[str] | None, display: Display) -> dict[str, Any]:
-    from feeb_pipelines.labels import label_of
     from feebcore.stages.base import build, plan_stage, stages_for
 
     results: dict[str, Any] = {}
     with display:
         for member in members:
-            label, order = label_of(member, members), stages_for(member, stages)
+            label, order = member.name, stages_for(member, stages)
             built: dict[str, Artifact] = {}
             for index, stage in enumerate(order):
                 item = plan_stage(member, stage, space, built)

@@ -28,7 +28,6 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.states import Cancelled, State
 
-from feeb_pipelines.labels import label_of
 from feeb_pipelines.runs import hold, settle
 from feeb_pipelines.summary import flat_metrics, headline, highlights, number
 from feebcore.artifacts import Artifact, Workspace, read_artifact
@@ -64,12 +63,12 @@ def run_stages(stages: Sequence[str] | None, recipe: str, overrides: Sequence[st
     with hold(space.root, flow_run_id):
         for name in settle(space.root):
             get_run_logger().warning("run %s was left unfinished by a kill; it is marked Crashed now", name)
-        title = f"{members[0].name.removesuffix('-' + members[0].variant) if members[0].variant else members[0].name}-{'-'.join(stages or ['pipeline'])}"
+        title = f"{members[0].data.get('name') or members[0].path.stem}-{'-'.join(stages or ['pipeline'])}"
         with get_client(sync_client=True) as client:
             client.update_flow_run(flow_run_id, name=title, tags=["feeb", *(stages or ["pipeline"]), *sorted({m.name for m in members})])
         results: dict[str, dict[str, Any]] = {}
         for member in members:
-            label = label_of(member, members)
+            label = member.name
             outcome = _run_member(member, label, stages, space, results.setdefault(label, {}))
             if isinstance(outcome, State):
                 return outcome
