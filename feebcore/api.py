@@ -160,7 +160,7 @@ def open_run(path_or_label: str | Path, workspace: str | Path | None = None, sta
     place, text = Workspace(workspace), str(path_or_label)
     if stage is None and "/" in text:
         stage, _, text = text.partition("/")
-    found = [Run(path, artifact) for path, artifact in place.all() if stage in (None, path.parent.name)]
+    found = [Run(path, artifact) for path, artifact in place.all(damaged=lambda folder, error: None) if stage in (None, path.parent.name)]
     named = [r for r in found if r.label == text or r.path.name == text or (len(text) >= 4 and r.fingerprint.startswith(text))]
     if not named:
         raise ArtifactError(f"no run {path_or_label!r} in {place.root}; {did_you_mean(text, {r.label for r in found} | {r.path.name for r in found})}")
@@ -171,6 +171,8 @@ def open_run(path_or_label: str | Path, workspace: str | Path | None = None, sta
 def runs(workspace: str | Path | None = None) -> pl.DataFrame:
     """Every run of a workspace: stage, label, fingerprint, path, status, created, metrics (JSON text).
 
+    Folders with a damaged manifest are left out; `feeb runs` names them.
+
     Example::
 
         feeb.runs().filter(stage="pretrain", status="finished")
@@ -180,7 +182,7 @@ def runs(workspace: str | Path | None = None) -> pl.DataFrame:
     import polars as pl
 
     rows = []
-    for path, artifact in Workspace(workspace).all():
+    for path, artifact in Workspace(workspace).all(damaged=lambda folder, error: None):
         run = Run(path, artifact)
         created = run.manifest.get("created") or datetime.fromtimestamp(path.stat().st_ctime, UTC).isoformat(timespec="seconds")
         rows.append((run.stage, run.label, run.fingerprint, str(path), run.status, created, json.dumps(run.metrics)))

@@ -105,6 +105,8 @@ class StageOutput:
         self.content_patterns: tuple[str, ...] = ()
         self._listener = listener
         self._events = open(self.path / "events.jsonl", "a", encoding="utf-8", buffering=1)
+        if _ends_torn(self.path / "events.jsonl"):  # a kill cut the last line: the next one must not be lost with it
+            self._events.write("\n")
         self._last: dict[str, float] = {}
 
     def log(self, text: str) -> None:
@@ -160,14 +162,25 @@ class Workspace:
         """Folders of this fingerprint, finished or not."""
         return sorted(p for p in (self.root / stage).glob(f"*-{fingerprint}") if p.is_dir())
 
-    def all(self) -> Iterator[tuple[Path, Artifact | None]]:
-        """Every artifact folder with its artifact, None while unfinished; in order of stage and name."""
+    def all(self, damaged: Callable[[Path, ArtifactError], None] | None = None) -> Iterator[tuple[Path, Artifact | None]]:
+        """Every artifact folder with its artifact, None while unfinished; in order of stage and name.
+
+        damaged: told of folders whose manifest cannot be read, which are then left out; without it, they raise.
+        """
         if not self.root.is_dir():
             return
         for stage in sorted(p for p in self.root.iterdir() if p.is_dir() and not p.name.startswith((".", "_"))):
             for folder in sorted(p for p in stage.iterdir() if p.is_dir() and "-" in p.name and not p.name.startswith(".")):
-                if (folder / MANIFEST).exists() or (folder / "request.json").exists():
-                    yield folder, read_artifact(folder)
+                if not (folder / MANIFEST).exists() and not (folder / "request.json").exists():
+                    continue
+                try:
+                    artifact = read_artifact(folder)
+                except ArtifactError as error:
+                    if damaged is None:
+                        raise
+                    damaged(folder, error)
+                    continue
+                yield folder, artifact
 
     @contextmanager
     def building(self, stage: str, label: str, fingerprint: str, waiting: Callable[[str], None] | None = None) -> Iterator[Path | Artifact]:
@@ -234,6 +247,8 @@ class Workspace:
         doomed = unfinished + (self._superseded(unfinished) if superseded else [])
         if dry_run:
             return doomed
+        for trash in self.root.glob("*/.trash-*"):  # of a gc that was killed
+            shutil.rmtree(trash, ignore_errors=True)
         gone = []
         for folder in doomed:
             with _unused(folder) as unused:  # somebody may have taken it up since it was listed
@@ -277,6 +292,13 @@ def _unused(folder: Path) -> Iterator[bool]:
             yield False
             return
         yield True
+
+
+def _ends_torn(path: Path) -> bool:
+    with open(path, "rb") as stream:
+        size = stream.seek(0, os.SEEK_END)
+        stream.seek(max(0, size - 1))
+        return stream.read() not in (b"", b"\n")
 
 
 def read_artifact(folder: Path) -> Artifact | None:

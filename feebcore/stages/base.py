@@ -98,7 +98,7 @@ def plan_stage(recipe: Recipe, stage: str, workspace: Workspace, built: Mapping[
 def _nearest_difference(workspace: Workspace, stage: str, label: str, wanted: dict[str, Any]) -> tuple[str, ...]:
     """The dotted keys in which `wanted` differs from the most similar finished artifact of the same stage."""
     best: tuple[int, bool, tuple[str, ...]] | None = None
-    for _, artifact in workspace.all():
+    for _, artifact in workspace.all(damaged=lambda folder, error: None):
         if artifact is None or artifact.stage != stage or "section" not in artifact.manifest["identity"]:
             continue
         keys = _differences(artifact.manifest["identity"], wanted)

@@ -64,6 +64,15 @@ class Download(BaseModel):
     url: str = Field(pattern=r"^https?://")
     sha256: str = Field("", pattern=r"^([0-9a-f]{64})?$")
 
+    @field_validator("url")
+    @classmethod
+    def _no_password(cls, value: str) -> str:
+        if "@" in value.split("/")[2]:
+            raise ValueError(
+                "a recipe is stored with every run, so a URL in it may not hold a user name or password; fetch the file yourself and use source files"
+            )
+        return value
+
 
 class UrlsConfig(TextOptions):
     """Files from the web, resumed and verified; .zip and .tar archives are unpacked."""

@@ -220,3 +220,33 @@ def test_a_read_only_workspace_is_named(tmp_path, small_disk):
 def test_a_row_cut_by_a_kill_is_left_out(tmp_path):
     (tmp_path / "m.jsonl").write_text('{"a": 1}\n{"a": 2}\n{"a"')
     assert read_jsonl(tmp_path / "m.jsonl") == [{"a": 1}, {"a": 2}]
+
+
+def test_an_event_after_a_line_that_a_kill_cut_is_kept(tmp_path):
+    (tmp_path / "events.jsonl").write_text('{"kind": "begin", "time": 1}\n{"kind": "prog')
+    out = StageOutput(tmp_path)
+    out.event("begin")
+    out.close()
+    assert [row["kind"] for row in read_jsonl(tmp_path / "events.jsonl")] == ["begin", "begin"]
+
+
+def test_gc_clears_what_a_killed_gc_left(tmp_path):
+    left = tmp_path / "numbers" / ".trash-demo-aaaaaaaaaaaa"
+    left.mkdir(parents=True)
+    (left / "x").write_text("x")
+    Workspace(tmp_path).gc()
+    assert not left.exists()
+
+
+def test_one_damaged_manifest_does_not_hide_the_rest(tmp_path, capsys):
+    from feeb_pipelines.cli import run_command
+
+    workspace = Workspace(tmp_path)
+    good, bad = make(workspace), make(workspace, fingerprint="b" * 12)
+    (bad.path / "manifest.json").write_text("{")
+    assert run_command(["runs", "--json", "--workspace", str(tmp_path)]) == 0
+    assert {r["path"]: r["status"] for r in json.loads(capsys.readouterr().out)} == {str(good.path): "finished", str(bad.path): "damaged"}
+    assert run_command(["artifacts", "verify", "--json", "--workspace", str(tmp_path)]) == 1
+    assert {r["path"]: r["bad"] for r in json.loads(capsys.readouterr().out)} == {str(good.path): [], str(bad.path): ["manifest.json"]}
+    with pytest.raises(ArtifactError):
+        workspace.gc(superseded=True)  # what it cannot read it does not judge

@@ -135,3 +135,12 @@ def test_package_reads_an_installed_package() -> None:
     assert digest == hashlib.sha256(Path(module.__file__).read_bytes()).hexdigest()
     with pytest.raises(ValueError, match="recipe wants json 0"):
         PackageConfig(package="json", version="0")
+
+
+def test_a_url_with_a_password_is_refused_and_not_shown() -> None:
+    from pydantic import ValidationError
+
+    from feeb_data import UrlsConfig
+
+    with pytest.raises(ValidationError, match="may not hold a user name or password"):
+        UrlsConfig(urls=[{"url": "https://me:secret@example.org/x.txt"}])  # type: ignore[list-item]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
@@ -29,21 +29,23 @@ def verify(
         feeb artifacts verify
         feeb artifacts verify data/shard/quickstart-0123456789ab
     """
-    from feebcore.artifacts import Workspace, read_artifact
+    from feebcore.artifacts import MANIFEST, Workspace, read_artifact
     from feebcore.errors import ArtifactError
 
+    unreadable: list[Path] = []
     if path is not None:
         one = read_artifact(path)
         if one is None:
             raise ArtifactError(f"{path} is no finished artifact: it has no manifest.json")
         found = [one]
     else:
-        found = [artifact for _, artifact in Workspace(workspace).all() if artifact is not None]
-    rows = [{"path": str(artifact.path), "files": len(artifact.manifest["files"]), "bad": artifact.verify()} for artifact in found]
+        found = [a for _, a in Workspace(workspace).all(damaged=lambda folder, error: unreadable.append(folder)) if a is not None]
+    rows: list[dict[str, Any]] = [{"path": str(artifact.path), "files": len(artifact.manifest["files"]), "bad": artifact.verify()} for artifact in found]
+    rows += [{"path": str(folder), "files": 0, "bad": [MANIFEST]} for folder in unreadable]
     if json:
         _print_json(rows)
     else:
-        _print_table(("artifact", "files", "outcome"), [(r["path"], str(r["files"]), f"wrong: {', '.join(r['bad'])}" if r["bad"] else "ok") for r in rows])  # type: ignore[misc,arg-type]
+        _print_table(("artifact", "files", "outcome"), [(r["path"], str(r["files"]), f"wrong: {', '.join(r['bad'])}" if r["bad"] else "ok") for r in rows])
     return 1 if any(r["bad"] for r in rows) else 0
 
 

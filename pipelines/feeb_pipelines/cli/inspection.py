@@ -130,7 +130,9 @@ def runs(stage: Annotated[str | None, Parameter(help="Only this stage.")] = None
     from feebcore.artifacts import Workspace
 
     space = Workspace(workspace)
-    rows = [r for r in (_run_row(folder, artifact) for folder, artifact in space.all()) if stage in (None, r["stage"])]
+    damaged: list[dict[str, Any]] = []
+    rows = [_run_row(folder, artifact) for folder, artifact in space.all(damaged=lambda folder, error: damaged.append(_run_row(folder, None, "damaged")))]
+    rows = [r for r in [*rows, *damaged] if stage in (None, r["stage"])]
     if json:
         return _print_json(rows)
     if not rows:
@@ -143,16 +145,16 @@ def runs(stage: Annotated[str | None, Parameter(help="Only this stage.")] = None
     )
 
 
-def _run_row(folder: Any, artifact: Any) -> dict[str, Any]:
+def _run_row(folder: Any, artifact: Any, status: str = "") -> dict[str, Any]:
     from datetime import UTC, datetime
 
     if artifact is not None:
         found = {"stage": artifact.stage, "label": artifact.label, "fingerprint": artifact.fingerprint, "path": str(folder), "status": "finished"}
         return found | {"created": artifact.manifest["created"], "seconds": artifact.manifest["seconds"], "metrics": artifact.metrics}
     label, _, fingerprint = folder.name.rpartition("-")
-    created = datetime.fromtimestamp((folder / "request.json").stat().st_mtime, UTC).isoformat(timespec="seconds")
+    created = datetime.fromtimestamp(folder.stat().st_ctime, UTC).isoformat(timespec="seconds")
     found = {"stage": folder.parent.name, "label": label, "fingerprint": fingerprint, "path": str(folder)}
-    return found | {"status": "running" if _is_locked(folder) else "unfinished", "created": created, "seconds": None, "metrics": {}}
+    return found | {"status": status or ("running" if _is_locked(folder) else "unfinished"), "created": created, "seconds": None, "metrics": {}}
 
 
 def _is_locked(folder: Any) -> bool:
