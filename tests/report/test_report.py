@@ -80,7 +80,12 @@ def test_any_stage_may_be_absent(whole_run, tmp_path: Path, missing: str, monkey
 
     monkeypatch.setattr(build, "_image", lambda draw, theme: b"\x89PNG" if _draws(draw, theme) else None)
     artifacts = {k: a for k, a in whole_run[1].items() if k != missing}
-    build_report(artifacts, _folder(tmp_path), {}, {}, lambda done, total: None)
+    folder = _folder(tmp_path)
+    build_report(artifacts, folder, {}, {}, lambda done, total: None)
+    page = (folder / "report.html").read_text()
+    assert page.rstrip().endswith("</html>")
+    for stage, heading in {"sweep": "Scaling law", "rl": "Reinforcement learning", "evaluate": "Before and after"}.items():
+        assert (f"<h2>{heading}" in page) == (stage != missing), f"section {heading!r} without {missing}"
 
 
 def _draws(draw, theme) -> bool:
