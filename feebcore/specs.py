@@ -15,7 +15,7 @@ from typing import Any
 from feebcore.config import NoOptions, PartConfig, StageConfig
 from feebcore.errors import PluginError
 
-API_VERSION = "1.0"
+API_VERSION = "1.1"
 """Version of the plugin interface; a release that adds built-in parts or seams raises the second number."""
 
 
