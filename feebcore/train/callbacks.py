@@ -5,13 +5,17 @@
             self.run.out.log("ding")
 
 `on_start` comes once per process, also after a resume (`run.step` > 0 then); a callback that keeps state over steps
-returns it from `state_dict` (JSON values), and gets it back through `load_state_dict` before `on_start`. A probe runs
-its own no-grad forward; random numbers it draws do not reach the training, whose generator is seeded anew each step.
+returns it from `state_dict` (JSON values), and gets it back through `load_state_dict` before `on_start`. A run that goes
+back to an earlier state closes its callbacks and starts them again at that step. A probe runs its own no-grad forward
+(feebcore/train/probing.py); random numbers it draws do not reach the training, whose generator is seeded anew each step.
+
+Where a run has several ranks, callbacks live on the first alone: they must not wait for the others.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,13 +25,18 @@ if TYPE_CHECKING:
     from torch import nn
 
     from feebcore.artifacts import StageOutput
+    from feebcore.protocols import Batch
     from feebcore.train.config import TrainSection
 
 
 @dataclass
 class TrainRun:
     """What callbacks see of a run. step: optimizer steps done. model: the module that is trained, never compiled.
-    metrics of `on_step_end`: step, loss (nats per target), lr, grad_norm, tokens, seconds, data_wait, elapsed."""
+
+    data: `data.batch(step)`, counted from 0, is the whole batch of a step (all ranks), on the CPU; the same step, the
+    same batch. Asking for one leaves the training's own reading alone. listeners: what `tell` calls.
+    metrics of `on_step_end`: step, loss (nats per target), lr, grad_norm, tokens, seconds, data_wait, elapsed.
+    """
 
     section: TrainSection
     model: nn.Module
@@ -39,6 +48,13 @@ class TrainRun:
     tokenizer_folder: Path | None = None
     precision: str = "fp32"
     extra: dict[str, Any] = field(default_factory=dict)
+    data: Any = None
+    listeners: list[Callable[[str, int, dict[str, Any]], None]] = field(default_factory=list)
+
+    def tell(self, probe: str, step: int, values: dict[str, Any]) -> None:
+        """Hand what a probe saw to those that mirror it elsewhere. values: JSON values."""
+        for listen in self.listeners:
+            listen(probe, step, values)
 
     def tokenizer(self) -> Any:
         """The run's tokenizer, None when there is none."""
@@ -57,6 +73,15 @@ class Callback:
     def on_start(self, run: TrainRun) -> None:
         """Before the first step of this process."""
         self.run = run
+
+    def on_batch(self, step: int, batch: Batch) -> None:
+        """Before the forward pass of a step that follows `step` steps (0: the very first): its batch, this rank's rows.
+        Called only where it is overridden; the tensors must not be changed."""
+
+    def on_gradients(self, step: int, scale: float = 1.0) -> None:
+        """Before optimizer step `step` (counted from 1) changes the weights: `p.grad` times `scale` is what the optimizer
+        uses, clipping included; scaling it here would spoil the step. Not called for a step that is skipped. Called only
+        where it is overridden."""
 
     def on_step_end(self, step: int, metrics: dict[str, Any]) -> None:
         """After optimizer step `step` (counted from 1)."""
