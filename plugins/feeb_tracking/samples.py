@@ -9,6 +9,7 @@ import torch
 
 from feeb_tracking import SamplesConfig
 from feeb_tracking.metrics import keep_until
+from feeb_tracking.probe import is_sharded
 from feebcore.files import explain
 from feebcore.generate.engine import generate
 from feebcore.train.callbacks import Callback, TrainRun
@@ -30,7 +31,7 @@ class Samples(Callback):
         keep_until(run.folder / FILE, run.step)
 
     def on_step_end(self, step: int, metrics: dict[str, Any]) -> None:
-        if step % self.config.every == 0:
+        if step % self.config.every == 0 and not is_sharded(self.run):
             self.sample(step)
 
     def on_end(self, metrics: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from feeb_tracking import WandbConfig
@@ -11,7 +12,7 @@ from feebcore.train.callbacks import Callback, TrainRun
 
 
 class WandbRun(RowLogger):
-    """The same rows as metrics.jsonl. A resumed run goes on under the same id. wandb is imported when a run starts."""
+    """The same rows as metrics.jsonl, and what probes write (numbers as `probe/key/place`). A resumed run goes on under the same id. wandb is imported when a run starts."""
 
     def __init__(self, config: WandbConfig) -> None:
         super().__init__(config)
@@ -37,6 +38,11 @@ class WandbRun(RowLogger):
             config=run.section.model_dump(mode="json"),
             settings=settings,
         )
+        if self.mirror not in run.listeners:
+            run.listeners.append(self.mirror)
+
+    def mirror(self, probe: str, step: int, values: dict[str, Any]) -> None:
+        self.session.log({"step": step} | dict(numbers_in(values, probe)))
 
     def write(self, row: dict[str, Any]) -> None:
         self.session.log(row)
@@ -47,6 +53,21 @@ class WandbRun(RowLogger):
     def on_close(self) -> None:
         if self.session is not None:
             self.session.finish()
+
+
+def numbers_in(value: Any, path: str) -> Iterator[tuple[str, float]]:
+    """Every number in nested JSON values with its path; a list's places are numbers, an entry of a list that says its layer
+    goes under that name."""
+    if isinstance(value, bool | int | float):
+        yield path, value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            if key != "layer":
+                yield from numbers_in(item, f"{path}/{key}")
+    elif isinstance(value, list):
+        for i, item in enumerate(value):
+            name = item["layer"] if isinstance(item, dict) and isinstance(item.get("layer"), str) else i
+            yield from numbers_in(item, f"{path}/{name}")
 
 
 def build(config: WandbConfig) -> Callback:

@@ -1,0 +1,71 @@
+"""Gradients, weights and updates by layer: which layers learn, and how far a step moves them.
+
+An update of about a thousandth of the weights is the usual advice; a layer far below it stands still, one far above it
+is being thrown about.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from feeb_tracking import GradientsConfig
+from feeb_tracking.probe import Probe, is_sharded
+from feebcore.train.callbacks import Callback, TrainRun
+from feebcore.train.probing import layer_of
+
+
+class Gradients(Probe):
+    """A row has `layers`, each with its name and L2 norms: gradient (as the optimizer gets it, clipped), weight (before
+    the step), and update (after minus before). Rows of skipped steps are left out."""
+
+    name = "gradients"
+    of_model = False
+
+    def __init__(self, config: GradientsConfig) -> None:
+        super().__init__(config.every)
+        self.updates = config.updates
+        self.seen: list[dict[str, Any]] = []
+        self.before: list[Tensor] = []
+
+    def on_start(self, run: TrainRun) -> None:
+        super().on_start(run)
+        self.active = not is_sharded(run)
+        if not self.active:
+            run.out.log(f"callback {self.name}: gradients are in parts (parallel.strategy: fsdp), so it sees nothing")
+        self.parameters = {n: p for n, p in run.model.named_parameters() if p.requires_grad}
+        self.layers = list(dict.fromkeys(map(layer_of, self.parameters)))
+        self.index = torch.tensor([self.layers.index(layer_of(name)) for name in self.parameters], device=run.device)
+
+    @torch.no_grad()
+    def on_gradients(self, step: int, scale: float = 1.0) -> None:
+        if not self.due(step):
+            return
+        weights = list(self.parameters.values())
+        gradients = [torch.zeros((), device=p.device) if p.grad is None else p.grad for p in weights]
+        found = torch.stack([self.by_layer(gradients) * scale, self.by_layer(weights)]).tolist()
+        self.seen = [{"layer": name, "gradient": g, "weight": w} for name, g, w in zip(self.layers, *found, strict=True)]
+        self.before = [p.detach().clone() for p in weights] if self.updates else []
+
+    @torch.no_grad()
+    def on_step_end(self, step: int, metrics: dict[str, Any]) -> None:
+        if not self.seen:
+            return
+        if self.before:
+            torch._foreach_sub_(self.before, list(self.parameters.values()))
+            for row, update in zip(self.seen, self.by_layer(self.before).tolist(), strict=True):
+                row["update"] = update
+        self.write(step, {"layers": self.seen})
+        self.seen, self.before = [], []
+
+    def by_layer(self, tensors: list[Tensor]) -> Tensor:
+        """L2 norm of each layer's tensors together: [layers] fp32."""
+        squares = torch.stack([n.float() for n in torch._foreach_norm(tensors)]).square()
+        one_hot = (self.index[None] == torch.arange(len(self.layers), device=squares.device)[:, None]).float()
+        return (one_hot @ squares).sqrt()
+
+
+def build(config: GradientsConfig) -> Callback:
+    return Gradients(config)
