@@ -1,25 +1,69 @@
 """Several processes that train one model: what the loop asks of them. One process is the plain case, and needs nothing.
 
 Ranks take the slots rank::world of every batch, gradients are summed over ranks, and every number that is reported is a
-sum over ranks divided by a global count, so that a run means the same for any number of ranks.
+sum over ranks divided by a global count, so that a run means the same for any number of ranks. Two strategies:
+
+ddp: every rank holds the whole model (torch's DistributedDataParallel). Gradients are summed where torch would average
+    them, in buckets that stay the same from the first step on, so that a resumed run adds in the same order.
+fsdp: weights, gradients and optimizer state are sharded over ranks along their first dimension (torch's fully_shard,
+    arXiv:2304.11277), gathered a block at a time. Each micro-batch's gradient is exchanged: a whole one is never held.
+
+torchrun's environment (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT) says who is who; ranks that feeb starts
+itself on one machine meet through a file instead (RENDEZVOUS), as a port could be taken by then. CUDA talks NCCL, the CPU Gloo.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+import datetime
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+
+from feebcore.errors import FeebError
+
+if TYPE_CHECKING:
+    from feebcore.train.parallel_config import ParallelConfig
+
+RENDEZVOUS = "FEEB_RENDEZVOUS"
+"""Environment variable: the file through which the ranks of one machine meet."""
+
+PATIENCE = datetime.timedelta(hours=1)
+"""How long a rank waits for another. Dead ones are noticed at once; this is for slow ones: compiling, a big checkpoint."""
+
+
+class Channel:
+    """Short texts between ranks, beside the training: a group of its own, so that a thread may use it."""
+
+    def __init__(self, group: Any = None) -> None:
+        self._group = group
+
+    def exchange(self, text: str) -> list[str]:
+        """The text of every rank, in order of rank. Every rank must call it."""
+        if self._group is None:
+            return [text]
+        content = text.encode()
+        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(dist.get_world_size(self._group))]
+        dist.all_gather(sizes, torch.tensor([len(content)]), group=self._group)
+        padded = torch.zeros(max(1, *(int(s) for s in sizes)), dtype=torch.uint8)
+        padded[: len(content)] = torch.frombuffer(bytearray(content), dtype=torch.uint8) if content else 0
+        found = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(found, padded, group=self._group)
+        return [f[: int(s)].numpy().tobytes().decode() for f, s in zip(found, sizes, strict=True)]
 
 
 class Parallel:
-    """One process. rank: of this process among `world`. strategy: none, ddp or fsdp."""
+    """One process. rank: of this process among `world`. strategy: none, ddp or fsdp. device: of this rank."""
 
     strategy = "none"
 
-    def __init__(self, rank: int = 0, world: int = 1) -> None:
-        self.rank, self.world = rank, world
+    def __init__(self, device: torch.device | None = None, rank: int = 0, world: int = 1) -> None:
+        self.device, self.rank, self.world = device or torch.device("cpu"), rank, world
 
     @property
     def is_main(self) -> bool:
@@ -27,11 +71,18 @@ class Parallel:
         return self.rank == 0
 
     def wrap(self, module: nn.Module) -> nn.Module:
-        """The module to call in training. It may be changed in place (sharded) or wrapped (replicated)."""
+        """The module to call in training. It may be changed in place (sharded) or wrapped (replicated).
+
+        Wrap first, then compile what comes back, through `compile` below; make the optimizer after both.
+        """
         return module
 
+    def compile(self, module: nn.Module, compiler: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Callable[..., Any]:
+        """What `wrap` returned, compiled: the computation inside is, the exchange around it is not."""
+        return compiler(module)
+
     def accumulating(self, module: nn.Module, last: bool) -> contextlib.AbstractContextManager[object]:
-        """Around forward and backward of a micro-batch: gradients are exchanged with the last one only."""
+        """Around forward and backward of a micro-batch: gradients are exchanged with the last one only, where that saves time."""
         return contextlib.nullcontext()
 
     def sum(self, values: Tensor) -> Tensor:
@@ -42,6 +93,16 @@ class Parallel:
         """L2 norm of the whole gradient, over all ranks where it is sharded. fp32 scalar."""
         return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(gradients))))
 
+    def full_tensors(self, model: nn.Module) -> dict[str, Tensor]:
+        """Parameters and persistent buffers by name, whole also where they are sharded. Every rank must call it."""
+        from feebcore.train.state_tensors import named_tensors
+
+        return {name: t.detach() for name, t in named_tensors(model)}
+
+    def channel(self) -> Channel:
+        """A new way to exchange texts. Every rank must call it, in the same order as other calls of the kind."""
+        return Channel()
+
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any rank: what one rank is asked to do, all do at the same step."""
         return flag
@@ -51,3 +112,165 @@ class Parallel:
 
     def close(self) -> None:
         """Leave the group."""
+
+
+class Replicated(Parallel):
+    """Every rank holds the whole model."""
+
+    strategy = "ddp"
+
+    def __init__(self, device: torch.device, owns_group: bool) -> None:
+        super().__init__(device, dist.get_rank(), dist.get_world_size())
+        self._owns_group = owns_group
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        if not any(p.requires_grad for p in module.parameters()):
+            return module
+        wrapped = nn.parallel.DistributedDataParallel(
+            module,
+            device_ids=[self.device] if self.device.type == "cuda" else None,
+            broadcast_buffers=False,  # they are functions of seed and shape
+            find_unused_parameters=True,  # a part may leave some unused; and buckets then stay as they are, see above
+            gradient_as_bucket_view=True,
+        )
+        wrapped.register_comm_hook(None, _sum_bucket)
+        return wrapped
+
+    def compile(self, module: nn.Module, compiler: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Callable[..., Any]:
+        inner = getattr(module, "module", module)
+        inner.forward = compiler(inner.forward)
+        return module
+
+    def accumulating(self, module: nn.Module, last: bool) -> contextlib.AbstractContextManager[object]:
+        return contextlib.nullcontext() if last or not hasattr(module, "no_sync") else module.no_sync()  # type: ignore[operator]
+
+    def sum(self, values: Tensor) -> Tensor:
+        total = values.detach().clone()
+        dist.all_reduce(total)
+        return total
+
+    def channel(self) -> Channel:
+        return Channel(dist.new_group(backend="gloo", timeout=PATIENCE))
+
+    def any(self, flag: bool) -> bool:
+        return bool(self.sum(torch.tensor([float(flag)], device=self.device)).item())
+
+    def barrier(self) -> None:
+        self.any(False)
+
+    def close(self) -> None:
+        """Leave the group; after an error the others may never answer, and the process ends anyway."""
+        if self._owns_group and dist.is_initialized() and sys.exc_info()[0] is None:
+            dist.destroy_process_group()
+
+
+class Sharded(Replicated):
+    """Every rank holds a slice of every weight, and gathers a block's when it computes with it."""
+
+    strategy = "fsdp"
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+        from feebcore.train.step import blocks_of
+
+        for tensor in [*module.parameters(), *module.buffers()]:  # seeded, so the same already; a rank that differs would poison all
+            dist.broadcast(tensor.data, 0)
+        mesh = init_device_mesh(self.device.type, (self.world,))
+        half = self.device.type == "cuda" and getattr(module, "precision", "fp32") == "bf16"
+        # weights travel in bf16, in which autocast would compute anyway; sums of gradients stay in fp32
+        policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False) if half else MixedPrecisionPolicy()
+        for block in blocks_of(getattr(module, "model", module)):
+            fully_shard(block, mesh=mesh, mp_policy=policy)
+        fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+        for part in module.modules():
+            if isinstance(part, FSDPModule):
+                part.set_gradient_divide_factor(1.0)
+                part.set_force_sum_reduction_for_comms(True)
+        module.register_forward_hook(_reshard)
+        return module
+
+    def compile(self, module: nn.Module, compiler: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Callable[..., Any]:
+        from feebcore.train.step import blocks_of
+
+        for block in blocks_of(getattr(module, "model", module)):
+            block.forward = compiler(block.forward)  # type: ignore[method-assign]
+        return module
+
+    def accumulating(self, module: nn.Module, last: bool) -> contextlib.AbstractContextManager[object]:
+        return contextlib.nullcontext()
+
+    def grad_norm(self, gradients: Sequence[Tensor]) -> Tensor:
+        """Gradients are sharded without overlap: squares of local norms add up."""
+        locals_ = [g.to_local() if is_sharded(g) else g for g in gradients]
+        own = torch.linalg.vector_norm(torch.stack(torch._foreach_norm([g for g in locals_ if g.numel()] or [torch.zeros(1, device=self.device)])))
+        return self.sum(own.square().reshape(1)).sqrt().reshape(())
+
+    def full_tensors(self, model: nn.Module) -> dict[str, Tensor]:
+        return {name: t.full_tensor() if is_sharded(t) else t for name, t in super().full_tensors(model).items()}  # type: ignore[attr-defined]
+
+
+def make_parallel(section: Any, device: torch.device) -> Parallel:
+    """What `section.parallel` and the environment say; `device.type` is that of every rank.
+
+    Raises FeebError when the section asks for more processes than there are, or the environment for ranks that no
+    strategy is set for.
+    """
+    config: ParallelConfig = section.parallel
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    if config.strategy == "none":
+        if world > 1:
+            raise FeebError(f"{world} processes were started for one run; set parallel: {{strategy: ddp}} or fsdp, or start one")
+        return Parallel(device)
+    if world == 1:
+        if config.ranks > 1:
+            raise FeebError(
+                f"parallel.ranks: {config.ranks} processes are wanted, and this one is alone; only stage pretrain, run in processes of its own, has ranks"
+            )
+        return Parallel(device)
+    device = local_device(device)
+    owns = not dist.is_initialized()
+    if owns:
+        join(device)
+    return (Sharded if config.strategy == "fsdp" else Replicated)(device, owns)
+
+
+def local_device(device: torch.device) -> torch.device:
+    """This rank's GPU among those that the process may see, or the CPU. Raises FeebError when there are fewer GPUs than ranks."""
+    if device.type != "cuda":
+        return device
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    if local >= torch.cuda.device_count():
+        raise FeebError(f"parallel: {local + 1} or more ranks on this machine, and {torch.cuda.device_count()} GPUs; lower parallel.ranks")
+    torch.cuda.set_device(local)
+    return torch.device("cuda", local)
+
+
+def join(device: torch.device) -> None:
+    """Meet the other ranks. Returns when all are there."""
+    file = os.environ.get(RENDEZVOUS)
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        init_method=f"file://{file}" if file else "env://",
+        rank=int(os.environ["RANK"]),
+        world_size=int(os.environ["WORLD_SIZE"]),
+        timeout=PATIENCE,
+        device_id=device if device.type == "cuda" else None,
+    )
+
+
+def is_sharded(tensor: Any) -> bool:
+    """Whether this rank holds a part of the tensor only (a DTensor)."""
+    return hasattr(tensor, "to_local") and hasattr(tensor, "placements")
+
+
+def _sum_bucket(state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    work = dist.all_reduce(bucket.buffer(), async_op=True)
+    return work.get_future().then(lambda done: done.value()[0])  # type: ignore[union-attr]
+
+
+def _reshard(module: Any, inputs: Any, output: Any) -> None:
+    """The outermost weights stay gathered from forward to backward; where none follows, they must be let go."""
+    if not torch.is_grad_enabled():
+        module.reshard()
