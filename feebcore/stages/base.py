@@ -6,8 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,11 +15,12 @@ from typing import Any
 
 from feebcore.artifacts import MANIFEST, Artifact, StageOutput, Workspace, commit
 from feebcore.config import identity_of
-from feebcore.errors import ArtifactError, FeebError, Interrupted, RecipeError, StageFailed, did_you_mean
-from feebcore.files import digest_of, explain, read_json, write_json
+from feebcore.errors import FeebError, Interrupted, RecipeError, did_you_mean
+from feebcore.files import digest_of, explain, write_json
 from feebcore.provenance import describe_environment, describe_plugins, plugin_sources
 from feebcore.recipe import Recipe
 from feebcore.registry import use_registry
+from feebcore.stages.process import run_in_processes
 
 Listener = Callable[[dict[str, Any]], None]
 
@@ -124,10 +123,12 @@ def build(
     built: Mapping[str, Artifact],
     listener: Listener | None = None,
     in_process: bool = False,
+    before: Callable[[Path], None] | None = None,
 ) -> Artifact:
     """Make one stage's artifact, or return the finished one. built: artifacts of the stages it needs.
 
-    Runs in this process when the stage is 'inline' or `in_process`, else in a subprocess whose events are passed on.
+    Runs in this process when the stage is 'inline' or `in_process`, else in processes of its own whose events are passed
+    on. before: told the folder once it is this process's to fill and the request is in it; not called for a finished one.
     Raises StageFailed, Interrupted or what the stage raised.
     """
     entry = recipe.stages[stage]
@@ -152,10 +153,12 @@ def build(
             raise explain(error, place) from error
         try:
             out.event("begin", stage=stage, pid=os.getpid())
+            if before:
+                before(place)
             if entry.spec.process == "worker" and not in_process:
-                metrics = _in_subprocess(place, out, tell)
+                metrics = run_in_processes(place, entry.section, out, tell)
             else:
-                metrics = _in_this_process(recipe, stage, inputs, out)
+                metrics = run_stage(recipe, stage, inputs, out)
             artifact = commit(
                 out,
                 stage=stage,
@@ -178,7 +181,8 @@ def build(
         return artifact
 
 
-def _in_this_process(recipe: Recipe, stage: str, inputs: Mapping[str, Artifact], out: StageOutput) -> dict[str, Any]:
+def run_stage(recipe: Recipe, stage: str, inputs: Mapping[str, Artifact], out: StageOutput) -> dict[str, Any]:
+    """Run the stage's function in this process; its metrics as plain JSON values."""
     entry = recipe.stages[stage]
     with use_registry(recipe.registry), stop_on_signals(out):
         metrics = entry.spec.load()(entry.section, inputs, out)
@@ -210,96 +214,6 @@ def stop_on_signals(out: StageOutput) -> Iterator[None]:
             timer.cancel()
         for n, handler in old.items():
             signal.signal(n, handler)
-
-
-def _in_subprocess(place: Path, out: StageOutput, tell: Listener) -> dict[str, Any]:
-    """Run the worker on the folder and pass its events on; its return code decides."""
-    reader, writer = os.pipe()  # the worker ends when this pipe closes: its parent is gone, however it went
-    log = open(place / "log.txt", "ab")
-    tail = _Tail(place / "events.jsonl", tell)
-    try:
-        command = [sys.executable, "-m", "feebcore.stages.worker", str(place), str(reader)]
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, pass_fds=(reader,), start_new_session=True)
-        os.close(reader)
-        tail.start()
-        code = _wait(process, out)
-    finally:
-        os.close(writer)
-        log.close()
-        tail.stop()
-    if code == 0:
-        result = read_json(place / "result.json")
-        out.content(*result["content"])
-        return result["metrics"]
-    text = (place / "log.txt").read_text(errors="replace").strip().splitlines()
-    result = read_json(place / "result.json") if (place / "result.json").exists() else None
-    if out.stop_requested and (result is None or result.get("error") != "Interrupted"):
-        raise Interrupted(f"stage {place.parent.name} was stopped; what it had saved is kept, run the same command again to continue")
-    if result is not None:
-        kind = {"Interrupted": Interrupted, "ArtifactError": ArtifactError}.get(result.get("error", ""), StageFailed)
-        raise kind(f"{result['message']}" + ("" if kind is Interrupted else f" (log: {place / 'log.txt'})"))
-    how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
-    raise StageFailed(f"{place.parent.name}: the worker {how}; log {place / 'log.txt'}:\n" + "\n".join(text[-20:]))
-
-
-def _wait(process: subprocess.Popen[bytes], out: StageOutput) -> int:
-    """Wait for the worker. SIGINT and SIGTERM are passed on as SIGTERM: it gets 10 s to save; a second one kills it."""
-    deadline = float("inf")
-
-    def asked(number: int, frame: Any) -> None:
-        nonlocal deadline
-        deadline = 0.0 if out.stop_requested else time.monotonic() + 10.0
-        out.stop_requested = True
-        process.send_signal(signal.SIGTERM)
-
-    main = threading.current_thread() is threading.main_thread()
-    old = {n: signal.signal(n, asked) for n in (signal.SIGINT, signal.SIGTERM)} if main else {}
-    try:
-        while True:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                return process.wait(timeout=0.2)
-            if time.monotonic() > deadline:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-    finally:
-        for n, handler in old.items():
-            signal.signal(n, handler)
-        if process.poll() is None:  # an exception in this thread
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-class _Tail(threading.Thread):
-    """Follows a JSONL file and hands each new row on, in a thread of its own."""
-
-    def __init__(self, path: Path, tell: Listener) -> None:
-        super().__init__(daemon=True)
-        self._path, self._tell, self._done = path, tell, threading.Event()
-        self._position = path.stat().st_size if path.exists() else 0
-
-    def run(self) -> None:
-        while not self._done.wait(0.2):
-            self._read()
-        self._read()
-
-    def _read(self) -> None:
-        with open(self._path, "rb") as stream:
-            stream.seek(self._position)
-            for line in stream:
-                if not line.endswith(b"\n"):
-                    return
-                self._position += len(line)
-                try:
-                    row = json.loads(line)
-                except ValueError:
-                    continue
-                self._tell(row)
-
-    def stop(self) -> None:
-        self._done.set()
-        if self.is_alive():
-            self.join()
 
 
 def run_all(

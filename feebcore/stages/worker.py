@@ -1,58 +1,87 @@
-"""`python -m feebcore.stages.worker FOLDER PIPE`: runs one stage in a process of its own.
+"""`python -m feebcore.stages.worker FOLDER PIPE LOCK`: runs one stage in a process of its own, as one rank of several perhaps.
 
-The folder has request.json and recipe.json; the outcome goes to result.json and the exit status. The process, and
-every process it starts, ends when the pipe closes, that is when the parent is gone for whatever reason.
+The folder has request.json and recipe.json; the outcome goes to result.json and the exit status. Of several ranks only
+the first writes it, and events.jsonl; another one says in rank-N.json why it failed. The process, and every process it
+starts, ends when the pipe closes, that is when the parent is gone for whatever reason.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import json
 import os
 import signal
 import sys
 import threading
+import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+from feebcore.artifacts import StageOutput
+from feebcore.stages.process import outcome_name
+
+TO_SAVE = 9.5
+"""Seconds between the request to stop and the end."""
 
 
-def end_with_parent(pipe: int) -> None:
-    """Ask this process to stop once the other end of `pipe` closes, and kill its group after 9.5 s.
+def end_when(gone: Callable[[], None], and_group: bool) -> None:
+    """Ask this process to stop once `gone` returns, and kill it TO_SAVE seconds later, with its process group where it leads one.
 
     One SIGTERM and no more (PR_SET_PDEATHSIG would be another): a second one means 'at once', and nothing would be saved.
     """
 
     def watch() -> None:
-        while os.read(pipe, 1):
-            pass
+        gone()
         os.kill(os.getpid(), signal.SIGTERM)  # a chance to save
-        threading.Event().wait(9.5)
-        os.killpg(os.getpgid(0), signal.SIGKILL)
+        threading.Event().wait(TO_SAVE)
+        os.killpg(os.getpgid(0), signal.SIGKILL) if and_group else os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True).start()
 
 
-def alone(folder: Path) -> None:
-    """Wait until no other worker is at this folder: one whose parent was killed may still be saving, for some seconds."""
-    handle = os.open(folder, os.O_RDONLY)  # stays open, and locked, until this process ends
-    with contextlib.suppress(OSError):  # a file system without locks on folders
-        fcntl.flock(handle, fcntl.LOCK_EX)
+def end_with_pipe(pipe: int) -> None:
+    """End when the other end of `pipe` closes."""
+
+    def gone() -> None:
+        while os.read(pipe, 1):
+            pass
+
+    end_when(gone, and_group=True)
 
 
-def main(folder: Path, pipe: int) -> int:
-    end_with_parent(pipe)
-    from feebcore.artifacts import StageOutput, read_artifact
+class RankOutput(StageOutput):
+    """The output of a rank that writes no files of the stage: its log goes to its own stdout, its progress nowhere."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        self.stop_requested = False
+        self.content_patterns = ()
+        self._last = {}
+
+    def log(self, text: str) -> None:
+        print(text, flush=True)
+
+    def event(self, kind: str, **fields: Any) -> None:
+        """Rank 0 tells."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def main(folder: Path, pipe: int, lock: int) -> int:
+    for handle in (pipe, lock):
+        os.set_inheritable(handle, False)  # not for what the stage starts
+    end_with_pipe(pipe)
+    from feebcore.artifacts import read_artifact
     from feebcore.errors import ArtifactError, FeebError, Interrupted
     from feebcore.files import read_json, write_json
     from feebcore.recipe import from_resolved
-    from feebcore.registry import use_registry
-    from feebcore.stages.base import stop_on_signals
+    from feebcore.stages.base import run_stage
 
-    alone(folder)
-    out = StageOutput(folder)
+    rank = int(os.environ.get("RANK", 0))
+    out = RankOutput(folder) if rank else StageOutput(folder)
     try:
-        (folder / "result.json").unlink(missing_ok=True)  # of a worker that had to be waited for
         request = read_json(folder / "request.json")
         recipe = from_resolved(read_json(folder / "recipe.json"), folder / "recipe.json")
         inputs = {}
@@ -61,16 +90,17 @@ def main(folder: Path, pipe: int) -> int:
             if artifact is None:
                 raise ArtifactError(f"input {name} at {path} is not finished")
             inputs[name] = artifact
-        entry = recipe.stages[request["stage"]]
-        with use_registry(recipe.registry), stop_on_signals(out):
-            metrics = entry.spec.load()(entry.section, inputs, out)
-        write_json(folder / "result.json", {"metrics": json.loads(json.dumps(metrics or {})), "content": list(out.content_patterns)})
+        metrics = run_stage(recipe, request["stage"], inputs, out)
+        if not rank:
+            write_json(folder / "result.json", {"metrics": metrics, "content": list(out.content_patterns)})
         return 0
     except Exception as error:
+        when, known = time.time(), isinstance(error, FeebError)
         traceback.print_exc()
-        message = str(error) if isinstance(error, FeebError) else f"{type(error).__name__}: {error}"
+        message = str(error) if known else f"{type(error).__name__}: {error}"
+        outcome = {"error": type(error).__name__, "message": message, "traceback": "" if known else traceback.format_exc(), "time": when}
         with contextlib.suppress(OSError, FeebError):
-            write_json(folder / "result.json", {"error": type(error).__name__, "message": message})
+            write_json(folder / outcome_name(rank), outcome)
         return 130 if isinstance(error, Interrupted) else 1
     finally:
         sys.stdout.flush()
@@ -78,4 +108,8 @@ def main(folder: Path, pipe: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2])))
+    code = main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    if code == 1 and "RANK" in os.environ:  # at once: threads may wait for ranks that wait for this one
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

@@ -1,0 +1,255 @@
+"""A stage in processes of its own: one worker, or as many ranks as the section's `parallel` says.
+
+What holds for one holds for all: they end when this process is gone, however it went (each watches a pipe that closes
+then); they are asked to stop together; the first failure ends the others. The log of rank 0 is log.txt, of others
+rank-1.log and so on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from feebcore.artifacts import StageOutput
+from feebcore.errors import ArtifactError, FeebError, Interrupted, StageFailed
+from feebcore.files import read_json
+
+Listener = Callable[[dict[str, Any]], None]
+
+TO_SAVE = 10.0
+"""Seconds that a worker has to save when it is asked to stop."""
+
+TO_FOLLOW = 3.0
+"""Seconds that ranks have to end by themselves when one has failed."""
+
+RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "FEEB_RENDEZVOUS")
+
+
+def run_in_processes(place: Path, section: Any, out: StageOutput, tell: Listener) -> dict[str, Any]:
+    """Run the worker on the folder and pass its events on; the return code decides.
+
+    Raises Interrupted, or StageFailed (or ArtifactError) with what the failing rank said, its traceback where there are several.
+    """
+    ranks = num_ranks(section)
+    with contextlib.ExitStack() as stack:
+        reader, writer = os.pipe()  # the workers end when this pipe closes: their parent is gone, however it went
+        ends = [reader, writer]
+        stack.callback(lambda: [os.close(end) for end in ends])
+        lock = stack.enter_context(_alone(place, tell))
+        for name in ("result.json", *(f.name for f in place.glob("rank-*.json"))):
+            (place / name).unlink(missing_ok=True)
+        environments = stack.enter_context(_environments(ranks))
+        logs = [stack.enter_context(open(place / log_name(rank), "ab")) for rank in range(ranks)]
+        tail = _Tail(place / "events.jsonl", tell)
+        stack.callback(tail.stop)
+        workers = Workers([sys.executable, "-m", "feebcore.stages.worker", str(place), str(reader), str(lock)], environments, logs, (reader, lock))
+        os.close(ends.pop(0))
+        tail.start()
+        codes = workers.wait(out)
+    if not any(codes):
+        result = read_json(place / "result.json")
+        out.content(*result["content"])
+        return result["metrics"]
+    raise _failure(place, codes, workers.killed, out)
+
+
+def num_ranks(section: Any) -> int:
+    """How many processes the section's `parallel` means on this machine."""
+    config = getattr(section, "parallel", None)
+    if config is None or config.strategy == "none":
+        return 1
+    if config.ranks or section.device == "cpu":
+        return config.ranks or 1
+    count = [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"]  # torch stays out of this process
+    done = subprocess.run(count, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise FeebError(f"parallel: GPUs cannot be counted, set parallel.ranks; torch says: {done.stderr.strip().splitlines()[-1:]}")
+    return max(1, int(done.stdout))
+
+
+def log_name(rank: int) -> str:
+    return "log.txt" if rank == 0 else f"rank-{rank}.log"
+
+
+def outcome_name(rank: int) -> str:
+    """The file in which a rank says how it ended; others than rank 0 do so only when they failed."""
+    return "result.json" if rank == 0 else f"rank-{rank}.json"
+
+
+class Workers:
+    """Processes that run the same command and live and die together."""
+
+    def __init__(self, command: Sequence[str], environments: Sequence[dict[str, str]], logs: Sequence[Any], pass_fds: Sequence[int]) -> None:
+        self.killed: set[int] = set()  # by us
+        self.processes: list[subprocess.Popen[bytes]] = []
+        try:
+            for environment, log in zip(environments, logs, strict=True):
+                self.processes.append(
+                    subprocess.Popen(
+                        command,
+                        stdin=subprocess.DEVNULL,
+                        stdout=log,
+                        stderr=subprocess.STDOUT,
+                        pass_fds=tuple(pass_fds),
+                        start_new_session=True,
+                        env=environment,
+                    )
+                )
+        except BaseException:
+            self.kill()
+            raise
+
+    def alive(self) -> list[int]:
+        return [rank for rank, process in enumerate(self.processes) if process.poll() is None]
+
+    def wait(self, out: StageOutput) -> list[int]:
+        """Return codes once all have ended. SIGINT and SIGTERM are passed on as SIGTERM: the workers get TO_SAVE seconds; a
+        second one kills them. Once one has failed, the others have TO_FOLLOW seconds."""
+        deadline = float("inf")
+
+        def asked(number: int, frame: Any) -> None:
+            nonlocal deadline
+            deadline = 0.0 if out.stop_requested else time.monotonic() + TO_SAVE
+            out.stop_requested = True
+            for rank in self.alive():
+                self.processes[rank].send_signal(signal.SIGTERM)
+
+        main = threading.current_thread() is threading.main_thread()
+        old = {n: signal.signal(n, asked) for n in (signal.SIGINT, signal.SIGTERM)} if main else {}
+        failed = False
+        try:
+            while alive := self.alive():
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self.processes[alive[0]].wait(timeout=0.2)
+                codes = [process.returncode for process in self.processes if process.poll() is not None]
+                if any(codes) and not failed:
+                    failed = True
+                    stopping = all(code in (0, 130) for code in codes)
+                    deadline = min(deadline, time.monotonic() + (TO_SAVE if stopping else TO_FOLLOW))
+                if time.monotonic() > deadline:
+                    self.kill()
+            return [process.returncode for process in self.processes]
+        finally:
+            for n, handler in old.items():
+                signal.signal(n, handler)
+            self.kill()  # an exception in this thread
+
+    def kill(self) -> None:
+        """At once, with whatever they have started."""
+        for rank in self.alive():
+            self.killed.add(rank)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.processes[rank].pid, signal.SIGKILL)
+            self.processes[rank].wait()
+
+
+@contextlib.contextmanager
+def _alone(folder: Path, tell: Listener) -> Iterator[int]:
+    """A lock that no other worker at this folder holds any more; workers inherit it and hold it until the last has ended.
+
+    One whose parent was killed may still be saving, for some seconds.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        told = False
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not told:
+                    tell({"kind": "log", "time": time.time(), "text": "workers of an earlier run are still saving; waiting for them"})
+                told = True
+                time.sleep(0.1)
+            except OSError:  # a file system without locks on folders
+                break
+        yield handle
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def _environments(ranks: int) -> Iterator[list[dict[str, str]]]:
+    """The environment of every rank. They meet through a file on this machine; CPU threads are shared out among them."""
+    base = {k: v for k, v in os.environ.items() if k not in RANK_VARIABLES}
+    if ranks == 1:
+        yield [base]
+        return
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    base = {"OMP_NUM_THREADS": str(max(1, cpus // ranks)), "GLOO_SOCKET_IFNAME": "lo"} | base
+    folder = tempfile.mkdtemp(prefix="feeb-ranks-")
+    try:
+        common = base | {"WORLD_SIZE": str(ranks), "FEEB_RENDEZVOUS": f"{folder}/meet"}
+        yield [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _failure(place: Path, codes: Sequence[int], killed: set[int], out: StageOutput) -> FeebError:
+    """What to tell of ranks that did not all end well: of the one that failed first, as the others fail for want of it."""
+    said = {rank: read_json(place / outcome_name(rank)) for rank in range(len(codes)) if (place / outcome_name(rank)).exists()}
+    said = {rank: outcome for rank, outcome in said.items() if "error" in outcome}
+    if out.stop_requested and not any(outcome["error"] == "Interrupted" for outcome in said.values()):
+        return Interrupted(f"stage {place.parent.name} was stopped; what it had saved is kept, run the same command again to continue")
+    died = [rank for rank, code in enumerate(codes) if code and rank not in said and rank not in killed]
+    failed = [rank for rank in sorted(said, key=lambda r: said[r]["time"]) if said[rank]["error"] != "Interrupted"]
+    several = len(codes) > 1
+    for rank in [*died, *failed, *said][:1]:
+        log = place / log_name(rank)
+        who = f"rank {rank} of {len(codes)}" if several else "the worker"
+        if rank not in said:
+            how = f"was killed by signal {-codes[rank]}" if codes[rank] < 0 else f"ended with status {codes[rank]}"
+            text = log.read_text(errors="replace").strip().splitlines()
+            return StageFailed(f"{place.parent.name}: {who} {how}; log {log}:\n" + "\n".join(text[-20:]))
+        outcome = said[rank]
+        kind = {"Interrupted": Interrupted, "ArtifactError": ArtifactError}.get(outcome["error"], StageFailed)
+        if kind is Interrupted:
+            return Interrupted(outcome["message"])
+        message = f"{who}: {outcome['message']}" if several else outcome["message"]
+        trace = f":\n{outcome['traceback'].rstrip()}" if several and outcome["traceback"] else ""
+        return kind(f"{message} (log: {log}){trace}")
+    return StageFailed(f"{place.parent.name}: the ranks did not end in time after one had; logs in {place}")
+
+
+class _Tail(threading.Thread):
+    """Follows a JSONL file and hands each new row on, in a thread of its own."""
+
+    def __init__(self, path: Path, tell: Listener) -> None:
+        super().__init__(daemon=True)
+        self._path, self._tell, self._done = path, tell, threading.Event()
+        self._position = path.stat().st_size if path.exists() else 0
+
+    def run(self) -> None:
+        while not self._done.wait(0.2):
+            self._read()
+        self._read()
+
+    def _read(self) -> None:
+        with open(self._path, "rb") as stream:
+            stream.seek(self._position)
+            for line in stream:
+                if not line.endswith(b"\n"):
+                    return
+                self._position += len(line)
+                try:
+                    row = json.loads(line)
+                except ValueError:
+                    continue
+                self._tell(row)
+
+    def stop(self) -> None:
+        self._done.set()
+        if self.is_alive():
+            self.join()
