@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from feebcore.artifacts import Artifact
 from feebcore.files import write_atomic, write_json
-from feebcore.report import facts, figures
+from feebcore.report import facts, figures, probe_figures
 from feebcore.report.page import Picture, render
 from feebcore.report.style import DARK, LIGHT, Theme, png, styled
 
@@ -18,6 +18,21 @@ if TYPE_CHECKING:
 
 CAPTIONS = {
     "training": ("Training", "Thin line: every logged step; thick line: running mean. Points: loss on held-out text that was never trained on."),
+    "residual_stream": (
+        "Inside the model",
+        "The stream that blocks add to, in root mean square: growth from block to block is usual, growth without end over training is not. "
+        "Bars: how large the values are that attention and feedforward add, block by block.",
+    ),
+    "gradients": (
+        "Gradients and updates",
+        "A layer whose gradient vanishes learns nothing. Dashed: an update of a thousandth of the weights a step, a usual size at the peak rate.",
+    ),
+    "logits": (
+        "Logits",
+        "On the same text every time. Entropy starts near the logarithm of the vocabulary and falls; logits that grow without end come before a run that breaks. "
+        "Text that repeats itself far more than the training text goes round in circles.",
+    ),
+    "throughput": ("Speed of training", "The share of what a plain matrix product reaches on the same machine, and where the rest of the time went."),
     "sweep": (
         "Scaling law",
         "Each colour is one budget of training FLOPs, spent on models of different size; lines are the fitted law. "
@@ -30,6 +45,7 @@ CAPTIONS = {
     "evaluation": ("Before and after", "The same benchmarks on every model of the run. Whiskers are 95 % intervals."),
     "stage_times": ("Time per stage", "Seconds of work, earlier interrupted attempts included."),
 }
+PROBES = ("residual_stream", "gradients", "logits", "repetition", "throughput")
 
 
 def build_report(
@@ -53,6 +69,7 @@ def build_report(
         cards=cards,
         sentences=sentences,
         samples=facts.sample_groups(artifacts),
+        first_batch=facts.first_batch(artifacts),
         answers=facts.answer_tables(artifacts),
         stages=facts.stage_rows(artifacts, root),
         parts=facts.part_rows(artifacts),
@@ -69,11 +86,16 @@ def build_report(
 def draw_all(artifacts: Mapping[str, Artifact], tick: Callable[[int, int], None] = lambda done, total: None) -> list[Picture]:
     """Every figure that the artifacts have data for, in both modes."""
     logs = {stage: facts.read_optional(artifacts, stage, "metrics.jsonl") for stage in ("pretrain", "sft", "rl")}
+    probes = {name: facts.read_optional(artifacts, "pretrain", f"probes/{name}.jsonl") for name in PROBES}
     law = facts.read_optional(artifacts, "sweep", "law.json")
     bars = facts.evaluation_bars(artifacts)
     times = [(row["stage"], row["seconds"]) for row in facts.stage_rows(artifacts, "/")]
     drawings: dict[str, Callable[[Theme], Figure | None]] = {
         "training": lambda theme: figures.training(logs, theme),
+        "residual_stream": lambda theme: probe_figures.residual_stream(probes["residual_stream"], theme),
+        "gradients": lambda theme: probe_figures.gradients(probes["gradients"], theme),
+        "logits": lambda theme: probe_figures.logits(probes["logits"], probes["repetition"], theme),
+        "throughput": lambda theme: probe_figures.throughput(probes["throughput"], theme),
         "sweep": lambda theme: figures.sweep(law, theme),
         "reinforcement": lambda theme: figures.reinforcement(logs["rl"], facts.metrics_of(artifacts, "rl"), theme),
         "evaluation": lambda theme: figures.evaluation(bars, theme),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -80,6 +81,9 @@ def cards(artifacts: Artifacts) -> list[Card]:
     if pretrain.get("tokens"):
         rate = f"{compact(pretrain['tokens_per_second'])} a second" if pretrain.get("tokens_per_second") else ""
         found.append(Card(compact(pretrain["tokens"]), "training tokens", rate))
+    speeds = [row["mfu"] for row in read_optional(artifacts, "pretrain", "probes/throughput.jsonl") if row.get("mfu") is not None]
+    if speeds:
+        found.append(Card(percent(statistics.median(speeds)), "of the machine's peak", "a matrix product is 100\u00a0%"))
     if (error := sweep.get("heldout_relative_error")) is not None:
         nearest = sweep.get("nearest_cell_error")
         found.append(Card(percent(error), "scaling-law error", f"nearest cell: {percent(nearest)}" if nearest is not None else "on the held-out cell"))
@@ -95,6 +99,14 @@ def cards(artifacts: Artifacts) -> list[Card]:
     if artifacts:
         found.append(Card(duration(sum(a.manifest["seconds"] for a in artifacts.values())), "for all stages", f"{len(artifacts)} stages"))
     return found
+
+
+def first_batch(artifacts: Artifacts, lines: int = 80) -> str:
+    """The beginning of what probe first_batch wrote; empty when it did not look."""
+    path = artifacts["pretrain"].path / "probes" / "first_batch.txt" if "pretrain" in artifacts else None
+    if path is None or not path.is_file():
+        return ""
+    return "\n".join(path.read_text(encoding="utf-8").splitlines()[:lines])
 
 
 # --- the verdict in words ---------------------------------------------------------------------------------------

@@ -41,7 +41,7 @@ def first_windows(run: TrainRun, number: int) -> Batch:
     """The first windows of the run's first batch, on its device: rows of tokens [B,T] and what belongs to them."""
     batch = run.data.batch(0)
     fields = {f.name: getattr(batch, f.name) for f in dataclasses.fields(Batch)}
-    return Batch(**{k: None if v is None else v[:number].to(run.device) for k, v in fields.items()})
+    return Batch(**{k: None if v is None else v[:number].to(run.device) for k, v in fields.items()})  # type: ignore[arg-type]
 
 
 def forward(model: nn.Module, batch: Batch, **options: Any) -> ModelOutput:

@@ -43,7 +43,7 @@ class Gradients(Probe):
     def on_gradients(self, step: int, scale: float = 1.0) -> None:
         if not self.due(step):
             return
-        weights = list(self.parameters.values())
+        weights: list[Tensor] = list(self.parameters.values())
         gradients = [torch.zeros((), device=p.device) if p.grad is None else p.grad for p in weights]
         found = torch.stack([self.by_layer(gradients) * scale, self.by_layer(weights)]).tolist()
         self.seen = [{"layer": name, "gradient": g, "weight": w} for name, g, w in zip(self.layers, *found, strict=True)]

@@ -54,7 +54,7 @@ class ResidualStream(Probe):
 
 def describe(calls: list[BlockCall]) -> list[dict[str, Any]]:
     """Rows of JSON values; one wait for the device."""
-    parts = [[[c.before], c.between, [c.after], c.attention, c.feedforward] for c in calls]
+    parts: list[list[list[Any]]] = [[[c.before], c.between, [c.after], c.attention, c.feedforward] for c in calls]
     values = iter(fetch([size for groups in parts for group in groups for size in group if size is not None]))
     rows = []
     for call, groups in zip(calls, parts, strict=True):

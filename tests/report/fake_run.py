@@ -107,6 +107,7 @@ def _pretrain(folder: Path, rng: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     _lines(folder / "metrics.jsonl", rows)
     text = ' __init__(self, name, *, default=None):\n        """Initialize the <b>parser</b> & its names."""\n        self._name = name\n        if default is not None:\n            self._default = default'
     _lines(folder / "samples.jsonl", [{"step": 1400, "prompt": p, "text": text} for p in ("def", "class Reader:\n    def", "import os\n\ndef")])
+    _probes(folder / "probes", rng)
     counts = {"total": 3_410_944, "non_embedding": 2_361_344, "matmul": 3_409_920}
     return {
         "val_bits_per_byte": 1.782,
@@ -117,6 +118,56 @@ def _pretrain(folder: Path, rng: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         "parameters": counts,
         "seconds": 92.3,
     }, {}
+
+
+def _probes(folder: Path, rng: Any) -> None:
+    """What probes would have written of a model of six blocks."""
+    folder.mkdir()
+    (folder / "first_batch.txt").write_text('The first batch: 16 windows of 256 tokens.\n--- window 0 ---\n    0 0 <bos>    312 "import"\n')
+    histogram = lambda scale: np.histogram(abs(rng.normal(0, scale, 4000)), [0, 0.01, 0.1, 1, 10, 100, np.inf])[0] / 4000  # noqa: E731
+    streams, gradients, logits, repetition, throughput = [], [], [], [], []
+    for step in (0, *range(100, 1401, 100)):
+        grown = 1 - math.exp(-step / 500)
+        sizes = [1.0 + (0.1 + 0.9 * grown) * layer**1.3 for layer in range(7)]
+        blocks = [
+            {
+                "layer": layer,
+                "before": sizes[layer],
+                "between": [0.6 * sizes[layer] + 0.4 * sizes[layer + 1]],
+                "after": sizes[layer + 1],
+                "largest": 9 * sizes[layer + 1],
+                "attention": {"rms": 0.3, "histogram": histogram(0.1 + 0.3 * grown).tolist()},
+                "feedforward": {"rms": 0.5, "histogram": histogram(0.1 + layer * grown).tolist()},
+            }
+            for layer in range(6)
+        ]
+        streams.append({"step": step, "blocks": blocks})
+        spread = 0.2 + 4 * grown
+        logits.append(
+            {
+                "step": step,
+                "quantiles": [spread * q for q in (-4.1, -2.3, -0.7, 0.0, 0.6, 2.6, 5.2)],
+                "logsumexp": 8.3 + 3 * grown,
+                "entropy": 8.3 - 4.2 * grown,
+                "top1": 0.01 + 0.3 * grown,
+                "accuracy": 0.3 * grown,
+                "finite": True,
+            }
+        )
+        if step % 200 == 0:
+            shares = {"greedy": 0.9 - 0.4 * grown, "sampled": 0.02 + 0.05 * grown, "text": 0.06}
+            repetition.append({"step": step} | {k: {"repeated": v} for k, v in shares.items()} | {"degenerate": []})
+        if step:
+            names = ["embedding", *(f"depth.blocks.{i}" for i in range(6)), "final_norm", "head"]
+            layers = [
+                {"layer": name, "gradient": (0.05 + 0.3 / (i + 1)) * rng.lognormal(0, 0.1), "weight": 20.0 + i, "update": 0.05 / (i + 2) + 0.02 * (1 - grown)}
+                for i, name in enumerate(names)
+            ]
+            gradients.append({"step": step, "layers": layers})
+            row = {"tokens_per_second": 62_100.0, "mfu": 0.31 + rng.normal(0, 0.01), "data_wait": 0.002, "outside": 0.03, "memory": 1.1e9 + 1e5 * step}
+            throughput.append({"step": step, **row})
+    for name, rows in {"residual_stream": streams, "gradients": gradients, "logits": logits, "repetition": repetition, "throughput": throughput}.items():
+        _lines(folder / f"{name}.jsonl", rows)
 
 
 def law_document(rng: Any, identified: bool = True) -> dict[str, Any]:

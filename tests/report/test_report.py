@@ -13,7 +13,17 @@ from feebcore.report import facts, figures
 from feebcore.report.build import build_report, draw_all
 from feebcore.report.style import LIGHT, byte_size, compact, styled
 
-FIGURES = {"training.png", "sweep.png", "reinforcement.png", "evaluation.png", "stage_times.png"}
+FIGURES = {
+    "training.png",
+    "residual_stream.png",
+    "gradients.png",
+    "logits.png",
+    "throughput.png",
+    "sweep.png",
+    "reinforcement.png",
+    "evaluation.png",
+    "stage_times.png",
+}
 
 
 @pytest.fixture(scope="session")
@@ -23,7 +33,7 @@ def page(whole_run) -> tuple[Path, str]:
     root, artifacts = whole_run
     folder = root / "report" / "quickstart-0123456789ab"
     folder.mkdir(parents=True)
-    assert build_report(artifacts, folder, RECIPE, ENVIRONMENT, lambda done, total: None) == {"report": "report.html", "figures": 5}
+    assert build_report(artifacts, folder, RECIPE, ENVIRONMENT, lambda done, total: None) == {"report": "report.html", "figures": 9}
     return folder, (folder / "report.html").read_text(encoding="utf-8")
 
 
@@ -160,6 +170,34 @@ def test_training_figure_ignores_missing_and_infinite_values() -> None:
     assert figures.column(rows, "loss", "train") == ([1.0, 4.0], [5.0, 4.0])
     with styled(LIGHT):
         assert figures.training({"pretrain": rows}, LIGHT) is not None
+
+
+def test_figures_of_probes_appear_where_a_probe_looked_and_stand_gaps(whole_run) -> None:
+    """An old or broken row must not keep the report from being made: numbers may be null, probes may be missing."""
+    from feebcore.report import probe_figures
+
+    pretrain = {"pretrain": whole_run[1]["pretrain"]}
+    assert {p.name for p in draw_all(pretrain)} >= {"residual_stream", "gradients", "logits", "throughput"}
+    block = {"layer": 0, "before": None, "between": [], "after": None, "attention": None, "feedforward": {"rms": None, "histogram": [None] * 6}}
+    layer = {"layer": "h.0", "gradient": None, "weight": 0.0, "update": None}
+    loop = {"step": 0, "greedy": {"repeated": 0.5}, "sampled": {"repeated": 0.1}, "text": {"repeated": 0.0}}
+    with styled(LIGHT):
+        assert probe_figures.residual_stream([{"step": 0, "blocks": [{"layer": 0, "after": 1.0}]}], LIGHT) is not None
+        assert probe_figures.residual_stream([{"step": 0, "blocks": [block]}], LIGHT) is not None
+        assert probe_figures.gradients([{"step": 1, "layers": [layer]}], LIGHT) is not None
+        assert probe_figures.logits([{"step": 0, "quantiles": [None] * 7, "entropy": None}], [loop], LIGHT) is not None
+        assert probe_figures.throughput([{"step": 1, "mfu": 0.2}], LIGHT) is not None
+        assert probe_figures.residual_stream([], LIGHT) is None
+        assert probe_figures.gradients([], LIGHT) is None
+        assert probe_figures.logits([], [], LIGHT) is None
+        assert probe_figures.throughput([{"step": 1, "mfu": None}], LIGHT) is None
+
+
+def test_the_page_shows_the_first_batch_and_the_share_of_the_peak(page) -> None:
+    _, text = page
+    assert "16 windows of 256 tokens" in text
+    assert "&lt;bos&gt;" in text
+    assert "of the machine&#39;s peak" in text
 
 
 def test_pictures_come_in_both_modes(whole_run) -> None:

@@ -1,0 +1,235 @@
+"""Figures of what probes saw inside a model while it was trained (rows of probes/*.jsonl); None where nothing looked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from feebcore.report.figures import Rows, column, panels, stack_labels, whole_steps
+from feebcore.report.style import Theme, byte_size, compact, end_label, new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BINS = ("below 0.01", "to 0.1", "to 1", "to 10", "to 100", "above 100")
+
+
+def residual_stream(rows: Rows, theme: Theme) -> Figure | None:
+    """Size by depth and over training; magnitudes of what attention and feedforward add. rows: residual_stream.jsonl."""
+    rows = [r for r in rows if r.get("blocks")]
+    if not rows:
+        return None
+    last = rows[-1]["blocks"]
+    added = [kind for kind in ("attention", "feedforward") if any(b.get(kind) for b in last)]
+    figure = new_figure(9.0, 3.6 + (1.5 + 0.28 * len(last) if added else 0.0))
+    grid = figure.subplots(2 if added else 1, 2, squeeze=False, gridspec_kw={"height_ratios": [3.0, 1.3 + 0.28 * len(last)][: 2 if added else 1]})
+    _by_depth(grid[0][0], rows, theme)
+    _by_layer(grid[0][1], [(r["step"], [b.get("after") for b in r["blocks"]]) for r in rows], theme, [str(i) for i in range(len(last))])
+    grid[0][1].set(title="Stream after each block", xlabel="step", ylabel="root mean square")
+    for axes, kind in zip(grid[1] if added else (), added, strict=False):
+        _histograms(axes, [b.get(kind) for b in last], theme)
+        axes.set(title=f"What {kind} adds, step {rows[-1]['step']}", xlabel="share of values by magnitude")
+    for axes in grid[1][len(added) :] if added else ():
+        axes.remove()
+    if added:
+        handles, names = grid[1][0].get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside lower center", ncols=6, handlelength=1.0, columnspacing=1.4)
+    return figure
+
+
+def _by_depth(axes: Axes, rows: Rows, theme: Theme) -> None:
+    """The stream at every place of the depth, at the first, a middle and the last look."""
+    shown = list(dict.fromkeys([0, len(rows) // 2, len(rows) - 1]))
+    for i, number in enumerate(shown):
+        places = [place for k, block in enumerate(rows[number]["blocks"]) for place in _places(k, block)]
+        finite = [(x, y) for x, y in places if _finite(y)]
+        if not finite:
+            continue
+        colour = theme.ramp(i / max(1, len(shown) - 1))
+        axes.plot(*zip(*finite, strict=True), color=colour, marker="o", markersize=3.5)
+        end_label(axes, *finite[-1], f"step {compact(rows[number]['step'])}", colour)
+    _log_if_wide(axes, [y for r in rows for k, b in enumerate(r["blocks"]) for _, y in _places(k, b)])
+    axes.set(title="Stream by depth", xlabel="blocks passed", ylabel="root mean square")
+    whole_steps(axes)
+
+
+def _places(number: int, block: Mapping[str, Any]) -> list[tuple[float, Any]]:
+    between = block.get("between") or []
+    inside = [(number + (i + 1) / (len(between) + 1), size) for i, size in enumerate(between)]
+    return [(number, block.get("before")), *inside, (number + 1, block.get("after"))]
+
+
+def _histograms(axes: Axes, adds: Sequence[Mapping[str, Any] | None], theme: Theme) -> None:
+    """A bar a block, its six bins side by side."""
+    for layer, add in enumerate(adds):
+        left = 0.0
+        for k, share in enumerate((add or {}).get("histogram") or []):
+            width = 100 * (share or 0.0)
+            axes.barh(layer, width, left=left, height=0.72, color=theme.ramp(k / (len(BINS) - 1)), label=BINS[k] if layer == 0 else None)
+            left += width
+    axes.set_yticks(range(len(adds)), [f"block {i}" for i in range(len(adds))])
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    axes.set_xlim(0, 100)
+    axes.set_xticks([0, 50, 100], ["0 %", "50 %", "100 %"])
+
+
+def gradients(rows: Rows, theme: Theme) -> Figure | None:
+    """Gradient norms, and updates relative to weights, by layer. rows: gradients.jsonl."""
+    rows = [r for r in rows if r.get("layers")]
+    if not rows:
+        return None
+    names = [short(layer["layer"]) for layer in rows[-1]["layers"]]
+    moved = any(layer.get("update") is not None for r in rows for layer in r["layers"])
+    figure = new_figure(9.0, 3.6)
+    left, *rest = panels(figure, 2 if moved else 1, [1.0, 1.0])
+    _by_layer(left, [(r["step"], [layer.get("gradient") for layer in r["layers"]]) for r in rows], theme, names)
+    left.set(title="Gradient of each layer", xlabel="step", ylabel="norm, after clipping")
+    for axes in rest:
+        _by_layer(axes, [(r["step"], [_ratio(layer) for layer in r["layers"]]) for r in rows], theme, names)
+        axes.axhline(1e-3, color=theme.muted, linewidth=1, linestyle=(0, (4, 4)), zorder=1)
+        axes.set(title="Update of each layer", xlabel="step", ylabel="norm of the update / norm of the weights")
+    return figure
+
+
+def _ratio(layer: Mapping[str, Any]) -> float | None:
+    update, weight = layer.get("update"), layer.get("weight")
+    return update / weight if _finite(update) and _finite(weight) and weight else None
+
+
+def short(layer: str) -> str:
+    """'depth.blocks.3' as '3'; other layers keep their names."""
+    return layer.rpartition(".")[2] if layer.rpartition(".")[2].isdigit() else layer.replace("_", " ")
+
+
+def _by_layer(axes: Axes, looks: Sequence[tuple[float, Sequence[Any]]], theme: Theme, names: Sequence[str]) -> None:
+    """A line a layer over steps: numbered ones in the colours of a ramp, with their first and last labelled; others by name."""
+    numbered = [name for name in names if name.isdigit()]
+    others = [name for name in names if not name.isdigit()]
+    labels: list[tuple[float, str, Any]] = []
+    for k, name in enumerate(names):
+        line = [(step, values[k]) for step, values in looks if k < len(values) and _finite(values[k])]
+        if not line:
+            continue
+        block = name in numbered
+        place = numbered.index(name) if block else others.index(name)
+        colour = theme.ramp(place / max(1, len(numbered) - 1)) if block else theme.series[(1, 3, 4, 5)[place % 4]]
+        axes.plot(*zip(*line, strict=True), color=colour, linewidth=1.5, linestyle="-" if block else (0, (5, 2)), marker="o" if len(looks) == 1 else None)
+        if not block or place in (0, len(numbered) - 1):
+            labels.append((line[-1][1], f"block {name}" if block else name, colour))
+    _log_if_wide(axes, [v for _, values in looks for v in values])
+    _label_ends(axes, max((step for step, _ in looks), default=0), labels)
+    whole_steps(axes)
+    axes.margins(x=0.02)
+
+
+def _label_ends(axes: Axes, x: float, labels: Sequence[tuple[float, str, Any]]) -> None:
+    """`stack_labels`, also on a logarithmic axis."""
+    if axes.get_yscale() != "log":
+        stack_labels(axes, x, labels)
+        return
+    bottom, top = (math.log(limit) for limit in axes.get_ylim())
+    placed = -math.inf
+    for y, text, colour in sorted(labels, key=lambda item: item[0]):
+        placed = max(math.log(y), placed + 0.075 * (top - bottom))
+        axes.annotate(text, (x, math.exp(placed)), xytext=(8, 0), textcoords="offset points", color=colour, va="center", fontsize=9, annotation_clip=False)
+
+
+def _log_if_wide(axes: Axes, values: Sequence[Any]) -> None:
+    """A logarithmic axis where values span more than a factor of five, in plain numbers."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    positive = [v for v in values if _finite(v) and v > 0]
+    if positive and max(positive) > 5 * min(positive):
+        axes.set_yscale("log", nonpositive="mask")
+        axes.yaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, position: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def logits(rows: Rows, repetition: Rows, theme: Theme) -> Figure | None:
+    """Quantiles of the logits, how certain the model is, and how much its text repeats. rows: logits.jsonl; repetition:
+    repetition.jsonl; either may be empty."""
+    fans = [(r["step"], r["quantiles"]) for r in rows if r.get("quantiles") and all(_finite(q) for q in r["quantiles"])]
+    loops = {kind: column([{"step": r["step"], "v": r[kind]["repeated"]} for r in repetition if kind in r], "v") for kind in ("greedy", "sampled", "text")}
+    drawings = [draw for draw, known in ((_fan, fans), (_certainty, fans), (_loops, loops["greedy"][0])) if known]
+    if not drawings:
+        return None
+    figure = new_figure(9.0, 3.4)
+    for axes, draw in zip(panels(figure, len(drawings), [1.0, 1.0, 1.0]), drawings, strict=True):
+        draw(axes, {"fans": fans, "rows": rows, "loops": loops}, theme)
+        axes.set_xlabel("step")
+        whole_steps(axes)
+        axes.margins(x=0.02)
+    return figure
+
+
+def _fan(axes: Axes, data: Mapping[str, Any], theme: Theme) -> None:
+    steps = [step for step, _ in data["fans"]]
+    quantiles = [[q[k] for _, q in data["fans"]] for k in range(len(data["fans"][0][1]))]
+    middle = len(quantiles) // 2
+    for k in range(middle):
+        axes.fill_between(steps, quantiles[k], quantiles[-1 - k], color=theme.series[0], alpha=0.12 + 0.1 * k, linewidth=0)
+    axes.plot(steps, quantiles[middle], color=theme.series[0])
+    axes.set(title="Logits", ylabel="median, 50 %, 98 %, all")
+
+
+def _certainty(axes: Axes, data: Mapping[str, Any], theme: Theme) -> None:
+    axes.set(title="Certainty", ylabel="nats per token")
+    labels = []
+    for number, key in ((1, "entropy"), (2, "logsumexp")):
+        steps, values = column(data["rows"], key)
+        if values:
+            axes.plot(steps, values, color=theme.series[number], marker="o" if len(values) == 1 else None)
+            labels.append((values[-1], key, theme.series[number]))
+            stop = steps[-1]
+    if labels:
+        stack_labels(axes, stop, labels)
+
+
+def _loops(axes: Axes, data: Mapping[str, Any], theme: Theme) -> None:
+    labels = []
+    for number, (kind, (steps, values)) in zip((1, 0, 2), data["loops"].items(), strict=True):
+        if values:
+            shares = [100 * v for v in values]
+            axes.plot(steps, shares, color=theme.series[number], marker="o", markersize=3)
+            labels.append((shares[-1], {"text": "training text"}.get(kind, kind), theme.series[number]))
+    axes.set(title="Repeated 4-grams", ylabel="% of the text's 4-grams", ylim=(-4, 104))
+    stack_labels(axes, data["loops"]["greedy"][0][-1], labels)
+
+
+def throughput(rows: Rows, theme: Theme) -> Figure | None:
+    """MFU, what holds training up, and memory. rows: throughput.jsonl."""
+    steps, mfu = column(rows, "mfu")
+    if not steps:
+        return None
+    figure = new_figure(9.0, 3.0)
+    speed, lost, memory = panels(figure, 3, [1.2, 1.0, 1.0])
+    marker = "o" if len(steps) < 3 else None
+    speed.plot(steps, [100 * v for v in mfu], color=theme.series[0], marker=marker)
+    speed.set(title="Speed", ylabel="% of a matrix product's FLOP/s", ylim=(0, 110 * max(*mfu, 1e-9)))
+    for number, key, name in ((1, "data_wait", "waiting for data"), (2, "outside", "probes, saves, scores")):
+        x, values = column(rows, key)
+        lost.plot(x, [100 * v for v in values], color=theme.series[number], marker=marker, label=name)
+    lost.set(title="Not training", ylabel="% of the time")
+    lost.set_ylim(0, max(1.0, 1.25 * lost.get_ylim()[1]))
+    lost.legend(loc="upper left", handlelength=1.2)
+    for number, key, name in ((0, "memory", "process"), (3, "device_memory", "device")):
+        x, values = column(rows, key)
+        if values:
+            memory.plot(x, values, color=theme.series[number], marker=marker)
+            end_label(memory, x[-1], values[-1], name, theme.series[number])
+    memory.set(title="Memory, at most")
+    memory.set_ylim(0, 1.1 * memory.get_ylim()[1])
+    memory.yaxis.set_major_formatter(lambda value, position: byte_size(value))
+    for axes in (speed, lost, memory):
+        axes.set_xlabel("step")
+        whole_steps(axes)
+        axes.margins(x=0.02)
+    return figure
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
