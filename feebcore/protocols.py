@@ -44,7 +44,14 @@ class Source(Protocol):
 
 
 class Tokenizer(Protocol):
-    """A codec. Text is never parsed for special tokens: `<|endoftext|>` in a document stays text."""
+    """A codec. Text is never parsed for special tokens: `<|endoftext|>` in a document stays text. A lone surrogate is no
+    text: UnicodeEncodeError.
+
+    It may have `encodes_in_threads = True`: encode_batch uses all cores by itself (one when TOKENIZERS_PARALLELISM is
+    false). And, when it can encode in several ways that give the same ids, `encoders`, their names; `encoder`, the one in
+    use, which may be set; and `choose_encoder(texts) -> {"encoder": name, "why": …}`, which takes the fastest that proves
+    to give the right ids on `texts`.
+    """
 
     vocab_size: int
     bos_id: int  # stands before every document
@@ -72,7 +79,11 @@ class PackedWindows:
 
 
 class Packing(Protocol):
-    """Documents to training windows, each addressed by its number."""
+    """Documents to training windows, each addressed by its number.
+
+    It may have `statistics`, a dict: padding_share (of the windows' positions), dropped_share (of the split's tokens that
+    stand in no window), cut_documents_share (of documents that no window holds whole); they end in the run's metrics.
+    """
 
     num_windows: int  # of one epoch
 
@@ -80,9 +91,28 @@ class Packing(Protocol):
 
 
 class Order(Protocol):
-    """`order(samples int64 [B]) -> windows int64 [B]`: which window each sample index of the run gets; stateless."""
+    """`order(samples int64 [B]) -> windows int64 [B]`: which window each sample index of the run gets; stateless.
+
+    It may have `epochs(num_samples) -> dict[str, float]`: how often each source is seen by a run of so many samples.
+    """
 
     def __call__(self, samples: np.ndarray) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class OrderContext:
+    """What an order may know of the run, for those whose factory names an argument `context`.
+
+    max_steps: 0 where it is not known. packing, store: to look into windows. sources: the windows of each source, when the
+    order's config says `by_source = True`; each window then holds documents of one source only.
+    """
+
+    num_windows: int
+    batch_size: int
+    max_steps: int
+    packing: Packing
+    store: Any
+    sources: dict[str, range] = field(default_factory=dict)
 
 
 # --- models -----------------------------------------------------------------------------------------------------

@@ -105,7 +105,8 @@ class PackingSpec(PartSpec):
 
 
 class OrderSpec(PartSpec):
-    """build: `(config, num_windows, seed) -> Order`: which window each sample index gets; stateless."""
+    """build: `(config, num_windows, seed) -> Order`: which window each sample index gets; stateless. A factory that names
+    a fourth argument `context` is given an OrderContext (feebcore/protocols.py)."""
 
 
 class ArchitectureSpec(PartSpec):

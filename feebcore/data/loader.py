@@ -7,25 +7,43 @@ therefore the same for any number of ranks or micro-batches.
 
 from __future__ import annotations
 
-import queue
-import threading
-import time
-from dataclasses import dataclass
+import inspect
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from feebcore.config import Part
-from feebcore.protocols import Batch, Order, Packing
+from feebcore.data.prefetch import Prefetch
+from feebcore.data.views import source_views
+from feebcore.errors import DataError
+from feebcore.protocols import Batch, Order, OrderContext, PackedWindows, Packing
 
 if TYPE_CHECKING:
     from feebcore.data.store import TokenStore
 
+__all__ = ["BatchSource", "Prefetch", "build_order", "make_batches"]
 
-def make_batches(store: TokenStore, packing: Part, order: Part, batch_size: int, seq_len: int, seed: int) -> BatchSource:
-    """Build the packing and order parts over `store` and join them. Raises DataError when the text is shorter than a window."""
-    windows: Packing = packing.build(store, seq_len)
-    return BatchSource(store, windows, order.build(windows.num_windows, seed), batch_size, seq_len)
+
+def make_batches(store: TokenStore, packing: Part, order: Part, batch_size: int, seq_len: int, seed: int, max_steps: int = 0) -> BatchSource:
+    """Build the packing and order parts over `store` and join them. max_steps: of the run; orders that change on the way
+    need it. Raises DataError when the text is shorter than a window."""
+    windows: Packing
+    sources: dict[str, range] = {}
+    if getattr(order.config, "by_source", False):
+        windows = PackedBySource(store, packing, seq_len)
+        sources = windows.sources
+    else:
+        windows = packing.build(store, seq_len)
+    context = OrderContext(windows.num_windows, batch_size, max_steps, windows, store, sources)
+    return BatchSource(store, windows, build_order(order, seed, context), batch_size, seq_len)
+
+
+def build_order(order: Part, seed: int, context: OrderContext) -> Order:
+    """The order part over the windows of `context`, which its factory is given when it asks for it."""
+    if "context" in inspect.signature(order.spec.load()).parameters:
+        return order.build(context.num_windows, seed, context=context)
+    return order.build(context.num_windows, seed)
 
 
 @dataclass(frozen=True)
@@ -47,77 +65,63 @@ class BatchSource:
     def steps_per_epoch(self) -> float:
         return self.packing.num_windows / self.batch_size
 
+    def statistics(self, max_steps: int) -> dict[str, Any]:
+        """What a run of so many steps reads, for its metrics: windows of an epoch, how often they are seen (`epochs`, and
+        by source in `epochs_by_source` where the order tells), and what the packing says of padding and waste."""
+        samples = max_steps * self.batch_size
+        found: dict[str, Any] = {"windows": self.num_windows, "epochs": samples / self.num_windows}
+        if hasattr(self.order, "epochs"):
+            found["epochs_by_source"] = self.order.epochs(samples)
+        return found | dict(getattr(self.packing, "statistics", {}))
+
     def batch(self, step: int, rank: int = 0, world: int = 1) -> Batch:
         """This rank's rows of one step: tokens, targets int64 [B / world, T], and what the packing adds."""
         if self.batch_size % world:
             raise ValueError(f"batch_size {self.batch_size} does not divide over {world} ranks")
-        import torch
+        from torch import from_numpy
 
         samples = np.arange(rank, self.batch_size, world, dtype=np.int64) + step * self.batch_size
         packed = self.packing.windows(self.order(samples))
-        tokens = torch.from_numpy(packed.tokens.astype(np.int64, copy=False))
-        optional = [None if a is None else torch.from_numpy(a) for a in (packed.mask, packed.doc_ids, packed.positions)]
-        return Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), *optional)
+        # copied by numpy: torch would start threads of its own in the thread that prefetches
+        arrays = (packed.tokens[:, :-1], packed.tokens[:, 1:], packed.mask, packed.doc_ids, packed.positions)
+        kinds = (np.int64, np.int64, np.bool_, np.int64, np.int64)
+        return Batch(*(None if a is None else from_numpy(np.ascontiguousarray(a, dtype=k)) for a, k in zip(arrays, kinds, strict=True)))  # type: ignore[arg-type]
 
 
-class Prefetch:
-    """The same batches, made ahead by one thread. Asking for another step than the next one starts anew from there.
+class PackedBySource:
+    """A packing over each source by itself; windows are numbered source after source. `sources`: the windows of each."""
 
-    wait_seconds: how long `batch` has stood waiting for data, summed. Use as a context manager, or call `close`.
-    """
-
-    def __init__(self, source: Any, depth: int = 2) -> None:
-        self.source = source
-        self.wait_seconds = 0.0
-        self._depth = depth
-        self._next: tuple[int, int, int] | None = None  # step, rank, world of the thread's next item
-        self._queue: queue.Queue[Batch | BaseException] = queue.Queue()
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
-
-    def batch(self, step: int, rank: int = 0, world: int = 1) -> Batch:
-        """As BatchSource.batch; an error of the thread is raised here."""
-        if self._next != (step, rank, world):
-            self._restart(step, rank, world)
-        began = time.perf_counter()
-        item = self._queue.get()
-        self.wait_seconds += time.perf_counter() - began
-        if isinstance(item, BaseException):
-            self.close()
-            raise item
-        self._next = (step + 1, rank, world)
-        return item
-
-    def close(self) -> None:
-        """End the thread."""
-        self._stop.set()
-        while self._thread is not None and self._thread.is_alive():
+    def __init__(self, store: TokenStore, packing: Part, seq_len: int) -> None:
+        self._parts: list[Packing] = []
+        self.sources: dict[str, range] = {}
+        for name, view in source_views(store).items():
             try:
-                self._queue.get(timeout=0.01)
-            except queue.Empty:
-                pass
-        self._thread, self._next = None, None
+                part = packing.build(view, seq_len)
+            except DataError as error:
+                raise DataError(f"source {name!r}: {error}") from error
+            begin = sum(p.num_windows for p in self._parts)
+            self.sources[name] = range(begin, begin + part.num_windows)
+            self._parts.append(part)
+        self._begins = np.array([r.start for r in self.sources.values()], dtype=np.int64)
+        self.num_windows = sum(part.num_windows for part in self._parts)
 
-    def __enter__(self) -> Prefetch:
-        return self
+    def windows(self, indices: np.ndarray) -> PackedWindows:
+        """As of the packing; rows of several sources are made source by source."""
+        indices = np.asarray(indices, dtype=np.int64)
+        owner_B = self._begins.searchsorted(indices, side="right") - 1
+        found: PackedWindows | None = None
+        for number in np.unique(owner_B).tolist():
+            rows = np.flatnonzero(owner_B == number)
+            packed = self._parts[number].windows(indices[rows] - self._begins[number])
+            if found is None:
+                fields = {k: None if v is None else np.empty((len(indices), v.shape[1]), v.dtype) for k, v in vars(packed).items()}
+                found = replace(packed, **fields)  # type: ignore[arg-type]
+            for key, value in vars(packed).items():
+                if value is not None:
+                    getattr(found, key)[rows] = value
+        return self._parts[0].windows(indices) if found is None else found
 
-    def __exit__(self, *unused: object) -> None:
-        self.close()
-
-    def _restart(self, step: int, rank: int, world: int) -> None:
-        self.close()
-        self._stop, self._queue = threading.Event(), queue.Queue(maxsize=self._depth)
-        self._thread = threading.Thread(target=self._fill, args=(step, rank, world, self._queue, self._stop), daemon=True, name="prefetch")
-        self._thread.start()
-        self._next = (step, rank, world)
-
-    def _fill(self, step: int, rank: int, world: int, out: queue.Queue[Batch | BaseException], stop: threading.Event) -> None:
-        while not stop.is_set():
-            try:
-                item: Batch | BaseException = self.source.batch(step, rank, world)
-            except BaseException as error:  # handed to whoever asks for this step
-                item = error
-            out.put(item)
-            if isinstance(item, BaseException):
-                return
-            step += 1
+    @property
+    def statistics(self) -> dict[str, Any]:
+        """By source."""
+        return {name: dict(getattr(part, "statistics", {})) for name, part in zip(self.sources, self._parts, strict=True)}

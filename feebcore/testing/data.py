@@ -1,14 +1,20 @@
-"""What tokenizers, filters and orders promise."""
+"""What tokenizers, packings, orders and filters promise."""
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from feebcore.data.loader import make_batches
+from feebcore.data.store import TokenStore
+from feebcore.data.store_writer import SplitWriter
 from feebcore.model.build import choose
+from feebcore.protocols import PackedWindows
 from feebcore.testing.framework import Candidate, check, require
 
 TEXTS = [
@@ -66,6 +72,130 @@ def tokenizer_saves_and_loads(subject: Candidate) -> None:
             require(getattr(again, name) == getattr(tokenizer, name), f"{name} is {getattr(again, name)} after load, was {getattr(tokenizer, name)}")
         for text in TEXTS:
             require(list(again.encode(text)) == list(tokenizer.encode(text)), f"{text[:40]!r} has other ids after load")
+
+
+BOS, EOS, VOCAB = 0, 1, 6000
+
+
+@contextlib.contextmanager
+def small_store() -> Iterator[TokenStore]:
+    """About 4,000 tokens in documents of two sources, empty and long ones among them; no text token occurs twice, so that
+    one can tell from a token where it stands."""
+    rng = np.random.default_rng(0)
+    lengths = [*rng.integers(0, 60, 60).tolist(), 0, 500, *rng.integers(0, 60, 40).tolist(), 150, 1]
+    ends = np.cumsum(lengths)
+    ids = rng.permutation(np.arange(2, VOCAB))
+    documents = [np.concatenate([[BOS], ids[end - n : end], [EOS]]) for n, end in zip(lengths, ends.tolist(), strict=True)]
+    with tempfile.TemporaryDirectory() as folder:
+        writer = SplitWriter(Path(folder) / "tokens.zarr", "train", vocab_size=VOCAB, bos_id=BOS, eos_id=EOS, shard_tokens=1024, chunk_tokens=256)
+        writer.append(documents)
+        writer.finish(np.array([max(1, n) for n in lengths]), np.array([0] * 62 + [1] * (len(lengths) - 62)), ["a", "b"])
+        yield TokenStore.open(Path(folder) / "tokens.zarr", "train")
+
+
+def all_windows(subject: Candidate, store: TokenStore, seq_len: int) -> PackedWindows:
+    packing = subject.part.build(store, seq_len)
+    require(packing.num_windows >= 1, f"{packing.num_windows} windows of {store.num_tokens} tokens at seq_len {seq_len}")
+    return packing.windows(np.arange(packing.num_windows))
+
+
+@check("packings", meaning="A model learns to predict something that is not the next token; look for off-by-one cuts and pieces put side by side.")
+def targets_follow_inputs(subject: Candidate) -> None:
+    with small_store() as store:
+        flat = store.read(0, store.num_tokens).astype(np.int64)
+        place = np.full(VOCAB, -1)
+        place[flat] = np.arange(len(flat))
+        last_tokens = {int(flat[end - 2]) for end in store.doc_offsets[1:]}
+        for seq_len in (16, 33):
+            packed = all_windows(subject, store, seq_len)
+            require(packed.tokens.shape[1] == seq_len + 1, f"tokens are {packed.tokens.shape}, not [B, {seq_len + 1}]")
+            counted = np.ones(packed.tokens[:, 1:].shape, dtype=bool) if packed.mask is None else packed.mask
+            require(counted.shape == packed.tokens[:, 1:].shape and counted.dtype == np.bool_, f"mask is {counted.dtype} {counted.shape}")
+            for x, y in zip(packed.tokens[:, :-1][counted].tolist(), packed.tokens[:, 1:][counted].tolist(), strict=True):
+                right = x == EOS if y == BOS else x in last_tokens if y == EOS else x == flat[place[y] - 1]
+                require(right, f"token {y} is a target after {x}, in the text it follows {'EOS' if y == BOS else flat[place[y] - 1]}")
+            text = packed.tokens[:, 1:][counted]
+            text = text[text > EOS]
+            require(len(np.unique(text)) == len(text), f"{len(text) - len(np.unique(text))} tokens are a target twice in an epoch")
+
+
+@check("packings", meaning="A window depends on what it is asked together with, so ranks and resumed runs see other data.")
+def packing_is_stateless(subject: Candidate) -> None:
+    with small_store() as store:
+        whole = all_windows(subject, store, 16)
+        packing = subject.part.build(store, 16)
+        indices = np.random.default_rng(1).integers(0, packing.num_windows, 12)
+        for piece in (indices, indices[:5], indices[7:8]):
+            packed = packing.windows(piece)
+            for name, value in vars(packed).items():
+                expected = getattr(whole, name)
+                require((value is None) == (expected is None), f"{name} is there for some windows only")
+                require(value is None or np.array_equal(value, expected[piece]), f"{name} of window {piece[0]} depends on the windows asked with it")
+
+
+@check("packings", meaning="Documents leak into each other, though doc_ids promise they do not.")
+def packing_isolates_documents(subject: Candidate) -> None:
+    options = subject.part.dump() | ({"document_mask": True} if "document_mask" in subject.spec.config.model_fields else {})
+    part = choose("packings", options, subject.registry)
+    with small_store() as store:
+        packed = all_windows(Candidate(subject.seam, part, subject.registry), store, 16)
+        if packed.doc_ids is None:
+            return
+        flat = store.read(0, store.num_tokens)
+        document = np.full(VOCAB, -1)
+        document[flat] = np.searchsorted(store.doc_offsets, np.arange(len(flat)), side="right") - 1
+        for row in range(len(packed.tokens)):
+            tokens, ids = packed.tokens[row], packed.doc_ids[row]
+            for number in np.unique(ids[ids >= 0]).tolist():
+                found = {int(document[t]) for t in tokens[:-1][ids == number] if t > EOS}
+                require(len(found) <= 1, f"document {number} of window {row} holds tokens of {len(found)} documents")
+            if packed.positions is not None:
+                same = ids[1:] == ids[:-1]
+                expected = np.where(same, packed.positions[row, :-1] + 1, 0)
+                require(
+                    np.array_equal(packed.positions[row, 1:][ids[1:] >= 0], expected[ids[1:] >= 0]), f"positions of window {row} do not restart with documents"
+                )
+            if packed.mask is not None:
+                across = np.flatnonzero(packed.mask[row, :-1] & (ids[1:] != ids[:-1]))
+                require(not len(across), f"a target of window {row} lies in another document than its input")
+
+
+@check("packings", meaning="The waste that is reported is not the waste there is.")
+def packing_tells_its_waste(subject: Candidate) -> None:
+    with small_store() as store:
+        packing = subject.part.build(store, 16)
+        told = getattr(packing, "statistics", None)
+        if told is None:
+            return
+        packed = packing.windows(np.arange(packing.num_windows))
+        flat = store.read(0, store.num_tokens).astype(np.int64)
+        held = np.isin(flat, packed.tokens[packed.tokens > EOS])
+        text = flat > EOS
+        missing, framing = int((text & ~held).sum()), int((~text).sum())
+        dropped = round(told["dropped_share"] * len(flat))
+        require(missing <= dropped <= missing + framing, f"{missing} text tokens stand in no window, dropped_share says {dropped} of {len(flat)} tokens")
+        pairs = zip(store.doc_offsets[:-1].tolist(), store.doc_offsets[1:].tolist(), strict=True)
+        rows = [set(row.tolist()) for row in packed.tokens]
+        long = [set(flat[a + 1 : b - 1].tolist()) for a, b in pairs if b - a > 2]
+        cut = sum(not any(ids <= row for row in rows) for ids in long)
+        empty = store.num_documents - len(long)
+        said = round(told["cut_documents_share"] * store.num_documents)
+        require(cut <= said <= cut + empty + framing, f"no window holds {cut} documents whole, cut_documents_share says {said}")
+        if not told["padding_share"]:
+            require(packed.tokens.size <= len(flat) + packing.num_windows, "there are more positions than tokens, and no padding is reported")
+
+
+@check("orders", meaning="Training fails late, or a resumed run sees other data: an order must name windows that there are, for any sample, always the same.")
+def order_works_in_the_loader(subject: Candidate) -> None:
+    with small_store() as store:
+        data = make_batches(store, choose("packings", "concat", subject.registry), subject.part, batch_size=4, seq_len=8, seed=3, max_steps=200)
+        samples = np.arange(4 * 200)
+        windows = data.order(samples)
+        require(windows.shape == samples.shape, f"{len(samples)} samples give windows {windows.shape}")
+        require(0 <= int(windows.min()) and int(windows.max()) < data.num_windows, f"windows {windows.min()}..{windows.max()} of {data.num_windows}")
+        mixed = np.random.default_rng(2).permutation(samples)
+        require(np.array_equal(data.order(mixed), windows[mixed]), "asking for samples in another sequence gives other windows")
+        require(np.array_equal(data.order(samples[777:779]), windows[777:779]), "asking for few samples gives other windows")
 
 
 @check("orders", meaning="Some windows are seen twice and some never; an order must visit each once an epoch.")

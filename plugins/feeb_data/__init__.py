@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
@@ -143,6 +143,16 @@ class QualityConfig(feeb.PartConfig):
     max_repeated_lines: float | None = Field(None, ge=0, le=1, description="share of non-blank lines that stand earlier in the document")
 
 
+class DedupMinhashConfig(feeb.PartConfig):
+    """What counts as nearly the same text: Jaccard similarity of the sets of word n-grams, case and punctuation aside."""
+
+    threshold: float = Field(0.7, gt=0, le=1, description="estimated similarity from which two documents are near duplicates")
+    ngram: int = Field(5, ge=1, description="words of a shingle")
+    bands: int = Field(14, ge=1, description="with rows: pairs that agree in all rows of some band are compared; similar at s with chance 1-(1-s^rows)^bands")
+    rows: int = Field(8, ge=1, description="hashes of a band")
+    seed: int = Field(0, ge=0, description="of the hash functions")
+
+
 class ByteConfig(feeb.PartConfig):
     """No options."""
 
@@ -170,8 +180,94 @@ class ConcatConfig(feeb.PartConfig):
     document_mask: bool = Field(False, description="tokens see only their own document, and no target lies across a boundary")
 
 
+class BestfitConfig(feeb.PartConfig):
+    """How windows treat document boundaries. No target lies across one in any case."""
+
+    document_mask: bool = Field(False, description="tokens see only their own document")
+
+
+class BosAlignedConfig(feeb.PartConfig):
+    """How documents are chosen. No target lies across a boundary in any case."""
+
+    document_mask: bool = Field(False, description="tokens see only their own document")
+    buffer: int = Field(1000, ge=1, description="documents to choose from; more: less is cropped away")
+
+
 class ShuffledConfig(feeb.PartConfig):
     """No options."""
+
+
+Proportions = dict[str, float]
+
+
+class Phase(BaseModel):
+    """Proportions from some moment of the run on."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    begin: float | None = Field(None, gt=0, lt=1, description="share of the run after which the phase begins, as 0.8")
+    begin_step: int | None = Field(None, ge=1, description="the same in steps, where the run's length may change later")
+    proportions: Proportions
+
+    @field_validator("proportions")
+    @classmethod
+    def _positive(cls, value: Proportions) -> Proportions:
+        return _checked(value)
+
+    @model_validator(mode="after")
+    def _begins_once(self) -> Phase:
+        if (self.begin is None) == (self.begin_step is None):
+            raise ValueError("begin and begin_step: give one of them")
+        return self
+
+
+def _checked(value: Proportions) -> Proportions:
+    if not value or min(value.values()) < 0 or sum(value.values()) <= 0:
+        raise ValueError("weights of sources, none negative, not all 0, as {web: 7, code: 3}")
+    return value
+
+
+class MixtureConfig(feeb.PartConfig):
+    """Proportions of the samples that each source gets; sources that are not named get none."""
+
+    by_source: ClassVar[bool] = True  # windows are wanted that hold one source each
+    repeats: ClassVar[bool] = True
+    example: ClassVar[dict[str, Any]] = {"proportions": {"a": 0.75, "b": 0.25}}
+
+    proportions: Proportions = Field(description="weight of each source by its name in the data, as {web: 7, code: 3}")
+    phases: list[Phase] = Field([], description="other proportions later in the run, in order")
+
+    @field_validator("proportions")
+    @classmethod
+    def _positive(cls, value: Proportions) -> Proportions:
+        return _checked(value)
+
+
+class CurriculumConfig(feeb.PartConfig):
+    """What is easy, and how soon the rest comes."""
+
+    repeats: ClassVar[bool] = True
+
+    difficulty: Literal["length", "unigram", "compression"] = Field(
+        "unigram", description="of a window: tokens per document, nats per token by frequency, or bytes per token after zlib"
+    )
+    pacing: Literal["linear", "root", "quadratic", "exponential"] = Field("linear", description="how the share of windows grows")
+    start: float = Field(0.2, gt=0, le=1, description="share of the windows, the easiest, that the run begins with")
+    until: float = Field(0.5, gt=0, le=1, description="share of the run after which all windows are there")
+    stages: int = Field(20, ge=1, description="steps in which the share grows")
+
+
+class ReuseConfig(feeb.PartConfig):
+    """How often each batch comes, and where the batches come from."""
+
+    repeats: ClassVar[bool] = True
+
+    times: int = Field(2, ge=1, description="times in a row that each batch is used")
+    order: Annotated[feeb.Part, feeb.Seam("orders")] = Field(feeb.use("shuffled"), description="order of the batches themselves")
+
+    @property
+    def by_source(self) -> bool:
+        return bool(getattr(self.order.config, "by_source", False))
 
 
 @feeb.hookimpl
@@ -194,6 +290,14 @@ def feeb_filters() -> Iterable[feeb.FilterSpec]:
     yield feeb.FilterSpec("length", LengthConfig, build="feeb_data.filters:build_length", summary="Keeps documents within bounds of bytes or characters.")
     yield feeb.FilterSpec("dedup_exact", DedupExactConfig, build="feeb_data.filters:build_dedup_exact", summary="Keeps the first of equal texts.")
     yield feeb.FilterSpec(
+        "dedup_minhash",
+        DedupMinhashConfig,
+        build="feeb_data.minhash:build",
+        summary="Keeps the first of nearly equal texts.",
+        reference="Broder 1997; arXiv:2107.06499",
+        since="1.1",
+    )
+    yield feeb.FilterSpec(
         "quality_statistics",
         QualityConfig,
         build="feeb_data.filters:build_quality_statistics",
@@ -214,6 +318,22 @@ def feeb_packings() -> Iterable[feeb.PackingSpec]:
     yield feeb.PackingSpec(
         "concat", ConcatConfig, build="feeb_data.packings:build_concat", summary="One stream of tokens cut into equal windows; nothing is lost."
     )
+    yield feeb.PackingSpec(
+        "bestfit",
+        BestfitConfig,
+        build="feeb_data.bestfit:build",
+        summary="Documents stay whole where they fit, packed tightly; nothing is lost.",
+        reference="arXiv:2404.10830",
+        since="1.1",
+    )
+    yield feeb.PackingSpec(
+        "bos_aligned",
+        BosAlignedConfig,
+        build="feeb_data.bos_aligned:build",
+        summary="Every window begins with a document and is full; the rest of cut documents is lost.",
+        reference="https://github.com/karpathy/nanochat",
+        since="1.1",
+    )
 
 
 @feeb.hookimpl
@@ -225,3 +345,20 @@ def feeb_orders() -> Iterable[feeb.OrderSpec]:
         summary="A new permutation each epoch, computed per index (Feistel network).",
         reference="Black & Rogaway 2002",
     )
+    yield feeb.OrderSpec(
+        "mixture",
+        MixtureConfig,
+        build="feeb_data.mixture:build",
+        summary="Sources in fixed proportions that may change in phases of the run.",
+        reference="arXiv:2305.10429",
+        since="1.1",
+    )
+    yield feeb.OrderSpec(
+        "curriculum",
+        CurriculumConfig,
+        build="feeb_data.curriculum:build",
+        summary="Easy windows first; a pacing function lets the harder ones in.",
+        reference="arXiv:2012.03107",
+        since="1.1",
+    )
+    yield feeb.OrderSpec("reuse", ReuseConfig, build="feeb_data.orders:build_reuse", summary="Each batch of another order several times in a row.", since="1.1")

@@ -27,6 +27,20 @@ class ConcatPacking:
             )
         self._store, self._seq_len, self._document_mask = store, seq_len, document_mask
 
+    @property
+    def statistics(self) -> dict[str, float]:
+        """As Packing of feebcore/protocols.py."""
+        offsets, span = self._store.doc_offsets, self._seq_len
+        window = offsets[:-1] // span
+        whole = (offsets[1:] - 1 <= (window + 1) * span) & (window < self.num_windows)
+        dropped = self._store.num_tokens - (self.num_windows * span + 1)
+        return {
+            "windows": self.num_windows,
+            "padding_share": 0.0,
+            "dropped_share": dropped / self._store.num_tokens,
+            "cut_documents_share": float(1 - whole.mean()),
+        }
+
     def windows(self, indices: np.ndarray) -> PackedWindows:
         """tokens int64 [B, T+1]. With document_mask also doc_ids int64 [B,T] (0, 1, … inside each window), positions
         int64 [B,T] (from 0 at each document's begin) and mask bool [B,T] (off where the target opens another document)."""

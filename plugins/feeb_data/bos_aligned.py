@@ -1,0 +1,62 @@
+"""Packing `bos_aligned`: every window begins with BOS and is full; what does not fit is cropped away.
+
+Of `buffer` documents at hand the longest that still fits goes next; when none does, the shortest fills the window and
+its rest is lost. nanochat's loader does this while reading, so its place cannot be saved; here the same choice is made
+once for the whole split, documents in a fixed shuffled order.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right, insort
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from feeb_data.pieces import PieceIndex, PiecePacking
+from feebcore.data.index_cache import saved_index
+from feebcore.data.order import FeistelPermutation
+from feebcore.errors import DataError
+
+if TYPE_CHECKING:
+    from feeb_data import BosAlignedConfig
+    from feebcore.data.store import TokenStore
+
+
+def make_index(offsets: np.ndarray, width: int, buffer: int) -> dict[str, np.ndarray]:
+    """Arrays of a PieceIndex for windows of `width` tokens. A window that could not be filled at the end is left out."""
+    number = len(offsets) - 1
+    order = FeistelPermutation(number, 0)(np.arange(number)) if number else np.empty(0, dtype=np.int64)
+    waiting = list(zip(np.diff(offsets)[order].tolist(), order.tolist(), strict=True))[::-1]
+    at_hand: list[tuple[int, int]] = []  # (tokens, document), the shortest first
+    first, document, length = [0], [], []
+    while True:
+        room = width
+        while room:
+            while waiting and len(at_hand) < buffer:
+                insort(at_hand, waiting.pop())
+            if not at_hand:
+                break
+            place = bisect_right(at_hand, (room, number)) - 1
+            size, chosen = at_hand.pop(max(0, place))
+            document.append(chosen)
+            length.append(min(size, room))
+            room -= length[-1]
+        if room:
+            del document[first[-1] :], length[first[-1] :]
+            break
+        first.append(len(document))
+    start = offsets[np.array(document, dtype=np.int64)]
+    return {"first": np.array(first, dtype=np.int64), "start": start.astype(np.int64), "length": np.array(length, dtype=np.int32)}
+
+
+def build(config: BosAlignedConfig, store: TokenStore, seq_len: int) -> PiecePacking:
+    """Raises DataError when the split does not fill one window."""
+    key = {"seq_len": seq_len, "buffer": config.buffer, "method": 1}
+    arrays = saved_index(store, "bos_aligned", key, lambda: make_index(np.asarray(store.doc_offsets), seq_len + 1, config.buffer))
+    index = PieceIndex(**arrays)
+    if not index.num_windows:
+        raise DataError(
+            f"seq_len {seq_len} is longer than the text: split {store.split!r} has {store.num_tokens} tokens and a window needs "
+            f"{seq_len + 1}; lower seq_len or add documents"
+        )
+    return PiecePacking(store, seq_len, config.document_mask, index)
