@@ -9,8 +9,9 @@ from feebcore.protocols import ParamGroup
 ROLES = ("matrix", "embedding", "head", "vector")
 
 
-def param_groups(model: nn.Module) -> list[ParamGroup]:
-    """The trainable parameters by role, in the order of ROLES, empty roles left out; each parameter once.
+def param_groups(model: nn.Module, frozen: bool = False) -> list[ParamGroup]:
+    """The trainable parameters by role, in the order of ROLES, empty roles left out; each parameter once. frozen: the
+    others too.
 
     embedding: tables of nn.Embedding, positions and tied heads included. head: the rest of `model.head` with two or
     more dimensions. vector: whatever has fewer than two. matrix: everything else.
@@ -19,7 +20,7 @@ def param_groups(model: nn.Module) -> list[ParamGroup]:
     head = {id(p) for p in model.head.parameters()}  # type: ignore[union-attr]
     groups = {role: ParamGroup(role, [], []) for role in ROLES}
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
+        if not (frozen or parameter.requires_grad):
             continue
         if id(parameter) in tables:
             role = "embedding"

@@ -17,9 +17,16 @@ class TrainShape:
 
 @dataclass(frozen=True)
 class RateScale:
-    """Factors on the optimizer's rates by role ('matrix', 'embedding', 'head', 'vector'); a role left out keeps its rate."""
+    """Factors on the optimizer's options by role ('matrix', 'embedding', 'head', 'vector'); a role left out keeps its own.
+
+    roles: on rates. weight_decay: on weight decay.
+    """
 
     roles: dict[str, float] = field(default_factory=dict)
+    weight_decay: dict[str, float] = field(default_factory=dict)
 
     def of(self, role: str) -> float:
         return self.roles.get(role, 1.0)
+
+    def decay_of(self, role: str) -> float:
+        return self.weight_decay.get(role, 1.0)

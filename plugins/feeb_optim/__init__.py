@@ -3,76 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
-
-from pydantic import Field, model_validator
 
 import feebcore as feeb
-from feebcore import PartConfig
-
-Role = Literal["matrix", "embedding", "head", "vector"]
-
-
-class AdamWConfig(PartConfig):
-    """Rates by role: a role without one of its own uses `lr`."""
-
-    lr: float = Field(3e-3, ge=0, description="of weight matrices inside blocks, and of roles that name no other")
-    embedding_lr: float | None = Field(None, ge=0)
-    head_lr: float | None = Field(None, ge=0)
-    vector_lr: float | None = Field(None, ge=0, description="of norms, biases and scalars")
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(0.1, ge=0, description="decoupled: weights shrink by lr * weight_decay a step")
-    decayed: list[Role] = Field(["matrix", "embedding", "head"], description="roles that decay")
-
-    @model_validator(mode="after")
-    def _in_range(self) -> AdamWConfig:
-        if not all(0 <= b < 1 for b in self.betas):
-            raise ValueError(f"betas: {self.betas} must be at least 0 and below 1")
-        return self
-
-
-class MuonConfig(AdamWConfig):
-    """Muon for block matrices at rate `lr`; AdamW for the other roles at theirs."""
-
-    lr: float = Field(0.02, ge=0, description="of weight matrices inside blocks; an update has spectral norm of about 1")
-    embedding_lr: float | None = Field(0.02, ge=0)
-    head_lr: float | None = Field(0.004, ge=0)
-    vector_lr: float | None = Field(0.01, ge=0)
-    momentum: float = Field(0.95, ge=0, lt=1)
-    momentum_warmup: int = Field(0, ge=0, description="steps over which momentum rises from 0.85")
-    nesterov: bool = True
-    ns_steps: int = Field(5, ge=1, description="Newton-Schulz iterations")
-    betas: tuple[float, float] = (0.8, 0.95)
-    eps: float = Field(1e-10, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
-    decayed: list[Role] = ["matrix"]
-
-
-class ConstantConfig(PartConfig):
-    warmup_steps: int = Field(0, ge=0, description="steps over which the rate rises to its full value")
-    warmup_fraction: float = Field(0.0, ge=0, le=1, description="the same as a share of the run; warmup_steps wins")
-
-    def check_run(self, max_steps: int) -> list[str]:
-        if self.warmup_steps > max_steps:
-            return [f"warmup_steps: {self.warmup_steps} is more than max_steps {max_steps}, so the full rate is never reached"]
-        return []
-
-    def warmup(self, total_steps: int) -> int:
-        return self.warmup_steps or round(self.warmup_fraction * total_steps)
-
-
-class DecayConfig(ConstantConfig):
-    final_fraction: float = Field(0.0, ge=0, le=1, description="share of the full rate that the decay ends at")
-
-
-class WsdConfig(DecayConfig):
-    decay_fraction: float = Field(0.2, ge=0, le=1, description="share of the run in which the rate decays")
-    shape: Literal["linear", "cosine", "one_minus_sqrt"] = "linear"
-
-
-class InverseWidthConfig(PartConfig):
-    reference_width: int = Field(256, ge=1, description="d_model at which the recipe's rates were found")
+from feeb_optim import configs
+from feeb_optim.configs import (
+    AdafactorConfig,
+    AdamConfig,
+    AdamWConfig,
+    AdEMAMixConfig,
+    ConstantConfig,
+    DecayConfig,
+    GrokfastConfig,
+    InverseWidthConfig,
+    LionConfig,
+    MuonConfig,
+    NorMuonConfig,
+    RoleConfig,
+    ScheduleFreeConfig,
+    SgdConfig,
+    SoapConfig,
+    WsdConfig,
+)
 
 
 @feeb.hookimpl
@@ -87,18 +38,114 @@ def feeb_optimizers() -> Iterable[feeb.OptimizerSpec]:
         summary="Orthogonalised momentum for matrices, AdamW for the rest.",
         reference="https://kellerjordan.github.io/posts/muon/",
     )
+    yield feeb.OptimizerSpec(
+        "normuon",
+        NorMuonConfig,
+        build="feeb_optim.muon:build_normuon",
+        summary="Muon whose updates are evened out over rows; AdamW for the rest.",
+        reference="arXiv:2510.05491",
+        since="1.1",
+    )
+    yield feeb.OptimizerSpec(
+        "adam", AdamConfig, build="feeb_optim.adamw:build_adam", summary="Adam, weight decay as an L2 penalty.", reference="arXiv:1412.6980", since="1.1"
+    )
+    yield feeb.OptimizerSpec(
+        "sgd", SgdConfig, build="feeb_optim.sgd:build", summary="Gradient descent with momentum.", reference="Sutskever et al. 2013", since="1.1"
+    )
+    yield feeb.OptimizerSpec(
+        "lion", LionConfig, build="feeb_optim.lion:build", summary="The sign of momentum, one average to keep.", reference="arXiv:2302.06675", since="1.1"
+    )
+    yield feeb.OptimizerSpec(
+        "adafactor",
+        AdafactorConfig,
+        build="feeb_optim.adafactor:build",
+        summary="Squares kept as row and column means, steps relative to the weights.",
+        reference="arXiv:1804.04235",
+        since="1.1",
+    )
+    yield feeb.OptimizerSpec(
+        "soap",
+        SoapConfig,
+        build="feeb_optim.soap:build",
+        summary="Adam in the eigenbases of Shampoo for matrices, AdamW for the rest.",
+        reference="arXiv:2409.11321",
+        since="1.1",
+    )
+    yield feeb.OptimizerSpec(
+        "schedule_free",
+        ScheduleFreeConfig,
+        build="feeb_optim.schedule_free:build",
+        summary="AdamW that averages its weights instead of decaying its rate.",
+        reference="arXiv:2405.15682",
+        since="1.1",
+    )
+    yield feeb.OptimizerSpec(
+        "ademamix",
+        AdEMAMixConfig,
+        build="feeb_optim.ademamix:build",
+        summary="AdamW with a second, much slower average of gradients.",
+        reference="arXiv:2409.03137",
+        since="1.1",
+    )
+    yield feeb.OptimizerSpec(
+        "grokfast",
+        GrokfastConfig,
+        build="feeb_optim.grokfast:build",
+        summary="Any optimizer on gradients whose slow part is amplified.",
+        reference="arXiv:2405.20233",
+        since="1.1",
+    )
 
 
 @feeb.hookimpl
 def feeb_schedules() -> Iterable[feeb.ScheduleSpec]:
-    yield feeb.ScheduleSpec("constant", ConstantConfig, build="feeb_optim.schedules:build_constant", summary="The full rate, after a warmup.")
-    yield feeb.ScheduleSpec("linear", DecayConfig, build="feeb_optim.schedules:build_linear", summary="A straight line down, after a warmup.")
+    module = "feeb_optim.schedules"
+    yield feeb.ScheduleSpec("constant", ConstantConfig, build=f"{module}:build_constant", summary="The full rate, after a warmup.")
+    yield feeb.ScheduleSpec("linear", DecayConfig, build=f"{module}:build_linear", summary="A straight line down, after a warmup.")
+    yield feeb.ScheduleSpec("cosine", DecayConfig, build=f"{module}:build_cosine", summary="Half a cosine down, after a warmup.", reference="arXiv:1608.03983")
     yield feeb.ScheduleSpec(
-        "cosine", DecayConfig, build="feeb_optim.schedules:build_cosine", summary="Half a cosine down, after a warmup.", reference="arXiv:1608.03983"
+        "wsd", WsdConfig, build=f"{module}:build_wsd", summary="Warmup, a stable plateau, then a short decay.", reference="arXiv:2404.06395"
     )
     yield feeb.ScheduleSpec(
-        "wsd", WsdConfig, build="feeb_optim.schedules:build_wsd", summary="Warmup, a stable plateau, then a short decay.", reference="arXiv:2404.06395"
+        "wsd_s",
+        configs.WsdSConfig,
+        build=f"{module}:build_wsd_s",
+        summary="A plateau with several decays, each followed by the full rate again.",
+        reference="arXiv:2410.05192",
+        since="1.1",
     )
+    yield feeb.ScheduleSpec(
+        "inverse_sqrt",
+        configs.InverseSqrtConfig,
+        build=f"{module}:build_inverse_sqrt",
+        summary="One over the root of the step, after a warmup.",
+        reference="arXiv:1706.03762",
+        since="1.1",
+    )
+    yield feeb.ScheduleSpec(
+        "one_minus_sqrt",
+        DecayConfig,
+        build=f"{module}:build_one_minus_sqrt",
+        summary="Down as one minus the root of time, after a warmup.",
+        reference="arXiv:2405.18392",
+        since="1.1",
+    )
+    yield feeb.ScheduleSpec(
+        "exponential",
+        configs.ExponentialConfig,
+        build=f"{module}:build_exponential",
+        summary="Down by the same factor each step, after a warmup.",
+        since="1.1",
+    )
+    yield feeb.ScheduleSpec(
+        "power",
+        configs.PowerConfig,
+        build=f"{module}:build_power",
+        summary="A power of the step, whatever the length of the run, then a short decay.",
+        reference="arXiv:2408.13359",
+        since="1.1",
+    )
+    yield feeb.ScheduleSpec("sequential", configs.SequentialConfig, build=f"{module}:build_sequential", summary="Schedules one after the other.", since="1.1")
 
 
 @feeb.hookimpl
@@ -110,3 +157,39 @@ def feeb_rate_rules() -> Iterable[feeb.RateRuleSpec]:
         summary="Matrix and head rates fall as 1 / d_model.",
         reference="arXiv:2203.03466",
     )
+    yield feeb.RateRuleSpec(
+        "mup",
+        configs.MupConfig,
+        build="feeb_optim.rate_rules:build_mup",
+        summary="Rates by width, depth and batch, weight decay to match.",
+        reference="arXiv:2203.03466, arXiv:2310.02244",
+        since="1.1",
+    )
+    yield feeb.RateRuleSpec(
+        "nanochat",
+        configs.NanochatConfig,
+        build="feeb_optim.rate_rules:build_nanochat",
+        summary="Adam's rates by the root of width, all by the root of the batch, decay by the run's tokens.",
+        reference="https://github.com/karpathy/nanochat",
+        since="1.1",
+    )
+
+
+__all__ = [
+    "AdEMAMixConfig",
+    "AdafactorConfig",
+    "AdamConfig",
+    "AdamWConfig",
+    "ConstantConfig",
+    "DecayConfig",
+    "GrokfastConfig",
+    "InverseWidthConfig",
+    "LionConfig",
+    "MuonConfig",
+    "NorMuonConfig",
+    "RoleConfig",
+    "ScheduleFreeConfig",
+    "SgdConfig",
+    "SoapConfig",
+    "WsdConfig",
+]

@@ -3,22 +3,24 @@
     m = lerp(m, g, 1 - momentum);  u = lerp(g, m, momentum)            (Nesterov)
     W -= lr sqrt(max(1, rows / columns)) NewtonSchulz5(u)              NewtonSchulz5(U S V^T) ~ U V^T
 
-for the role 'matrix'; AdamW for the other roles. Matrices of one shape, transposed or not, are orthogonalised as one
-batch, in bf16 where the hardware has it: 9 ms a step for twelve 256 x 256 matrices on two cores, 46 ms in fp32.
+for the role 'matrix'; AdamW for the other roles. NorMuon (arXiv:2510.05491) divides each row of NewtonSchulz5(u) by the
+root of an average of its mean square and then brings the matrix back to the norm it had, so that rates are those of Muon.
+
+Matrices of one shape, transposed or not, are orthogonalised as one batch, in bf16 where the hardware has it: 9 ms a step
+for twelve 256 x 256 matrices on two cores, 46 ms in fp32. Sharded ones are gathered, and every rank does all of it.
 """
 
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.adamw import adamw
 
-from feeb_optim import MuonConfig
-from feeb_optim.adamw import adamw_group, can_fuse
+from feeb_optim.configs import MuonConfig, NorMuonConfig
+from feeb_optim.matrix_optimizer import MatrixOptimizer, groups_of
+from feeb_optim.sharding import gradients_of, local, locals_of, own_part_of, state_of, whole
 from feebcore.protocols import ParamGroup
 from feebcore.train.precision import has_fast_bf16
 
@@ -26,7 +28,11 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
 def build(config: MuonConfig, groups: list[ParamGroup]) -> torch.optim.Optimizer:
-    return Muon([adamw_group(config, g) | {"use_muon": g.role == "matrix", "fused": can_fuse(groups)} for g in groups], config)
+    return Muon(groups_of(config, groups, momentum=config.momentum, steps=0), config)
+
+
+def build_normuon(config: NorMuonConfig, groups: list[ParamGroup]) -> torch.optim.Optimizer:
+    return Muon(groups_of(config, groups, momentum=config.momentum, steps=0, row_beta=config.beta2), config)
 
 
 def orthogonalise(x_NRC: Tensor, steps: int = 5) -> Tensor:
@@ -43,67 +49,56 @@ def orthogonalise(x_NRC: Tensor, steps: int = 5) -> Tensor:
     return x_NRC
 
 
-class Muon(torch.optim.Optimizer):
-    """Groups with use_muon hold matrices [..., R, C] (leading dimensions are a batch); the others are for AdamW."""
+def orthogonalise_all(matrices: list[Tensor], steps: int) -> list[Tensor]:
+    """Each matrix [..., R, C] of the list orthogonalised, in its dtype; those of one shape as one batch."""
+    batches: dict[tuple[int, int], list[tuple[int, Tensor]]] = collections.defaultdict(list)
+    for i, matrix in enumerate(matrices):
+        for x_RC in matrix.reshape(-1, *matrix.shape[-2:]).unbind():
+            rows, columns = x_RC.shape
+            batches[min(rows, columns), max(rows, columns)].append((i, x_RC if rows <= columns else x_RC.mT))
+    found: list[list[Tensor]] = [[] for _ in matrices]
+    dtype = torch.bfloat16 if has_fast_bf16(matrices[0].device) else torch.float32
+    for batch in batches.values():
+        result_NRC = orthogonalise(torch.stack([x for _, x in batch]).to(dtype), steps).to(matrices[0].dtype)
+        for (i, _), x_RC in zip(batch, result_NRC.unbind(), strict=True):
+            found[i].append(x_RC if matrices[i].shape[-2] <= matrices[i].shape[-1] else x_RC.mT)
+    return [torch.stack(several).reshape(m.shape) if m.ndim > 2 else several[0] for several, m in zip(found, matrices, strict=True)]
+
+
+class Muon(MatrixOptimizer):
+    counters = ("steps",)
 
     def __init__(self, groups: list[dict[str, Any]], config: MuonConfig) -> None:
         self.config = config
-        super().__init__(groups, {"lr": config.lr})
+        super().__init__(groups, {})
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
-        assert closure is None
-        for group in self.param_groups:
-            parameters = [p for p in group["params"] if p.grad is not None]
-            if parameters:
-                (self._muon if group["use_muon"] else self._adamw)(group, parameters)
-
-    def _muon(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
-        config = self.config
-        group["steps"] = group.get("steps", 0) + 1
-        momentum = config.momentum
+    def matrix_step(self, group: dict[str, Any], parameters: list[Any]) -> None:
+        config, lr = self.config, group["lr"]
+        group["steps"] += 1
+        momentum = group["momentum"]
         if config.momentum_warmup:
             momentum = 0.85 + (momentum - 0.85) * min(1.0, (group["steps"] - 1) / config.momentum_warmup)
-        gradients = [p.grad for p in parameters]
-        for p in parameters:
-            if not self.state[p]:
-                self.state[p]["momentum"] = torch.zeros_like(p)
-        buffers = [self.state[p]["momentum"] for p in parameters]
-        torch._foreach_lerp_(buffers, gradients, 1 - momentum)  # type: ignore[arg-type]
-        updates = torch._foreach_lerp(gradients, buffers, momentum) if config.nesterov else buffers  # type: ignore[arg-type]
+        weights, gradients, buffers = locals_of(parameters), gradients_of(parameters), state_of(self, parameters, "momentum")
+        torch._foreach_lerp_(buffers, gradients, 1 - momentum)
+        updates = torch._foreach_lerp(gradients, buffers, momentum) if config.nesterov else buffers
+        directions = orthogonalise_all([whole(u, p) for u, p in zip(updates, parameters, strict=True)], config.ns_steps)
+        if "row_beta" in group:
+            directions = self._even_rows(group["row_beta"], parameters, list(directions))
         if group["weight_decay"]:
-            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-        batches: dict[tuple[int, int], list[tuple[Tensor, Tensor, float]]] = collections.defaultdict(list)
-        for p, update in zip(parameters, updates, strict=True):
-            rows, columns = p.shape[-2:]
-            for p_RC, update_RC in zip(p.reshape(-1, rows, columns).unbind(), update.reshape(-1, rows, columns).unbind(), strict=True):
-                wide = (p_RC, update_RC, 1.0) if rows <= columns else (p_RC.mT, update_RC.mT, (rows / columns) ** 0.5)
-                batches[min(rows, columns), max(rows, columns)].append(wide)
-        dtype = torch.bfloat16 if has_fast_bf16(parameters[0].device) else torch.float32
-        for batch in batches.values():
-            result_NRC = orthogonalise(torch.stack([u for _, u, _ in batch]).to(dtype), config.ns_steps).to(parameters[0].dtype)
-            for (p_RC, _, factor), direction_RC in zip(batch, result_NRC.unbind(), strict=True):
-                p_RC.add_(direction_RC, alpha=-group["lr"] * factor)
+            torch._foreach_mul_(weights, 1 - lr * group["weight_decay"])
+        factors = [-lr * max(1.0, p.shape[-2] / p.shape[-1]) ** 0.5 for p in parameters]
+        for weight, direction, factor, p in zip(weights, directions, factors, parameters, strict=True):  # foreach has no factor a tensor
+            weight.add_(own_part_of(direction, p), alpha=factor)
 
-    def _adamw(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
+    def _even_rows(self, beta: float, parameters: list[Any], directions: list[Tensor]) -> list[Tensor]:
         for p in parameters:
-            if not self.state[p]:
-                step = torch.zeros((), device=p.device if p.is_cuda else None)
-                self.state[p] |= {"step": step, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
-        states = [self.state[p] for p in parameters]
-        adamw(
-            parameters,
-            [p.grad for p in parameters],  # type: ignore[misc]
-            [s["exp_avg"] for s in states],
-            [s["exp_avg_sq"] for s in states],
-            [],
-            [s["step"] for s in states],
-            fused=group["fused"],
-            amsgrad=False,
-            beta1=group["betas"][0],
-            beta2=group["betas"][1],
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            maximize=False,
-        )
+            if "row_mean_square" not in self.state[p]:
+                self.state[p]["row_mean_square"] = local(p).new_zeros(1, *p.shape[:-1], 1)
+        averages = [self.state[p]["row_mean_square"][0] for p in parameters]
+        torch._foreach_lerp_(averages, [d.square().mean(-1, keepdim=True) for d in directions], 1 - beta)
+        sizes = torch._foreach_sqrt(averages)
+        torch._foreach_add_(sizes, 1e-10)
+        evened = torch._foreach_div(directions, sizes)
+        before, after = (torch._foreach_norm(several) for several in (directions, list(evened)))
+        torch._foreach_div_(before, torch._foreach_add(after, 1e-10))
+        return [e * factor for e, factor in zip(evened, before, strict=True)]

@@ -1,0 +1,56 @@
+"""Optimizers with a rule of their own for the role 'matrix', and AdamW (arXiv:1711.05101) for the other roles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.optim.adamw import adamw
+
+from feeb_optim.configs import AdamWConfig
+from feeb_optim.role_groups import adamw_group, can_fuse
+from feeb_optim.sharding import gradients_of, local, locals_of, state_of
+from feebcore.protocols import ParamGroup
+
+
+def groups_of(config: AdamWConfig, groups: list[ParamGroup], **options: Any) -> list[dict[str, Any]]:
+    """Torch groups; `options` are for those of role 'matrix'."""
+    fused = can_fuse(groups)
+    return [adamw_group(config, g, by_matrix=g.role == "matrix", fused=fused, **(options if g.role == "matrix" else {})) for g in groups]
+
+
+class MatrixOptimizer(torch.optim.Optimizer):
+    """Groups with by_matrix hold matrices [..., R, C] (leading dimensions are a batch) for `matrix_step`."""
+
+    def matrix_step(self, group: dict[str, Any], parameters: list[Any]) -> None:
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+        assert closure is None
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if parameters:
+                (self.matrix_step if group["by_matrix"] else self._adamw)(group, parameters)
+
+    def _adamw(self, group: dict[str, Any], parameters: list[Any]) -> None:
+        for p in parameters:
+            if "step" not in self.state[p]:
+                self.state[p]["step"] = torch.zeros((), device=local(p).device if local(p).is_cuda else None)
+        adamw(
+            locals_of(parameters),
+            gradients_of(parameters),
+            state_of(self, parameters, "exp_avg"),
+            state_of(self, parameters, "exp_avg_sq"),
+            [],
+            [self.state[p]["step"] for p in parameters],
+            fused=group["fused"],
+            amsgrad=False,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )
