@@ -30,7 +30,8 @@ TEXTS = [
 def train_tokenizer(subject: Candidate, folder: Path) -> Any:
     small = {"vocab_size": 300} if "vocab_size" in subject.spec.config.model_fields else {}
     part = choose("tokenizers", subject.part.dump() | small, subject.registry)
-    return part.build().train(lambda: iter(TEXTS * 20), folder, lambda done, total: None)
+    texts = [*TEXTS * 20, Path(__file__).read_text()]
+    return part.build().train(lambda: iter(texts), folder, lambda done, total: None)
 
 
 @check(
@@ -61,6 +62,53 @@ def batch_equals_single(subject: Candidate) -> None:
         tokenizer = train_tokenizer(subject, Path(folder))
         for text, ids in zip(TEXTS, tokenizer.encode_batch(TEXTS), strict=True):
             require(np.asarray(ids).tolist() == list(tokenizer.encode(text)), f"{text[:40]!r} differs in a batch")
+
+
+@check("tokenizers", meaning="Long texts are cut at other places alone than among others, or by another library that does not give the same ids.")
+def long_texts_agree_with_themselves(subject: Candidate) -> None:
+    long = ["".join(TEXTS) * 400, "word " * 30_000, "x" * 70_000, "\u6771" * 70_000]
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer = train_tokenizer(subject, Path(folder))
+        for text, ids in zip(long, tokenizer.encode_batch(long), strict=True):
+            require(tokenizer.decode(np.asarray(ids).tolist()) == text, f"{len(text)} characters beginning {text[:20]!r} do not come back")
+            require(np.array_equal(ids, tokenizer.encode(text)), f"{len(text)} characters beginning {text[:20]!r} differ in a batch")
+
+
+@check("tokenizers", meaning="What a model may emit cannot be shown: sampling crashes in the middle of a run.")
+def any_ids_decode(subject: Candidate) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer = train_tokenizer(subject, Path(folder))
+        every = list(range(tokenizer.vocab_size))
+        for ids in [*[[i] for i in every], every, every[::-1], np.random.default_rng(0).permutation(every).tolist()]:
+            require(isinstance(tokenizer.decode(ids), str), f"decode({ids[:5]}…) gives no text")
+        require(tokenizer.decode([tokenizer.bos_id, tokenizer.eos_id]) == "", "the special ids decode to text; they stand for none")
+
+
+@check("tokenizers", meaning="A lone surrogate is no character; a tokenizer that replaces it in silence loses what it was given.")
+def lone_surrogates_are_refused(subject: Candidate) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer = train_tokenizer(subject, Path(folder))
+        for text in ("\ud800", "ab\udc80cd", "\udc00\ud800"):
+            try:
+                ids = tokenizer.encode_batch(["fine", text])[1]
+            except UnicodeEncodeError:
+                continue
+            require(False, f"{text!r} is encoded as {list(ids)[:8]}; raise UnicodeEncodeError, as str.encode does")
+
+
+@check("tokenizers", meaning="The tokenizer has another, faster way to encode that gives other ids than its own codec, and did not notice.")
+def fast_way_gives_the_same_ids(subject: Candidate) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer = train_tokenizer(subject, Path(folder))
+        if not hasattr(tokenizer, "encoders"):
+            return
+        decision = tokenizer.choose_encoder(TEXTS)
+        require(decision["encoder"] == tokenizer.encoder, f"choose_encoder says {decision['encoder']!r}, the tokenizer uses {tokenizer.encoder!r}")
+        found = [[np.asarray(ids).tolist() for ids in tokenizer.encode_batch(TEXTS)]]
+        for name in tokenizer.encoders:
+            tokenizer.encoder = name
+            found.append([np.asarray(ids).tolist() for ids in tokenizer.encode_batch(TEXTS)])
+            require(found[-1] == found[0], f"{name} gives other ids than {decision['encoder']}")
 
 
 @check("tokenizers", meaning="A saved tokenizer is another one when loaded, so ids lose their meaning.")
@@ -192,7 +240,7 @@ def order_works_in_the_loader(subject: Candidate) -> None:
         samples = np.arange(4 * 200)
         windows = data.order(samples)
         require(windows.shape == samples.shape, f"{len(samples)} samples give windows {windows.shape}")
-        require(0 <= int(windows.min()) and int(windows.max()) < data.num_windows, f"windows {windows.min()}..{windows.max()} of {data.num_windows}")
+        require(int(windows.min()) >= 0 and int(windows.max()) < data.num_windows, f"windows {windows.min()}..{windows.max()} of {data.num_windows}")
         mixed = np.random.default_rng(2).permutation(samples)
         require(np.array_equal(data.order(mixed), windows[mixed]), "asking for samples in another sequence gives other windows")
         require(np.array_equal(data.order(samples[777:779]), windows[777:779]), "asking for few samples gives other windows")

@@ -172,6 +172,34 @@ class BpeConfig(feeb.PartConfig):
     min_frequency: int = Field(2, ge=1, description="how often a pair must occur to be merged")
     sample_chars: int = Field(200_000_000, ge=0, description="characters learnt from, spread over the documents; 0: all")
     max_document_chars: int = Field(1_000_000, ge=1, description="characters of one document that are learnt from")
+    trainer: Literal["huggingface", "rustbpe"] = Field("huggingface", description="library that learns; rustbpe is faster and merges pairs however rare")
+
+    @model_validator(mode="after")
+    def _rustbpe_counts_no_minimum(self) -> BpeConfig:
+        if self.trainer == "rustbpe" and self.min_frequency != 1:
+            if "min_frequency" in self.model_fields_set:
+                raise ValueError(f"min_frequency {self.min_frequency} needs trainer huggingface: rustbpe merges pairs however rare; leave the key out")
+            object.__setattr__(self, "min_frequency", 1)
+        return self
+
+
+class UnigramConfig(feeb.PartConfig):
+    """Unigram language model over pieces of bytes."""
+
+    vocab_size: int = Field(4096, ge=259, le=2**20, description="all ids, BOS and EOS included")
+    digits: Literal["single", "group"] = Field("single", description="'single': each digit a token; 'group': up to three may join")
+    max_piece: int = Field(16, ge=1, le=64, description="bytes of the longest piece")
+    sample_chars: int = Field(50_000_000, ge=0, description="characters learnt from, spread over the documents; 0: all")
+    max_document_chars: int = Field(1_000_000, ge=1, description="characters of one document that are learnt from")
+
+
+class TrieConfig(feeb.PartConfig):
+    """Pieces for greedy longest match."""
+
+    vocab_size: int = Field(4096, ge=258, le=2**20, description="all ids, bytes, characters, BOS and EOS included")
+    max_piece: int = Field(16, ge=2, le=64, description="characters of the longest piece")
+    min_frequency: int = Field(2, ge=1, description="how often a piece must be used")
+    sample_chars: int = Field(50_000_000, ge=0, description="characters learnt from, from the first document on; 0: all")
 
 
 class ConcatConfig(feeb.PartConfig):
@@ -311,6 +339,22 @@ def feeb_tokenizers() -> Iterable[feeb.TokenizerSpec]:
     yield feeb.TokenizerSpec("byte", ByteConfig, build="feeb_data.tokenizers:build_byte", summary="UTF-8 bytes: 258 ids, nothing to train.")
     yield feeb.TokenizerSpec("char", CharConfig, build="feeb_data.tokenizers:build_char", summary="An id per known character, bytes for the others.")
     yield feeb.TokenizerSpec("bpe", BpeConfig, build="feeb_data.bpe:build", summary="Byte-level byte-pair encoding.", reference="arXiv:1508.07909")
+    yield feeb.TokenizerSpec(
+        "unigram",
+        UnigramConfig,
+        build="feeb_data.unigram:build",
+        summary="The most probable cut into pieces of bytes, each with a learnt probability.",
+        reference="arXiv:1804.10959",
+        since="1.1",
+    )
+    yield feeb.TokenizerSpec(
+        "trie",
+        TrieConfig,
+        build="feeb_data.trie:build",
+        summary="Greedy longest match over learnt pieces; characters and bytes for the rest.",
+        reference="arXiv:2012.15524",
+        since="1.1",
+    )
 
 
 @feeb.hookimpl
@@ -361,4 +405,6 @@ def feeb_orders() -> Iterable[feeb.OrderSpec]:
         reference="arXiv:2012.03107",
         since="1.1",
     )
-    yield feeb.OrderSpec("reuse", ReuseConfig, build="feeb_data.orders:build_reuse", summary="Each batch of another order several times in a row.", since="1.1")
+    yield feeb.OrderSpec(
+        "reuse", ReuseConfig, build="feeb_data.orders:build_reuse", summary="Each batch of another order several times in a row.", since="1.1"
+    )

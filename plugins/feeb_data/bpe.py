@@ -9,8 +9,8 @@ No pretoken spans such a place and the expression looks back at nothing, so the 
 run without any such place (64 K letters, or 64 K characters of punctuation or blanks) is cut at the limit itself, which
 bounds time and memory; it ends a pretoken there, always at the same place for the same text.
 
-ASCII pieces, most of code and English, take a shorter way: Python's `re` cuts them with the same expression in ASCII
-classes, and each distinct pretoken is encoded once and remembered. A test holds both ways to the same ids.
+Texts go through tiktoken when it proves to give the ids of the Hugging Face codec (bulk.py), else through the codec. The
+codec and its `tokenizer.json` are the truth, whatever trained them: its own trainer, or rustbpe, several times faster.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from feeb_data import bulk
 from feebcore.errors import DataError
 from feebcore.files import write_atomic
 from feebcore.protocols import Progress
@@ -34,17 +34,15 @@ if TYPE_CHECKING:
 
 NUM_SPECIAL = 2
 PIECE = 64 * 1024  # characters
-MAX_REMEMBERED = 400_000  # distinct pretokens, about 100 MB
 DIGITS = {"single": "", "group": "{1,3}"}
 
 _CUT = re.compile(r"(?<=[^\W_])(?=[\x00-/:-@\[-`{-\x7f\u3000-\u3003\uff01-\uff0f])")  # after a letter or digit, before none
 
 
-def pattern(digits: str, letter: str = r"\p{L}", number: str = r"\p{N}") -> str:
-    """The pretoken expression. digits: 'single' makes each digit a pretoken, 'group' up to three. letter, number:
-    members of a character class."""
-    digit = f"[{number}]" + DIGITS[digits]
-    return rf"'(?i:[sdmt]|ll|ve|re)|[^\r\n{letter}{number}]?[{letter}]+|{digit}| ?[^\s{letter}{number}]+[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
+def pattern(digits: str) -> str:
+    """The pretoken expression. digits: 'single' makes each digit a pretoken, 'group' up to three."""
+    digit = r"\p{N}" + DIGITS[digits]
+    return rf"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{digit}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
 
 
 def pieces(text: str, limit: int = PIECE) -> list[str]:
@@ -67,31 +65,60 @@ def pieces(text: str, limit: int = PIECE) -> list[str]:
 
 
 class BpeTokenizer:
-    """Codec over a trained model. vocab_size counts BOS (vocab_size - 2) and EOS (vocab_size - 1)."""
+    """Codec over a trained model. vocab_size counts BOS (vocab_size - 2) and EOS (vocab_size - 1).
+
+    encoder: which library turns text into ids, 'tiktoken' or 'huggingface'; decided by the first text, by `choose_encoder`,
+    or set by whoever knows (a worker process told by its parent). The ids are the same either way.
+    """
+
+    encoders = ("tiktoken", "huggingface")
+    encodes_in_threads = True
 
     def __init__(self, model: Any, digits: str) -> None:
-        self._model = model
-        self._words = re.compile(pattern(digits, "A-Za-z", "0-9"), re.ASCII)
+        self._model, self._digits = model, digits
         self.vocab_size = model.get_vocab_size(with_added_tokens=False) + NUM_SPECIAL
         self.bos_id, self.eos_id = self.vocab_size - 2, self.vocab_size - 1
-        self._byte_level = {i: model.pre_tokenizer.pre_tokenize_str(chr(i))[0][0] for i in range(128)}  # how byte-level BPE spells bytes
-        self._number: dict[str, int] = {}  # pretoken -> its place in _begin and _length, which say where in _ids its ids lie
-        self._num_ids = 0
-        self._length, self._begin, self._ids = np.empty(1024, np.int64), np.empty(1024, np.int64), np.empty(4096, np.int32)
+        self._bulk: bulk.BulkEncoding | None = None
+        self._encoder = ""
+
+    @property
+    def encoder(self) -> str:
+        if not self._encoder:
+            self.choose_encoder(())
+        return self._encoder
+
+    @encoder.setter
+    def encoder(self, name: str) -> None:
+        if name not in self.encoders:
+            raise ValueError(f"encoder must be one of {', '.join(self.encoders)}, not {name!r}")
+        if name == "tiktoken" and self._bulk is None:
+            self._bulk = bulk.BulkEncoding(bulk.ranks_of(self._model), pattern(self._digits))
+        self._encoder = name
+
+    def choose_encoder(self, texts: Sequence[str]) -> dict[str, Any]:
+        """Take tiktoken if it gives the codec's ids on the self-test and on `texts`, else the codec. Returns what was
+        decided and why, for a log and metrics."""
+        found = bulk.open_encoding(self._model, pattern(self._digits))
+        sample = [piece for text in texts for piece in pieces(text)]
+        if not isinstance(found, str) and (number := bulk.mismatches(self._model, found, sample)):
+            found = f"{number} of {len(sample)} texts of the corpus have other ids"
+        why = found if isinstance(found, str) else ""
+        self._bulk = None if isinstance(found, str) else found
+        self._encoder = "huggingface" if why else "tiktoken"
+        return {"encoder": self._encoder, "texts_compared": len(bulk.NASTY) + len(sample), "why": why}
 
     def encode(self, text: str) -> list[int]:
         return self.encode_batch([text])[0].tolist()
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Per text its ids, int32 [n], no special ids. The result does not depend on what else is in the batch."""
+        """Per text its ids, int32 [n], no special ids. The result does not depend on what else is in the batch. Raises
+        UnicodeEncodeError for a lone surrogate: it is no character of any text."""
+        for text in texts:
+            if not text.isascii():
+                text.encode()
         parts = [pieces(text) for text in texts]
-        other = [piece for piece in chain.from_iterable(parts) if not piece.isascii()]
-        encoded = iter(self._model.encode_batch_fast(other, add_special_tokens=False) if other else ())
-        result = []
-        for text_parts in parts:
-            ids = [self._encode_ascii(p) if p.isascii() else np.array(next(encoded).ids, dtype=np.int32) for p in text_parts]
-            result.append(ids[0] if len(ids) == 1 else np.concatenate(ids))
-        return result
+        encoded = iter(self._encode_pieces([piece for text_parts in parts for piece in text_parts]))
+        return [next(encoded) if len(p) == 1 else np.concatenate([next(encoded) for _ in p]) for p in parts]
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._model.decode([int(i) for i in ids if i < self.bos_id], skip_special_tokens=False)
@@ -100,42 +127,11 @@ class BpeTokenizer:
         """How many bytes of text a token stands for (0 for BOS and EOS)."""
         return 0 if token >= self.bos_id else len(self._model.id_to_token(token))
 
-    def _encode_ascii(self, text: str) -> np.ndarray:
-        words = self._words.findall(text)
-        distinct = set(words)
-        if new := [word for word in distinct if word not in self._number]:
-            if len(self._number) + len(new) > MAX_REMEMBERED:
-                self._forget()
-                new = list(distinct)
-            self._remember(new)
-        which = np.fromiter(map(self._number.__getitem__, words), dtype=np.int64, count=len(words))
-        lengths = self._length[which]
-        before = np.cumsum(lengths) - lengths  # a ragged gather: each word's run of ids out of the flat list
-        places = np.arange(int(lengths.sum())) + np.repeat(self._begin[which] - before, lengths)
-        return self._ids[places]
-
-    def _remember(self, words: list[str]) -> None:
-        """Encode ASCII pretokens on their own and keep word -> number, number -> run of ids."""
-        tokenize = self._model.model.tokenize  # past the pre-tokenizer: these are pretokens
-        encoded = [[token.id for token in tokenize(word.translate(self._byte_level))] for word in words]
-        first, lengths = len(self._number), np.fromiter(map(len, encoded), dtype=np.int64, count=len(words))
-        self._number.update(zip(words, range(first, first + len(words)), strict=True))
-        self._length = _grown(self._length, first, lengths)
-        self._begin = _grown(self._begin, first, self._num_ids + np.cumsum(lengths) - lengths)
-        self._ids = _grown(self._ids, self._num_ids, np.fromiter(chain.from_iterable(encoded), dtype=np.int32))
-        self._num_ids += int(lengths.sum())
-
-    def _forget(self) -> None:
-        self._number.clear()
-        self._num_ids = 0
-
-
-def _grown(array: np.ndarray, used: int, more: np.ndarray) -> np.ndarray:
-    """`array` with `more` written from `used` on; its capacity doubles when it is too small."""
-    if used + len(more) > len(array):
-        array = np.concatenate([array[:used], np.empty(max(used, 2 * len(more)), array.dtype)])
-    array[used : used + len(more)] = more
-    return array
+    def _encode_pieces(self, texts: list[str]) -> list[np.ndarray]:
+        if self.encoder == "tiktoken":
+            assert self._bulk is not None
+            return self._bulk.encode_batch(texts)
+        return [np.array(e.ids, dtype=np.int32) for e in self._model.encode_batch_fast(texts, add_special_tokens=False)]
 
 
 class BpeTrainer:
@@ -146,20 +142,9 @@ class BpeTrainer:
 
     def train(self, texts: Callable[[], Iterable[str]], folder: Path, progress: Progress) -> BpeTokenizer:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-        from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
         config = self._config
-        model = Tokenizer(models.BPE())
-        model.pre_tokenizer = _pre_tokenizer(config.digits)
-        model.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(
-            vocab_size=config.vocab_size - NUM_SPECIAL,
-            min_frequency=config.min_frequency,
-            special_tokens=[],
-            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-            show_progress=False,
-        )
-        self._watched(model, trainer, texts, progress)
+        learn = _train_rustbpe if config.trainer == "rustbpe" else _train_huggingface
+        model = watched(lambda state: learn(config, sample(texts, config.sample_chars, config.max_document_chars, state)), progress)
         reached = model.get_vocab_size(with_added_tokens=False) + NUM_SPECIAL
         if reached < config.vocab_size:
             raise DataError(
@@ -179,45 +164,99 @@ class BpeTrainer:
         except Exception as error:  # the Rust library raises bare Exception
             raise DataError(f"{path} is no tokenizer ({error}); run the tokenizer stage again") from error
 
-    def _watched(self, model: Any, trainer: Any, texts: Callable[[], Iterable[str]], progress: Progress) -> None:
-        """Train in a thread, so that this one can report, and be interrupted, while the Rust code runs for seconds."""
-        state = [0.0, 1.0]
-        failure: list[BaseException] = []
 
-        def work() -> None:
-            try:
-                model.train_from_iterator(self._sample(texts, state), trainer)
-            except BaseException as error:  # raised again below
-                failure.append(error)
+def watched(work: Callable[[list[float]], Any], progress: Progress) -> Any:
+    """The result of `work`, done in a thread, so that this one can report, and be interrupted, while Rust code runs for
+    seconds. `work` gets a list to keep up to date: characters taken, characters wanted."""
+    state = [0.0, 1.0]
+    result: list[Any] = []
+    failure: list[BaseException] = []
 
-        thread = threading.Thread(target=work, daemon=True, name="train tokenizer")
-        thread.start()
-        while thread.is_alive():
-            thread.join(0.2)
-            progress(state[0], state[1])
-        if failure:
-            raise failure[0]
+    def run() -> None:
+        try:
+            result.append(work(state))
+        except BaseException as error:  # raised again below
+            failure.append(error)
 
-    def _sample(self, texts: Callable[[], Iterable[str]], state: list[float]) -> Iterator[str]:
-        """The texts to learn from; `state` holds characters taken and characters wanted."""
-        config = self._config
-        total = sum(min(len(text), config.max_document_chars) for text in texts())
-        share = min(1.0, config.sample_chars / total) if config.sample_chars and total else 1.0
-        state[1] = max(1.0, total * share)
-        seen = 0
-        for text in texts():
-            head = text[: config.max_document_chars]
-            seen += len(head)
-            if state[0] <= seen * share:  # every document while all of it fits, else evenly spread ones
-                state[0] += len(head)
-                yield from pieces(head)
+    thread = threading.Thread(target=run, daemon=True, name="train tokenizer")
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.2)
+        progress(state[0], state[1])
+    if failure:
+        raise failure[0]
+    return result[0]
 
 
-def _pre_tokenizer(digits: str) -> Any:
-    from tokenizers import Regex, pre_tokenizers
+def sample(texts: Callable[[], Iterable[str]], sample_chars: int, max_document_chars: int, state: list[float]) -> Iterator[str]:
+    """The texts to learn from: at most `sample_chars` (0: all), spread evenly, each cut at `max_document_chars`, long ones in
+    pieces. `state` holds characters taken and characters wanted."""
+    total = sum(min(len(text), max_document_chars) for text in texts())
+    share = min(1.0, sample_chars / total) if sample_chars and total else 1.0
+    state[1] = max(1.0, total * share)
+    seen = 0
+    for text in texts():
+        head = text[:max_document_chars]
+        seen += len(head)
+        if state[0] <= seen * share:  # every document while all of it fits, else evenly spread ones
+            state[0] += len(head)
+            yield from pieces(head)
 
+
+def _train_huggingface(config: BpeConfig, texts: Iterator[str]) -> Any:
+    from tokenizers import pre_tokenizers, trainers
+
+    model = empty_model(config.digits)
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.vocab_size - NUM_SPECIAL,
+        min_frequency=config.min_frequency,
+        special_tokens=[],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    model.train_from_iterator(texts, trainer)
+    return model
+
+
+def _train_rustbpe(config: BpeConfig, texts: Iterator[str]) -> Any:
+    try:
+        import rustbpe
+    except ImportError as error:
+        raise DataError("tokenizer.tokenizer.trainer rustbpe needs the package rustbpe; pip install 'feeb[rustbpe]', or use trainer huggingface") from error
+    learner = rustbpe.Tokenizer()
+    learner.train_from_iterator(texts, config.vocab_size - NUM_SPECIAL, 256, pattern(config.digits))
+    return from_ranks({bytes(token): rank for token, rank in learner.get_mergeable_ranks()}, config.digits)
+
+
+def from_ranks(ranks: dict[bytes, int], digits: str) -> Any:
+    """The codec whose merges are those that made `ranks` (bytes of a token -> id, in order of merging)."""
+    from tokenizers import models
+
+    spell = bulk.byte_characters()
+    name = {token: "".join(spell[byte] for byte in token) for token in ranks}
+    pairs = (_parents(token, rank, ranks) for token, rank in sorted(ranks.items(), key=lambda item: item[1]) if len(token) > 1)
+    merges = [(name[left], name[right]) for left, right in pairs]
+    return empty_model(digits, models.BPE(vocab={name[token]: rank for token, rank in ranks.items()}, merges=merges))
+
+
+def _parents(token: bytes, rank: int, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:
+    """The two tokens whose merge made `token`: what BPE with the earlier merges leaves of its bytes."""
+    parts = [token[i : i + 1] for i in range(len(token))]
+    while len(parts) > 2:
+        earlier, i = min((ranks.get(parts[i] + parts[i + 1], rank), i) for i in range(len(parts) - 1))
+        assert earlier < rank, f"{token!r} is no merge of earlier tokens"
+        parts[i : i + 2] = [parts[i] + parts[i + 1]]
+    return parts[0], parts[1]
+
+
+def empty_model(digits: str, model: Any = None) -> Any:
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+
+    found = Tokenizer(model or models.BPE())
     split = pre_tokenizers.Split(Regex(pattern(digits)), "isolated")
-    return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    found.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    found.decoder = decoders.ByteLevel()
+    return found
 
 
 def build(config: BpeConfig) -> BpeTrainer:

@@ -1,22 +1,23 @@
 """Tokenizers: any text round-trips, specials are never parsed, long texts cost no more than short ones."""
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from feeb_data import BpeConfig, ByteConfig, CharConfig
+from feeb_data import BpeConfig, ByteConfig, CharConfig, TrieConfig, UnigramConfig, bulk, trie, unigram
 from feeb_data import bpe as bpe_module
-from feeb_data.bpe import BpeTokenizer, BpeTrainer, pieces
+from feeb_data import memo as memo_module
+from feeb_data.bpe import BpeTokenizer, BpeTrainer, pieces, sample
 from feeb_data.tokenizers import build_byte, build_char
 from feebcore.config import Part
 from feebcore.data.tokenizers import load_tokenizer, save_part
 from feebcore.errors import ArtifactError, DataError, Interrupted
-from feebcore.protocols import Tokenizer
+from feebcore.protocols import Tokenizer, TokenizerTrainer
 from feebcore.registry import get_registry
 
 CORPUS = [Path(bpe_module.__file__).read_text(), Path(__file__).read_text(), "naïve café 東京 привет мир 🙂 " * 20, "1234567890 " * 50]
@@ -37,13 +38,20 @@ def bpe(tmp_path_factory: pytest.TempPathFactory) -> BpeTokenizer:
     return train(tmp_path_factory.mktemp("bpe"), vocab_size=600)
 
 
-@pytest.fixture(scope="module", params=["byte", "char", "bpe"])
+TRAINERS: dict[str, TokenizerTrainer] = {
+    "byte": build_byte(ByteConfig()),
+    "char": build_char(CharConfig(max_characters=50)),
+    "rustbpe": BpeTrainer(BpeConfig(vocab_size=500, trainer="rustbpe")),
+    "unigram": unigram.build(UnigramConfig(vocab_size=500)),
+    "trie": trie.build(TrieConfig(vocab_size=500)),
+}
+
+
+@pytest.fixture(scope="module", params=["bpe", *TRAINERS])
 def tokenizer(request: pytest.FixtureRequest, bpe: BpeTokenizer, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    folder = tmp_path_factory.mktemp("tokenizer")
     if request.param == "bpe":
         return bpe
-    trainer = build_byte(ByteConfig()) if request.param == "byte" else build_char(CharConfig(max_characters=50))
-    return trainer.train(lambda: iter(CORPUS), folder, nothing)
+    return TRAINERS[request.param].train(lambda: iter(CORPUS), tmp_path_factory.mktemp("tokenizer"), nothing)
 
 
 @settings(max_examples=150, deadline=None)
@@ -71,22 +79,6 @@ def test_special_tokens_in_text_stay_text(tokenizer: Tokenizer) -> None:
         assert tokenizer.decode(ids) == text
         assert not {tokenizer.bos_id, tokenizer.eos_id} & set(ids)
     assert tokenizer.decode([tokenizer.bos_id, *tokenizer.encode("a b"), tokenizer.eos_id]) == "a b"
-
-
-@settings(max_examples=300, deadline=None)
-@given(text=PYTHONISH | TEXT.filter(str.isascii))
-def test_the_short_way_for_ascii_gives_the_ids_of_the_codec(bpe: BpeTokenizer, text: str) -> None:
-    assert bpe.encode(text) == bpe._model.encode(text, add_special_tokens=False).ids
-
-
-@pytest.mark.parametrize("digits", ["single", "group"])
-def test_the_short_way_agrees_on_real_code_for_both_digit_rules(tmp_path: Path, digits: str) -> None:
-    tokenizer = train(tmp_path, vocab_size=500, digits=digits)
-    for path in sorted(Path(np.__file__).parent.glob("*.py"))[:20] + sorted(Path(pytest.__file__).parents[1].glob("_pytest/*.py")):
-        text = path.read_text()
-        assert tokenizer.encode(text) == tokenizer._model.encode(text, add_special_tokens=False).ids
-    numbers = tokenizer.encode_batch(["1234"])[0]
-    assert (len(numbers) == 4) == (digits == "single")
 
 
 @settings(max_examples=100, deadline=None)
@@ -118,11 +110,74 @@ def test_training_is_deterministic_and_loads_to_the_same(tmp_path: Path, bpe: Bp
     assert loaded.encode(CORPUS[0]) == bpe.encode(CORPUS[0])
 
 
-def test_forgetting_pretokens_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bpe_module, "MAX_REMEMBERED", 50)
-    tokenizer = train(tmp_path, vocab_size=400)
-    for text in CORPUS * 2:
-        assert tokenizer.encode(text) == tokenizer._model.encode(text, add_special_tokens=False).ids
+@pytest.mark.parametrize("name", ["rustbpe", "unigram", "trie"])
+def test_other_trainers_are_deterministic_and_load_to_the_same(tmp_path: Path, name: str) -> None:
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        folder.mkdir()
+        trained = TRAINERS[name].train(lambda: iter(CORPUS), folder, nothing)
+        assert trained.vocab_size == 500
+    (file,) = (path.name for path in (tmp_path / "a").iterdir())
+    assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+    loaded = TRAINERS[name].load(tmp_path / "a")
+    assert (loaded.vocab_size, loaded.bos_id, loaded.eos_id) == (500, 498, 499)
+    assert [loaded.encode(text) for text in CORPUS] == [trained.encode(text) for text in CORPUS]
+
+
+def test_rustbpe_learns_the_vocabulary_of_the_huggingface_trainer_up_to_ties(bpe: BpeTokenizer, tmp_path: Path) -> None:
+    other = train(tmp_path, vocab_size=600, trainer="rustbpe")
+    vocab = [{bytes(t) for t in bulk.ranks_of(model._model)} for model in (bpe, other)]
+    assert len(vocab[0] & vocab[1]) > 0.97 * 598
+    lengths = [sum(len(t.encode(text)) for text in CORPUS) for t in (bpe, other)]
+    assert lengths[1] == pytest.approx(lengths[0], rel=0.01)
+
+
+def test_merges_found_again_from_ranks_are_the_trained_ones(bpe: BpeTokenizer) -> None:
+    again = bpe_module.from_ranks(bulk.ranks_of(bpe._model), "single")
+    assert json.loads(again.to_str())["model"]["merges"] == json.loads(bpe._model.to_str())["model"]["merges"]
+
+
+def test_rustbpe_knows_no_minimum_frequency() -> None:
+    assert BpeConfig(trainer="rustbpe").min_frequency == 1
+    with pytest.raises(ValueError, match="needs trainer huggingface"):
+        BpeConfig(trainer="rustbpe", min_frequency=3)
+
+
+def test_the_trie_takes_the_longest_piece_then_characters_then_bytes() -> None:
+    codec = trie.TrieTokenizer(["é", "東"], ["th", "the", "there", "re", " the"])
+    spelt = lambda text: [codec.decode([i]) if i >= 256 else i for i in codec.encode(text)]  # noqa: E731
+    assert spelt("there") == ["there"]
+    assert spelt("therX") == ["the", ord("r"), ord("X")]
+    assert spelt("thé京") == ["th", "é", *"京".encode()]
+    assert spelt("to the") == [ord("t"), ord("o"), " the"]
+    assert spelt("th3re") == ["th", ord("3"), "re"]
+
+
+@settings(max_examples=100, deadline=None)
+@given(text=TEXT | PYTHONISH)
+def test_words_of_the_trie_join_to_the_text(text: str) -> None:
+    assert "".join(trie.WORDS.findall(text)) == text
+
+
+def test_unigram_takes_the_most_probable_cut(tmp_path: Path) -> None:
+    """Against a brute force over all cuts, for short words."""
+    trained = TRAINERS["unigram"].train(lambda: iter(CORPUS), tmp_path, nothing)
+    score = dict(json.loads((tmp_path / "tokenizer.json").read_text())["model"]["vocab"])
+    ids = {piece: i for i, piece in enumerate(score)}
+
+    def best(word: str) -> float:
+        return max([score[word[:n]] + (best(word[n:]) if word[n:] else 0.0) for n in range(1, len(word) + 1) if word[:n] in score])
+
+    pieces_of = {i: piece for piece, i in ids.items()}
+    for word in ("return", "tokenizer", "encoded", "assert", "xqzxq", "settings"):
+        assert sum(score[pieces_of[i]] for i in trained.encode(word)) == pytest.approx(best(word), abs=1e-4)
+
+
+def test_forgetting_words_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = TRAINERS["trie"].train(lambda: iter(CORPUS), tmp_path, nothing)
+    expected = [trained.encode(text) for text in CORPUS]
+    monkeypatch.setattr(memo_module, "MAX_REMEMBERED", 50)
+    again = TRAINERS["trie"].load(tmp_path)
+    assert [again.encode(text) for text in CORPUS * 2] == expected * 2
 
 
 def test_a_vocabulary_the_corpus_cannot_fill_says_how_far_it_got(tmp_path: Path) -> None:
@@ -137,8 +192,7 @@ def test_no_text_is_an_error(tmp_path: Path) -> None:
 
 def test_a_sample_is_spread_over_the_documents(tmp_path: Path) -> None:
     texts = [f"document {i} " * 20 for i in range(100)]
-    trainer = BpeTrainer(BpeConfig(sample_chars=5000))
-    taken = list(trainer._sample(lambda: iter(texts), [0.0, 1.0]))
+    taken = list(sample(lambda: iter(texts), 5000, 1_000_000, [0.0, 1.0]))
     assert 4000 < sum(map(len, taken)) < 6000
     assert texts[0] in taken
     assert any(t in taken for t in texts[80:])
