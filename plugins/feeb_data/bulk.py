@@ -96,13 +96,14 @@ def different_pretokens(model: Any, pattern: str) -> str:
     """The first of NASTY that tiktoken cuts into other pretokens than `model`, '' when there is none.
 
     Ids alone would not tell when nothing was learnt of the place. So tiktoken gets a vocabulary in which each of the model's
-    pretokens is one token: it returns exactly those, or has cut elsewhere.
+    pretokens is one token, and each two that touch are another: what it cut elsewhere cannot come out as the pretokens.
     """
     byte_of = {character: byte for byte, character in enumerate(byte_characters())}
     cut = [[bytes(byte_of[c] for c in piece) for piece, _ in model.pre_tokenizer.pre_tokenize_str(text)] for text in NASTY]
     single_bytes = [bytes([i]) for i in range(256)]
-    longer = sorted({piece for pieces in cut for piece in pieces if len(piece) > 1})
-    ranks = {token: i for i, token in enumerate([*single_bytes, *longer])}
+    touching = {left + right for pieces in cut for left, right in itertools.pairwise(pieces)}
+    longer = touching | {piece for pieces in cut for piece in pieces if len(piece) > 1}
+    ranks = {token: i for i, token in enumerate([*single_bytes, *sorted(longer)])}
     found = BulkEncoding(ranks, pattern).encode_batch(NASTY)
     return next((text for text, ids, pieces in zip(NASTY, found, cut, strict=True) if ids.tolist() != [ranks[piece] for piece in pieces]), "")
 
