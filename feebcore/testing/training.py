@@ -1,17 +1,22 @@
-"""What optimizers and schedules promise."""
+"""What optimizers, schedules and rate rules promise."""
 
 from __future__ import annotations
 
 import copy
 import itertools
+import json
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from feebcore.protocols import ParamGroup
 from feebcore.testing.framework import Candidate, check, require
+from feebcore.train.rates import RateScale, TrainShape
+from feebcore.train.state_tensors import optimizer_state, restore_optimizer
 
 STEPS = 100
 
@@ -65,6 +70,123 @@ def optimizer_state_round_trip(subject: Candidate) -> None:
     require(not differ, f"after loading its state, role {', '.join(differ)} goes elsewhere")
 
 
+def fixed_gradients(groups: list[ParamGroup], step: int, scale: float = 1.0) -> None:
+    """Gradients that are the same whatever the parameters are: what is left is the optimizer."""
+    random = torch.Generator().manual_seed(1000 + step)
+    for group in groups:
+        for p in group.parameters:
+            p.grad = torch.randn(p.shape, generator=random) * scale
+
+
+def displacement(subject: Candidate, change: Callable[[dict[str, Any]], None], steps: int = 5, scale: float = 1.0) -> dict[str, tuple[Tensor, Tensor]]:
+    """Before and after some steps on fixed gradients, by role, with `change` made to every torch group first."""
+    groups = toy_groups()
+    before = {g.role: g.parameters[0].detach().clone() for g in groups}
+    optimizer = subject.part.build(groups)
+    for torch_group in optimizer.param_groups:
+        change(torch_group)
+    for step in range(steps):
+        fixed_gradients(groups, step, scale)
+        optimizer.step()
+    return {g.role: (before[g.role], g.parameters[0].detach()) for g in groups}
+
+
+@check("optimizers", meaning="A parameter is trained twice, or never; look for roles that no group, or more than one, takes up.")
+def each_parameter_in_one_group(subject: Candidate) -> None:
+    groups = toy_groups()
+    held = [id(p) for torch_group in subject.part.build(groups).param_groups for p in torch_group["params"]]
+    counts = {g.role: held.count(id(p)) for g in groups for p in g.parameters}
+    require(all(n == 1 for n in counts.values()), f"groups that hold the parameter of each role: {counts}")
+
+
+@check("optimizers", meaning="Weights move at rate 0, so warm-up and decay do not reach that path; it has a rate of its own instead of reading group['lr'].")
+def rate_zero_changes_nothing(subject: Candidate) -> None:
+    found = displacement(subject, lambda g: g.update(lr=0.0))
+    moved = [role for role, (before, after) in found.items() if not torch.equal(before, after)]
+    require(not moved, f"role {', '.join(moved)} moved at rate 0")
+
+
+@check("optimizers", meaning="Half the rate is not half the step, so a schedule does not do what it says; the rate was copied when the optimizer was made.")
+def steps_follow_the_rate(subject: Candidate) -> None:
+    def small(part: float) -> Callable[[dict[str, Any]], None]:
+        return lambda g: g.update(lr=1e-3 * part, **({"weight_decay": 0.0} if "weight_decay" in g else {}))
+
+    full, half = displacement(subject, small(1.0)), displacement(subject, small(0.5))
+    for role, (before, after) in full.items():
+        ratio = float((after - before).norm() / (half[role][1] - before).norm())
+        require(1.9 < ratio < 2.1, f"role {role} moves {ratio:.2f} times as far at twice the rate")
+
+
+@check("optimizers", meaning="Weight decay that a group asks for does nothing, grows the weights, or cannot be switched off: a sign, or an option read once.")
+def weight_decay_shrinks(subject: Candidate) -> None:
+    if not any("weight_decay" in g for g in subject.part.build(toy_groups()).param_groups):
+        return
+    without = displacement(subject, lambda g: g.update(lr=0.01, weight_decay=0.0), scale=0.0)
+    moved = [role for role, (before, after) in without.items() if not torch.equal(before, after)]
+    require(not moved, f"role {', '.join(moved)} moved with neither gradient nor weight decay")
+    for role, (before, after) in displacement(subject, lambda g: g.update(lr=0.01, weight_decay=0.5), scale=0.0).items():
+        share = float(after.norm() / before.norm())
+        require(0 < share < 1, f"weight decay takes role {role} to {share:.4f} of its size")
+
+
+@check("optimizers", meaning="A run that resumes from disk differs: state that is neither a tensor nor plain JSON is lost in a checkpoint.")
+def state_fits_checkpoints(subject: Candidate) -> None:
+    groups, twins = toy_groups(), toy_groups()
+    optimizer, other = subject.part.build(groups), subject.part.build(twins)
+    for step in range(4):
+        fixed_gradients(groups, step)
+        optimizer.step()
+    model, twin = (nn.ParameterDict({g.role: g.parameters[0] for g in several}) for several in (groups, twins))
+    tensors, plain = optimizer_state(model, optimizer)
+    wrong = [place for place, t in tensors.items() if t.is_floating_point() and t.dtype != torch.float32]
+    require(not wrong, f"state of fp32 weights is not fp32: {', '.join(wrong)}")
+    written = load(save({name: t.contiguous() for name, t in tensors.items()}))
+    restore_optimizer(twin, other, written, json.loads(json.dumps(plain)))
+    for group, copied in zip(groups, twins, strict=True):
+        copied.parameters[0].data.copy_(group.parameters[0].data)
+    for step in range(4, 8):
+        for several, one in ((groups, optimizer), (twins, other)):
+            fixed_gradients(several, step)
+            one.step()
+    differ = [g.role for g, t in zip(groups, twins, strict=True) if not torch.equal(g.parameters[0], t.parameters[0])]
+    require(not differ, f"restored from a checkpoint, role {', '.join(differ)} goes elsewhere")
+
+
+@check("optimizers", meaning="A parameter without a gradient moves, or stops the step; frozen and unused weights are common.")
+def missing_gradients_are_skipped(subject: Candidate) -> None:
+    groups = toy_groups()
+    before = {g.role: g.parameters[0].detach().clone() for g in groups}
+    optimizer = subject.part.build(groups)
+    for step in range(3):
+        fixed_gradients(groups, step)
+        for group in groups[::2]:
+            group.parameters[0].grad = None
+        optimizer.step()
+    for number, group in enumerate(groups):
+        moved = not torch.equal(before[group.role], group.parameters[0])
+        require(moved == bool(number % 2), f"role {group.role} {'moved without' if moved else 'stood still with'} a gradient")
+
+
+@check("optimizers", meaning="Looking at held-out text changes the training: weights swapped by eval() do not come back bit for bit from train().")
+def evaluation_is_undone(subject: Candidate) -> None:
+    groups = toy_groups()
+    optimizer = subject.part.build(groups)
+    swap = [getattr(optimizer, name, None) for name in ("eval", "train")]
+    require((swap[0] is None) == (swap[1] is None), "it has only one of eval() and train()")
+    if swap[0] is None or swap[1] is None:
+        return
+    for step in range(5):
+        fixed_gradients(groups, step)
+        optimizer.step()
+        before = [p.detach().clone() for g in groups for p in g.parameters]
+        swap[0]()
+        swap[0]()
+        swap[1]()
+        swap[1]()
+        same = all(torch.equal(b, p) for b, p in zip(before, (p for g in groups for p in g.parameters), strict=True))
+        require(same, f"after step {step + 1}, eval() and train() leave other weights behind")
+
+
 @check("schedules", meaning="The rate depends on more than the step, or leaves 0..1, so a resumed run differs or diverges.")
 def pure_and_bounded(subject: Candidate) -> None:
     first, second = subject.part.build(STEPS), subject.part.build(STEPS)
@@ -87,3 +209,45 @@ def short_runs(subject: Candidate) -> None:
     for total in (1, 2, 5):
         rates = [subject.part.build(total)(step) for step in range(total)]
         require(all(0.0 <= r <= 1.0 for r in rates) and max(rates) > 0, f"rates {rates} in a run of {total} steps")
+
+
+@check("schedules", meaning="Steps are spent at a rate of zero: a warm-up that begins at 0, or a decay that ends one step early, is off by one.")
+def no_step_is_wasted(subject: Candidate) -> None:
+    rates = [subject.part.build(STEPS)(step) for step in range(STEPS)]
+    wasted = [step for step, rate in enumerate(rates) if rate <= 0]
+    require(not wasted, f"the rate is 0 at step {', '.join(map(str, wasted[:5]))} of {STEPS}")
+    require(sum(rates) / STEPS > 0.05, f"the mean rate is {sum(rates) / STEPS:.3f} of the peak")
+
+
+@check("schedules", meaning="Beyond its end the rate leaves 0..1 or fails, so a run that is extended or asks one step too far breaks.")
+def defined_past_the_end(subject: Candidate) -> None:
+    multiplier = subject.part.build(STEPS)
+    for step in (STEPS, STEPS + 1, 10 * STEPS):
+        require(0.0 <= multiplier(step) <= 1.0, f"rate {multiplier(step)} at step {step} of {STEPS}")
+
+
+ROLES = ("matrix", "embedding", "head", "vector")
+
+
+def factors(scale: RateScale) -> dict[str, float]:
+    return {f"{what} of {role}": of(role) for what, of in (("rate", scale.of), ("weight decay", scale.decay_of)) for role in ROLES}
+
+
+@check("rate_rules", meaning="A rate becomes zero, negative or infinite at some size; look for a subtraction, or a size that may be 0.")
+def factors_are_positive(subject: Candidate) -> None:
+    rule = subject.part.build()
+    for shape in itertools.product((0, 64, 8192), (0, 1, 96), (256, 2**22), (1, 10**6)):
+        for name, factor in factors(rule(TrainShape(*shape))).items():
+            require(math.isfinite(factor) and factor > 0, f"{name} is multiplied by {factor} at width, layers, batch, steps {shape}")
+
+
+@check("rate_rules", meaning="At the size where rates were found they change anyway; a constant slipped in, or a ratio stands upside down.")
+def identity_at_the_reference(subject: Candidate) -> None:
+    sizes = {"d_model": "reference_width", "num_layers": "reference_layers", "batch_tokens": "reference_batch_tokens", "steps": "reference_steps"}
+    known = {size: getattr(subject.part.config, option, 0) for size, option in sizes.items()}
+    if not any(known.values()):
+        return
+    for other in (1000, 3000):  # of sizes that the rule has no reference for
+        shape = TrainShape(**{size: value or other for size, value in known.items()})
+        changed = {name: f for name, f in factors(subject.part.build()(shape)).items() if abs(f - 1) > 1e-9}
+        require(not changed, f"at {shape} the factors are {changed}")
