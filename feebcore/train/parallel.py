@@ -129,11 +129,11 @@ class Replicated(Parallel):
         wrapped = nn.parallel.DistributedDataParallel(
             module,
             device_ids=[self.device] if self.device.type == "cuda" else None,
-            broadcast_buffers=False,  # they are functions of seed and shape
+            forward_sync_buffers=False,  # they are functions of seed and shape
             find_unused_parameters=True,  # a part may leave some unused; and buckets then stay as they are, see above
             gradient_as_bucket_view=True,
         )
-        wrapped.register_comm_hook(None, _sum_bucket)
+        wrapped.register_comm_hook(None, lambda state, bucket: _summed(bucket))
         return wrapped
 
     def compile(self, module: nn.Module, compiler: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Callable[..., Any]:
@@ -265,7 +265,7 @@ def is_sharded(tensor: Any) -> bool:
     return hasattr(tensor, "to_local") and hasattr(tensor, "placements")
 
 
-def _sum_bucket(state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+def _summed(bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
     work = dist.all_reduce(bucket.buffer(), async_op=True)
     return work.get_future().then(lambda done: done.value()[0])  # type: ignore[union-attr]
 
