@@ -1,17 +1,30 @@
 """Packing, order and loader together: the stream of batches is one, whoever asks for which part of it."""
 
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import stores
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from stores import store_of
 
+import feebcore as feeb
 from feeb_data.packings import ConcatPacking
 from feebcore.config import Part
 from feebcore.data.loader import BatchSource, Prefetch, make_batches
 from feebcore.data.store import TokenStore
 from feebcore.data.store_writer import SplitWriter
 from feebcore.errors import DataError
+from feebcore.protocols import Batch
 from feebcore.registry import get_registry
 
 VOCAB, BOS, EOS = 100, 98, 99
@@ -98,10 +111,148 @@ def test_prefetch_gives_the_same_batches_in_order_and_restarts_anywhere(store: T
         assert ahead.wait_seconds > 0
 
 
-def test_prefetch_passes_errors_on(store: TokenStore) -> None:
-    class Broken:
-        def batch(self, step: int, rank: int, world: int) -> None:
-            raise DataError("broken at step 2")
+COMBINATIONS = [
+    ("concat", "shuffled", {}),
+    ("bestfit", "shuffled", {}),
+    ("bos_aligned", "reuse", {"times": 3}),
+    ("concat", "mixture", {"proportions": {"s0": 2, "s1": 1}, "phases": [{"begin": 0.4, "proportions": {"s1": 1}}]}),
+    ("bestfit", "curriculum", {"stages": 7}),
+]
 
-    with Prefetch(Broken()) as ahead, pytest.raises(DataError, match="broken at step 2"):
-        ahead.batch(2)
+
+@pytest.fixture(params=COMBINATIONS, ids=lambda c: f"{c[0]}-{c[1]}")
+def source(request: pytest.FixtureRequest, tmp_path: Path) -> BatchSource:
+    """Any packing with any order, over two sources; a run of 60 steps of 8 windows."""
+    packing, order, options = request.param
+    store = store_of(tmp_path / "two", np.random.default_rng(2).integers(0, 60, 60).tolist(), [0] * 40 + [1] * 20)
+    return make_batches(store, stores.part("packings", packing, document_mask=True), stores.part("orders", order, **options), 8, 16, seed=7, max_steps=60)
+
+
+def rows_of(batch: Batch) -> list[bytes]:
+    """Each row with all that belongs to it."""
+    fields = [getattr(batch, f.name) for f in dataclasses.fields(batch)]
+    return [b"".join(b"-" if f is None else f[row].numpy().tobytes() for f in fields) for row in range(len(batch.tokens))]
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(world=st.sampled_from([1, 2, 4, 8]), depth=st.integers(1, 5), workers=st.integers(1, 3), first=st.integers(0, 50), steps=st.integers(1, 8))
+def test_the_stream_is_the_same_for_any_ranks_prefetch_workers_and_start(
+    source: BatchSource, world: int, depth: int, workers: int, first: int, steps: int
+) -> None:
+    expected = [rows_of(source.batch(step)) for step in range(first, first + steps)]
+    found: list[list[bytes]] = [[b""] * 8 for _ in range(steps)]
+    for rank in range(world):
+        with Prefetch(source, depth, workers, rank, world) as ahead:
+            for number in range(steps):
+                found[number][rank::world] = rows_of(ahead.batch(first + number))
+    assert found == expected
+
+
+def test_micro_batches_are_parts_of_the_same_stream(source: BatchSource) -> None:
+    from feebcore.train.step import micro_batches
+
+    for size in (1, 2, 4, 8):
+        parts = list(micro_batches(source.batch(5), size, torch.device("cpu")))
+        assert [row for p in parts for row in rows_of(p)] == rows_of(source.batch(5))
+
+
+class Slow:
+    """A source that notes what it is asked for, and fails at one step."""
+
+    def __init__(self, fails_at: int = -1, seconds: float = 0.0) -> None:
+        self.fails_at, self.seconds, self.asked = fails_at, seconds, []
+
+    def batch(self, step: int, rank: int = 0, world: int = 1) -> Batch:
+        self.asked.append((step, rank, world))
+        time.sleep(self.seconds)
+        if step == self.fails_at:
+            raise DataError(f"broken at step {step}")
+        return Batch(torch.tensor([step]), torch.tensor([rank]))
+
+
+def test_prefetch_works_ahead_and_counts_waiting() -> None:
+    slow = Slow(seconds=0.02)
+    with Prefetch(slow, depth=3) as ahead:
+        ahead.batch(0)
+        waited = ahead.wait_seconds
+        assert 0.015 < waited < 1.0
+        time.sleep(0.3)
+        assert [step for step, _, _ in slow.asked] == [0, 1, 2, 3]
+        for step in (1, 2, 3):
+            assert int(ahead.batch(step).tokens) == step
+        assert ahead.wait_seconds - waited < 0.015
+    assert not [t for t in threading.enumerate() if t.name.startswith("prefetch")]
+
+
+def test_prefetch_goes_on_after_an_error() -> None:
+    slow = Slow(fails_at=2)
+    with Prefetch(slow, depth=2) as ahead:
+        assert int(ahead.batch(1).tokens) == 1
+        for _ in range(2):
+            with pytest.raises(DataError, match="broken at step 2"):
+                ahead.batch(2)
+        assert int(ahead.batch(3).tokens) == 3
+        slow.fails_at = -1
+        assert int(ahead.batch(2).tokens) == 2
+
+
+def test_a_forked_child_prefetches_too_and_both_end(store: TokenStore) -> None:
+    source = batches(store)
+    expected = [source.batch(step).tokens for step in range(6)]
+    with Prefetch(source, depth=3, workers=2) as ahead:
+        assert torch.equal(ahead.batch(0).tokens, expected[0])
+        child = os.fork()
+        if child == 0:
+            same = all(torch.equal(ahead.batch(step).tokens, expected[step]) for step in range(1, 6))
+            ahead.close()
+            os._exit(0 if same else 1)
+        until = time.monotonic() + 30
+        while not (done := os.waitpid(child, os.WNOHANG))[0]:
+            if time.monotonic() > until:
+                os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+                pytest.fail("the child hangs")
+            time.sleep(0.01)
+        assert os.waitstatus_to_exitcode(done[1]) == 0
+        assert torch.equal(ahead.batch(1).tokens, expected[1])
+
+
+ENDINGS = {"returns": "", "raises": "raise ValueError('seen')", "interrupted": "os.kill(os.getpid(), signal.SIGINT); time.sleep(60)"}
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_process_that_closes_nothing_ends(ending: str) -> None:
+    code = f"""
+import os, signal, time
+from feebcore.data.prefetch import Prefetch
+
+class Endless:
+    def batch(self, step, rank, world):
+        time.sleep(0.05)
+        return step
+
+ahead = Prefetch(Endless(), depth=4, workers=2, pin=False)
+print(ahead.batch(0), flush=True)
+{ENDINGS[ending]}
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "0"
+    assert {"returns": done.returncode == 0, "raises": "ValueError: seen" in done.stderr, "interrupted": "KeyboardInterrupt" in done.stderr}[ending]
+
+
+def test_batches_are_pinned_when_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    pinned: list[torch.Tensor] = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pinned.append(self) or self)
+    with Prefetch(Slow(), depth=1, pin=True) as ahead:
+        assert ahead.batch(0).mask is None
+    assert len(pinned) >= 2
+    pinned.clear()
+    with Prefetch(Slow(), depth=1) as ahead:
+        ahead.batch(0)
+    assert bool(pinned) == torch.cuda.is_available()
+
+
+def test_an_order_of_three_arguments_still_works(store: TokenStore) -> None:
+    spec = feeb.OrderSpec("backwards", build=lambda config, num_windows, seed: lambda samples: num_windows - 1 - samples % num_windows, summary="Last first.")
+    data = make_batches(store, part("packings", "concat"), Part("orders", spec, spec.config()), 4, 16, seed=0)
+    assert np.array_equal(data.order(np.arange(3)), data.num_windows - 1 - np.arange(3))
