@@ -42,6 +42,8 @@ def residual_stream(rows: Rows, theme: Theme) -> Figure | None:
 def _by_depth(axes: Axes, rows: Rows, theme: Theme) -> None:
     """The stream at every place of the depth, at the first, a middle and the last look."""
     shown = list(dict.fromkeys([0, len(rows) // 2, len(rows) - 1]))
+    labels: list[tuple[float, str, Any]] = []
+    deepest = 0.0
     for i, number in enumerate(shown):
         places = [place for k, block in enumerate(rows[number]["blocks"]) for place in _places(k, block)]
         finite = [(x, y) for x, y in places if _finite(y)]
@@ -49,8 +51,10 @@ def _by_depth(axes: Axes, rows: Rows, theme: Theme) -> None:
             continue
         colour = theme.ramp(i / max(1, len(shown) - 1))
         axes.plot(*zip(*finite, strict=True), color=colour, marker="o", markersize=3.5)
-        end_label(axes, *finite[-1], f"step {compact(rows[number]['step'])}", colour)
+        labels.append((finite[-1][1], f"step {compact(rows[number]['step'])}", colour))
+        deepest = max(deepest, finite[-1][0])
     _log_if_wide(axes, [y for r in rows for k, b in enumerate(r["blocks"]) for _, y in _places(k, b)])
+    _label_ends(axes, deepest, labels)
     axes.set(title="Stream by depth", xlabel="blocks passed", ylabel="root mean square")
     whole_steps(axes)
 
@@ -133,18 +137,21 @@ def _label_ends(axes: Axes, x: float, labels: Sequence[tuple[float, str, Any]]) 
     bottom, top = (math.log(limit) for limit in axes.get_ylim())
     placed = -math.inf
     for y, text, colour in sorted(labels, key=lambda item: item[0]):
-        placed = max(math.log(y), placed + 0.075 * (top - bottom))
+        placed = max(bottom, math.log(y), placed + 0.075 * (top - bottom))
         axes.annotate(text, (x, math.exp(placed)), xytext=(8, 0), textcoords="offset points", color=colour, va="center", fontsize=9, annotation_clip=False)
 
 
 def _log_if_wide(axes: Axes, values: Sequence[Any]) -> None:
-    """A logarithmic axis where values span more than a factor of five, in plain numbers."""
+    """A logarithmic axis where values span more than a factor of five, in plain numbers; of four decades at most, since a
+    rate that ends at zero would take all the room."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     positive = [v for v in values if _finite(v) and v > 0]
     if positive and max(positive) > 5 * min(positive):
+        bottom = max(min(positive), 1e-4 * max(positive))
         axes.set_yscale("log", nonpositive="mask")
-        axes.yaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
+        axes.set_ylim(0.8 * bottom, 1.25 * max(positive))
+        axes.yaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0) if max(positive) < 300 * bottom else (1.0,)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, position: f"{value:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
 

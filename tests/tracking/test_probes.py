@@ -162,7 +162,7 @@ def test_a_wrong_slice_of_the_data_is_told_before_the_first_step(tmp_path):
     run(tmp_path / "wrong", section(callbacks=["first_batch"], max_steps=1), Wrong(), checkpoint=False, save=False, logged=logged)
     assert any("targets are not the next input" in text for text in logged)
     logged.clear()
-    run(tmp_path / "right", section(callbacks=["first_batch"], max_steps=1), checkpoint=False, save=False, logged=logged)
+    run(tmp_path / "right", section(callbacks=["first_batch"], max_steps=3), checkpoint=False, save=False, logged=logged)
     assert not any("first batch" in text for text in logged)
     batch = Cycle().batch(0)
     first_line = (tmp_path / "right" / "probes" / "first_batch.txt").read_text().partition("--- window 0 ---\n")[2].splitlines()[0]

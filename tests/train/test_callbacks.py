@@ -75,16 +75,26 @@ def test_samples_after_a_resume_equal_those_of_an_uninterrupted_run(tmp_path, mo
     assert read_jsonl(tmp_path / "a" / "samples.jsonl") == read_jsonl(tmp_path / "b" / "samples.jsonl")
 
 
-def test_wandb_offline_holds_the_rows_of_the_log_and_no_key(tmp_path):
+def test_wandb_offline_holds_the_rows_of_the_log_and_of_probes_and_no_key(tmp_path):
     pytest.importorskip("wandb")
     script = Path(__file__).with_name("small_run.py")
     environment = os.environ | {"WANDB_API_KEY": "0123456789abcdef" * 2 + "01234567", "HOME": str(tmp_path)}
-    changes = {"callbacks": ["metrics", "wandb"], "max_steps": 7}
+    probes = [{"name": "logits", "every": 5}, {"name": "gradients", "every": 5}]
+    changes = {"callbacks": ["metrics", "wandb", *probes], "max_steps": 7}
     folder = tmp_path / "run"
     folder.mkdir()
     done = subprocess.run([sys.executable, str(script), str(folder), json.dumps(changes)], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
-    assert wandb_rows(folder) == read_jsonl(folder / "metrics.jsonl")
+    rows = wandb_rows(folder)
+    assert [row for row in rows if "split" in row] == read_jsonl(folder / "metrics.jsonl")
+    mirrored = {name: [row for row in rows if any(key.startswith(f"{name}/") for key in row)] for name in ("logits", "gradients")}
+    for name, found in mirrored.items():
+        assert [row["step"] for row in found] == [row["step"] for row in read_jsonl(folder / "probes" / f"{name}.jsonl")]
+    written = read_jsonl(folder / "probes" / "logits.jsonl")[-1]
+    assert mirrored["logits"][-1]["logits/entropy"] == written["entropy"]
+    assert mirrored["logits"][-1]["logits/quantiles/3"] == written["quantiles"][3]
+    layers = {layer["layer"]: layer for layer in read_jsonl(folder / "probes" / "gradients.jsonl")[-1]["layers"]}
+    assert mirrored["gradients"][-1]["gradients/layers/head/update"] == layers["head"]["update"]
     assert not any(environment["WANDB_API_KEY"].encode() in p.read_bytes() for p in folder.rglob("*") if p.is_file())
 
 
