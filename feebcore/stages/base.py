@@ -20,7 +20,7 @@ from feebcore.files import digest_of, explain, write_json
 from feebcore.provenance import describe_environment, describe_plugins, plugin_sources
 from feebcore.recipe import Recipe
 from feebcore.registry import use_registry
-from feebcore.stages.process import run_in_processes
+from feebcore.stages.process import ALMOST_AT_ONCE, run_in_processes
 
 Listener = Callable[[dict[str, Any]], None]
 
@@ -191,13 +191,22 @@ def run_stage(recipe: Recipe, stage: str, inputs: Mapping[str, Artifact], out: S
 
 @contextlib.contextmanager
 def stop_on_signals(out: StageOutput) -> Iterator[None]:
-    """SIGINT and SIGTERM ask the stage to stop; a second one, or 9 s, ends the process."""
+    """SIGINT and SIGTERM ask the stage to stop; a second one, or 9 s, ends the process.
+
+    One within ALMOST_AT_ONCE is the same request: a cluster's scheduler signals each process of a job, and those that
+    started others pass it on.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def asked(number: int, frame: Any) -> None:
-        if out.stop_requested:
+        nonlocal first
+        if first is None:
+            first = time.monotonic()
+        elif time.monotonic() - first < ALMOST_AT_ONCE:
+            return
+        else:
             os._exit(128 + number)
         out.stop_requested = True
         timer = threading.Timer(9.0, lambda: os._exit(128 + number))
@@ -205,6 +214,7 @@ def stop_on_signals(out: StageOutput) -> Iterator[None]:
         timer.start()
         timers.append(timer)
 
+    first: float | None = None
     timers: list[threading.Timer] = []
     old = {n: signal.signal(n, asked) for n in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -31,6 +31,9 @@ Listener = Callable[[dict[str, Any]], None]
 TO_SAVE = 10.0
 """Seconds that a worker has to save when it is asked to stop."""
 
+ALMOST_AT_ONCE = 1.0
+"""Seconds in which several signals are one request to stop."""
+
 TO_FOLLOW = 3.0
 """Seconds that ranks have to end by themselves when one has failed."""
 
@@ -118,11 +121,14 @@ class Workers:
         """Return codes once all have ended. SIGINT and SIGTERM are passed on as SIGTERM: the workers get TO_SAVE seconds; a
         second one kills them. Once one has failed, the others have TO_FOLLOW seconds."""
         deadline = float("inf")
+        first: float | None = None
 
         def asked(number: int, frame: Any) -> None:
-            nonlocal deadline
+            nonlocal deadline, first
+            if first is not None and time.monotonic() - first < ALMOST_AT_ONCE:
+                return
             deadline = 0.0 if out.stop_requested else time.monotonic() + TO_SAVE
-            out.stop_requested = True
+            first, out.stop_requested = first or time.monotonic(), True
             for rank in self.alive():
                 self.processes[rank].send_signal(signal.SIGTERM)
 

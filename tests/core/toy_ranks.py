@@ -16,6 +16,7 @@ class CrowdConfig(feeb.StageConfig):
     device: feeb.Execution[str] = "cpu"
     parallel: feeb.Execution[ParallelConfig] = ParallelConfig()
     seconds: feeb.Execution[float] = 0.0
+    to_save: feeb.Execution[float] = 0.0
     crash: feeb.Execution[str] = ""
     culprit: feeb.Execution[int] = -1
 
@@ -34,6 +35,7 @@ def crowd(section, inputs, out):
     until = time.time() + section.seconds
     while time.time() < until or (section.culprit not in (-1, rank) and section.crash):
         if out.stop_requested:
+            time.sleep(section.to_save)
             write_json(out.path / f"saved-{rank}.json", {})
             raise Interrupted(f"rank {rank} has saved")
         if section.crash == "in turn" and (out.path / "gone").exists():
