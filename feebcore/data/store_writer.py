@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from array import array
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,13 @@ def default_shard_tokens(num_bytes: int) -> int:
 def token_dtype(vocab_size: int) -> np.dtype:
     """uint16 when every id fits and one value is left to fill with, else uint32."""
     return np.dtype("<u2" if vocab_size < 2**16 else "<u4")
+
+
+def stored_ids(ids: np.ndarray, vocab_size: int, dtype: np.dtype) -> np.ndarray:
+    """`ids` in the stored type. Raises DataError for one outside the vocabulary."""
+    if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < vocab_size:
+        raise DataError(f"the tokenizer gave id {int(ids.max())}, outside its vocabulary of {vocab_size}; it needs `bos_id`, `eos_id` < vocab_size")
+    return ids.astype(dtype, copy=False)
 
 
 class SplitWriter:
@@ -65,32 +73,41 @@ class SplitWriter:
         self.dtype = token_dtype(vocab_size)
         self.ledger = self.root.parent / "ledger.jsonl"
         self._lengths_path = self.root.parent / f"{split}-lengths.bin"
-        self._pending: list[np.ndarray] = []
+        self._shard = np.empty(shard_tokens, self.dtype)  # the next shard; memory is used as it fills
         self._num_pending = 0
         self.done: dict[str, Any] | None = None  # the split's row of the ledger, once it is finished
         self.next_document = 0
         self._skip = 0  # tokens of next_document that are on disk already
         self._num_shards = self._num_written = 0
         self._hashes: list[bytes] = []
-        self._lengths: list[int] = []
+        self._lengths = array("q")  # eight bytes a document, whatever the corpus
+        self._end = 0  # tokens of all documents so far
         self._load()
 
     def append(self, documents: Iterable[Sequence[int] | np.ndarray]) -> None:
         """Write whole documents (BOS + ids + EOS each), in order, from `next_document` on."""
         for document in documents:
             ids = np.asarray(document)
-            if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < self.vocab_size:
-                raise DataError(
-                    f"the tokenizer gave id {int(ids.max())}, outside its vocabulary of {self.vocab_size}; it needs `bos_id`, `eos_id` < vocab_size"
-                )
-            self._lengths.append(len(ids))
-            rest = ids.astype(self.dtype)[self._skip :]
-            self._skip = 0
-            self.next_document += 1
-            self._pending.append(rest)
-            self._num_pending += len(rest)
-            while self._num_pending >= self.shard_tokens:
-                self._flush(self.shard_tokens)
+            self.append_ids(ids, np.array([len(ids)], dtype=np.int64))
+
+    def append_ids(self, ids: np.ndarray, lengths: np.ndarray) -> None:
+        """The same for documents that lie one after another in `ids`, `lengths` tokens each."""
+        stored = stored_ids(ids, self.vocab_size, self.dtype)
+        first, base = self.next_document, self._end
+        ends = base + np.cumsum(lengths)
+        position, self._skip = self._skip, 0
+        self._lengths.frombytes(lengths.astype(np.int64).tobytes())
+        self._end, self.next_document = base + len(stored), first + len(lengths)
+        while position < len(stored):
+            count = min(len(stored) - position, self.shard_tokens - self._num_pending)
+            self._shard[self._num_pending : self._num_pending + count] = stored[position : position + count]
+            self._num_pending += count
+            position += count
+            if self._num_pending == self.shard_tokens:
+                cut = int(np.searchsorted(ends, base + position))  # the document in which the shard ends, or that ends with it
+                whole = int(ends[cut]) == base + position
+                begin = int(ends[cut] - lengths[cut])
+                self._flush(first + cut + whole, 0 if whole else base + position - begin)
 
     def finish(self, doc_bytes: np.ndarray, doc_source: np.ndarray, sources: Sequence[str]) -> dict[str, Any]:
         """Write the last shard and the document arrays; the split's row of the ledger, with its hashes and counts."""
@@ -99,13 +116,13 @@ class SplitWriter:
         if len(doc_bytes) != self.next_document:
             raise ValueError(f"{self.next_document} documents were appended, doc_bytes has {len(doc_bytes)}")
         if self._num_pending:
-            self._flush(self._num_pending)
-        offsets = np.concatenate([[0], np.cumsum(np.array(self._lengths, dtype=np.int64))]).astype(np.int64)
+            self._flush(self.next_document, 0)
+        offsets = np.concatenate([[0], np.cumsum(np.frombuffer(self._lengths, dtype=np.int64))]).astype(np.int64)
         arrays: dict[str, np.ndarray] = {"doc_offsets": offsets, "doc_bytes": doc_bytes.astype(np.int64), "doc_source": doc_source.astype(np.uint16)}
         digest = hashlib.sha256(b"".join(self._hashes)).hexdigest()
         group = self._group()
-        for name, array in arrays.items():
-            group.create_array(name, data=array, chunks=(max(1, min(len(array), 2**20)),), overwrite=True)
+        for name, values in arrays.items():
+            group.create_array(name, data=values, chunks=(max(1, min(len(values), 2**20)),), overwrite=True)
         group.attrs.update(
             {
                 "vocab_size": self.vocab_size,
@@ -120,7 +137,7 @@ class SplitWriter:
             "tokens": self._num_written,
             "documents": self.next_document,
             "tokens_sha256": digest,
-            "arrays_sha256": {name: hashlib.sha256(array.tobytes()).hexdigest() for name, array in arrays.items()},
+            "arrays_sha256": {name: hashlib.sha256(values.tobytes()).hexdigest() for name, values in arrays.items()},
         }
         _sync_tree(self.root / self.split)
         self._append_row(done)
@@ -149,29 +166,28 @@ class SplitWriter:
             known = np.fromfile(self._lengths_path, dtype="<i8", count=self.next_document) if self.next_document else np.empty(0, np.int64)
             if len(known) < self.next_document:
                 raise ArtifactError(f"{self._lengths_path} is damaged; remove {self.root.parent} and run again")
-            self._lengths = known.tolist()
+            self._lengths.frombytes(known.astype(np.int64).tobytes())
+            self._end = int(known.sum())
 
-    def _flush(self, count: int) -> None:
-        """Write the first `count` pending tokens as the next shard, and its row."""
-        joined = np.concatenate(self._pending) if len(self._pending) != 1 else self._pending[0]
-        shard, rest = joined[:count], joined[count:]
-        array = self._group()["tokens"]
+    def _flush(self, complete: int, skip: int) -> None:
+        """Write the pending tokens as the next shard, and its row. complete: documents that end up to there; skip: tokens of
+        the next one that lie in this shard or before."""
+        count, shard = self._num_pending, self._shard[: self._num_pending]
+        tokens = self._group()["tokens"]
         begin = self._num_shards * self.shard_tokens
-        array.resize((begin + count,))
-        array[begin : begin + count] = shard
+        tokens.resize((begin + count,))
+        tokens[begin : begin + count] = shard
         path = self.root / self.split / "tokens" / "c" / str(self._num_shards)
         _sync_file(path)
         sync_folder(path.parent)
-        self._save_lengths()
+        self._save_lengths(complete)
         hashes = [block_hash(shard[i : i + self.chunk_tokens]) for i in range(0, count, self.chunk_tokens)]
-        complete = self.next_document - (1 if len(rest) else 0)
-        skip = self._lengths[-1] - len(rest) if len(rest) else 0
         row = {"split": self.split, "shard": self._num_shards, "tokens": count, "document": complete, "skip": skip}
         self._append_row(row | {"layout": self._layout(), "sha256": [h.hex() for h in hashes]})
         self._hashes += hashes
         self._num_shards += 1
         self._num_written += count
-        self._pending, self._num_pending = ([rest], len(rest)) if len(rest) else ([], 0)
+        self._num_pending = 0
 
     def _layout(self) -> list[Any]:
         return [self.dtype.str, self.shard_tokens, self.chunk_tokens, self.compress]
@@ -197,13 +213,13 @@ class SplitWriter:
         )
         return group
 
-    def _save_lengths(self) -> None:
-        """Append what the file does not have yet; the last entry may be of a document that ends in a later shard."""
+    def _save_lengths(self, complete: int) -> None:
+        """Append those of the first `complete` documents that the file does not have yet."""
         known = self._lengths_path.stat().st_size // 8 if self._lengths_path.exists() else 0
-        known = min(known, len(self._lengths))
+        known = min(known, complete)
         with open(self._lengths_path, "r+b" if self._lengths_path.exists() else "wb") as stream:
             stream.seek(8 * known)
-            stream.write(np.array(self._lengths[known:], dtype="<i8").tobytes())
+            stream.write(np.frombuffer(self._lengths, dtype=np.int64)[known:complete].astype("<i8").tobytes())
             stream.truncate()
             stream.flush()
             os.fsync(stream.fileno())

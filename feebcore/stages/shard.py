@@ -7,8 +7,8 @@ content digest: the same tokens have the same digest in any layout. After a kill
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import Field, field_validator
 
@@ -20,11 +20,17 @@ from feebcore.files import write_json
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import numpy as np
+    import polars as pl
+
     from feebcore.data.encode import Encoder
     from feebcore.data.store_writer import SplitWriter
     from feebcore.recipe import Recipe
 
 CHUNK = 256 * 1024  # as in store_writer, which imports numpy
+SAMPLE_PLACES, SAMPLE_RUN, SAMPLE_CHARS = 16, 8, 20_000  # documents that a fast way to encode is proved on
+
+T = TypeVar("T")
 
 
 class ShardConfig(StageConfig):
@@ -32,7 +38,13 @@ class ShardConfig(StageConfig):
 
     shard_tokens: int = Field(0, ge=0, description=f"tokens per shard file, a multiple of {CHUNK}; 0: from the corpus, 1 to 64 Mi")
     compress: bool = Field(False, description="zstd-compressed chunks: smaller, but windows are read 100 times slower")
-    workers: Execution[int] = Field(0, ge=0, description="encoding processes; 0: this process for small corpora, else one a core up to 16")
+    workers: Execution[int] = Field(
+        0, ge=0, description="encoding processes; 0: threads if the tokenizer has its own, else one a core up to 16 if it is worth it"
+    )
+    fan_out: Execution[Literal["none", "threads", "dask", "ray"]] = Field(
+        "none", description="encode on workers of a Prefect task runner; dask and ray are extras, as feeb[dask]"
+    )
+    fan_out_address: Execution[str] = Field("", description="running Dask scheduler or Ray cluster that sees the workspace; empty: workers on this machine")
 
     @field_validator("shard_tokens")
     @classmethod
@@ -48,33 +60,36 @@ def check(section: ShardConfig, recipe: Recipe) -> list[str]:
 
 
 def run(section: ShardConfig, inputs: Mapping[str, Artifact], out: StageOutput) -> dict[str, Any]:
-    import polars as pl
-
     from feebcore.data.encode import Encoder
     from feebcore.data.store_writer import default_shard_tokens
 
     documents = inputs["documents"].file("documents.parquet")
-    table = pl.read_parquet(documents, columns=["source", "num_bytes", "split"])
-    sources = sorted(table["source"].unique())
-    total_bytes = int(table["num_bytes"].sum())
+    table, sources = _describe(documents)
+    num_bytes, held_out, codes = (table[name].to_numpy() for name in ("num_bytes", "held_out", "source"))
+    total_bytes = int(num_bytes.sum())
     began = time.monotonic()
     rows: dict[str, dict[str, Any]] = {}
-    with Encoder(inputs["tokenizer"].file("tokenizer"), section.workers, total_bytes) as encoder:
+    clock = _Clock()
+    with Encoder(inputs["tokenizer"].file("tokenizer"), section.workers, total_bytes, section.fan_out, section.fan_out_address) as encoder:
+        decision = encoder.prove(_sample(documents, len(num_bytes)))
+        if decision:
+            why = f": {decision['why']}" if decision["why"] else f", which gave the codec's ids on {decision['texts_compared']} texts"
+            out.log(f"shard: encodes with {decision['encoder']}{why}")
         done_bytes = 0
         for split in ("train", "val"):
-            part = table.filter(table["split"] == split)
-            num_bytes = int(part["num_bytes"].sum())
-            writer = _writer(section, out.path / "tokens.zarr", split, encoder, section.shard_tokens or default_shard_tokens(num_bytes))
-            _write_split(writer, encoder, documents, table, out, done_bytes, total_bytes)
-            codes = pl.Series([sources.index(s) for s in part["source"]], dtype=pl.UInt16) if len(sources) > 1 else pl.zeros(part.height, pl.UInt16, eager=True)
-            rows[split] = writer.finish(part["num_bytes"].to_numpy(), codes.to_numpy(), sources)
-            done_bytes += num_bytes
+            chosen = held_out if split == "val" else ~held_out
+            part_bytes = int(num_bytes[chosen].sum())
+            writer = _writer(section, out.path / "tokens.zarr", split, encoder, section.shard_tokens or default_shard_tokens(part_bytes))
+            _write_split(writer, encoder, documents, num_bytes, chosen, out, done_bytes, clock)
+            rows[split] = writer.finish(num_bytes[chosen], codes[chosen], sources)
+            done_bytes += part_bytes
     if not rows["train"]["tokens"]:
         raise DataError("shard: the training split has no tokens")
     write_json(out.path / "tokens.json", {"vocab_size": encoder.vocab_size, "bos_id": encoder.bos_id, "eos_id": encoder.eos_id, "sources": sources, **rows})
     out.content("tokens.json")
     num_tokens = sum(row["tokens"] for row in rows.values())
     num_text_tokens = num_tokens - 2 * sum(row["documents"] for row in rows.values())
+    seconds = max(1e-9, time.monotonic() - began)
     return {
         "train_tokens": rows["train"]["tokens"],
         "val_tokens": rows["val"]["tokens"],
@@ -82,8 +97,43 @@ def run(section: ShardConfig, inputs: Mapping[str, Artifact], out: StageOutput) 
         "val_documents": rows["val"]["documents"],
         "vocab_size": encoder.vocab_size,
         "bytes_per_token": total_bytes / max(1, num_text_tokens),
-        "tokens_per_second": num_tokens / max(1e-9, time.monotonic() - began),
-    }
+        "tokens_per_second": num_tokens / seconds,
+        "waiting_for_tokens_share": clock.waited / seconds,
+    } | ({"encoder": decision["encoder"]} if decision else {})
+
+
+class _Clock:
+    """waited: seconds in which the writer had nothing to write because encoding was not ready."""
+
+    waited = 0.0
+
+    def timed(self, items: Iterator[T]) -> Iterator[T]:
+        while True:
+            began = time.monotonic()
+            item = next(items, None)
+            self.waited += time.monotonic() - began
+            if item is None:
+                return
+            yield item
+
+
+def _describe(documents: Path) -> tuple[pl.DataFrame, list[str]]:
+    """One row a document: num_bytes int64, held_out bool, source uint16 (a number into the sorted names, returned too)."""
+    import polars as pl
+
+    scan = pl.scan_parquet(documents)
+    sources = scan.select(pl.col("source").unique()).collect(engine="streaming")["source"].sort().to_list()
+    code = pl.col("source").replace_strict(sources, range(len(sources)), return_dtype=pl.UInt16)
+    return scan.select("num_bytes", (pl.col("split") == "val").alias("held_out"), code).collect(engine="streaming"), sources
+
+
+def _sample(documents: Path, num_documents: int) -> list[str]:
+    """Texts from places spread over the corpus, to prove a tokenizer's fast way on."""
+    import polars as pl
+
+    scan = pl.scan_parquet(documents).select(pl.col("text").str.head(SAMPLE_CHARS))
+    starts = sorted({int(i * num_documents / SAMPLE_PLACES) for i in range(SAMPLE_PLACES)})
+    return [text for start in starts for text in scan.slice(start, SAMPLE_RUN).collect()["text"]]
 
 
 def _writer(section: ShardConfig, root: Path, split: str, encoder: Encoder, shard_tokens: int) -> SplitWriter:
@@ -100,24 +150,29 @@ def _writer(section: ShardConfig, root: Path, split: str, encoder: Encoder, shar
     )
 
 
-def _write_split(writer: SplitWriter, encoder: Encoder, documents: Path, table: Any, out: StageOutput, done_bytes: int, total_bytes: int) -> None:
-    """Encode and append the split's documents from `writer.next_document` on."""
-    from feebcore.data.documents import read_batches
+def _write_split(
+    writer: SplitWriter, encoder: Encoder, documents: Path, num_bytes: np.ndarray, chosen: np.ndarray, out: StageOutput, done_bytes: int, clock: _Clock
+) -> None:
+    """Encode and append the split's documents from `writer.next_document` on. num_bytes, chosen (is it of this split): a row
+    a document of the corpus."""
+    import numpy as np
+
+    from feebcore.data.encode import row_ranges
 
     if writer.done is not None:
         return
-    rows = (table["split"] == writer.split).arg_true()
+    rows = np.flatnonzero(chosen)
     if writer.next_document >= len(rows):
         return
     first = int(rows[writer.next_document])
-    before = table.head(first)
-    done_bytes += int(before.filter(before["split"] == writer.split)["num_bytes"].sum())
+    total_bytes = int(num_bytes.sum())
+    done_bytes += int(num_bytes[:first][chosen[:first]].sum())
     if writer.next_document:
         out.log(f"shard: continuing {writer.split} at document {writer.next_document} of {len(rows)}")
-    batches = (frame.filter(frame["split"] == writer.split) for frame in read_batches(documents, ["text", "num_bytes", "split"], encoder.batch_bytes, first))
-    for frame, encoded in encoder.encode(batches):
-        writer.append(encoded)
-        done_bytes += int(frame["num_bytes"].sum())
+    ranges = row_ranges(num_bytes, chosen, encoder.batch_bytes, first)
+    for encoded in clock.timed(encoder.encode(documents, writer.split, ranges)):
+        writer.append_ids(encoded.ids, encoded.lengths)
+        done_bytes += encoded.num_bytes
         if out.stop_requested:
             raise Interrupted(f"shard: stopped after {writer.next_document} documents of {writer.split}; run again to continue at the last whole shard")
         out.progress(done_bytes, total_bytes, "bytes", "encode", documents=writer.next_document)

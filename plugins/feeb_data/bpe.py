@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 NUM_SPECIAL = 2
 PIECE = 64 * 1024  # characters
+FEW_CHARS = 256 * 1024
 DIGITS = {"single": "", "group": "{1,3}"}
 
 _CUT = re.compile(r"(?<=[^\W_])(?=[\x00-/:-@\[-`{-\x7f\u3000-\u3003\uff01-\uff0f])")  # after a letter or digit, before none
@@ -67,7 +68,7 @@ def pieces(text: str, limit: int = PIECE) -> list[str]:
 class BpeTokenizer:
     """Codec over a trained model. vocab_size counts BOS (vocab_size - 2) and EOS (vocab_size - 1).
 
-    encoder: which library turns text into ids, 'tiktoken' or 'huggingface'; decided by the first text, by `choose_encoder`,
+    encoder: which library turns text into ids, 'tiktoken' or 'huggingface'; decided by `choose_encoder`, by the first large batch,
     or set by whoever knows (a worker process told by its parent). The ids are the same either way.
     """
 
@@ -128,9 +129,14 @@ class BpeTokenizer:
         return 0 if token >= self.bos_id else len(self._model.id_to_token(token))
 
     def _encode_pieces(self, texts: list[str]) -> list[np.ndarray]:
+        if not self._encoder and sum(map(len, texts)) < FEW_CHARS:  # a prompt is not worth the self-test; the ids are the same
+            return self._encode_with_codec(texts)
         if self.encoder == "tiktoken":
             assert self._bulk is not None
             return self._bulk.encode_batch(texts)
+        return self._encode_with_codec(texts)
+
+    def _encode_with_codec(self, texts: list[str]) -> list[np.ndarray]:
         return [np.array(e.ids, dtype=np.int32) for e in self._model.encode_batch_fast(texts, add_special_tokens=False)]
 
 
