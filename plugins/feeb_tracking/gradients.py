@@ -64,7 +64,7 @@ class Gradients(Probe):
         """L2 norm of each layer's tensors together: [layers] fp32."""
         squares = torch.stack([n.float() for n in torch._foreach_norm(tensors)]).square()
         one_hot = (self.index[None] == torch.arange(len(self.layers), device=squares.device)[:, None]).float()
-        return (one_hot @ squares).sqrt()
+        return (one_hot * squares).sum(1).sqrt()  # no matrix product: that may be rounded to TF32
 
 
 def build(config: GradientsConfig) -> Callback:

@@ -189,6 +189,16 @@ def test_gradients_of_the_layers_add_up_to_the_whole_and_updates_follow_from_the
     assert {"depth.blocks.0", "depth.blocks.1"} < {layer["layer"] for layer in found[0]["layers"]}
 
 
+def test_gradients_are_those_that_a_fused_optimizer_gets_which_clips_as_it_reads(tmp_path):
+    the_section = section(callbacks=[{"name": "gradients", "every": 2}, "metrics"], max_steps=4, grad_clip=0.05, log_every=1)
+    run(tmp_path, the_section, checkpoint=False, save=False)
+    log = {row["step"]: row["grad_norm"] for row in read_jsonl(tmp_path / "metrics.jsonl")}
+    for row in rows_of(tmp_path, "gradients"):
+        norm = math.sqrt(sum(layer["gradient"] ** 2 for layer in row["layers"]))
+        assert log[row["step"]] > 0.05
+        assert norm == pytest.approx(0.05, rel=1e-4)
+
+
 def test_updates_can_be_left_out(tmp_path):
     run(tmp_path, section(callbacks=[{"name": "gradients", "updates": False}], max_steps=2), checkpoint=False, save=False)
     assert all(set(layer) == {"layer", "gradient", "weight"} for layer in rows_of(tmp_path, "gradients")[0]["layers"])
