@@ -6,6 +6,7 @@ import itertools
 import math
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -13,13 +14,13 @@ from pydantic import ValidationError
 from feebcore.model.build import choose
 from feebcore.train.rates import TrainShape
 
-NAMES = ["constant", "linear", "cosine", "wsd"]
+NAMES = ["constant", "linear", "cosine", "wsd", "one_minus_sqrt", "exponential", "inverse_sqrt", "power"]
 
 
 @settings(max_examples=60, deadline=None)
 @given(name=st.sampled_from(NAMES), total=st.integers(1, 400), warmup=st.integers(0, 50), final=st.floats(0, 1))
 def test_every_schedule_rises_then_never_rises_again(name, total, warmup, final):
-    options = {} if name == "constant" else {"final_fraction": final}
+    options = {} if name in ("constant", "inverse_sqrt") else {"final_fraction": max(final, 0.01) if name == "exponential" else final}
     multiplier = choose("schedules", {"name": name, "warmup_steps": warmup} | options).build(total)
     values = [multiplier(step) for step in range(total)]
     assert all(0 < v <= 1 for v in values) or final == 0
@@ -69,3 +70,156 @@ def test_inverse_width_halves_matrix_rates_at_double_width_and_keeps_the_embeddi
     scale = rule(TrainShape(d_model=256, num_layers=4, batch_tokens=4096, steps=100))
     assert (scale.of("matrix"), scale.of("head"), scale.of("embedding"), scale.of("vector")) == (0.5, 0.5, 1.0, 1.0)
     assert rule(TrainShape(0, 0, 1, 1)).of("matrix") == 1.0
+
+
+# --- closed forms and torch's own --------------------------------------------------------------------------------
+
+
+def rates(total, **part):
+    multiplier = choose("schedules", part).build(total)
+    return [multiplier(step) for step in range(total + 1)]
+
+
+def by_torch(make_scheduler, steps):
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    scheduler = make_scheduler(optimizer)
+    found = []
+    for _ in range(steps):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return found
+
+
+def warmed(scheduler, warmup):
+    """torch's way to the same warmup: (step + 1) / warmup, then the other from its beginning."""
+    from torch.optim.lr_scheduler import LinearLR, SequentialLR
+
+    def make(optimizer):
+        rise = LinearLR(optimizer, 1 / warmup, 1.0, warmup - 1)
+        return SequentialLR(optimizer, [rise, scheduler(optimizer)], [warmup])
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("part", "scheduler"),
+    [
+        ({"name": "linear", "final_fraction": 0.2}, lambda o: torch.optim.lr_scheduler.LinearLR(o, 1.0, 0.2, 80)),
+        ({"name": "cosine", "final_fraction": 0.1}, lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 80, 0.1)),
+        ({"name": "exponential", "final_fraction": 0.03}, lambda o: torch.optim.lr_scheduler.ExponentialLR(o, 0.03 ** (1 / 80))),
+        ({"name": "one_minus_sqrt", "final_fraction": 0.3}, lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda s: 1 - 0.7 * math.sqrt(s / 80))),
+        ({"name": "inverse_sqrt"}, lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda s: math.sqrt(20 / (20 + s)))),
+        ({"name": "constant"}, lambda o: torch.optim.lr_scheduler.ConstantLR(o, 1.0)),
+    ],
+    ids=lambda value: value["name"] if isinstance(value, dict) else "",
+)
+def test_schedule_is_torchs_after_torchs_warmup(part, scheduler):
+    assert rates(100, warmup_steps=20, **part)[:100] == pytest.approx(by_torch(warmed(scheduler, 20), 100), abs=1e-9)
+
+
+def test_inverse_sqrt_is_that_of_the_transformer_paper():
+    found = rates(5000, name="inverse_sqrt", warmup_steps=400)
+    paper = [min(n**-0.5, n * 400**-1.5) * 400**0.5 for n in range(1, 5002)]  # equation 3, steps counted from 1
+    assert found[:400] == pytest.approx(paper[:400])
+    assert found[401:] == pytest.approx(paper[400:-1])  # one step later: the peak is held for one step more, as in all schedules here
+
+
+def test_wsd_s_returns_to_the_full_rate_and_its_inverse_falls_harmonically():
+    found = rates(400, name="wsd_s", warmup_steps=10, ends=[0.25, 0.5, 1.0], decay_fraction=0.2, final_fraction=0.1)
+    assert [found[s] for s in (10, 79, 80, 100, 159, 160, 200, 319, 320)] == [1.0] * 9
+    assert found[90] == pytest.approx(1 / (0.5 * 10 + 0.5))  # half of 20 steps: half way between 1 / 0.1 and 1
+    assert found[180] == pytest.approx(1 / (0.5 * 10 + 0.5))
+    assert found[99] == pytest.approx(1 / (19 / 20 * 10 + 1 / 20))
+    assert found[400] == pytest.approx(0.1)
+    linear = rates(400, name="wsd_s", ends=[0.5, 1.0], decay_fraction=0.1, final_fraction=0.2, shape="linear")
+    assert (linear[190], linear[200], linear[380]) == pytest.approx((0.6, 1.0, 0.6))
+
+
+def test_wsd_s_up_to_an_end_is_the_wsd_of_a_run_that_long():
+    """What a re-annealed run is for: its checkpoints stand for runs of their own."""
+    shared = {"warmup_steps": 5, "final_fraction": 0.1, "shape": "linear", "decay_fraction": 0.2}
+    assert rates(400, name="wsd_s", ends=[0.3, 1.0], **shared)[:120] == pytest.approx(rates(120, name="wsd", **shared)[:120])
+
+
+def test_power_is_the_same_power_of_the_step_whatever_the_length_of_the_run():
+    options = {"name": "power", "exponent": 0.51, "warmup_steps": 10, "onset_steps": 40, "decay_fraction": 0.1}
+    short, long = rates(500, **options), rates(5000, **options)
+    assert short[:450] == long[:450]
+    assert short[39] == 1.0
+    assert short[400] / short[100] == pytest.approx(4**-0.51)
+    assert short[475] == pytest.approx((475 / 40) ** -0.51 / 2)
+
+
+def test_a_sequence_runs_each_piece_from_its_own_beginning():
+    pieces = [
+        {"schedule": {"name": "constant", "warmup_steps": 10}, "steps": 30},
+        {"schedule": {"name": "wsd", "decay_fraction": 0.5}, "fraction": 0.5, "scale": 0.5},
+        {"schedule": "linear", "scale": 0.25},
+    ]
+    found = rates(100, name="sequential", pieces=pieces)
+    assert found[:30] == rates(30, name="constant", warmup_steps=10)[:30]
+    assert found[30:80] == [0.5 * r for r in rates(50, name="wsd", decay_fraction=0.5)[:50]]
+    assert found[80:100] == [0.25 * r for r in rates(20, name="linear")[:20]]
+    nested = rates(100, name="sequential", pieces=[{"schedule": {"name": "sequential", "pieces": pieces}}])
+    assert nested == found
+
+
+@settings(max_examples=60, deadline=None)
+@given(total=st.integers(1, 300), shares=st.lists(st.integers(1, 10), min_size=1, max_size=5))
+def test_a_sequence_by_shares_fills_the_run_exactly(total, shares):
+    pieces = [{"schedule": "constant", "fraction": s / sum(shares)} for s in shares]
+    config = choose("schedules", {"name": "sequential", "pieces": pieces}).config
+    assert sum(config.lengths(total)) == total
+    assert min(config.lengths(total)) >= 0
+    assert not config.check_run(total)
+
+
+def test_mistakes_in_schedules_are_named():
+    with pytest.raises(ValidationError, match="must ascend"):
+        choose("schedules", {"name": "wsd_s", "ends": [0.5, 0.25, 1.0]})
+    with pytest.raises(ValidationError, match="more than 1"):
+        choose("schedules", {"name": "sequential", "pieces": [{"fraction": 0.7}, {"fraction": 0.7}]})
+    with pytest.raises(ValidationError, match="only one may go without"):
+        choose("schedules", {"name": "sequential", "pieces": [{"schedule": "linear"}, {"schedule": "cosine"}]})
+    long = choose("schedules", {"name": "sequential", "pieces": [{"schedule": {"name": "cosine", "warmup_steps": 50}, "steps": 40}, {"steps": 90}]}).config
+    (inner, outer) = long.check_run(100)
+    assert inner.startswith("pieces.0.warmup_steps: 50")
+    assert "130 steps, more than max_steps 100" in outer
+
+
+# --- rate rules ---------------------------------------------------------------------------------------------------
+
+
+def scale_of(shape, **part):
+    return choose("rate_rules", part).build()(TrainShape(*shape))
+
+
+def test_mup_scales_matrices_by_width_depth_and_batch_and_keeps_what_weights_lose_a_step():
+    rule = {"name": "mup", "reference_width": 128, "reference_layers": 4, "reference_batch_tokens": 1024}
+    scale = scale_of((512, 16, 4096, 10), **rule)
+    assert scale.roles == pytest.approx({"matrix": 0.25 * 0.5 * 2, "head": 0.25 * 2, "embedding": 2, "vector": 2})
+    assert scale.weight_decay == pytest.approx({"matrix": 8, "head": 4})
+    assert scale_of((512, 16, 4096, 10), **rule, width_exponent=0, depth_exponent=0, keep_decay=False).roles == dict.fromkeys(scale.roles, 2.0)
+    assert scale_of((512, 16, 4096, 10), name="mup", reference_width=128).of("matrix") == 0.25
+
+
+def test_mup_keeps_the_size_of_an_adam_update_of_the_output():
+    """Adam moves each entry by about the rate; with inputs of size 1, outputs of `width` terms then move alike at any width."""
+    moved = []
+    for width in (64, 256, 1024):
+        torch.manual_seed(0)
+        x = torch.randn(width)
+        gradient = torch.outer(torch.randn(width), x)  # correlated with the input, as gradients are
+        rate = 0.01 * scale_of((width, 0, 1, 1), name="mup", reference_width=64).of("matrix")
+        moved.append(float((rate * gradient.sign() @ x).abs().mean()))
+    assert max(moved) / min(moved) < 1.3
+
+
+def test_nanochat_rule_is_its_laws():
+    rule = {"name": "nanochat", "reference_width": 768, "reference_batch_tokens": 1000, "reference_steps": 100}
+    scale = scale_of((1536, 24, 4000, 50), **rule)  # twice the width, 4 times the batch, twice the tokens
+    assert scale.roles == pytest.approx({"matrix": 2, "embedding": 2**0.5, "head": 2**0.5, "vector": 2**0.5})
+    assert scale.weight_decay == pytest.approx(dict.fromkeys(scale.roles, 1.0))
+    assert scale_of((768, 12, 1000, 400), **rule).decay_of("matrix") == pytest.approx(0.25)
+    assert scale_of((768, 12, 1000, 400), name="nanochat").weight_decay == {}

@@ -1,0 +1,244 @@
+"""Deliberately broken optimizers, schedules and rate rules: each is caught by a named check, whose unbroken form passes."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import pytest
+import torch
+
+import feebcore as feeb
+from feeb_optim.configs import AdamWConfig, ConstantConfig, MupConfig
+from feeb_optim.rate_rules import build_mup
+from feeb_optim.role_groups import adamw_group
+from feebcore.config import Part
+from feebcore.protocols import ParamGroup
+from feebcore.testing import check_part
+from feebcore.train.rates import RateScale, TrainShape
+
+
+class Plain(torch.optim.Optimizer):
+    """Momentum with decoupled weight decay, by hand; what the mutants below break."""
+
+    def __init__(self, groups: list[dict[str, Any]]) -> None:
+        super().__init__(groups, {})
+
+    def rate(self, group: dict[str, Any]) -> float:
+        return group["lr"]
+
+    def decay(self, group: dict[str, Any]) -> float:
+        return group["weight_decay"]
+
+    def average(self, p: Any) -> torch.Tensor:
+        return self.state[p].setdefault("momentum", torch.zeros_like(p))
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                p.mul_(1 - self.rate(group) * self.decay(group))
+                p.add_(self.average(p).lerp_(p.grad, 0.5), alpha=-self.rate(group))
+
+
+def optimizer(broken: type[Plain] = Plain, twice: str = "", left_out: str = "") -> Part:
+    def build(config: AdamWConfig, groups: list[ParamGroup]) -> torch.optim.Optimizer:
+        made = [adamw_group(config, g) for g in groups if g.role != left_out]
+        if not twice:
+            return broken(made)
+        result = broken(made)
+        result.param_groups.append(next(dict(g) for g in made if g["role"] == twice))
+        return result
+
+    return Part("optimizers", feeb.OptimizerSpec("mutant", AdamWConfig, build=build, summary="A broken part."), AdamWConfig(lr=0.01))
+
+
+class RateCopied(Plain):
+    def __init__(self, groups: list[dict[str, Any]]) -> None:
+        super().__init__(groups)
+        self.copied = groups[0]["lr"]
+
+    def rate(self, group: dict[str, Any]) -> float:
+        return self.copied
+
+
+class RateSquared(Plain):
+    def rate(self, group: dict[str, Any]) -> float:
+        return group["lr"] ** 2
+
+
+class DecayWithoutRate(Plain):
+    def decay(self, group: dict[str, Any]) -> float:
+        return 1e-3 / max(self.rate(group), 1e-9) if self.rate(group) else 0.0
+
+
+class DecayForgotten(Plain):
+    def decay(self, group: dict[str, Any]) -> float:
+        return 0.0
+
+
+class DecayGrows(Plain):
+    def decay(self, group: dict[str, Any]) -> float:
+        return -group["weight_decay"]
+
+
+class StateBeside(Plain):
+    """Its state is in an attribute, which no checkpoint sees."""
+
+    def __init__(self, groups: list[dict[str, Any]]) -> None:
+        super().__init__(groups)
+        self.beside: dict[Any, torch.Tensor] = {}
+
+    def average(self, p: Any) -> torch.Tensor:
+        return self.beside.setdefault(p, torch.zeros_like(p))
+
+
+class HalfState(Plain):
+    def average(self, p: Any) -> Any:
+        if "momentum" not in self.state[p]:
+            self.state[p]["momentum"] = torch.zeros_like(p, dtype=torch.bfloat16)
+        kept, state = self.state[p]["momentum"], self.state[p]
+
+        class Rounded:
+            @staticmethod
+            def lerp_(gradient: torch.Tensor, weight: float) -> torch.Tensor:
+                state["momentum"] = torch.lerp(kept.float(), gradient, weight).bfloat16()
+                return state["momentum"].float()
+
+        return Rounded
+
+
+class NeedsGradients(Plain):
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.grad = torch.ones_like(p) if p.grad is None else p.grad
+        super().step()
+
+
+class SwapsByArithmetic(Plain):
+    """Goes to the average and back by a formula: right but for the last bits."""
+
+    @torch.no_grad()
+    def swap(self, weight: float) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.lerp_(torch.full_like(p, 0.1), weight)
+
+    done = False
+
+    def eval(self) -> None:
+        if not self.done:
+            self.swap(0.3)
+        self.done = True
+
+    def train(self) -> None:
+        if self.done:
+            self.swap(1 - 1 / 0.7)
+        self.done = False
+
+
+class OnlyEval(Plain):
+    def eval(self) -> None:
+        pass
+
+
+class SwapsTwice(Plain):
+    """A second eval() stores the averaged weights as those of training."""
+
+    kept: list[torch.Tensor] = []
+
+    @torch.no_grad()
+    def eval(self) -> None:
+        self.kept = [p.clone() for g in self.param_groups for p in g["params"]]
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.mul_(0.5)
+
+    @torch.no_grad()
+    def train(self) -> None:
+        for p, kept in zip((p for g in self.param_groups for p in g["params"]), self.kept, strict=False):
+            p.copy_(kept)
+
+
+OPTIMIZERS = {
+    "a role left out": (optimizer(left_out="vector"), "each_parameter_in_one_group"),
+    "a role taken up twice": (optimizer(twice="head"), "each_parameter_in_one_group"),
+    "rate copied when it was made": (optimizer(RateCopied), "rate_zero_changes_nothing"),
+    "rate copied, seen by half steps": (optimizer(RateCopied), "steps_follow_the_rate"),
+    "rate applied twice": (optimizer(RateSquared), "steps_follow_the_rate"),
+    "decay of its own": (optimizer(DecayWithoutRate), "weight_decay_shrinks"),
+    "decay forgotten": (optimizer(DecayForgotten), "weight_decay_shrinks"),
+    "decay with the wrong sign": (optimizer(DecayGrows), "weight_decay_shrinks"),
+    "state in an attribute": (optimizer(StateBeside), "state_fits_checkpoints"),
+    "state in bf16": (optimizer(HalfState), "state_fits_checkpoints"),
+    "moves without a gradient": (optimizer(NeedsGradients), "missing_gradients_are_skipped"),
+    "swap by arithmetic": (optimizer(SwapsByArithmetic), "evaluation_is_undone"),
+    "eval without train": (optimizer(OnlyEval), "evaluation_is_undone"),
+    "eval twice forgets": (optimizer(SwapsTwice), "evaluation_is_undone"),
+}
+
+
+def schedule(multiplier: Any) -> Part:
+    spec = feeb.ScheduleSpec("mutant", ConstantConfig, build=lambda config, total: lambda step: multiplier(step, total), summary="A broken part.")
+    return Part("schedules", spec, ConstantConfig())
+
+
+def sound_rate(step: int, total: int) -> float:
+    return 1 - min(1.0, step / total)
+
+
+SCHEDULES = {
+    "warm-up from zero": (schedule(lambda step, total: min(1.0, step / 10)), "no_step_is_wasted"),
+    "decay ends one step early": (schedule(lambda step, total: max(0.0, 1 - step / max(1, total - 1))), "no_step_is_wasted"),
+    "nearly always near zero": (schedule(lambda step, total: math.exp(-step)), "no_step_is_wasted"),
+    "negative past the end": (schedule(lambda step, total: 1 - step / total), "defined_past_the_end"),
+    "a table that ends": (schedule(lambda step, total: [1.0] * total and list(range(total, 0, -1))[step] / total), "defined_past_the_end"),
+}
+
+
+def rate_rule(change: Any) -> Part:
+    """`mup` with its result changed."""
+
+    def build(config: MupConfig) -> Any:
+        sound = build_mup(config)
+        return lambda shape: change(sound(shape), shape)
+
+    config = MupConfig(reference_width=128, reference_layers=4, reference_batch_tokens=1024)
+    return Part("rate_rules", feeb.RateRuleSpec("mutant", MupConfig, build=build, summary="A broken part."), config)
+
+
+def with_rate(scale: RateScale, factor: float) -> RateScale:
+    return dataclasses.replace(scale, roles=scale.roles | {"matrix": factor})
+
+
+def upside_down(scale: RateScale, shape: TrainShape) -> RateScale:
+    return with_rate(scale, 256 / shape.d_model if shape.d_model else 1.0)
+
+
+RATE_RULES = {
+    "another reference": (rate_rule(upside_down), "identity_at_the_reference"),
+    "decay changed at the reference": (rate_rule(lambda scale, shape: RateScale(scale.roles, {"head": 2.0})), "identity_at_the_reference"),
+    "zero for small models": (rate_rule(lambda scale, shape: with_rate(scale, float(shape.d_model // 128))), "factors_are_positive"),
+    "divides by no layers": (rate_rule(lambda scale, shape: with_rate(scale, 4 / shape.num_layers)), "factors_are_positive"),
+}
+
+FAMILIES = (("optimizers", OPTIMIZERS), ("schedules", SCHEDULES), ("rate_rules", RATE_RULES))
+MUTANTS = {name: (seam, *pair) for seam, family in FAMILIES for name, pair in family.items()}
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_mutant_is_caught_by_its_check(name):
+    seam, part, wanted = MUTANTS[name]
+    (result,) = check_part(seam, part, only=[wanted])
+    assert not result.passed, f"{name} passed {wanted}"
+
+
+def test_the_unbroken_form_of_the_mutants_passes():
+    sound = {"optimizers": optimizer(), "schedules": schedule(sound_rate), "rate_rules": rate_rule(lambda scale, shape: scale)}
+    for seam, family in FAMILIES:
+        broken = [str(r) for r in check_part(seam, sound[seam], only={wanted for _, wanted in family.values()}) if not r.passed]
+        assert not broken
