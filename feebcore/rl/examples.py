@@ -32,7 +32,7 @@ class Examples:
         self.width = 0
         self.width = self.batch(0).tokens.shape[1]
 
-    def batch(self, step: int) -> Batch:
+    def batch(self, step: int, rank: int = 0, world: int = 1) -> Batch:
         examples = [encode_example(self.tokenizer, i) for i in training_instances(self.task, self.batch_size, self.seed, _STREAM, step)]
         longest = max(len(prompt) + len(answer) for prompt, answer in examples) - 1
         if longest > self.seq_len:
@@ -61,4 +61,4 @@ def train_section(section: SftConfig, model_folder: Path, width: int) -> TrainSe
     )
     options = {key: getattr(section, key) for key in shared}
     architecture = read_json(model_folder / "model.json")["architecture"]
-    return TrainSection(architecture=architecture, seq_len=width, eval_every=0, **options)
+    return TrainSection(architecture=architecture, seq_len=width, eval_every=0, prefetch=0, **options)

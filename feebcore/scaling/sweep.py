@@ -89,11 +89,12 @@ class Sweep:
         started = time.perf_counter()
         section = with_overrides(self.section.train, row.overrides)
         folder = self.out.path / "cells" / row.name
-        resumes = section.checkpoint_every > 0
+        keep = self.section.keep
+        resumes = section.checkpoint_every > 0 or keep == "checkpoints"
         if not resumes:
             shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
-        data = make_batches(self.train_store, section.packing, section.order, section.batch_size, section.seq_len, section.seed)
+        data = make_batches(self.train_store, section.packing, section.order, section.batch_size, section.seq_len, section.seed, section.max_steps)
         trained = train_model(
             section,
             data,
@@ -103,7 +104,7 @@ class Sweep:
             self.out,
             vocab_size=self.train_store.vocab_size,
             checkpoint=resumes,
-            save=False,
+            save=keep != "none",
             final_score=False,
             name=row.name,
         )
@@ -111,7 +112,8 @@ class Sweep:
         epochs = section.max_steps / data.steps_per_epoch
         del trained, data
         gc.collect()
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        if keep != "checkpoints":
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         return result | {"epochs": epochs, "seconds": round(time.perf_counter() - started, 3)}
 
     def score(self, model: Any, section: TrainSection, precision: str) -> dict[str, float]:

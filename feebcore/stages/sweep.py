@@ -8,12 +8,12 @@ the held-out cell beside that of simply guessing the nearest cell's loss.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from feebcore.artifacts import Artifact, StageOutput
-from feebcore.config import Part, Seam, StageConfig, use
+from feebcore.config import Observation, Part, Seam, StageConfig, use
 from feebcore.errors import RecipeError
 from feebcore.scaling.points import Convention
 from feebcore.train.config import TrainSection
@@ -30,7 +30,8 @@ class SweepConfig(StageConfig):
 
     train: what all cells share; the planner overrides sizes and steps. convention: which parameters N counts.
     bootstrap: resamples for intervals. eval_documents: held-out documents, evenly spaced and the same for all cells, that
-    the loss (nats per token) is measured on; 0: the whole split.
+    the loss (nats per token) is measured on; 0: the whole split. keep: with 'checkpoints', a cell that was interrupted goes
+    on within itself, and cells can be branched from.
     """
 
     train: TrainSection = Field(default_factory=lambda: TrainSection(**CELL_DEFAULTS))
@@ -39,6 +40,7 @@ class SweepConfig(StageConfig):
     convention: Convention = "non_embedding"
     bootstrap: int = Field(default=200, ge=0)
     eval_documents: int = Field(default=16, ge=0)
+    keep: Observation[Literal["none", "models", "checkpoints"]] = Field("none", description="of each cell beside its log: its model, or its checkpoints too")
     seed: int = Field(default=0, ge=0)
 
     @model_validator(mode="before")
@@ -57,6 +59,8 @@ def check(section: SweepConfig, recipe: Recipe) -> list[str]:
     from feebcore.stages.pretrain import check_training
 
     problems = [f"train.{text}" for text in check_training(section.train)]
+    if section.train.parallel.strategy != "none":
+        problems.append("train.parallel: cells of a sweep are one process each; leave it out")
     for overrides in section.planner.build().overrides():
         try:
             with_overrides(section.train, overrides)

@@ -9,7 +9,9 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from feebcore.config import Execution, Observation, Part, Seam, StageConfig, use
-from feebcore.files import digest_of, sha256_file
+from feebcore.files import digest_of, read_json, sha256_file
+from feebcore.train.group_rules import GroupRule
+from feebcore.train.parallel_config import ParallelConfig
 
 
 class TrainSection(StageConfig):
@@ -29,20 +31,41 @@ class TrainSection(StageConfig):
     seq_len: int = Field(128, ge=1, description="tokens of a window, and the longest context of the model")
     batch_size: int = Field(32, ge=1, description="windows an optimizer step")
     max_steps: int = Field(1000, ge=1, description="optimizer steps")
+    momentum_schedule: Annotated[Part, Seam("schedules")] | None = Field(None, description="multiplier on the momentum (or the first beta)")
+    weight_decay_schedule: Annotated[Part, Seam("schedules")] | None = Field(None, description="multiplier on the weight decay")
+    param_groups: list[GroupRule] = Field([], description="rules for parameters by name and role: other rates, other decay, frozen")
     grad_clip: float = Field(1.0, ge=0.0, description="largest global gradient norm; 0 never clips")
+    ema_decay: float = Field(0.0, ge=0.0, lt=1.0, description="of an average of the weights, which is then what is scored and saved; 0: none")
+    overfit_batches: int = Field(0, ge=0, description="train on the first so many batches over and over, to see whether training works at all; 0: on all")
     seed: int = Field(0, ge=0, description="of weights, order and dropout; default: the recipe's seed")
     init_from: Execution[str] = Field(
         "", description="a model folder, or an artifact with one, whose weights are the start, relative to the recipe; empty: from scratch"
     )
     init_content: str = Field("", description="digest of these weights; filled in, so that other weights make another model")
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="of matrix products, weights stay fp32; auto: bf16 where the hardware has it")
-    on_bad_step: Literal["stop", "skip"] = Field("stop", description="what happens when loss or gradient is not finite")
-    max_bad_steps: int = Field(10, ge=1, description="with skip: so many in a row stop the run")
+    branch_from: Execution[str] = Field(
+        "", description="an artifact of pretrain whose run goes on from here, weights, optimizer and place in the data, with what this recipe says"
+    )
+    branch_step: int = Field(0, ge=0, description="checkpoint of that run to go on from; 0: its newest")
+    branch_content: str = Field("", description="digest of that checkpoint; filled in")
+    precision: Literal["auto", "fp32", "bf16", "fp8"] = Field(
+        "auto", description="of matrix products, weights stay fp32; auto: bf16 where the hardware has it; fp8: CUDA, with torchao"
+    )
+    on_bad_step: Literal["stop", "skip", "roll_back"] = Field(
+        "stop", description="what follows a bad step (loss or gradient not finite, or a spike): roll_back goes on from an earlier state with later batches"
+    )
+    spike_factor: float = Field(
+        0.0, ge=0.0, description="a loss so many standard deviations above the mean of the last 50 steps is bad too; 0: only what is not finite"
+    )
+    max_bad_steps: int = Field(10, ge=1, description="so many bad steps in a row, or so many times rolled back, stop the run")
+    roll_back_every: int = Field(100, ge=1, description="with roll_back: steps between the states to go back to")
     eval_stride: int = Field(0, ge=0, description="new tokens a window in the final score; 0: half of seq_len")
 
     device: Execution[Literal["auto", "cpu", "cuda"]] = Field("auto", description="auto: CUDA where there is some")
     compile: Execution[Literal["auto", "on", "off"]] = Field("auto", description="auto: when the run is long enough to earn back the compiling")
-    micro_batch: Execution[int] = Field(0, ge=0, description="windows held at once, the rest is accumulated; 0: all")
+    parallel: Execution[ParallelConfig] = Field(default_factory=ParallelConfig, description="several processes for one run")
+    micro_batch: Execution[int] = Field(0, ge=0, description="windows held at once by a process, the rest is accumulated; 0: all, or as many as fit")
+    activation_checkpointing: Execution[bool] = Field(False, description="compute each block again in the backward pass: less memory, a third more time")
+    prefetch: Execution[int] = Field(2, ge=0, description="batches made ahead by a thread; 0: none")
     threads: Execution[int] = Field(0, ge=0, description="CPU threads; 0: as many as this process may use")
     deterministic: Execution[bool] = Field(True, description="the same bits every time; costs a few percent")
 
@@ -51,11 +74,14 @@ class TrainSection(StageConfig):
     )
     checkpoint_every: Observation[int] = Field(200, ge=0, description="steps between checkpoints; 0: only one at the end")
     keep_checkpoints: Observation[int] = Field(2, ge=1, description="newest checkpoints that are kept")
+    keep_every: Observation[int] = Field(0, ge=0, description="checkpoints of steps divisible by this are kept for good, to branch from; 0: none")
+    keep_best: Observation[int] = Field(0, ge=0, description="checkpoints with the lowest loss on held-out text that are kept for good; 0: none")
+    async_checkpoints: Observation[bool] = Field(True, description="write checkpoints beside the training")
     log_every: Observation[int] = Field(10, ge=1, description="steps a row of the training log")
     eval_every: Observation[int] = Field(200, ge=0, description="steps between looks at held-out text; 0: only the final score")
     eval_tokens: Observation[int] = Field(16384, ge=1, description="size of such a look, always the same text")
 
-    @field_validator("init_from")
+    @field_validator("init_from", "branch_from")
     @classmethod
     def _absolute(cls, value: str, info: ValidationInfo) -> str:
         folder = Path((info.context or {}).get("recipe_folder", "."))
@@ -64,6 +90,7 @@ class TrainSection(StageConfig):
     @model_validator(mode="after")
     def _digested(self) -> TrainSection:
         object.__setattr__(self, "init_content", _model_digest(Path(self.init_from)) if self.init_from else "")
+        object.__setattr__(self, "branch_content", _checkpoint_digest(Path(self.branch_from), self.branch_step) if self.branch_from else "")
         return self
 
     @model_validator(mode="after")
@@ -72,7 +99,22 @@ class TrainSection(StageConfig):
             raise ValueError(f"micro_batch: {self.micro_batch} does not divide batch_size {self.batch_size}")
         if self.eval_stride > self.seq_len:
             raise ValueError(f"eval_stride: {self.eval_stride} is more than seq_len {self.seq_len}, so tokens would go unscored")
+        if self.init_from and self.branch_from:
+            raise ValueError("init_from and branch_from: a run begins with other weights, or goes on from another run, not both")
         return self
+
+
+def checkpoint_of(folder: Path, step: int) -> Path | None:
+    """The checkpoint of `step` (0: the newest) in an artifact's folder, None when there is none."""
+    found = sorted((p for p in (folder / "checkpoints").glob("step-*") if (p / "state.json").is_file()), reverse=True)
+    return next((p for p in found if not step or p.name == f"step-{step:08d}"), None)
+
+
+def _checkpoint_digest(folder: Path, step: int) -> str:
+    """Of the step and the tensors of the checkpoint to branch from; empty when there is none, which the stage's check reports."""
+    path = checkpoint_of(folder, step)
+    state = read_json(path / "state.json") if path else {}
+    return digest_of([state.get("step"), {name: entry["sha256"] for name, entry in state.get("files", {}).items()}]) if state else ""
 
 
 def _model_digest(folder: Path) -> str:

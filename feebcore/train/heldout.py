@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -11,21 +12,23 @@ import torch
 
 from feebcore.errors import DataError
 from feebcore.protocols import Batch
-from feebcore.train.loop import micro_batches
+from feebcore.train.step import micro_batches
 
 if TYPE_CHECKING:
     from torch import nn
 
     from feebcore.data.store import TokenStore
     from feebcore.train.config import TrainSection
+    from feebcore.train.parallel import Parallel
 
 
 def make_evaluation(
-    section: TrainSection, model: nn.Module, store: TokenStore, device: torch.device
+    section: TrainSection, model: nn.Module, store: TokenStore, parallel: Parallel, device: torch.device
 ) -> Callable[[Callable[..., Any]], dict[str, float]] | None:
     """`evaluate(forward)` on about `eval_tokens` tokens evenly spaced over the split; None when it has no whole window.
 
     loss: nats per target. bits_per_byte: estimated with the split's own bytes per token; the final score is exact.
+    Ranks look at a share of the windows each and agree on the result.
     """
     try:
         packing = section.packing.build(store, section.seq_len)
@@ -35,8 +38,9 @@ def make_evaluation(
     packed = packing.windows(np.unique(np.linspace(0, packing.num_windows - 1, wanted).round().astype(np.int64)))
     tokens = torch.from_numpy(packed.tokens.astype(np.int64))
     optional = [None if a is None else torch.from_numpy(a) for a in (packed.mask, packed.doc_ids, packed.positions)]
-    batch = Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), *optional)
+    whole = Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), *optional)
     bits = store.num_tokens / (math.log(2) * max(1, int(np.sum(store.doc_bytes))))
+    batch = own_share(whole, parallel.rank, parallel.world)
     rows = section.micro_batch or section.batch_size
 
     @torch.no_grad()
@@ -49,6 +53,22 @@ def make_evaluation(
             nats += float(metrics.get("nats", loss_sum))
             count += float(targets)
         model.train(was_training)
+        nats, count = parallel.sum(torch.tensor([nats, count], dtype=torch.float64, device=device)).tolist()
         return {"loss": nats / max(count, 1.0), "bits_per_byte": nats / max(count, 1.0) * bits}
 
     return evaluate
+
+
+def own_share(batch: Batch, rank: int, world: int) -> Batch:
+    """Rows rank::world. Where they do not divide, the last rows count nothing: every rank must call the model equally often."""
+    if world == 1:
+        return batch
+    fields = {f.name: getattr(batch, f.name) for f in dataclasses.fields(Batch)}
+    if fields["mask"] is None:
+        fields["mask"] = torch.ones_like(batch.targets, dtype=torch.bool)
+    missing = -len(batch.tokens) % world
+    for key, value in fields.items():
+        if value is not None:
+            rest = value[:1].expand(missing, *value.shape[1:])
+            fields[key] = torch.cat([value, torch.zeros_like(rest) if key == "mask" else rest])[rank::world]
+    return Batch(**fields)

@@ -1,33 +1,43 @@
 """The training loop: batch, objective, backward, clip, optimizer. Everything optional is a callback.
 
 A step is a function of (weights, optimizer state, step): data and rates are stateless in the step and the random
-generator is seeded anew from (seed, step), so a run that is killed and resumed from a checkpoint continues bit for bit,
-and nothing that looks at the run can change it.
+generator is seeded anew from (seed, step, rank), so a run that is killed and resumed from a checkpoint continues bit for
+bit, and nothing that looks at the run can change it.
 """
 
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
-import math
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from feebcore.errors import Diverged, Interrupted
-from feebcore.protocols import Batch, Objective
-from feebcore.train import checkpoint, compiling
+from feebcore.errors import ArtifactError, FeebError, Interrupted
+from feebcore.protocols import Batch
+from feebcore.train import compiling
+from feebcore.train.averaging import WeightAverage
 from feebcore.train.callbacks import Callback, TrainRun
-from feebcore.train.precision import autocast, environment
+from feebcore.train.checkpoint import Checkpointer, checkpoints
+from feebcore.train.config import checkpoint_of
+from feebcore.train.guard import RollBack, StepGuard
+from feebcore.train.hyperparameters import Hyperparameters
+from feebcore.train.precision import environment
+from feebcore.train.step import Gradients
+
+ROLL_BACK_FOLDER = "roll_back"
 
 
 class Data(Protocol):
-    """`batch(step)`, counted from 0, gives the whole batch of an optimizer step; the same step, the same batch."""
+    """`batch(step)`, counted from 0, gives the whole batch of an optimizer step, `batch(step, rank, world)` this rank's
+    rows of it; the same step, the same batch."""
 
-    def batch(self, step: int) -> Batch: ...
+    def batch(self, step: int, rank: int = 0, world: int = 1) -> Batch: ...
 
 
 @dataclasses.dataclass
@@ -35,13 +45,23 @@ class Progress:
     """What a checkpoint keeps of the loop itself. step: optimizer steps done. recent: the last losses."""
 
     step: int = 0
-    tokens: int = 0
+    tokens: int = 0  # of all ranks
     elapsed: float = 0.0  # seconds in the loop, earlier processes included
     timed_tokens: int = 0  # tokens and seconds of steps, without the first of each process
     timed_seconds: float = 0.0
+    waited_seconds: float = 0.0  # of timed_seconds: for data
     bad_in_row: int = 0
     bad_steps: list[int] = dataclasses.field(default_factory=list)
+    rolled_back: list[int] = dataclasses.field(default_factory=list)  # bad steps that the run went back from
+    data_offset: int = 0  # batches that were left out by going back
     recent: collections.deque[float] = dataclasses.field(default_factory=lambda: collections.deque(maxlen=50))
+
+    def saved(self) -> dict[str, Any]:
+        return dataclasses.asdict(self) | {"recent": list(self.recent)}
+
+    @classmethod
+    def restored(cls, saved: dict[str, Any]) -> Progress:
+        return cls(**saved | {"recent": collections.deque(saved["recent"], maxlen=50)})
 
 
 class Trainer:
@@ -51,188 +71,294 @@ class Trainer:
         self,
         run: TrainRun,
         data: Data,
-        objective: Objective,
+        gradients: Gradients,
         optimizer: torch.optim.Optimizer,
-        schedule: Callable[[int], float],
+        hyperparameters: Hyperparameters,
         callbacks: dict[str, Callback],
         evaluate: Callable[[Callable[..., Any]], dict[str, float]] | None = None,
         checkpointing: bool = True,
         training_flops: float = 0.0,
     ) -> None:
-        self.run, self.section, self.data, self.optimizer, self.schedule = run, run.section, data, optimizer, schedule
+        self.run, self.section, self.data, self.optimizer, self.hyperparameters = run, run.section, data, optimizer, hyperparameters
         self.callbacks, self.evaluate, self.checkpointing, self.training_flops = callbacks, evaluate, checkpointing, training_flops
+        self.gradients, self.parallel = gradients, gradients.parallel
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        self.base_rates = [group["lr"] for group in optimizer.param_groups]
         self.progress = Progress()
-        self.compiled = False
-        self._proven = False  # the compiled forward and backward have run once
+        self.guard = StepGuard(self.section, run.out.log)
+        self.average = WeightAverage(run.model, self.section.ema_decay) if self.section.ema_decay else None
+        self.positions = self.section.batch_size * self.section.seq_len  # of the global batch; what gradients are divided by first
+        folds = getattr(optimizer, "_step_supports_amp_scaling", False)  # fused steps multiply gradients by a factor on the way
+        self.fold = (torch.ones((), device=run.device), torch.zeros((), device=run.device)) if folds and self.parallel.strategy != "fsdp" else None
+        self.watch_batches = [c for c in callbacks.values() if overrides(c, "on_batch")]
+        self.watch_gradients = [c for c in callbacks.values() if overrides(c, "on_gradients")]
+        section, log = self.section, run.out.log
+        self.checkpointer = Checkpointer(
+            run.folder,
+            self.parallel,
+            keep=section.keep_checkpoints,
+            keep_every=section.keep_every,
+            keep_best=section.keep_best,
+            asynchronous=section.async_checkpoints,
+            log=log,
+        )
+        self.earlier = Checkpointer(run.folder / ROLL_BACK_FOLDER, self.parallel, keep=3, asynchronous=section.async_checkpoints, log=log)
+        self.rolls_back = section.on_bad_step == "roll_back" and checkpointing
         self._saved = -1
         self.ended = 0.0
 
-        def forward(tokens: Tensor, targets: Tensor, mask: Tensor | None, doc_ids: Tensor | None, positions: Tensor | None) -> tuple[Tensor, Tensor, dict]:
-            with autocast(run.precision, run.device):
-                output = objective(run.model, Batch(tokens, targets, mask, doc_ids, positions))  # type: ignore[arg-type]
-            return output.loss_sum, output.count, output.metrics
-
-        self.eager = self.forward = forward
+    # --- the loop ---------------------------------------------------------------------------------------------------
 
     def train(self) -> Progress:
         """Run to `max_steps` from the last checkpoint, or from the start. Raises Interrupted after saving on a stop."""
-        run, progress = self.run, self.resume()
-        started = time.perf_counter() - progress.elapsed
-        run.model.train()
-        for callback in self.callbacks.values():
-            callback.on_start(run)
-        for step in range(progress.step, self.section.max_steps):
-            metrics = self.step(step)
-            progress.step = run.step = step + 1
-            progress.elapsed = time.perf_counter() - started
+        self.resume()
+        started = time.perf_counter() - self.progress.elapsed
+        self.run.model.train()
+        while True:
             for callback in self.callbacks.values():
-                callback.on_step_end(run.step, metrics | {"elapsed": progress.elapsed})
-            if self.evaluate and self.section.eval_every and run.step % self.section.eval_every == 0 and run.step < self.section.max_steps:
-                found = self.evaluate(self.eager)
-                for callback in self.callbacks.values():
-                    callback.on_eval(run.step, found)
-            if self.section.checkpoint_every and run.step % self.section.checkpoint_every == 0:
-                self.save()
-            if run.out.stop_requested:
-                self.stop()
+                callback.on_start(self.run)
+            try:
+                self._steps(started)
+                break
+            except RollBack as reason:
+                self.roll_back(str(reason))
         self.save()
+        self.checkpointer.wait()
         self.ended = time.perf_counter()
-        return progress
+        return self.progress
 
-    def step(self, step: int) -> dict[str, Any]:
-        """One optimizer step; its metrics. A step whose loss or gradient is not finite follows `on_bad_step`."""
+    def _steps(self, started: float) -> None:
+        run, section = self.run, self.section
+        while self.progress.step < section.max_steps:
+            if self.rolls_back and self.progress.step % section.roll_back_every == 0:
+                self.save_earlier()
+            metrics, stop = self.step(self.progress.step)
+            self.progress.step = run.step = self.progress.step + 1
+            self.progress.elapsed = time.perf_counter() - started
+            for callback in self.callbacks.values():
+                callback.on_step_end(run.step, metrics | {"elapsed": self.progress.elapsed})
+            score = None
+            if self.evaluate and section.eval_every and run.step % section.eval_every == 0 and run.step < section.max_steps:
+                score = self.look()
+            if section.checkpoint_every and run.step % section.checkpoint_every == 0:
+                self.save(score)
+            if stop:
+                self.stop()
+
+    def step(self, step: int) -> tuple[dict[str, Any], bool]:
+        """One optimizer step; its metrics, and whether a rank was asked to stop. Bad steps follow `on_bad_step`."""
         began = time.perf_counter()
-        batch = self.data.batch(step)
+        parallel, section, progress = self.parallel, self.section, self.progress
+        place = step + progress.data_offset
+        batch = self.data.batch(place) if parallel.world == 1 else self.data.batch(place, parallel.rank, parallel.world)
         waited = time.perf_counter() - began
-        first = not self._proven
-        loss_sum, count, expected, sums = self.accumulate(batch, step)
+        timed = self.gradients.proven
+        for callback in self.watch_batches:
+            callback.on_batch(step, batch)
+        seed = (section.seed * 0x9E3779B97F4A7C15 + step + parallel.rank * 0xD1B54A32D192ED03) % 2**63
+        loss_sum, count, sums = self.gradients.add(batch, self.positions, seed)
         gradients = [p.grad for p in self.parameters if p.grad is not None]
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-        values = [loss_sum, count, norm, *sums.values()]
-        loss_sum, count, norm, *extra = torch.stack([v.to(loss_sum) for v in values]).tolist()  # the step's only wait for the device
-        scale = expected / count if count else 0.0  # gradients are of loss_sum / expected so far
-        loss, norm = loss_sum / max(count, 1), norm * scale
-        multiplier = self.schedule(step)
-        for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
-            group["lr"] = rate * multiplier
-        if math.isfinite(loss) and math.isfinite(norm):
-            if self.section.grad_clip and norm > self.section.grad_clip:
-                scale *= self.section.grad_clip / norm
-            if scale != 1.0:
-                torch._foreach_mul_(gradients, scale)
-            self.optimizer.step()
-            self.progress.bad_in_row = 0
-            self.progress.recent.append(loss)
-        else:
-            self.bad_step(step, loss, norm)
-        self.optimizer.zero_grad(set_to_none=True)
-        seconds = time.perf_counter() - began
-        self.progress.tokens += batch.tokens.numel()
-        if not first:
-            self.progress.timed_tokens += batch.tokens.numel()
-            self.progress.timed_seconds += seconds
-        rates = {"lr": self.optimizer.param_groups[0]["lr"], "grad_norm": norm, "tokens": self.progress.tokens, "seconds": seconds, "data_wait": waited}
-        more = {k: v / max(count, 1) for k, v in zip(sums, extra, strict=True) if v != loss_sum}
-        return {"step": step + 1, "loss": loss} | rates | more
-
-    def accumulate(self, batch: Batch, step: int) -> tuple[Tensor, Tensor, int, dict[str, Tensor]]:
-        """Backward through the batch in micro-batches. Returns loss_sum, count, the divisor already applied, and sums."""
-        expected = max(1, int(batch.mask.sum()) if batch.mask is not None else batch.targets.numel())
-        try:
-            result = self._accumulate(batch, step, expected)
-        except Exception as error:
-            if not self.compiled or self._proven:
-                raise
-            self.run.out.log(f"compiling failed ({type(error).__name__}: {str(error).strip().splitlines()[0][:200]}); training runs uncompiled")
-            self.compiled, self.forward = False, self.eager
+        own = [loss_sum, count, torch.tensor(float(self.run.out.stop_requested)), *sums.values()]
+        summed = parallel.sum(torch.stack([v.to(loss_sum) for v in own]))
+        norm, total, counted, stop, *extra = torch.cat([parallel.grad_norm(gradients).reshape(1).to(loss_sum), summed]).tolist()  # the step's only wait
+        scale = self.positions / counted if counted else 1.0  # gradients are of total / positions so far
+        loss, norm = total / max(counted, 1), norm * scale
+        self.hyperparameters.apply(step)
+        if self.guard.is_bad(loss, norm, progress.recent):
+            progress.bad_in_row += 1
+            progress.bad_steps.append(step + 1)
             self.optimizer.zero_grad(set_to_none=True)
-            result = self._accumulate(batch, step, expected)
-        self._proven = True
-        return (*result[:2], expected, result[2])
+            self.guard.handle(step + 1, loss, norm, progress.bad_in_row, len(progress.rolled_back))
+        else:
+            if section.grad_clip and norm > section.grad_clip:
+                scale *= section.grad_clip / norm
+            self._update(gradients, scale, step)
+            progress.bad_in_row = 0
+            progress.recent.append(loss)
+        tokens, seconds = batch.tokens.numel() * parallel.world, time.perf_counter() - began
+        progress.tokens += tokens
+        if timed:
+            progress.timed_tokens += tokens
+            progress.timed_seconds += seconds
+            progress.waited_seconds += waited
+        rates = {"lr": self.optimizer.param_groups[0]["lr"], "grad_norm": norm, "tokens": progress.tokens, "seconds": seconds, "data_wait": waited}
+        more = {k: v / max(counted, 1) for k, v in zip(sums, extra, strict=True) if v != total}
+        return {"step": step + 1, "loss": loss} | rates | more, stop > 0
 
-    def _accumulate(self, batch: Batch, step: int, expected: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        torch.manual_seed((self.section.seed * 0x9E3779B97F4A7C15 + step) % 2**63)
-        loss_sums, counts, sums = [], [], collections.defaultdict(list)
-        for part in micro_batches(batch, self.section.micro_batch or len(batch.tokens), self.run.device):
-            loss_sum, count, metrics = self.forward(part.tokens, part.targets, part.mask, part.doc_ids, part.positions)
-            (loss_sum / expected).backward()
-            loss_sums.append(loss_sum.detach())
-            counts.append(torch.as_tensor(count, device=loss_sum.device))
-            for key, value in metrics.items():
-                sums[key].append(value.detach())
-        return sum_of(loss_sums), sum_of(counts), {k: sum_of(v) for k, v in sums.items()}
+    def _update(self, gradients: list[Tensor], scale: float, step: int) -> None:
+        """The optimizer's step on gradients times `scale`; a fused optimizer multiplies as it reads them."""
+        if self.fold is not None:
+            self.fold[0].fill_(1.0 / scale)
+            self.optimizer.grad_scale, self.optimizer.found_inf = self.fold  # type: ignore[attr-defined]
+        elif scale != 1.0:
+            torch._foreach_mul_(gradients, scale)
+            scale = 1.0
+        for callback in self.watch_gradients:
+            callback.on_gradients(step + 1, scale)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update(step + 1)
 
-    def bad_step(self, step: int, loss: float, norm: float) -> None:
-        """Record a step that is skipped; raise when the policy says stop, or too many came in a row."""
-        self.progress.bad_in_row += 1
-        self.progress.bad_steps.append(step + 1)
-        what = f"step {step + 1}: loss {loss:g}, gradient norm {norm:g}"
-        if self.section.on_bad_step == "stop":
-            raise Diverged(f"{what}; lower the optimizer's rate or grad_clip, lengthen the schedule's warmup, or set on_bad_step: skip")
-        if self.progress.bad_in_row >= self.section.max_bad_steps:
-            raise Diverged(f"{what}: {self.progress.bad_in_row} bad steps in a row (max_bad_steps); lower the optimizer's rate or lengthen the warmup")
-        self.run.out.log(f"{what}; the step is skipped")
+    # --- looking ----------------------------------------------------------------------------------------------------
 
-    def save(self) -> None:
-        """Write a checkpoint of this moment, once."""
+    @contextlib.contextmanager
+    def final_weights(self) -> Iterator[None]:
+        """The model with the weights that are scored and saved: averaged, or as the optimizer gives them for evaluation."""
+        swap = [getattr(self.optimizer, name, None) for name in ("eval", "train")]
+        if swap[0]:
+            swap[0]()
+        try:
+            with self.average.applied() if self.average is not None else contextlib.nullcontext():
+                yield
+        finally:
+            if swap[1]:
+                swap[1]()
+
+    def settle(self) -> None:
+        """The model keeps its final weights from here on; training is over."""
+        if hasattr(self.optimizer, "eval"):
+            self.optimizer.eval()
+        if self.average is not None:
+            self.average.put()
+        self.run.model.eval()
+
+    def look(self) -> float | None:
+        """Held-out text through the final weights: told to callbacks; the loss."""
+        assert self.evaluate is not None
+        with self.final_weights():
+            found = self.evaluate(self.gradients.wrapped)
+        for callback in self.callbacks.values():
+            callback.on_eval(self.run.step, found)
+        return found.get("loss")
+
+    # --- state ------------------------------------------------------------------------------------------------------
+
+    def save(self, score: float | None = None) -> None:
+        """Begin to write a checkpoint of this moment, once. score: loss on held-out text, where there is one."""
         if not self.checkpointing or self._saved == self.progress.step:
             return
         for callback in self.callbacks.values():
             callback.on_save(self.progress.step)
-        state = {
-            "progress": dataclasses.asdict(self.progress) | {"recent": list(self.progress.recent)},
+        self.checkpointer.save(self.progress.step, self.run.model, self.optimizer, self.state(), self.extras(), metric=score)
+        self._saved = self.progress.step
+
+    def save_earlier(self) -> None:
+        """A state to go back to, at fixed steps, so that a killed run goes back to the same ones."""
+        for callback in self.callbacks.values():
+            callback.on_save(self.progress.step)
+        self.earlier.save(self.progress.step, self.run.model, self.optimizer, self.state(), self.extras())
+        self.save()  # so that the newest checkpoint is never before the states to go back to
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "progress": self.progress.saved(),
             "seed": self.section.seed,  # with the step, all there is of the random state
-            "compiled": self.compiled,
+            "compiled": self.gradients.compiled,
             "precision": self.run.precision,
-            "environment": environment(self.run.device),
+            "micro_batch": self.gradients.size,
+            "environment": environment(self.run.device) | {"ranks": self.parallel.world, "strategy": self.parallel.strategy},
             "callbacks": {name: callback.state_dict() for name, callback in self.callbacks.items()},
         }
-        checkpoint.save_checkpoint(self.run.folder, self.progress.step, self.run.model, self.optimizer, state, self.section.keep_checkpoints)
-        self._saved = self.progress.step
+
+    def extras(self) -> dict[str, dict[str, Tensor]]:
+        return {} if self.average is None else {"ema": self.average.average}
 
     def stop(self) -> None:
         self.save()
+        self.checkpointer.wait()
         raise Interrupted(f"stopped after step {self.progress.step} of {self.section.max_steps}; run the same command again to continue")
 
-    def resume(self) -> Progress:
-        """Continue from the newest whole checkpoint, if there is one; decide about compiling, or take over the decision."""
-        state = checkpoint.load_latest(self.run.folder, self.run.model, self.optimizer, self.run.out.log) if self.checkpointing else None
-        if state is None:
-            steps = self.section.max_steps
-            self.compiled, notice = compiling.decide(self.section.compile, self.run.device, self.run.precision, self.training_flops, steps)
+    def resume(self) -> None:
+        """Continue from the newest whole checkpoint, or from the run to branch from; decide about compiling, or take over
+        the decision."""
+        found = self.checkpointer.load_latest(self.run.model, self.optimizer) if self.checkpointing else None
+        if found is not None:
+            self._continue(*found)
         else:
-            saved = state["progress"]
-            self.progress = Progress(**saved | {"recent": collections.deque(saved["recent"], maxlen=50)})
-            self.run.step = self._saved = self.progress.step
-            if state["precision"] != self.run.precision:  # 'auto' is chosen once a run, not once a machine
-                self.run.out.log(f"the run was begun in {state['precision']}; it continues so, where auto would mean {self.run.precision} here")
-                self.run.precision = state["precision"]
-            for name, callback in self.callbacks.items():
-                if name in state["callbacks"]:
-                    callback.load_state_dict(state["callbacks"][name])
-            self.compiled = state["compiled"] and compiling.has_compiler(self.run.device)
-            notice = "the run was compiled before and no compiler is here now: it continues uncompiled" if state["compiled"] > self.compiled else ""
-            now = environment(self.run.device)
-            changed = [f"{k} {was} -> {now.get(k)}" for k, was in state["environment"].items() if now.get(k) != was]
-            self.run.out.log(f"resumed after step {self.progress.step} of {self.section.max_steps}")
-            if changed:
-                self.run.out.log(f"other conditions than before ({', '.join(changed)}): the rest may differ from an uninterrupted run in the last bits")
-        if notice:
-            self.run.out.log(notice)
-        if self.compiled:
-            self.forward = compiling.compiled(self.eager)
-        return self.progress
+            if self.section.branch_from:
+                self._branch()
+            elif self.average is not None:
+                self.average.restart()
+            steps = self.section.max_steps - self.progress.step
+            wanted, notice = compiling.decide(self.section.compile, self.run.device, self.run.precision, self.training_flops, steps)
+            if notice:
+                self.run.out.log(notice)
+            if wanted:
+                self.gradients.compile()
+
+    def _continue(self, state: dict[str, Any], extras: dict[str, dict[str, Tensor]]) -> None:
+        run = self.run
+        self._restore(state, extras)
+        self._saved = self.progress.step
+        if state["precision"] != run.precision:  # 'auto' is chosen once a run, not once a machine
+            run.out.log(f"the run was begun in {state['precision']}; it continues so, where auto would mean {run.precision} here")
+            run.precision = self.gradients.module.precision = state["precision"]
+        if not self.section.micro_batch and state.get("micro_batch") and self.parallel.world == 1:
+            self.gradients.size = state["micro_batch"]  # found by trial; the same again, for the same bits
+        if state["compiled"] and compiling.has_compiler(run.device):
+            self.gradients.compile()
+        elif state["compiled"]:
+            run.out.log("the run was compiled before and no compiler is here now: it continues uncompiled")
+        now = environment(run.device) | {"ranks": self.parallel.world, "strategy": self.parallel.strategy}
+        changed = [f"{k} {was} -> {now.get(k)}" for k, was in state["environment"].items() if now.get(k) != was]
+        run.out.log(f"resumed after step {self.progress.step} of {self.section.max_steps}")
+        if changed:
+            run.out.log(f"other conditions than before ({', '.join(changed)}): the rest may differ from an uninterrupted run in the last bits")
+
+    def _restore(self, state: dict[str, Any], extras: dict[str, dict[str, Tensor]]) -> None:
+        self.progress = Progress.restored(state["progress"])
+        self.run.step = self.progress.step
+        if self.average is not None:
+            if "ema" in extras:
+                self.average.load(extras["ema"])
+            else:
+                self.average.restart()
+        for name, callback in self.callbacks.items():
+            if name in state["callbacks"]:
+                callback.load_state_dict(state["callbacks"][name])
+
+    def _branch(self) -> None:
+        """Take weights, optimizer state and place in the data from another run; options are those of this recipe."""
+        source = Path(self.section.branch_from)
+        path = checkpoint_of(source, self.section.branch_step)
+        if path is None:
+            raise FeebError(f"branch_from: {source} has no checkpoint" + (f" of step {self.section.branch_step}" if self.section.branch_step else ""))
+        options = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
+        counters = getattr(self.optimizer, "counters", ())
+        state, extras = self.checkpointer.load(path, self.run.model, self.optimizer)
+        for group, own in zip(self.optimizer.param_groups, options, strict=True):
+            group.update({k: v for k, v in own.items() if k not in counters})
+        self._restore(state | {"callbacks": {}}, extras)
+        self.progress = dataclasses.replace(self.progress, elapsed=0.0, timed_tokens=0, timed_seconds=0.0, waited_seconds=0.0)
+        if self.progress.step >= self.section.max_steps:
+            raise FeebError(f"branch_from: {path} is at step {self.progress.step}, and max_steps is {self.section.max_steps}; raise it, or set branch_step")
+        self.run.out.log(f"branched from {path} after step {self.progress.step}, on to {self.section.max_steps}")
+
+    def roll_back(self, reason: str) -> None:
+        """Restore the newest of the earlier states, and leave out the batches from there to the bad step."""
+        self.earlier.wait()
+        before = self.progress
+        bad = before.step + 1
+        for path in checkpoints(self.run.folder / ROLL_BACK_FOLDER):
+            if int(path.name.rpartition("-")[2]) <= before.step:
+                with contextlib.suppress(ArtifactError):
+                    state, extras = self.earlier.load(path, self.run.model, self.optimizer)
+                    break
+        else:
+            raise FeebError(f"{reason}; there is no earlier state to roll back to")
+        self._restore(state, extras)
+        self.progress = dataclasses.replace(
+            self.progress,
+            elapsed=before.elapsed,
+            bad_steps=before.bad_steps,
+            rolled_back=[*before.rolled_back, bad],
+            data_offset=before.data_offset + bad - self.progress.step,
+        )
+        self._saved = -1
+        self.run.out.log(f"{reason}; rolled back to step {self.progress.step}, the batches up to there are left out")
+        for callback in self.callbacks.values():
+            callback.on_close()
 
 
-def micro_batches(batch: Batch, size: int, device: torch.device) -> Iterator[Batch]:
-    """The batch in slices of `size` windows, on the device."""
-    for i in range(0, len(batch.tokens), size):
-        fields = {f.name: getattr(batch, f.name) for f in dataclasses.fields(Batch)}
-        cut = {k: None if v is None else v[i : i + size].to(device, non_blocking=True) for k, v in fields.items()}
-        yield Batch(**cut)  # type: ignore[arg-type]
-
-
-def sum_of(values: list[Tensor]) -> Tensor:
-    return values[0] if len(values) == 1 else torch.stack(values).sum()
+def overrides(callback: Callback, method: str) -> bool:
+    return getattr(type(callback), method, None) is not getattr(Callback, method, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,15 +11,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from feebcore.data.loader import Prefetch
 from feebcore.errors import FeebError, Interrupted
 from feebcore.model.build import build_model
 from feebcore.model.groups import param_groups
 from feebcore.model.io import load_model, save_model
+from feebcore.protocols import Batch
+from feebcore.train import hyperparameters, precision
 from feebcore.train.callbacks import Callback, TrainRun
+from feebcore.train.checkpoint import restore_model
 from feebcore.train.heldout import make_evaluation
 from feebcore.train.loop import Data, Progress, Trainer
+from feebcore.train.parallel import Parallel, make_parallel
 from feebcore.train.precision import execution, resolve_device, resolve_precision
 from feebcore.train.rates import RateScale, TrainShape
+from feebcore.train.step import Gradients, LossModule, checkpoint_activations
 
 if TYPE_CHECKING:
     from feebcore.artifacts import StageOutput
@@ -57,54 +64,84 @@ def train_model(
     Raises Interrupted after saving when `out.stop_requested`; FeebError when a bad step stops the run.
     """
     began = time.perf_counter()
-    with execution(section.threads, section.deterministic):
-        device = resolve_device(section.device)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(execution(section.threads, section.deterministic))
+        parallel = make_parallel(section, resolve_device(section.device))
+        stack.callback(parallel.close)
+        device = parallel.device
         model = (_fresh_model(section, vocab_size, device) if model is None else model).to(device)
         counts = model.count()  # type: ignore[operator]
         flops_per_step = 3 * counts.flops_per_token * section.batch_size * section.seq_len
-        run = TrainRun(section, model, device, Path(folder), out, name, tokenizer_folder=tokenizer_folder)
+        data = Repeated(data, section.overfit_batches) if section.overfit_batches else data
+        run = TrainRun(section, model, device, Path(folder), out, name, tokenizer_folder=tokenizer_folder, data=data)
         run.precision = resolve_precision(section.precision, device)
+        if section.activation_checkpointing:
+            checkpoint_activations(model)
+        if run.precision == "fp8":
+            precision.convert_to_fp8(model)
+        hyperparameters.freeze(param_groups(model, frozen=True), section.param_groups)
+        gradients = Gradients(LossModule(model, section.objective.build(), run.precision, device), parallel, section.micro_batch, out.log)
+        optimizer = build_optimizer(section, model)
+        schedules = (section.momentum_schedule, section.weight_decay_schedule)
+        rates = hyperparameters.Hyperparameters(
+            optimizer, section.schedule.build(section.max_steps), *(None if s is None else s.build(section.max_steps) for s in schedules)
+        )
+        callbacks = {f"{i}:{part.name}": part.build() for i, part in enumerate(section.callbacks)} if parallel.is_main else {}
         trainer = Trainer(
             run,
-            data,
-            section.objective.build(),
-            build_optimizer(section, model),
-            section.schedule.build(section.max_steps),
-            {f"{i}:{part.name}": part.build() for i, part in enumerate(section.callbacks)},
-            evaluate=make_evaluation(section, model, val_store, device) if val_store is not None and section.eval_every else None,
+            stack.enter_context(Prefetch(data, section.prefetch)) if section.prefetch else data,
+            gradients,
+            optimizer,
+            rates,
+            callbacks,
+            evaluate=make_evaluation(section, model, val_store, parallel, device) if val_store is not None and section.eval_every else None,
             checkpointing=checkpoint,
-            training_flops=flops_per_step * section.max_steps,
+            training_flops=flops_per_step * section.max_steps / parallel.world,
         )
-        try:
-            progress = trainer.train()
-            model.eval()
-            metrics = _metrics(trainer, progress) | {
-                "flops": 3 * counts.flops_per_token * progress.tokens,
-                "parameters": {"total": counts.total, "non_embedding": counts.non_embedding, "matmul": counts.matmul},
-            }
+        for callback in callbacks.values():
+            stack.callback(callback.on_close)
+        progress = trainer.train()
+        trainer.settle()
+        run.model = model = _whole(section, model, vocab_size, parallel)
+        metrics = _metrics(trainer, progress) | {
+            "flops": 3 * counts.flops_per_token * progress.tokens,
+            "parameters": {"total": counts.total, "non_embedding": counts.non_embedding, "matmul": counts.matmul},
+        }
+        if parallel.is_main:
             if val_store is not None and final_score:
-                metrics |= _score(run, val_store, trainer.callbacks)
+                metrics |= _score(run, val_store, callbacks)
             if save:
                 save_model(run.folder / "model", model, section.architecture, tokenizer_folder)
-            metrics["seconds"] = round(progress.elapsed + time.perf_counter() - trainer.ended, 3)
-            metrics["wall_seconds"] = round(time.perf_counter() - began, 3)
-            for callback in trainer.callbacks.values():
-                callback.on_end(metrics)
-        finally:
-            for callback in trainer.callbacks.values():
-                callback.on_close()
+        metrics["seconds"] = round(progress.elapsed + time.perf_counter() - trainer.ended, 3)
+        metrics["wall_seconds"] = round(time.perf_counter() - began, 3)
+        for callback in callbacks.values():
+            callback.on_end(metrics)
     return TrainResult(metrics, model)
 
 
+class Repeated:
+    """The first `number` batches of `data`, over and over: whether a model can overfit is the first question to ask."""
+
+    def __init__(self, data: Data, number: int) -> None:
+        self.data, self.number = data, number
+
+    def batch(self, step: int, rank: int = 0, world: int = 1) -> Batch:
+        return self.data.batch(step % self.number, rank, world)
+
+
+def _whole(section: TrainSection, model: nn.Module, vocab_size: int, parallel: Parallel) -> nn.Module:
+    """The model itself, or, where it is sharded, a whole one with the same weights; every rank must call this."""
+    if parallel.strategy != "fsdp":
+        return model
+    tensors = parallel.full_tensors(model)
+    whole = _fresh_model(section.model_copy(update={"init_from": ""}), vocab_size, parallel.device)
+    restore_model(whole, tensors)
+    return whole.eval()
+
+
 def build_optimizer(section: TrainSection, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer part over the model's parameters by role, its rates scaled by the rate rule."""
-    groups = param_groups(model)
-    optimizer = section.optimizer.build(groups)
-    roles = {p: g.role for g in groups for p in g.parameters}
-    scale = _rate_scale(section, model)
-    for group in optimizer.param_groups:
-        group["lr"] = float(group["lr"]) * scale.of(roles[group["params"][0]])
-    return optimizer
+    """The optimizer part over the model's parameters by role and rule, its rates scaled by the rate rule."""
+    return hyperparameters.build_optimizer(section.optimizer, param_groups(model, frozen=True), section.param_groups, _rate_scale(section, model))
 
 
 def _rate_scale(section: TrainSection, model: nn.Module) -> RateScale:
@@ -129,15 +166,20 @@ def _fresh_model(section: TrainSection, vocab_size: int, device: torch.device) -
 
 
 def _metrics(trainer: Trainer, progress: Progress) -> dict[str, Any]:
+    share = progress.waited_seconds / progress.timed_seconds if progress.timed_seconds else None
     metrics: dict[str, Any] = {
         "steps": progress.step,
         "tokens": progress.tokens,
         "final_loss": sum(progress.recent) / max(1, len(progress.recent)),
         "tokens_per_second": round(progress.timed_tokens / progress.timed_seconds, 1) if progress.timed_seconds else None,
         "precision": trainer.run.precision,
-        "compiled": trainer.compiled,
+        "compiled": trainer.gradients.compiled,
+        "data_wait_share": None if share is None else round(share, 5),
     }
-    return metrics | ({"bad_steps": progress.bad_steps} if progress.bad_steps else {})
+    if trainer.parallel.world > 1:
+        metrics |= {"ranks": trainer.parallel.world, "strategy": trainer.parallel.strategy}
+    told = {"bad_steps": progress.bad_steps, "rolled_back": progress.rolled_back}
+    return metrics | {name: steps for name, steps in told.items() if steps}
 
 
 def _score(run: TrainRun, store: TokenStore, callbacks: dict[str, Callback]) -> dict[str, float]:

@@ -140,6 +140,23 @@ def test_a_stop_is_obeyed_and_leaves_the_cell_to_be_taken_again(tmp_path: Path) 
         assert {r.status for r in ledger.rows()} == {"planned"}
 
 
+@pytest.mark.parametrize("keep", ["models", "checkpoints"])
+def test_a_study_keeps_what_it_is_told_to(finished, tmp_path: Path, keep: str) -> None:
+    planner = {"name": "isoflop", "sizes": [{"d_model": 4}, {"d_model": 8}, {"d_model": 16}], "budgets": [1e7], "min_steps": 10, "tolerance": 0.05}
+    sweep(tmp_path, section(keep=keep, planner=planner))
+    cells = sorted((tmp_path / "out" / "cells").iterdir())
+    assert len(cells) == 3
+    assert all((cell / "model" / "model.safetensors").is_file() for cell in cells)
+    assert all((cell / "checkpoints").is_dir() == (keep == "checkpoints") for cell in cells)
+    first = {c["name"]: c["loss"] for c in read_jsonl(finished[0] / "out/cells.jsonl")}
+    assert {c["name"]: c["loss"] for c in read_jsonl(tmp_path / "out/cells.jsonl")}.items() <= first.items(), "keeping changes no result"
+
+
+def test_cells_take_no_ranks_of_their_own() -> None:
+    many = section(train=section().train.model_dump() | {"parallel": {"strategy": "ddp", "ranks": 2}})
+    assert any("one process each" in problem for problem in check(many, None))  # type: ignore[arg-type]
+
+
 def test_a_cell_that_diverges_is_censored_and_the_rest_goes_on(tmp_path: Path) -> None:
     sizes = [{"d_model": 4}, {"d_model": 8}, {"d_model": 16, "optimizer.lr": 1e20}]
     planner = {"name": "isoflop", "sizes": sizes, "budgets": [1e7, 2e7, 3e7], "min_steps": 10, "tolerance": 0.05}

@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from feebcore.artifacts import StageOutput
+from feebcore.files import read_jsonl
 from feebcore.protocols import Batch
 from feebcore.stages.base import stop_on_signals
+from feebcore.train.checkpoint import name_of
 from feebcore.train.config import TrainSection
 from feebcore.train.pretrain import TrainResult, train_model
 
@@ -34,6 +38,7 @@ def section(**changes: Any) -> TrainSection:
         "checkpoint_every": 4,
         "log_every": 3,
         "callbacks": ["metrics"],
+        "prefetch": 0,
     }
     return TrainSection.model_validate(base | changes)
 
@@ -44,7 +49,7 @@ class Cycle:
     def __init__(self, at_step: dict[int, Any] | None = None, masked: bool = False) -> None:
         self.at_step, self.masked = at_step or {}, masked
 
-    def batch(self, step: int) -> Batch:
+    def batch(self, step: int, rank: int = 0, world: int = 1) -> Batch:
         if step in self.at_step:
             self.at_step[step]()
         generator = torch.Generator().manual_seed(step)
@@ -54,6 +59,23 @@ class Cycle:
             tokens[:, t + 1] = (tokens[:, t] * 5 + 3 + torch.randint(2, (B,), generator=generator)) % VOCAB
         mask = torch.rand(B, T, generator=generator) < torch.linspace(0.1, 0.9, B)[:, None] if self.masked else None
         return Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), mask)
+
+
+class Shocks:
+    """The same text, of which some batches are noise that no model can foresee: their loss stands out."""
+
+    def __init__(self, bad: set[int], kill_at: int | None = None) -> None:
+        self.bad, self.kill_at = bad, kill_at
+        self.asked: list[int] = []
+
+    def batch(self, step: int, rank: int = 0, world: int = 1) -> Batch:
+        self.asked.append(step)
+        if step == self.kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        batch = Cycle().batch(step)
+        if step in self.bad:
+            batch.targets.copy_(torch.randint(VOCAB, batch.targets.shape, generator=torch.Generator().manual_seed(step)))
+        return batch
 
 
 def run(folder: Path, the_section: TrainSection | None = None, data: Any = None, logged: list[str] | None = None, **options: Any) -> TrainResult:
@@ -66,7 +88,32 @@ def run(folder: Path, the_section: TrainSection | None = None, data: Any = None,
         out.close()
 
 
+TIME_FIELDS = ("elapsed", "tokens_per_second", "data_wait")
+
+
+def in_process_of_its_own(folder: Path, **changes: object) -> int:
+    folder.mkdir(parents=True, exist_ok=True)
+    return subprocess.run([sys.executable, __file__, str(folder), json.dumps(changes)], capture_output=True, timeout=800, check=False).returncode
+
+
+def rows(folder: Path) -> list[dict]:
+    return [{k: v for k, v in row.items() if k not in TIME_FIELDS} for row in read_jsonl(folder / "metrics.jsonl")]
+
+
+def assert_same_bits(a: Path, b: Path, step: int = 20) -> None:
+    for name in ("model", "optimizer"):
+        first, second = (load_file(f / "checkpoints" / name_of(step) / f"{name}.safetensors") for f in (a, b))
+        assert first.keys() == second.keys()
+        for key, tensor in first.items():
+            assert tensor.numpy().tobytes() == second[key].numpy().tobytes(), f"{name}: {key}"
+    assert rows(a) == rows(b)
+
+
 if __name__ == "__main__":
     wanted = json.loads(sys.argv[2])
     kill_at, how = wanted.pop("kill_at", None), getattr(signal, wanted.pop("signal", "SIGKILL"))
+    bad = wanted.pop("shocks", None)
+    if bad is not None:
+        run(Path(sys.argv[1]), section(**wanted), Shocks(set(bad), kill_at))
+        sys.exit()
     run(Path(sys.argv[1]), section(**wanted), Cycle({} if kill_at is None else {kill_at: lambda: os.kill(os.getpid(), how)}))

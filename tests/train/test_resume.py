@@ -6,39 +6,15 @@ import contextlib
 import json
 import random
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-from small_run import Cycle, run, section
+from small_run import Cycle, assert_same_bits, in_process_of_its_own, run, section
 
 from feebcore.errors import ArtifactError, FeebError, Interrupted
-from feebcore.files import read_jsonl
 from feebcore.train import checkpoint
 from feebcore.train.checkpoint import checkpoints, name_of
-
-TIME_FIELDS = ("elapsed", "tokens_per_second", "data_wait")
-
-
-def in_process_of_its_own(folder: Path, **changes: object) -> int:
-    folder.mkdir(parents=True, exist_ok=True)
-    script = Path(__file__).with_name("small_run.py")
-    return subprocess.run([sys.executable, str(script), str(folder), json.dumps(changes)], capture_output=True, timeout=800, check=False).returncode
-
-
-def rows(folder: Path) -> list[dict]:
-    return [{k: v for k, v in row.items() if k not in TIME_FIELDS} for row in read_jsonl(folder / "metrics.jsonl")]
-
-
-def assert_same_bits(a: Path, b: Path, step: int = 20) -> None:
-    for name in ("model", "optimizer"):
-        first, second = (load_file(f / "checkpoints" / name_of(step) / f"{name}.safetensors") for f in (a, b))
-        assert first.keys() == second.keys()
-        for key, tensor in first.items():
-            assert tensor.numpy().tobytes() == second[key].numpy().tobytes(), f"{name}: {key}"
-    assert rows(a) == rows(b)
 
 
 @pytest.mark.parametrize("changes", [{}, {"optimizer": "muon", "precision": "bf16", "micro_batch": 4}], ids=["adamw", "muon-bf16-micro"])

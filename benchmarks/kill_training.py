@@ -1,0 +1,220 @@
+"""Kills training with SIGKILL at random moments and compares the run that was taken up again and again with one that was not.
+
+    python benchmarks/kill_training.py [--kills 20] [--compile on] [--ranks 2] [--seed 0]
+
+A third of the kills falls into steps, a third into the writing of checkpoints, a third into looks at held-out text; one of
+five hits the parent process instead of a training process. Compared bit for bit: weights, optimizer state, the training log
+without its times, the tokens of every batch. Exit status 1 where anything differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+STEPS, CHECKPOINT_EVERY, EVAL_EVERY = 60, 4, 6
+MOMENTS = ("step", "checkpoint", "evaluation")
+TIMES = ("elapsed", "tokens_per_second", "data_wait", "seconds")
+
+RECIPE = """
+name: killed
+plugins: [./watch.py]
+stages: [download, tokenizer, shard, pretrain]
+download: {{sources: [{{name: package, package: pydantic, files: ["_internal/*.py"]}}]}}
+tokenizer: {{tokenizer: byte}}
+pretrain:
+  architecture: {{num_layers: 2, d_model: 32, num_heads: 2, dropout: 0.1}}
+  optimizer: muon
+  ema_decay: 0.9
+  seq_len: 64
+  batch_size: 8
+  max_steps: {steps}
+  micro_batch: {micro}
+  threads: 1
+  compile: {compile}
+  checkpoint_every: {checkpoint}
+  keep_checkpoints: 3
+  eval_every: {eval}
+  log_every: 1
+  callbacks: [metrics, watch]
+  parallel: {{strategy: {strategy}, ranks: {ranks}}}
+"""
+
+WATCH = '''
+"""Tells what training is about to do, and what it read."""
+import hashlib
+import os
+
+import feebcore as feeb
+
+
+@feeb.hookimpl
+def feeb_callbacks():
+    yield feeb.CallbackSpec("watch", build=build, summary="Tells what training does.")
+
+
+def build(config):
+    from feebcore.train.callbacks import Callback
+
+    class Watch(Callback):
+        def tell(self, *words):
+            with open(os.environ["WATCH_LOG"], "a") as stream:
+                stream.write(" ".join(map(str, words)) + "\\n")
+
+        def on_batch(self, step, batch):
+            self.tell("step", os.getpid(), step, hashlib.sha256(batch.tokens.numpy().tobytes()).hexdigest())
+
+        def on_step_end(self, step, metrics):
+            if step % self.run.section.eval_every == 0:
+                self.tell("evaluation", os.getpid(), step)
+
+        def on_save(self, step):
+            self.tell("checkpoint", os.getpid(), step)
+
+    return Watch()
+'''
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--compile", choices=("on", "off"), default="off")
+    parser.add_argument("--ranks", type=int, default=1)
+    parser.add_argument("--strategy", choices=("ddp", "fsdp"), default="ddp")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--run", nargs=2, metavar=("RECIPE", "WORKSPACE"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.run:
+        return train(*options.run)
+    with tempfile.TemporaryDirectory() as folder:
+        found = compare(Path(folder), options)
+    print(json.dumps(found, indent=1))
+    return 1 if found["differences"] or found["kills"] < options.kills else 0
+
+
+def train(recipe: str, workspace: str) -> int:
+    """What a flow does: build the stage in a worker process."""
+    from feebcore.artifacts import Workspace
+    from feebcore.recipe import load
+    from feebcore.stages.base import run_all
+
+    run_all(load(recipe), Workspace(workspace), ["pretrain"], in_process=False)
+    return 0
+
+
+def compare(folder: Path, options: Any) -> dict[str, Any]:
+    """One undisturbed run, one that is killed `options.kills` times; what differs between them."""
+    from feebcore.artifacts import Workspace
+    from feebcore.recipe import load
+    from feebcore.stages.base import run_all
+
+    strategy = options.strategy if options.ranks > 1 else "none"
+    text = RECIPE.format(
+        steps=STEPS,
+        micro=8 // options.ranks // 2,
+        compile=options.compile,
+        checkpoint=CHECKPOINT_EVERY,
+        eval=EVAL_EVERY,
+        strategy=strategy,
+        ranks=options.ranks if options.ranks > 1 else 0,
+    )
+    (folder / "recipe.yaml").write_text(text)
+    (folder / "watch.py").write_text(WATCH)
+    run_all(load(folder / "recipe.yaml"), Workspace(folder / "whole"), ["shard"])
+    shutil.copytree(folder / "whole", folder / "killed")
+    began = time.monotonic()
+    if code := start(folder, "whole").wait():
+        raise SystemExit(f"the undisturbed run ended with status {code}: {(folder / 'whole.log').read_text()[-2000:]}")
+    moments = kill_and_resume(folder, options.kills, random.Random(options.seed))
+    return {
+        "kills": len(moments),
+        "moments": {m: sum(k["moment"] == m for k in moments) for m in MOMENTS},
+        "parents_killed": sum(k["parent"] for k in moments),
+        "compile": options.compile,
+        "ranks": options.ranks,
+        "strategy": strategy,
+        "seconds": round(time.monotonic() - began, 1),
+        "differences": differences(folder),
+    }
+
+
+def start(folder: Path, name: str) -> subprocess.Popen[bytes]:
+    environment = os.environ | {"WATCH_LOG": str(folder / f"{name}.watch"), "OMP_NUM_THREADS": "1"}
+    with open(folder / f"{name}.log", "ab") as log:
+        command = [sys.executable, __file__, "--run", str(folder / "recipe.yaml"), str(folder / name)]
+        return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+
+
+def kill_and_resume(folder: Path, kills: int, chance: random.Random) -> list[dict[str, Any]]:
+    """Run, kill at a random moment, run again; the last run is left alone."""
+    done: list[dict[str, Any]] = []
+    log = folder / "killed.watch"
+    log.touch()
+    while len(done) < kills:
+        moment, parent = MOMENTS[len(done) % 3], len(done) % 5 == 4
+        every = {"step": 1, "checkpoint": CHECKPOINT_EVERY, "evaluation": EVAL_EVERY}[moment]
+        left = (kills - len(done)) * CHECKPOINT_EVERY  # steps that the kills to come need
+        process, position = start(folder, "killed"), log.stat().st_size
+        after = chance.randint(1, max(1, min(3, (STEPS - last_step(log) - left) // every)))
+        pid = wait_for(log, position, moment, after, process)
+        if pid is None:
+            raise SystemExit(f"the run ended before kill {len(done) + 1}: {(folder / 'killed.log').read_text()[-2000:]}")
+        time.sleep(chance.uniform(0.0, 0.03 if moment != "step" else 0.01))
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid if parent else pid, signal.SIGKILL)
+        process.wait()
+        done.append({"moment": moment, "parent": parent, "step": last_step(log)})
+    if code := start(folder, "killed").wait():
+        raise SystemExit(f"the last run ended with status {code}: {(folder / 'killed.log').read_text()[-2000:]}")
+    return done
+
+
+def wait_for(log: Path, position: int, moment: str, count: int, process: subprocess.Popen[bytes]) -> int | None:
+    """The pid that announced `moment` for the `count`-th time after `position`; None when the process ended before."""
+    while process.poll() is None:
+        lines = [line.split() for line in log.read_bytes()[position:].decode().splitlines()]
+        found = [line for line in lines if line[0] == moment]
+        if len(found) >= count and len(found[count - 1]) >= 3:
+            return int(found[count - 1][1])
+        time.sleep(0.001)
+    return None
+
+
+def last_step(log: Path) -> int:
+    steps = [int(line.split()[2]) for line in log.read_text().splitlines() if line.count(" ") >= 2]
+    return max(steps, default=0)
+
+
+def differences(folder: Path) -> list[str]:
+    """Names of what is not bit for bit the same."""
+    from feebcore.files import read_jsonl
+
+    found = []
+    whole, killed = (next((folder / name / "pretrain").glob("killed-*")) for name in ("whole", "killed"))
+    last = f"checkpoints/step-{STEPS:08d}"
+    for path in sorted([*(whole / last).rglob("*.safetensors"), *(whole / "model").rglob("*.safetensors")]):
+        twin = killed / path.relative_to(whole)
+        if not twin.is_file() or twin.read_bytes() != path.read_bytes():
+            found.append(str(path.relative_to(whole)))
+    logs = [[{k: v for k, v in row.items() if k not in TIMES} for row in read_jsonl(run / "metrics.jsonl")] for run in (whole, killed)]
+    if logs[0] != logs[1]:
+        found.append("metrics.jsonl")
+    read = [dict(line.split()[2:4] for line in (folder / f"{n}.watch").read_text().splitlines() if line.startswith("step ")) for n in ("whole", "killed")]
+    if read[0] != read[1] or len(read[0]) != STEPS:
+        found.append("batches")
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,53 @@
+"""Which steps are bad, and what follows: stop, skip, or roll back to an earlier state and go on with later batches."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable
+
+from feebcore.errors import Diverged
+from feebcore.train.config import TrainSection
+
+FEWEST = 20
+"""Losses that must be known before one can stand out."""
+
+
+class RollBack(Exception):
+    """The run is to go on from an earlier state."""
+
+
+def is_spike(loss: float, recent: deque[float], factor: float) -> bool:
+    """Whether `loss` is more than `factor` standard deviations above the mean of `recent`; factor 0: never."""
+    if not factor or len(recent) < FEWEST:
+        return False
+    mean = sum(recent) / len(recent)
+    deviation = math.sqrt(sum((x - mean) ** 2 for x in recent) / (len(recent) - 1))
+    return loss > mean + factor * deviation
+
+
+class StepGuard:
+    """The policy of a run. It keeps nothing itself: what it counts is in the run's progress, and so in its checkpoints."""
+
+    def __init__(self, section: TrainSection, log: Callable[[str], None]) -> None:
+        self.section, self.log = section, log
+
+    def is_bad(self, loss: float, norm: float, recent: deque[float]) -> bool:
+        return not (math.isfinite(loss) and math.isfinite(norm)) or is_spike(loss, recent, self.section.spike_factor)
+
+    def handle(self, step: int, loss: float, norm: float, in_row: int, times_rolled: int) -> None:
+        """Say what happens with bad step `step` (counted from 1), the `in_row`-th in a row.
+
+        Returns for a step that is skipped. Raises Diverged when the run ends, RollBack when it goes back.
+        """
+        section, what = self.section, f"step {step}: loss {loss:g}, gradient norm {norm:g}"
+        if section.on_bad_step == "stop":
+            raise Diverged(f"{what}; lower the optimizer's rate or grad_clip, lengthen the schedule's warmup, or set on_bad_step: skip")
+        advice = "lower the optimizer's rate or lengthen the warmup"
+        if section.on_bad_step == "roll_back":
+            if times_rolled >= section.max_bad_steps:
+                raise Diverged(f"{what}, after {times_rolled} times of going back (max_bad_steps); {advice}")
+            raise RollBack(what)
+        if in_row >= section.max_bad_steps:
+            raise Diverged(f"{what}: {in_row} bad steps in a row (max_bad_steps); {advice}")
+        self.log(f"{what}; the step is skipped")

@@ -1,0 +1,132 @@
+"""One optimizer step's gradient: forward and backward over micro-batches, and what to do when they do not fit in memory."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from feebcore.errors import FeebError
+from feebcore.protocols import Batch, Objective
+from feebcore.train import compiling
+from feebcore.train.parallel import Parallel
+from feebcore.train.precision import autocast
+
+Sums = tuple[Tensor, Tensor, dict[str, Tensor]]
+
+
+class LossModule(nn.Module):
+    """Model and objective as one module, which can be compiled, replicated and sharded whole.
+
+    forward(tokens [B,T], targets [B,T], mask, doc_ids, positions) -> loss_sum, count, sums by name; fp32 scalars.
+    """
+
+    def __init__(self, model: nn.Module, objective: Objective, precision: str, device: torch.device) -> None:
+        super().__init__()
+        self.model, self.objective, self.precision, self.device = model, objective, precision, device
+
+    def forward(self, tokens: Tensor, targets: Tensor, mask: Tensor | None, doc_ids: Tensor | None, positions: Tensor | None) -> Sums:
+        with autocast(self.precision, self.device):
+            output = self.objective(self.model, Batch(tokens, targets, mask, doc_ids, positions))  # type: ignore[arg-type]
+        return output.loss_sum, output.count, output.metrics
+
+
+class Gradients:
+    """Adds up the gradient of one batch. size: windows held at once; 0: this rank's whole batch, or what fits in memory."""
+
+    def __init__(self, module: LossModule, parallel: Parallel, size: int, log: Callable[[str], None]) -> None:
+        self.module, self.parallel, self.size, self.log = module, parallel, size, log
+        self.wrapped = parallel.wrap(module)
+        self.forward: Callable[..., Sums] = self.wrapped
+        self.compiled = False
+        self.proven = False  # forward and backward have run once
+
+    def compile(self) -> None:
+        self.compiled, self.forward = True, self.parallel.compile(self.wrapped, lambda forward: compiling.compiled(forward))
+
+    def add(self, batch: Batch, divisor: float, seed: int) -> Sums:
+        """Backward of loss_sum / divisor through the batch; returns the sums. A compile that fails, or memory that runs out
+        in the first step, is put right and told; later ones are errors."""
+        while True:
+            try:
+                found = self._add(batch, divisor, seed)
+            except Exception as error:
+                if self.proven or not (self._smaller(batch, error) or self._uncompiled(error)):
+                    raise
+                self.module.zero_grad(set_to_none=True)
+                continue
+            self.proven = True
+            return found
+
+    def _add(self, batch: Batch, divisor: float, seed: int) -> Sums:
+        torch.manual_seed(seed)
+        loss_sums, counts, sums = [], [], collections.defaultdict(list)
+        parts = list(micro_batches(batch, self.size or len(batch.tokens), self.module.device))
+        for number, part in enumerate(parts):
+            with self.parallel.accumulating(self.wrapped, number == len(parts) - 1):
+                loss_sum, count, metrics = self.forward(part.tokens, part.targets, part.mask, part.doc_ids, part.positions)
+                (loss_sum / divisor).backward()
+            loss_sums.append(loss_sum.detach())
+            counts.append(torch.as_tensor(count, device=loss_sum.device))
+            for key, value in metrics.items():
+                sums[key].append(value.detach())
+        return sum_of(loss_sums), sum_of(counts), {k: sum_of(v) for k, v in sums.items()}
+
+    def _smaller(self, batch: Batch, error: Exception) -> bool:
+        """Half of the micro-batch, where memory ran out and there is something to halve."""
+        if not out_of_memory(error):
+            return False
+        size = self.size or len(batch.tokens)
+        if size == 1:
+            raise FeebError("not one window fits in memory; lower seq_len or the model's size, or set activation_checkpointing: true") from error
+        if self.parallel.world > 1:  # ranks must agree; this one cannot speak for the others
+            raise FeebError(f"{size} windows do not fit in the memory of rank {self.parallel.rank}; set micro_batch to {size // 2} or less") from error
+        self.size = next(s for s in range(size // 2, 0, -1) if len(batch.tokens) % s == 0)
+        self.log(f"{size} windows at once do not fit in memory; going on with micro_batch: {self.size}")
+        if self.module.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return True
+
+    def _uncompiled(self, error: Exception) -> bool:
+        if not self.compiled or self.parallel.world > 1:
+            return False
+        self.log(f"compiling failed ({type(error).__name__}: {str(error).strip().splitlines()[0][:200]}); training runs uncompiled")
+        self.compiled, self.forward = False, self.wrapped
+        return True
+
+
+def micro_batches(batch: Batch, size: int, device: torch.device) -> Iterator[Batch]:
+    """The batch in slices of `size` windows, on the device."""
+    for i in range(0, len(batch.tokens), size):
+        fields = {f.name: getattr(batch, f.name) for f in dataclasses.fields(Batch)}
+        cut = {k: None if v is None else v[i : i + size].to(device, non_blocking=True) for k, v in fields.items()}
+        yield Batch(**cut)  # type: ignore[arg-type]
+
+
+def sum_of(values: list[Tensor]) -> Tensor:
+    return values[0] if len(values) == 1 else torch.stack(values).sum()
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """CUDA has an exception of its own for it, the CPU's allocator a RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+
+
+def checkpoint_activations(model: nn.Module) -> int:
+    """Have each block of `model.depth` compute its activations again in the backward pass; the bits stay. Returns their number."""
+    blocks = blocks_of(model)
+    for block in blocks:
+        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
+    return len(blocks)
+
+
+def blocks_of(model: Any) -> list[nn.Module]:
+    """The residual blocks of a transformer: the members of the lists that `model.depth` holds, each once."""
+    lists = [m for m in getattr(model, "depth", nn.Module()).modules() if isinstance(m, nn.ModuleList)]
+    return list(dict.fromkeys(block for one in lists[:1] for block in one))
