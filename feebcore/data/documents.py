@@ -1,8 +1,8 @@
 """The document table: `documents.parquet` with columns text, source, key, sha256, num_bytes, split.
 
 Rows are sorted by (source, key). sha256 is of the UTF-8 text, num_bytes its length, split 'val' where the hash is 0
-modulo the section's split_modulus, else 'train'. Nothing here holds more than a batch of text in memory, except a sort
-of documents that did not come in order.
+modulo the section's split_modulus or the source is held out whole, else 'train'. Nothing here holds more than a batch of
+text in memory, except a sort of documents that did not come in order.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from pathlib import Path
 from typing import Literal
 
@@ -102,11 +102,13 @@ def read_texts(path: Path, split: str | None = None, max_bytes: int | None = Non
             yield text
 
 
-def write_documents(filtered: Path, target: Path, work: Path, split_modulus: int, tick: Callable[[float], None]) -> tuple[pl.DataFrame, str]:
+def write_documents(
+    filtered: Path, target: Path, work: Path, split_modulus: int, tick: Callable[[float], None], held_out: Set[str] = frozenset()
+) -> tuple[pl.DataFrame, str]:
     """Hash, split and sort the rows of `filtered` (columns of RAW) into `target`, which appears whole or not at all.
 
-    tick: called with the share of rows done. Returns the table without its texts, and a digest of it: the same documents
-    give the same digest whatever wrote the file.
+    tick: called with the share of rows done. held_out: sources that are 'val' whole. Returns the table without its texts,
+    and a digest of it: the same documents give the same digest whatever wrote the file.
     """
     names = pl.read_parquet(filtered, columns=["source", "key"])
     if names.is_empty():
@@ -126,7 +128,7 @@ def write_documents(filtered: Path, target: Path, work: Path, split_modulus: int
         frame = batch.with_columns(
             sha256=pl.Series(hashes, dtype=pl.String),
             num_bytes=pl.Series([len(text) for text in encoded], dtype=pl.Int64),
-            split=pl.Series([split_of(h, split_modulus) for h in hashes], dtype=pl.String),
+            split=pl.Series(["val" if s in held_out else split_of(h, split_modulus) for h, s in zip(hashes, batch["source"], strict=True)], dtype=pl.String),
         ).select(COLUMNS)
         kept.append(frame.drop("text"))
         digest.update("".join(f"{row}\n" for row in kept[-1].iter_rows()).encode())

@@ -26,7 +26,7 @@ from feebcore.files import read_json
 
 __all__ = ["TokenStore", "Tokens", "block_hash"]
 
-VERIFY_BYTES = 256 << 20  # a local split up to this size is hashed when it is opened (0.2 s at most)
+VERIFY_BYTES = 256 << 20  # a split up to this size is hashed when it is opened (0.2 s at most on a local disk)
 
 
 class TokenStore:
@@ -45,19 +45,16 @@ class TokenStore:
         self._pieces = pieces
 
     @classmethod
-    def open(cls, path: Path | str, split: str, mapped: bool = True, verify: bool | None = None) -> TokenStore:
+    def open(cls, path: Path | str, split: str, mapped: bool = True, verify: bool | None = None, ledger: Path | None = None) -> TokenStore:
         """The split `split` of the store at `path`: a `tokens.zarr` folder, or the address of one.
 
-        mapped: False reads through zarr even where shards could be mapped. verify: compare the tokens with their
-        recorded hash now; by default only local splits up to VERIFY_BYTES. Chunks from an address are checked one by
-        one as they come, where `ledger.jsonl` lies beside the store. Raises ArtifactError when the store is not whole:
-        unfinished, a shard missing, truncated or altered.
+        mapped: False reads through zarr even where shards could be mapped. Chunks from an address are checked one by one as
+        they come, by the hashes in `ledger` (default: `ledger.jsonl` beside the store). verify: compare all tokens with their
+        recorded hash now; by default splits up to VERIFY_BYTES of which no chunk's hash is known. Raises ArtifactError when
+        the store is not whole: unfinished, a shard missing, truncated or altered.
         """
         if is_address(path):
-            store = _open_address(cls, str(path).rstrip("/"), split)
-            if verify:
-                store.verify()
-            return store
+            return _open_address(cls, str(path).rstrip("/"), split, verify, ledger)
         group = Path(path) / split
         if not (group / "zarr.json").is_file():
             raise ArtifactError(f"{path} has no split {split!r}; {REBUILD}")
@@ -74,9 +71,13 @@ class TokenStore:
                 read_shard_index(folder / "c" / str(number), metadata.per_shard)
             decoded = DecodedChunks(str(folder), metadata, functools.partial(_open_array, str(path), f"{split}/tokens"))
             store = cls(str(path), split, decoded, metadata, attributes)
-        if verify or (verify is None and store.num_tokens * store.dtype.itemsize <= VERIFY_BYTES):
+        if store.small if verify is None else verify:
             store.verify()
         return store
+
+    @property
+    def small(self) -> bool:
+        return self.num_tokens * self.dtype.itemsize <= VERIFY_BYTES
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Tokens start..stop-1, 0 <= start <= stop <= num_tokens: a read-only view where they lie together, else a copy."""
@@ -170,7 +171,7 @@ def _require_whole(attributes: dict[str, Any], group: str) -> None:
         raise ArtifactError(f"{group} is unfinished; run its recipe again to continue it")
 
 
-def _open_address(cls: type[TokenStore], address: str, split: str) -> TokenStore:
+def _open_address(cls: type[TokenStore], address: str, split: str, verify: bool | None, ledger: Path | None) -> TokenStore:
     """A store behind fsspec. Nothing is read but metadata and, where there is one, the ledger with the chunks' hashes."""
     import zarr
 
@@ -184,17 +185,20 @@ def _open_address(cls: type[TokenStore], address: str, split: str) -> TokenStore
     except (KeyError, OSError, ValueError, RuntimeError) as error:
         raise ArtifactError(f"{address} has no split {split!r} ({type(error).__name__}: {error}); check the address") from error
     metadata = ArrayMetadata(json.loads(json.dumps(described, default=str)), f"{address}/{split}/tokens")
-    hashes = _chunk_hashes(address, split, attributes["tokens_sha256"])
+    hashes = _chunk_hashes(ledger or f"{address.rpartition('/')[0]}/ledger.jsonl", split, attributes["tokens_sha256"])
     decoded = DecodedChunks(f"{address}/{split}/tokens", metadata, functools.partial(_open_array, address, f"{split}/tokens"), hashes)
-    return cls(address, split, decoded, metadata, attributes)
+    store = cls(address, split, decoded, metadata, attributes)
+    if hashes is None and store.small if verify is None else verify:
+        store.verify()
+    return store
 
 
-def _chunk_hashes(address: str, split: str, tokens_sha256: str) -> list[bytes] | None:
-    """SHA-256 of every chunk from the ledger beside the store; None where there is none that fits `tokens_sha256`."""
+def _chunk_hashes(ledger: Path | str, split: str, tokens_sha256: str) -> list[bytes] | None:
+    """SHA-256 of every chunk from a ledger; None where there is none that fits `tokens_sha256`."""
     import fsspec
 
     try:
-        with fsspec.open(f"{address.rpartition('/')[0]}/ledger.jsonl", "rb") as stream:
+        with fsspec.open(str(ledger), "rb") as stream:
             rows = [json.loads(line) for line in stream.read().splitlines()]  # type: ignore[attr-defined]
         hashes = [bytes.fromhex(h) for row in rows if row["split"] == split and "shard" in row for h in row["sha256"]]
     except (OSError, ValueError, KeyError):

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from feebcore.artifacts import Artifact, StageOutput
 from feebcore.config import Part, Seam, StageConfig
-from feebcore.errors import DataError, Interrupted
+from feebcore.errors import DataError, Interrupted, did_you_mean
 from feebcore.files import write_atomic, write_json
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ class DownloadConfig(StageConfig):
     sources: list[Annotated[Part, Seam("sources")]] = Field(min_length=1, description="source parts, as [stdlib]")
     filters: list[Annotated[Part, Seam("filters")]] = Field([], description="filter parts, applied in this order")
     split_modulus: int = Field(10, ge=2, description="documents whose SHA-256 is 0 modulo this are held out as 'val'")
+    held_out_sources: list[str] = Field([], description="sources, by the label of their documents, that are held out whole: more validation sets")
 
 
 def check(section: DownloadConfig, recipe: Recipe) -> list[str]:
@@ -58,10 +59,12 @@ def run(section: DownloadConfig, inputs: Mapping[str, Artifact], out: StageOutpu
         why = ", ".join(f"{name}: {n}" for name, n in dropped.items() if n)
         raise DataError(f"download: no document is left of {num_read} ({why}); loosen download.filters")
     tick = lambda share: _tick(out, share * num_read, num_read, "documents", "write")  # noqa: E731
-    table, digest = write_documents(filtered, out.path / "documents.parquet", work, section.split_modulus, tick)
+    table, digest = write_documents(filtered, out.path / "documents.parquet", work, section.split_modulus, tick, frozenset(section.held_out_sources))
     write_atomic(out.path / "documents.sha256", digest + "\n")
     out.content("documents.sha256")
     metrics = _metrics(table, dropped)
+    if unknown := sorted(set(section.held_out_sources) - set(table["source"])):
+        raise DataError(f"download.held_out_sources: no document has source {unknown[0]!r}; {did_you_mean(unknown[0], set(table['source']))}")
     if metrics["documents"] == metrics["val_documents"]:
         raise DataError(f"download: all {metrics['documents']} documents fall into the held-out split; add documents or raise download.split_modulus")
     if not metrics["val_documents"]:
