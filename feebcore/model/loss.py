@@ -1,7 +1,9 @@
 """Linear map and cross-entropy together: logits exist for a chunk of tokens at a time, in the compute dtype.
 
-Reductions are in fp32. Up to MOST_LOGITS the tokens are one chunk (under torch.compile the fp32 copy is then never
-written to memory); beyond, each chunk's logits are made again in the backward pass instead of kept.
+Reductions are in fp32. A head that is a plain matrix (it has `plain_weight`) goes through feebcore/model/fused_loss.py
+where that is faster: on a CPU, and wherever there are more than MOST_LOGITS. Other heads: up to MOST_LOGITS the tokens are
+one chunk (under torch.compile the fp32 copy is then never written to memory); beyond, each chunk's logits are made again in
+the backward pass instead of kept.
 """
 
 from __future__ import annotations
@@ -12,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+
+from feebcore.model.fused_loss import fused_cross_entropy
 
 MOST_LOGITS = 2**25
 """Logits that exist at once: 64 MB in bf16."""
@@ -50,6 +54,12 @@ def linear_cross_entropy(
         count = weight_N.sum()
         targets_N = targets_N.masked_fill(~mask_BT.flatten(), 0)
 
+    weight_VC = getattr(head, "plain_weight", None)
+    many = vocab_size * len(targets_N) > most_logits
+    if weight_VC is not None and not (z_loss or label_smoothing) and (many or hidden_NC.device.type == "cpu") and _is_local(weight_VC):
+        nats = fused_cross_entropy(hidden_NC, weight_VC, targets_N, weight_N, rows=max(1, most_logits // vocab_size))
+        return CrossEntropy(nats, nats.detach(), count)
+
     def chunk_loss(hidden_NC: Tensor, targets_N: Tensor, weight_N: Tensor | None) -> tuple[Tensor, Tensor]:
         logits_NV = head(hidden_NC).float()
         nats_N = F.cross_entropy(logits_NV, targets_N, reduction="none")  # inductor makes its backward without a scatter
@@ -74,3 +84,8 @@ def linear_cross_entropy(
         more_loss, more_nats = checkpoint(chunk_loss, *chunk, use_reentrant=False)  # type: ignore[misc]
         loss, nats = loss + more_loss, nats + more_nats
     return CrossEntropy(loss, nats, count)
+
+
+def _is_local(weight_VC: Tensor) -> bool:
+    """No DTensor: a head that is sharded by itself is whole only inside its own forward."""
+    return not hasattr(weight_VC, "placements")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -39,4 +41,20 @@ def decide(wanted: str, device: torch.device, precision: str, training_flops: fl
 
 def compiled(forward: Callable[..., Any]) -> Callable[..., Any]:
     """`forward` through inductor with static shapes."""
+    keep_compiled_code()
     return torch.compile(forward, dynamic=False)
+
+
+def keep_compiled_code() -> None:
+    """Compiled code goes where it outlives a restart of the machine, so that it is compiled once for all runs of a shape.
+
+    In $XDG_CACHE_HOME/feeb/inductor (default ~/.cache); where TORCHINDUCTOR_CACHE_DIR says, if it is set. Only before the
+    first compile of a process: torch's default is a folder in /tmp.
+    """
+    if "TORCHINDUCTOR_CACHE_DIR" in os.environ:
+        return
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "feeb" / "inductor"
+    with contextlib.suppress(OSError, RuntimeError):  # no home, or one that cannot be written: torch's default
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)

@@ -17,6 +17,11 @@ class LinearHead(nn.Linear):
     def forward(self, hidden: Tensor) -> Tensor:
         return _capped(super().forward(hidden), self.softcap)
 
+    @property
+    def plain_weight(self) -> Tensor | None:
+        """[V,C] when logits are W h and nothing else, for losses that multiply themselves."""
+        return None if self.softcap else self.weight
+
 
 class TiedHead(nn.Module):
     """Shares the embedding's parameter: one tensor, seen under both names."""
@@ -29,6 +34,11 @@ class TiedHead(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         return _capped(F.linear(hidden, self.weight), self.softcap)
+
+    @property
+    def plain_weight(self) -> Tensor | None:
+        """As LinearHead's."""
+        return None if self.softcap else self.weight
 
     def extra_flops(self, length: int) -> tuple[float, float]:
         flops = 2.0 * length * self.weight.numel()
