@@ -94,3 +94,15 @@ def test_where_the_model_is_in_parts_probes_wait_for_the_end(tmp_path, monkeypat
         assert [row["step"] for row in read_jsonl(tmp_path / "probes" / f"{name}.jsonl")] == [6]
         assert any(name in text and "fsdp" in text for text in logged)
     assert read_jsonl(tmp_path / "probes" / "gradients.jsonl") == []
+
+
+def test_a_hook_that_nobody_has_is_never_called(tmp_path, monkeypatch):
+    """So that probes that are off cost nothing, not even a call a step."""
+    from feebcore.train.callbacks import Callback
+
+    def called(self, *args):
+        raise AssertionError("called, though nobody has it")
+
+    for hook in ("on_batch", "on_gradients"):
+        monkeypatch.setattr(Callback, hook, called)
+    run(tmp_path, section(callbacks=["metrics", "progress"], max_steps=2), checkpoint=False, save=False)
