@@ -14,8 +14,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from feeb_optim.configs import AdEMAMixConfig
+from feeb_optim.pieces import pieces
 from feeb_optim.role_groups import adamw_group
 from feeb_optim.sharding import gradients_of, locals_of, state_of
 from feebcore.protocols import ParamGroup
@@ -37,21 +39,26 @@ class AdEMAMix(torch.optim.Optimizer):
             if not parameters:
                 continue
             group["steps"] += 1
-            (beta1, beta2), step = group["betas"], group["steps"]
-            weights, gradients = locals_of(parameters), gradients_of(parameters)
-            fast, slow, squares = (state_of(self, parameters, key) for key in ("exp_avg", "exp_avg_slow", "exp_avg_sq"))
-            torch._foreach_lerp_(fast, gradients, 1 - beta1)
-            torch._foreach_lerp_(slow, gradients, 1 - rising_beta(step, group["warmup_steps"], beta1, group["slow_beta"]))
-            torch._foreach_mul_(squares, beta2)
-            torch._foreach_addcmul_(squares, gradients, gradients, value=1 - beta2)
-            sizes = torch._foreach_sqrt(squares)
-            torch._foreach_div_(sizes, math.sqrt(1 - beta2**step))
-            torch._foreach_add_(sizes, group["eps"])
-            updates = torch._foreach_div(fast, 1 - beta1**step)
-            torch._foreach_add_(updates, slow, alpha=rising_alpha(step, group["warmup_steps"], group["alpha"]))
-            if group["weight_decay"]:
-                torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
-            torch._foreach_addcdiv_(weights, updates, sizes, value=-group["lr"])
+            kept = [state_of(self, parameters, key) for key in ("exp_avg", "exp_avg_slow", "exp_avg_sq")]
+            for lists in pieces(locals_of(parameters), gradients_of(parameters), *kept):
+                ademamix_(*lists, group)
+
+
+def ademamix_(weights: list[Tensor], gradients: list[Tensor], fast: list[Tensor], slow: list[Tensor], squares: list[Tensor], group: dict[str, Any]) -> None:
+    """One step of weights and averages, in place, with the options of a torch group."""
+    (beta1, beta2), step, warmup = group["betas"], group["steps"], group["warmup_steps"]
+    torch._foreach_lerp_(fast, gradients, 1 - beta1)
+    torch._foreach_lerp_(slow, gradients, 1 - rising_beta(step, warmup, beta1, group["slow_beta"]))
+    torch._foreach_mul_(squares, beta2)
+    torch._foreach_addcmul_(squares, gradients, gradients, value=1 - beta2)
+    sizes = torch._foreach_sqrt(squares)
+    torch._foreach_div_(sizes, math.sqrt(1 - beta2**step))
+    torch._foreach_add_(sizes, group["eps"])
+    updates = torch._foreach_div(fast, 1 - beta1**step)
+    torch._foreach_add_(updates, slow, alpha=rising_alpha(step, warmup, group["alpha"]))
+    if group["weight_decay"]:
+        torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+    torch._foreach_addcdiv_(weights, updates, sizes, value=-group["lr"])
 
 
 def rising_alpha(step: int, warmup: int, alpha: float) -> float:

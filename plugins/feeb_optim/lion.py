@@ -9,8 +9,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from feeb_optim.configs import LionConfig
+from feeb_optim.pieces import pieces
 from feeb_optim.role_groups import role_group
 from feeb_optim.sharding import gradients_of, locals_of, state_of
 from feebcore.protocols import ParamGroup
@@ -28,12 +30,16 @@ class Lion(torch.optim.Optimizer):
             parameters = [p for p in group["params"] if p.grad is not None]
             if not parameters:
                 continue
-            weights, gradients = locals_of(parameters), gradients_of(parameters)
             averages = state_of(self, parameters, "exp_avg")
-            beta1, beta2 = group["betas"]
-            signs = torch._foreach_lerp(averages, gradients, 1 - beta1)
-            torch._foreach_sign_(signs)
-            if group["weight_decay"]:
-                torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
-            torch._foreach_add_(weights, signs, alpha=-group["lr"])
-            torch._foreach_lerp_(averages, gradients, 1 - beta2)
+            for weights, gradients, kept in pieces(locals_of(parameters), gradients_of(parameters), averages):
+                lion_(weights, gradients, kept, group["lr"], group["betas"], group["weight_decay"])
+
+
+def lion_(weights: list[Tensor], gradients: list[Tensor], averages: list[Tensor], lr: float, betas: tuple[float, float], weight_decay: float) -> None:
+    """One step of weights and averages, in place."""
+    signs = torch._foreach_lerp(averages, gradients, 1 - betas[0])
+    torch._foreach_sign_(signs)
+    if weight_decay:
+        torch._foreach_mul_(weights, 1 - lr * weight_decay)
+    torch._foreach_add_(weights, signs, alpha=-lr)
+    torch._foreach_lerp_(averages, gradients, 1 - betas[1])

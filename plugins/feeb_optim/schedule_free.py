@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from feeb_optim.configs import ScheduleFreeConfig
+from feeb_optim.pieces import pieces
 from feeb_optim.role_groups import role_group
 from feeb_optim.sharding import gradients_of, local, locals_of, state_of
 from feebcore.protocols import ParamGroup
@@ -77,16 +78,16 @@ class ScheduleFreeAdamW(torch.optim.Optimizer):
         for p in parameters:
             if "z" not in self.state[p]:
                 self.state[p]["z"] = local(p).clone()
-        y, z, gradients = locals_of(parameters), state_of(self, parameters, "z"), gradients_of(parameters)
-        squares = state_of(self, parameters, "exp_avg_sq")
-        torch._foreach_mul_(squares, beta2)
-        torch._foreach_addcmul_(squares, gradients, gradients, value=1 - beta2)
-        sizes = torch._foreach_div(squares, 1 - beta2**step)
-        torch._foreach_sqrt_(sizes)
-        torch._foreach_add_(sizes, group["eps"])
-        directions = torch._foreach_div(gradients, sizes)
-        if group["weight_decay"]:
-            torch._foreach_add_(directions, y, alpha=group["weight_decay"])
-        torch._foreach_lerp_(y, z, share)
-        torch._foreach_add_(y, directions, alpha=lr * (beta1 * (1 - share) - 1))
-        torch._foreach_add_(z, directions, alpha=-lr)
+        kept = [state_of(self, parameters, key) for key in ("z", "exp_avg_sq")]
+        for y, gradients, z, squares in pieces(locals_of(parameters), gradients_of(parameters), *kept):
+            torch._foreach_mul_(squares, beta2)
+            torch._foreach_addcmul_(squares, gradients, gradients, value=1 - beta2)
+            sizes = torch._foreach_div(squares, 1 - beta2**step)
+            torch._foreach_sqrt_(sizes)
+            torch._foreach_add_(sizes, group["eps"])
+            directions = torch._foreach_div(gradients, sizes)
+            if group["weight_decay"]:
+                torch._foreach_add_(directions, y, alpha=group["weight_decay"])
+            torch._foreach_lerp_(y, z, share)
+            torch._foreach_add_(y, directions, alpha=lr * (beta1 * (1 - share) - 1))
+            torch._foreach_add_(z, directions, alpha=-lr)
