@@ -200,6 +200,8 @@ def stop_on_signals(out: StageOutput) -> Iterator[None]:
         yield
         return
 
+    first: float | None = None
+
     def asked(number: int, frame: Any) -> None:
         nonlocal first
         if first is None:
@@ -214,7 +216,6 @@ def stop_on_signals(out: StageOutput) -> Iterator[None]:
         timer.start()
         timers.append(timer)
 
-    first: float | None = None
     timers: list[threading.Timer] = []
     old = {n: signal.signal(n, asked) for n in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -49,7 +49,7 @@ def run_in_processes(place: Path, section: Any, out: StageOutput, tell: Listener
     with contextlib.ExitStack() as stack:
         reader, writer = os.pipe()  # the workers end when this pipe closes: their parent is gone, however it went
         ends = [reader, writer]
-        stack.callback(lambda: [os.close(end) for end in ends])
+        stack.callback(_close_all, ends)
         lock = stack.enter_context(_alone(place, tell))
         for name in ("result.json", *(f.name for f in place.glob("rank-*.json"))):
             (place / name).unlink(missing_ok=True)
@@ -66,6 +66,11 @@ def run_in_processes(place: Path, section: Any, out: StageOutput, tell: Listener
         out.content(*result["content"])
         return result["metrics"]
     raise _failure(place, codes, workers.killed, out)
+
+
+def _close_all(handles: Sequence[int]) -> None:
+    for handle in handles:
+        os.close(handle)
 
 
 def num_ranks(section: Any) -> int:

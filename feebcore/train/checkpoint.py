@@ -162,6 +162,7 @@ class Checkpointer:
     def _write(self, snapshot: _Snapshot) -> None:
         final = self.root / name_of(snapshot.step)
         temporary = self.root / f".{final.name}.tmp"
+        mine: dict[str, Any]
         try:
             mine = {"files": self._write_tensors(snapshot, temporary), "index": snapshot.index, "error": ""}
         except (OSError, ArtifactError) as error:

@@ -203,7 +203,7 @@ class Sharded(Replicated):
 
     def grad_norm(self, gradients: Sequence[Tensor]) -> Tensor:
         """Gradients are sharded without overlap: squares of local norms add up."""
-        locals_ = [g.to_local() if is_sharded(g) else g for g in gradients]
+        locals_ = [g.to_local() if is_sharded(g) else g for g in gradients]  # type: ignore[attr-defined]
         own = torch.linalg.vector_norm(torch.stack(torch._foreach_norm([g for g in locals_ if g.numel()] or [torch.zeros(1, device=self.device)])))
         return self.sum(own.square().reshape(1)).sqrt().reshape(())
 
@@ -229,6 +229,8 @@ def make_parallel(section: Any, device: torch.device) -> Parallel:
                 f"parallel.ranks: {config.ranks} processes are wanted, and this one is alone; only stage pretrain, run in processes of its own, has ranks"
             )
         return Parallel(device)
+    if section.batch_size % world:
+        raise FeebError(f"batch_size: {section.batch_size} windows do not divide over {world} ranks")
     device = local_device(device)
     owns = not dist.is_initialized()
     if owns:

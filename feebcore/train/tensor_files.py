@@ -55,7 +55,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     head += b" " * (-len(head) % 8)
     digest, size = hashlib.sha256(), 0
     with open(path, "wb") as stream:
-        for content in [len(head).to_bytes(8, "little"), head, *(_bytes(tensors[name]) for name in order)]:
+        for content in (len(head).to_bytes(8, "little") + head, *(_bytes(tensors[name]) for name in order)):
             stream.write(content)
             digest.update(content)
             size += len(content)
@@ -150,5 +150,6 @@ class TensorFiles:
         return found
 
 
-def _bytes(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
+def _bytes(tensor: Tensor) -> Any:
+    """A buffer over the tensor's memory."""
+    return memoryview(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
