@@ -8,7 +8,7 @@ therefore the same for any number of ranks or micro-batches.
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +21,8 @@ from feebcore.protocols import Batch, Order, OrderContext, PackedWindows, Packin
 
 if TYPE_CHECKING:
     from feebcore.data.store import TokenStore
+
+SAMPLES_ORDERED_AT_ONCE = 2048
 
 __all__ = ["BatchSource", "Prefetch", "build_order", "make_batches"]
 
@@ -55,6 +57,7 @@ class BatchSource:
     order: Order
     batch_size: int
     seq_len: int
+    _ordered: dict[int, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def num_windows(self) -> int:
@@ -80,12 +83,24 @@ class BatchSource:
             raise ValueError(f"batch_size {self.batch_size} does not divide over {world} ranks")
         from torch import from_numpy
 
-        samples = np.arange(rank, self.batch_size, world, dtype=np.int64) + step * self.batch_size
-        packed = self.packing.windows(self.order(samples))
+        packed = self.packing.windows(self._windows(step)[rank::world])
         # copied by numpy: torch would start threads of its own in the thread that prefetches
         arrays = (packed.tokens[:, :-1], packed.tokens[:, 1:], packed.mask, packed.doc_ids, packed.positions)
         kinds = (np.int64, np.int64, np.bool_, np.int64, np.int64)
         return Batch(*(None if a is None else from_numpy(np.ascontiguousarray(a, dtype=k)) for a, k in zip(arrays, kinds, strict=True)))  # type: ignore[arg-type]
+
+    def _windows(self, step: int) -> np.ndarray:
+        """Windows int64 [batch_size] of a step. The order is asked for many steps at once: a call costs 0.7 ms, a sample 1 us."""
+        steps = max(1, SAMPLES_ORDERED_AT_ONCE // self.batch_size)
+        block, number = divmod(step, steps)
+        found = self._ordered.get(block)
+        if found is None:
+            begin = block * steps * self.batch_size
+            found = self.order(np.arange(begin, begin + steps * self.batch_size, dtype=np.int64)).reshape(steps, self.batch_size)
+            if len(self._ordered) >= 4:
+                self._ordered.clear()
+            self._ordered[block] = found
+        return found[number]
 
 
 class PackedBySource:

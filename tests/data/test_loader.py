@@ -1,6 +1,7 @@
 """Packing, order and loader together: the stream of batches is one, whoever asks for which part of it."""
 
 import dataclasses
+import itertools
 import os
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -170,18 +172,65 @@ class Slow:
         return Batch(torch.tensor([step]), torch.tensor([rank]))
 
 
-def test_prefetch_works_ahead_and_counts_waiting() -> None:
+def test_slow_batches_are_made_ahead_and_waiting_is_counted() -> None:
     slow = Slow(seconds=0.02)
     with Prefetch(slow, depth=3) as ahead:
-        ahead.batch(0)
+        for step in range(3):
+            ahead.batch(step)
         waited = ahead.wait_seconds
-        assert 0.015 < waited < 1.0
+        assert 0.05 < waited < 1.0
+        ahead.batch(3)
         time.sleep(0.3)
-        assert [step for step, _, _ in slow.asked] == [0, 1, 2, 3]
-        for step in (1, 2, 3):
+        assert [step for step, _, _ in slow.asked] == [0, 1, 2, 3, 4, 5, 6]
+        waited = ahead.wait_seconds
+        for step in (4, 5, 6):
             assert int(ahead.batch(step).tokens) == step
-        assert ahead.wait_seconds - waited < 0.015
+        assert ahead.wait_seconds - waited < 0.05
     assert not [t for t in threading.enumerate() if t.name.startswith("prefetch")]
+
+
+def test_batches_that_cost_next_to_nothing_are_made_when_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("feebcore.data.prefetch.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    cost = 0.0004
+
+    class Timed(Slow):
+        def batch(self, step: int, rank: int = 0, world: int = 1) -> Batch:
+            now[0] += cost
+            return super().batch(step, rank, world)
+
+    source = Timed()
+    with Prefetch(source, depth=2, pin=False) as ahead:
+        for step in range(20):
+            assert int(ahead.batch(step).tokens) == step
+            now[0] += 0.1
+        assert [s for s, _, _ in source.asked] == list(range(20)), "nothing is made ahead"
+        cost, most = 0.002, 0
+        for step in range(20, 40):
+            assert int(ahead.batch(step).tokens) == step
+            most = max(most, len(ahead._ahead))
+            now[0] += 0.1
+    assert most == 2, "batches that became slow are made ahead"
+    assert [s for s, _, _ in source.asked] == list(range(len(source.asked))), "none twice"
+
+
+def test_threads_that_do_not_help_are_left_alone_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = Slow(seconds=0.002)
+    with Prefetch(slow, depth=2, pin=False) as ahead:
+        work_ahead = ahead._work_ahead
+        calls: list[int] = []
+
+        def late(step: int, rank: int, world: int) -> None:
+            calls.append(step)
+            time.sleep(0.01)
+            work_ahead(step, rank, world)
+
+        monkeypatch.setattr(ahead, "_work_ahead", late)
+        for step in range(100):
+            assert int(ahead.batch(step).tokens) == step
+        tried = sorted(set(calls))
+        assert 8 <= len(tried) <= 30
+        assert max(b - a for a, b in itertools.pairwise(tried)) >= 60
 
 
 def test_prefetch_goes_on_after_an_error() -> None:
