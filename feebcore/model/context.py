@@ -22,12 +22,13 @@ EMPTY = -2  # the document id of a cache slot that holds nothing yet
 @dataclass
 class Context:
     """Handed to every wiring and attention. mask_BTS: True where query t may see key s; None: causal, or, for one
-    query, everything cached. losses: auxiliary terms that parts add (each a scalar)."""
+    query, everything cached. block_mask: the same for FlexAttention, where that is used. losses: auxiliary terms that parts add (each a scalar)."""
 
     position: Position
     prepared: Any = None
     mask_BTS: Tensor | None = None
     cache: Cache | None = None
+    block_mask: Any = None
     losses: dict[str, Tensor] = field(default_factory=dict)
 
     def rotate(self, x_BTHD: Tensor) -> Tensor:

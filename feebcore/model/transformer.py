@@ -11,9 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from feebcore.model.attention import document_block_mask
 from feebcore.model.config import TransformerConfig
 from feebcore.model.context import Cache, Context, attention_mask, positions_in_documents
 from feebcore.model.counting import count_model
@@ -55,7 +57,10 @@ class Transformer(nn.Module):
         elif doc_ids is not None:
             positions = positions_in_documents(doc_ids) if positions is None else positions
             mask_BTS = attention_mask(doc_ids, doc_ids)
-        context = Context(self.position, self.position.prepare(T, positions), mask_BTS, cache)
+        # compiled, the dense mask is then dead code and never made, unless a part reads it
+        by_blocks = cache is None and doc_ids is not None and doc_ids.device.type == "cuda" and torch.compiler.is_compiling()
+        block_mask = document_block_mask(doc_ids) if by_blocks else None  # type: ignore[arg-type]
+        context = Context(self.position, self.position.prepare(T, positions), mask_BTS, cache, block_mask)
         stream_BTC = self.position.add(self.embedding(tokens_BT), positions)
         if self.config.dropout:
             stream_BTC = F.dropout(stream_BTC, self.config.dropout, self.training)

@@ -33,7 +33,7 @@ class GroupedQueryAttention(nn.Module):
         q_BTHD, k_BTGD = self.q_norm(q_BTHD).to(v_BTGD.dtype), self.k_norm(k_BTGD).to(v_BTGD.dtype)
         q_BTHD, k_BTGD = context.rotate(q_BTHD), context.rotate(k_BTGD)
         k_BGSD, v_BGSD = context.extend(k_BTGD.transpose(1, 2), v_BTGD.transpose(1, 2))
-        y_BHTD = attend(q_BTHD.transpose(1, 2), k_BGSD, v_BGSD, context.mask_BTS, self.softcap)
+        y_BHTD = attend(q_BTHD.transpose(1, 2), k_BGSD, v_BGSD, context.mask_BTS, self.softcap, context.block_mask)
         return self.out(y_BHTD.transpose(1, 2).reshape(B, T, H * self.head_dim))
 
     def extra_flops(self, length: int) -> tuple[float, float]:

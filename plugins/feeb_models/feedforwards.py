@@ -13,7 +13,6 @@ from feeb_models import FeedforwardConfig, SwigluConfig
 from feebcore.model.parts import ResidualLinear
 from feebcore.protocols import BlockShape
 
-
 GELU_SLOPE = 2 * math.sqrt(2 / math.pi)
 
 

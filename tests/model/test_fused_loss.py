@@ -17,7 +17,7 @@ class Head(nn.Linear):
         return self.weight
 
 
-def example(dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, Head, torch.Tensor, torch.Tensor]:
+def example() -> tuple[torch.Tensor, Head, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(3)
     head = Head(C, V, bias=False)
     head.weight.data = 2 * torch.randn(V, C, generator=generator)
@@ -50,7 +50,7 @@ def test_certain_and_hopeless_predictions_lose_no_precision() -> None:
     hidden, weight = torch.tensor([[200.0], [-200.0]], requires_grad=True), torch.tensor([[1.0], [0.0], [-1.0]])
     loss = fused_cross_entropy(hidden, weight, torch.tensor([0, 0]), None, rows=1)
     loss.backward()
-    assert float(loss) == pytest.approx(400.0)
+    assert loss.item() == pytest.approx(400.0)
     torch.testing.assert_close(hidden.grad, torch.tensor([[0.0], [-2.0]]))
 
 
@@ -61,7 +61,7 @@ def test_in_bf16_it_stays_close_to_fp32() -> None:
     loss.backward()
     right, by_hidden, by_weight = reference(hidden, head.weight, targets, mask)
     assert loss.dtype == torch.float32
-    assert float(loss) == pytest.approx(float(right), rel=0.01)
+    assert loss.item() == pytest.approx(right.item(), rel=0.01)
     for found, expected in ((hidden.grad, by_hidden / 0.37), (head.weight.grad, by_weight / 0.37)):
         assert (found.double() - expected).norm() < 0.02 * expected.norm()
 

@@ -1,0 +1,54 @@
+import pytest
+import torch
+
+from feebcore.model.attention import _explicit, attend, document_block_mask
+from feebcore.model.context import attention_mask
+
+B, H, T, D = 2, 4, 24, 8
+
+
+def qkv(groups: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(B, heads, T, D, generator=generator).requires_grad_() for heads in (H, groups, groups)]
+
+
+def by_definition(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask_BTS: torch.Tensor, softcap: float) -> torch.Tensor:
+    """One query at a time, in double precision."""
+    y = torch.zeros(B, H, T, D, dtype=torch.float64)
+    for h in range(H):
+        g = h // (H // k.shape[1])
+        for b in range(B):
+            for t in range(T):
+                scores = k[b, g].double() @ q[b, h, t].double() / D**0.5
+                scores = softcap * torch.tanh(scores / softcap) if softcap else scores
+                y[b, h, t] = scores[mask_BTS[b, t]].softmax(0) @ v[b, g].double()[mask_BTS[b, t]]
+    return y
+
+
+@pytest.mark.parametrize("softcap", [0.0, 2.0])
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_every_form_of_attention_agrees_with_the_definition(groups: int, softcap: float) -> None:
+    q, k, v = (x.detach() for x in qkv(groups))  # FlexAttention has no backward pass on a CPU
+    doc_ids = torch.tensor([[0] * 5 + [1] * 19, [-1] * 3 + [0] * 21])
+    causal_BTT = torch.ones(T, T, dtype=torch.bool).tril().expand(B, T, T)
+    mask_BTT = attention_mask(doc_ids, doc_ids)
+    plain, documents = by_definition(q, k, v, causal_BTT, softcap), by_definition(q, k, v, mask_BTT, softcap)
+    block_mask = document_block_mask(doc_ids)
+    for found, right in [
+        (attend(q, k, v, None, softcap), plain),
+        (_explicit(q, k, v, None, softcap), plain),
+        (attend(q, k, v, mask_BTT, softcap), documents),
+        (_explicit(q, k, v, mask_BTT, softcap), documents),
+        (attend(q, k, v, None, softcap, block_mask), documents),
+    ]:
+        torch.testing.assert_close(found.double(), right, rtol=1e-5, atol=1e-5)
+
+
+def test_the_form_for_compiled_bf16_has_the_gradients_of_the_other() -> None:
+    mask_BTT = attention_mask(*[torch.tensor([[0] * 5 + [1] * 19, [0] * 24])] * 2)
+    for mask in (None, mask_BTT):
+        q, k, v = qkv(2)
+        weight = torch.randn(B, H, T, D, generator=torch.Generator().manual_seed(1))
+        a, b = (torch.autograd.grad((form(q, k, v, mask, 0.0) * weight).sum(), (q, k, v)) for form in (attend, _explicit))
+        for x, y in zip(a, b, strict=True):
+            torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-5)

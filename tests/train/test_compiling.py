@@ -1,0 +1,74 @@
+import os
+import platform
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from feebcore.errors import FeebError
+from feebcore.train import compiling, precision
+
+CPU = torch.device("cpu")
+
+
+def test_a_run_shorter_than_its_compiling_stays_eager() -> None:
+    assert not compiling.decide("auto", CPU, "fp32", 1e11, 100)[0]
+    assert compiling.decide("auto", CPU, "fp32", 1e14, 100)[0]
+
+
+def test_the_decision_knows_no_clock_and_no_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    wanted = [compiling.decide("auto", CPU, "fp32", flops, 1000) for flops in (1e11, 1e12, 1e13, 1e14)]
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    assert wanted == [compiling.decide("auto", CPU, "fp32", flops, 1000) for flops in (1e11, 1e12, 1e13, 1e14)]
+
+
+def test_without_a_compiler_a_run_says_so_and_stays_eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiling.shutil, "which", lambda name: None)
+    wanted, notice = compiling.decide("on", CPU, "fp32", 1e15, 1000)
+    assert not wanted
+    assert "g++" in notice
+
+
+def test_compiled_code_is_kept_in_the_users_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    compiling.keep_compiled_code()
+    found = os.environ.pop("TORCHINDUCTOR_CACHE_DIR")
+    assert Path(found) == tmp_path / "feeb" / "inductor"
+    assert Path(found).is_dir()
+
+
+def test_a_chosen_cache_folder_is_left_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    compiling.keep_compiled_code()
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path)
+
+
+def test_a_cache_folder_that_cannot_be_made_is_no_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    compiling.keep_compiled_code()
+    assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without CUDA")
+def test_fp8_without_cuda_says_what_to_do() -> None:
+    with pytest.raises(FeebError, match=r"precision: fp8 needs .* use precision: bf16"):
+        precision.convert_to_fp8(nn.Linear(16, 16))
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc" or not Path("/proc/self/stat").exists(), reason="asks glibc and Linux")
+def test_large_tensors_of_the_next_step_reuse_memory_without_page_faults() -> None:
+    import resource
+
+    assert precision.keep_freed_memory()
+
+    def faults() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(1 << 23)  # 32 MB: 8,192 pages
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    faults()
+    assert min(faults() for _ in range(3)) < 1000
