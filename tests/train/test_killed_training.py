@@ -1,0 +1,53 @@
+"""Runs that are killed five times at random moments end with the bits of one that was not: benchmarks/kill_training.py."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import random
+from pathlib import Path
+
+import pytest
+
+from feebcore.train import compiling
+from feebcore.train.precision import resolve_device
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "kill_training.py"
+spec = importlib.util.spec_from_file_location("kill_training", SCRIPT)
+assert spec is not None
+assert spec.loader is not None
+kill_training = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(kill_training)
+
+KILLS = 5
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("compile", ["off", "on"])
+def test_five_kills_change_no_bit(tmp_path, compile, ranks):
+    if compile == "on" and not compiling.has_compiler(resolve_device("cpu")):
+        pytest.skip("no C++ compiler here")
+    seed = random.randrange(2**32)  # any moments must do; a failure names the seed
+    options = argparse.Namespace(kills=KILLS, compile=compile, ranks=ranks, strategy="ddp", seed=seed)
+    found = kill_training.compare(tmp_path, options)
+    assert found["kills"] == KILLS
+    assert not found["differences"], found | {"seed": seed}
+
+
+def test_the_comparison_sees_a_single_changed_bit(tmp_path):
+    """What the killed run is compared by must be able to fail."""
+    last = f"checkpoints/step-{kill_training.STEPS:08d}"
+    for name in ("whole", "killed"):
+        run = tmp_path / name / "pretrain" / "killed-0"
+        (run / last).mkdir(parents=True)
+        (run / last / "model.safetensors").write_bytes(b"same")
+        (run / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0, "elapsed": 1}\n')
+        (tmp_path / f"{name}.watch").write_text("".join(f"step 7 {i} {i}abc\n" for i in range(kill_training.STEPS)))
+    assert kill_training.differences(tmp_path) == []
+    (run / last / "model.safetensors").write_bytes(b"sane")
+    (run / "metrics.jsonl").write_text('{"step": 1, "loss": 2.1, "elapsed": 2}\n')
+    with open(tmp_path / "killed.watch", "a") as stream:
+        stream.write("step 9 3 other\n")
+    assert kill_training.differences(tmp_path) == [f"{last}/model.safetensors", "metrics.jsonl", "batches"]
