@@ -182,9 +182,10 @@ def _metrics(trainer: Trainer, progress: Progress) -> dict[str, Any]:
     return metrics | {name: steps for name, steps in told.items() if steps}
 
 
-def _score(run: TrainRun, store: TokenStore, callbacks: dict[str, Callback]) -> dict[str, float]:
-    """The whole held-out split by the one definition of bits per byte."""
-    from feebcore.evaluate.scorer import score_store
+def _score(run: TrainRun, store: TokenStore, callbacks: dict[str, Callback]) -> dict[str, Any]:
+    """The whole held-out split by the one definition of bits per byte; each source by itself too, where there are several."""
+    from feebcore.data.views import scores_by_source
+    from feebcore.evaluate.scorer import score_documents
 
     def told(done: float, total: float) -> None:
         run.out.progress(done, total, "tokens", f"{run.name} held-out score".strip())
@@ -193,7 +194,9 @@ def _score(run: TrainRun, store: TokenStore, callbacks: dict[str, Callback]) -> 
 
     section = run.section
     stride = section.eval_stride or max(1, section.seq_len // 2)
-    score = score_store(run.model, store, section.seq_len, stride, run.device, run.precision, told)  # type: ignore[arg-type]
+    documents = score_documents(run.model, store, section.seq_len, stride, run.device, run.precision, told)  # type: ignore[arg-type]
+    score = documents.total()
     for callback in callbacks.values():
         callback.on_eval(run.step, {"loss": score.loss, "bits_per_byte": score.bits_per_byte, "whole_split": True})
-    return {"val_bits_per_byte": score.bits_per_byte, "val_loss": score.loss}
+    sources = {name: one.bits_per_byte for name, one in scores_by_source(store, documents).items()}
+    return {"val_bits_per_byte": score.bits_per_byte, "val_loss": score.loss} | ({"val_bits_per_byte_by_source": sources} if sources else {})

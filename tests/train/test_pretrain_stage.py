@@ -57,6 +57,19 @@ def test_text_files_become_a_model_whose_score_can_be_had_again(recipe, tmp_path
     assert (artifact.path / "model" / "tokenizer" / "part.json").exists()
 
 
+def test_each_source_is_scored_by_itself_where_there_are_several(recipe, tmp_path):
+    (tmp_path / "more").mkdir()
+    for i in range(24):
+        (tmp_path / "more" / f"{i}.txt").write_text(f"other words, said {i} times over; " * 9)
+    two = "sources: [{name: files, paths: [./corpus], label: numbers}, {name: files, paths: [./more], label: words}]"
+    recipe.write_text(RECIPE.replace("sources: [{name: files, paths: [./corpus]}]", two))
+    metrics = run_all(load(recipe), Workspace(tmp_path / "ws"))["pretrain"].metrics
+    one, other = metrics["val_bits_per_byte_by_source"].values()
+    assert min(one, other) <= metrics["val_bits_per_byte"] <= max(one, other)
+    assert one != other
+    assert metrics["data"]["epochs"] > 0
+
+
 def test_an_altered_token_shard_is_refused(recipe, tmp_path):
     workspace = Workspace(tmp_path / "ws")
     built = run_all(load(recipe), workspace, stages=["shard"])
