@@ -119,4 +119,5 @@ class Prefetch:
 
 def pinned(batch: Batch) -> Batch:
     """The batch in page-locked memory, from which `.to(device, non_blocking=True)` runs beside other work."""
-    return Batch(**{f.name: None if (v := getattr(batch, f.name)) is None else v.pin_memory() for f in dataclasses.fields(batch)})
+    fields: dict[str, Any] = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
+    return Batch(**{name: value if value is None else value.pin_memory() for name, value in fields.items()})

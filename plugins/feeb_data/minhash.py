@@ -25,7 +25,7 @@ from feebcore.data.order import splitmix64
 if TYPE_CHECKING:
     from feeb_data import DedupMinhashConfig
 
-BLOCK_BYTES = 8 << 20
+BLOCK_BYTES = 1 << 20
 PAIRS = 1 << 16  # compared together
 _PRIME = 0x9E3779B97F4A7C15 | 1
 _WORD_BYTES = np.array([chr(b).isalnum() or b >= 128 for b in range(128)] + [True] * 128)
