@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from pathlib import Path
 from typing import Literal
 
@@ -21,6 +21,8 @@ from feebcore.files import explain, sync_folder
 from feebcore.protocols import Document
 
 BATCH_BYTES = 32 << 20
+GROUP_BYTES = 16 << 20
+MAX_PARTS = 128  # of a sort
 RAW = {"text": pl.String, "source": pl.String, "key": pl.String, "num_bytes": pl.Int64}
 COLUMNS = ("text", "source", "key", "sha256", "num_bytes", "split")
 
@@ -110,15 +112,11 @@ def write_documents(
     tick: called with the share of rows done. held_out: sources that are 'val' whole. Returns the table without its texts,
     and a digest of it: the same documents give the same digest whatever wrote the file.
     """
-    names = pl.read_parquet(filtered, columns=["source", "key"])
+    names = pl.read_parquet(filtered, columns=["source", "key", "num_bytes"])
     if names.is_empty():
         raise DataError("no document is left")
-    in_order = names.equals(names.sort("source", "key", maintain_order=True))
-    batches: Iterable[pl.DataFrame]
-    if in_order:
-        batches = read_batches(filtered, ["text", "source", "key"])
-    else:
-        batches = pl.read_parquet(filtered, columns=["text", "source", "key"]).sort("source", "key", maintain_order=True).iter_slices(4096)
+    in_order = _in_order(names)
+    batches = read_batches(filtered, ["text", "source", "key"]) if in_order else _sorted_batches(filtered, names, work)
     digest, done = hashlib.sha256(), 0
     kept: list[pl.DataFrame] = []
     files: list[Path] = []
@@ -137,7 +135,7 @@ def write_documents(
         done += batch.height
         tick(done / names.height)
     table = pl.concat(kept)
-    rows = max(16, min(100_000, (64 << 20) // max(1, int(table["num_bytes"].mean() or 1))))  # type: ignore[arg-type,call-overload]
+    rows = rows_per_group(table.height, int(table["num_bytes"].sum()))
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     write_parquet(pl.scan_parquet(files), temporary, compression="zstd", row_group_size=rows)
     handle = os.open(temporary, os.O_RDONLY)
@@ -146,6 +144,37 @@ def write_documents(
     os.replace(temporary, target)
     sync_folder(target.parent)
     return table, digest.hexdigest()
+
+
+def rows_per_group(num_rows: int, num_bytes: int) -> int:
+    """Rows of a Parquet row group of about GROUP_BYTES of text: a writer holds whole groups in memory."""
+    return max(16, min(100_000, GROUP_BYTES * max(1, num_rows) // max(1, num_bytes)))
+
+
+def _in_order(names: pl.DataFrame) -> bool:
+    before, after = names.head(-1), names.tail(-1)
+    same = before["source"] == after["source"]
+    return bool(((before["source"] < after["source"]) | (same & (before["key"] <= after["key"]))).all())
+
+
+def _sorted_batches(filtered: Path, names: pl.DataFrame, work: Path) -> Iterator[pl.DataFrame]:
+    """The rows of `filtered` by source and key. They are dealt out to files by the part of the result they belong to, then
+    each part is sorted: no more than two parts of text are in memory. names: columns source, key, num_bytes of all rows."""
+    order = names.with_row_index("row").sort("source", "key", maintain_order=True)
+    part_bytes = max(BATCH_BYTES, int(names["num_bytes"].sum()) // MAX_PARTS)
+    placed = order.select("row", place=pl.int_range(pl.len()), part=pl.col("num_bytes").cum_sum() // part_bytes).sort("row")
+    start = turn = 0
+    for frame in read_batches(filtered, ["text", "source", "key"]):
+        dealt = pl.concat([frame, placed.slice(start, frame.height).drop("row")], how="horizontal")
+        for (part,), rows in dealt.partition_by("part", as_dict=True).items():
+            write_parquet(rows.lazy(), work / f"sort-{part:06}-{turn:06}.parquet")
+        start, turn = start + frame.height, turn + 1
+    for part in placed["part"].unique().sort():
+        files = sorted(work.glob(f"sort-{part:06}-*.parquet"))
+        rows = pl.read_parquet(files).sort("place")
+        for path in files:
+            path.unlink()
+        yield rows.drop("place", "part")
 
 
 def split_of(sha256: str, modulus: int) -> str:

@@ -113,10 +113,12 @@ def _filter(section: DownloadConfig, out: StageOutput, frame: pl.LazyFrame, work
     of the numeric columns that filters added."""
     import polars as pl
 
-    from feebcore.data.documents import RAW, write_parquet
+    from feebcore.data.documents import RAW, rows_per_group, write_parquet
 
     path = work / "filtered-0.parquet"
-    write_parquet(frame, path)
+    num_rows, num_bytes = frame.select(pl.len(), pl.col("num_bytes").sum()).collect().row(0)
+    rows = rows_per_group(num_rows, num_bytes)
+    write_parquet(frame, path, row_group_size=rows)
     height = _height(path)
     for number, part in enumerate(section.filters, 1):
         _tick(out, number - 1, len(section.filters), "filters", "filter")
@@ -125,7 +127,7 @@ def _filter(section: DownloadConfig, out: StageOutput, frame: pl.LazyFrame, work
         if missing:
             raise DataError(f"download: filter {part.name!r} lost column {', '.join(sorted(missing))}; filters keep text, source, key and num_bytes")
         target = work / f"filtered-{number}.parquet"
-        write_parquet(frame, target)
+        write_parquet(frame, target, row_group_size=rows)
         path.unlink()
         path, before, height = target, height, _height(target)
         dropped[f"filter {part.name}"] += before - height

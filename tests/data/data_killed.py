@@ -3,8 +3,10 @@
 import os
 import signal
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 from feebcore.artifacts import Workspace
+from feebcore.data.fan_out import offering
 from feebcore.data.store_writer import SplitWriter
 from feebcore.recipe import load
 from feebcore.stages.base import run_all
@@ -22,4 +24,5 @@ def counted(self: SplitWriter, row: dict) -> None:
 
 
 SplitWriter._append_row = counted  # type: ignore[method-assign]
-run_all(load(recipe), Workspace(workspace))
+with offering(lambda kind, workers, address: ThreadPoolExecutor(workers)):
+    run_all(load(recipe), Workspace(workspace))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +31,9 @@ from prefect.states import Cancelled, State
 
 from feeb_pipelines.runs import hold, settle
 from feeb_pipelines.summary import flat_metrics, headline, highlights, number
+from feeb_pipelines.task_runners import open_task_runner
 from feebcore.artifacts import Artifact, Workspace, read_artifact
+from feebcore.data.fan_out import offering
 from feebcore.errors import Interrupted
 from feebcore.recipe import Recipe, load_study
 from feebcore.stages.base import PlanItem, build, plan_stage, stages_for
@@ -94,6 +97,7 @@ def _run_member(member: Recipe, label: str, stages: Sequence[str] | None, space:
 
 def _task_for(member: Recipe, stage: str, label: str, item: PlanItem, space: Workspace, built: dict[str, Artifact], watcher: _Watcher) -> Any:
     """The task of one stage. Recipe and inputs come by closure: Prefect would walk through them as parameters."""
+    task_runners = functools.partial(open_task_runner, contextvars.copy_context())  # of the flow: here no task has begun
 
     @task(
         name=stage,
@@ -111,7 +115,8 @@ def _task_for(member: Recipe, stage: str, label: str, item: PlanItem, space: Wor
             artifact = item.artifact
         else:
             try:
-                artifact = build(member, stage, space, built, watcher)
+                with offering(task_runners):
+                    artifact = build(member, stage, space, built, watcher)
             except Interrupted as stopped:
                 watcher.logger.warning("%s", stopped)
                 return Cancelled(message=str(stopped))
