@@ -112,6 +112,18 @@ def assert_same_run(artifact: Artifact, whole: Artifact) -> None:
 
 
 @pytest.mark.slow
+def test_one_process_trains_on_the_same_text_with_the_same_losses(tiny_chain, whole, tmp_path, monkeypatch):
+    place = Place(tiny_chain[0], tmp_path / "data")
+    monkeypatch.setattr(sys.modules[__name__], "SETTINGS", [*SETTINGS, "pretrain.parallel={strategy: none}"])
+    alone = place.finish()
+    assert alone.fingerprint == whole.fingerprint
+    losses = [[row["loss"] for row in rows(artifact.path) if row["split"] == "train"] for artifact in (alone, whole)]
+    assert losses[0][:50] == pytest.approx(losses[1][:50], rel=1e-3)
+    assert alone.metrics["tokens"] == whole.metrics["tokens"]
+    assert alone.metrics["val_bits_per_byte"] == pytest.approx(whole.metrics["val_bits_per_byte"], rel=0.02)
+
+
+@pytest.mark.slow
 def test_kills_of_the_parent_and_of_a_rank_and_a_stop_change_no_bit_and_leave_no_orphan(tiny_chain, whole, tmp_path):
     place = Place(tiny_chain[0], tmp_path / "data")
 
@@ -157,6 +169,16 @@ def test_torchrun_runs_the_same_stage_and_its_ranks_end_with_it(tiny_chain, whol
     process.kill()
     process.wait()
     assert place.gone(11)
+
+    saved = step_of(checkpoints(place.folder)[0])
+    process = place.begin(*command)
+    place.until(saved + 30, process)
+    began = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=20)
+    assert time.monotonic() - began < 10
+    assert place.gone(0.5)
+    assert step_of(checkpoints(place.folder)[0]) >= saved + 30
 
     process = place.begin(*command)
     told = process.communicate(timeout=200)[0].decode()
