@@ -61,9 +61,9 @@ def _save(folder: Path, made_from: Mapping[str, Any], arrays: Arrays) -> None:
                 os.fsync(stream.fileno())
         write_json(work / "index.json", {"made_from": dict(made_from), "arrays": {name: sha256_file(work / f"{name}.npy") for name in arrays}})
         work.chmod(0o755)
-        if folder.exists():  # altered, or another process was faster; either way ours is as good
+        if _load(folder) is None:  # else another process was faster
             shutil.rmtree(folder, ignore_errors=True)
-        os.rename(work, folder)
-        sync_folder(folder.parent)
+            os.rename(work, folder)
+            sync_folder(folder.parent)
     finally:
         shutil.rmtree(work, ignore_errors=True)

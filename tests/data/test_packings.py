@@ -166,6 +166,16 @@ def test_an_index_is_saved_and_read_again_and_made_anew_when_altered(tmp_path: P
     assert np.array_equal(built(store, name).windows(np.arange(len(expected))).tokens, expected)
 
 
+def test_an_index_that_many_make_at_once_is_whole(tmp_path: Path) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    store = store_of(tmp_path, LENGTHS)
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda _: built(store, "bestfit").windows(np.arange(5)).tokens, range(24)))
+    assert all(np.array_equal(tokens, found[0]) for tokens in found)
+    assert [len(list(folder.iterdir())) for folder in (tmp_path / "index").iterdir()] == [4], "one index and nothing left over"
+
+
 def test_a_text_without_a_whole_window_says_so(tmp_path: Path) -> None:
     store = store_of(tmp_path, [3, 4])
     with pytest.raises(DataError, match="seq_len 20 is longer than the text"):
