@@ -41,10 +41,10 @@ class AdEMAMix(torch.optim.Optimizer):
             group["steps"] += 1
             kept = [state_of(self, parameters, key) for key in ("exp_avg", "exp_avg_slow", "exp_avg_sq")]
             for lists in pieces(locals_of(parameters), gradients_of(parameters), *kept):
-                ademamix_(*lists, group)
+                ademamix_(group, *lists)
 
 
-def ademamix_(weights: list[Tensor], gradients: list[Tensor], fast: list[Tensor], slow: list[Tensor], squares: list[Tensor], group: dict[str, Any]) -> None:
+def ademamix_(group: dict[str, Any], weights: list[Tensor], gradients: list[Tensor], fast: list[Tensor], slow: list[Tensor], squares: list[Tensor]) -> None:
     """One step of weights and averages, in place, with the options of a torch group."""
     (beta1, beta2), step, warmup = group["betas"], group["steps"], group["warmup_steps"]
     torch._foreach_lerp_(fast, gradients, 1 - beta1)

@@ -144,3 +144,21 @@ def test_a_step_skips_parameters_without_a_gradient():
     assert model["up"].equal(before["up"])
     assert model["gain"].equal(before["gain"])
     assert not model["down"].equal(before["down"])
+
+
+@pytest.mark.parametrize("shape", [(16, 40), (16, 24)])
+@pytest.mark.parametrize("kind", ["random", "of rank 3", "with singular values down to 1e-6"])
+def test_newton_schulz_keeps_fp32s_precision_whatever_the_spectrum(shape, kind):
+    generator = torch.Generator().manual_seed(0)
+    x_NRC = torch.randn(2, *shape, generator=generator)
+    if kind == "of rank 3":
+        x_NRC = torch.randn(2, shape[0], 3, generator=generator) @ torch.randn(2, 3, shape[1], generator=generator)
+    elif kind != "random":
+        x_NRC = torch.logspace(0, -6, shape[0])[:, None] * x_NRC
+    a, b, c = COEFFICIENTS
+    for given, made in zip(x_NRC.double().numpy(), orthogonalise(x_NRC).numpy(), strict=True):
+        x = given / (np.linalg.norm(given) * 1.02)
+        for _ in range(5):
+            gram = x @ x.T
+            x = a * x + (b * gram + c * gram @ gram) @ x
+        np.testing.assert_allclose(made, x, atol=5e-5)

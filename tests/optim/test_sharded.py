@@ -30,4 +30,4 @@ def test_sharded_steps_equal_whole_ones_for_every_optimizer(tmp_path):
     gaps = json.loads(told[0][0].splitlines()[-1])
     builtin = {spec.name for seam, spec in get_registry().parts() if seam == "optimizers" and spec.distribution == BUILTIN}
     assert builtin <= gaps.keys()
-    assert {name: gap for name, gap in gaps.items() if gap > 1e-5} == {}
+    assert {name: gap for name, gap in gaps.items() if gap > 1e-4} == {}
