@@ -73,7 +73,7 @@ class Parallel:
     def wrap(self, module: nn.Module) -> nn.Module:
         """The module to call in training. It may be changed in place (sharded) or wrapped (replicated).
 
-        Wrap first, then compile what comes back, through `compile` below; make the optimizer after both.
+        Wrap before the optimizer is made, as sharding replaces the parameters; compile what comes back, with `compile`.
         """
         return module
 
