@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
+import shutil
 
 import pytest
 import torch
 from pydantic import ValidationError
+from small_run import run, section
 from torch import nn
 
 from feebcore.errors import FeebError
@@ -100,6 +102,18 @@ def test_training_with_all_three_schedules_equals_torch_told_by_hand():
         step(theirs, twins, number)
     for a, b in zip(by_name(groups).values(), by_name(twins).values(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(spec.name for seam, spec in get_registry().parts() if seam == "optimizers" and spec.distribution == "feeb"))
+def test_a_run_goes_on_from_a_checkpoint_bit_for_bit_with_every_optimizer(tmp_path, name):
+    part = {"name": name, "optimizer": "schedule_free"} if name == "grokfast" else name
+    the_section = section(max_steps=6, checkpoint_every=3, optimizer=part, param_groups=[{"match": "0", "lr_scale": 0.5}])
+    whole = run(tmp_path, the_section)
+    shutil.rmtree(tmp_path / "checkpoints" / "step-00000006")
+    logged: list[str] = []
+    resumed = run(tmp_path, the_section, logged=logged)
+    assert "resumed after step 3 of 6" in logged
+    assert all(a.equal(b) for a, b in zip(whole.model.parameters(), resumed.model.parameters(), strict=True))
 
 
 # --- rules --------------------------------------------------------------------------------------------------------
