@@ -25,7 +25,7 @@ from feebcore.files import digest_of, explain, locked, read_json, read_jsonl, sh
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
-NOT_CONTENT = ("events.jsonl", "log.txt", "metrics.jsonl", "recipe.json", "environment.json", "request.json", "result.json", "checkpoints/*")
+NOT_CONTENT = ("events.jsonl", "log.txt", "metrics.jsonl", "recipe.json", "environment.json", "request.json", "result.json", "checkpoints/*", "rank-*.log")
 """Files that never enter the content digest: they say how and when, not what."""
 
 
@@ -373,7 +373,7 @@ def _hashed(folder: Path) -> dict[str, dict[str, Any]]:
     found = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if not path.is_file() or name in (MANIFEST, "events.jsonl", "log.txt") or ".tmp" in {Path(part).suffix for part in path.relative_to(folder).parts}:
+        if not path.is_file() or name in (MANIFEST, "events.jsonl", "log.txt") or fnmatch.fnmatch(name, "rank-*.log") or ".tmp" in {Path(part).suffix for part in path.relative_to(folder).parts}:
             continue
         found[name] = {"size": path.stat().st_size, "sha256": sha256_file(path)}
     return found

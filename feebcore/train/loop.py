@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -123,6 +124,8 @@ class Trainer:
                 self.roll_back(str(reason))
         self.save()
         self.checkpointer.wait()
+        if self.rolls_back and self.parallel.is_main:
+            shutil.rmtree(self.run.folder / ROLL_BACK_FOLDER, ignore_errors=True)
         self.ended = time.perf_counter()
         return self.progress
 
