@@ -71,6 +71,8 @@ def test_epochs_and_sources_have_orders_of_their_own_that_others_do_not_change()
     mine = windows[source_of(windows) == 0]
     assert not np.array_equal(mine[:50], mine[50:100])
     assert not np.array_equal(mine[:50], np.sort(mine[:50]))
+    twins = MixtureOrder({"a": range(50), "b": range(50, 100)}, [(0, {"a": 1.0, "b": 1.0})], 3)(np.arange(100))
+    assert not np.array_equal(twins[twins < 50], twins[twins >= 50] - 50)
     alone = MixtureOrder({"a": range(50)}, [(0, {"a": 1.0})], 3)(np.arange(200))
     assert np.array_equal(mine, alone)
 

@@ -63,6 +63,9 @@ def test_easy_windows_come_first_and_each_once_before_any_again(store: TokenStor
     rest = ranks[500 : 500 + number]
     assert sorted(rest) == list(range(number)), "from `until` on every window once an epoch"
     assert not np.array_equal(rest, np.sort(rest))
+    later = np.argsort(np.argsort(hardness, kind="stable"), kind="stable")[data.order(np.arange(500 + number, 500 + 2 * number))]
+    assert sorted(later) == list(range(number))
+    assert not np.array_equal(rest, later), "each epoch has an order of its own"
 
 
 def test_a_curriculum_needs_the_run_s_length_and_is_saved(store: TokenStore, monkeypatch: pytest.MonkeyPatch) -> None:
