@@ -99,7 +99,7 @@ def run(section: ShardConfig, inputs: Mapping[str, Artifact], out: StageOutput) 
         "bytes_per_token": total_bytes / max(1, num_text_tokens),
         "tokens_per_second": num_tokens / seconds,
         "waiting_for_tokens_share": clock.waited / seconds,
-    } | ({"encoder": decision["encoder"]} if decision else {})
+    } | ({"encoder": decision["encoder"], "texts_compared": decision["texts_compared"]} if decision else {})
 
 
 class _Clock:

@@ -24,5 +24,6 @@ def counted(self: SplitWriter, row: dict) -> None:
 
 
 SplitWriter._append_row = counted  # type: ignore[method-assign]
-with offering(lambda kind, workers, address: ThreadPoolExecutor(workers)):
-    run_all(load(recipe), Workspace(workspace))
+if __name__ == "__main__":  # encoding processes import this file too
+    with offering(lambda kind, workers, address: ThreadPoolExecutor(workers)):
+        run_all(load(recipe), Workspace(workspace))
