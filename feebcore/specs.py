@@ -163,7 +163,7 @@ class ScheduleSpec(PartSpec):
 
 
 class RateRuleSpec(PartSpec):
-    """build: `(config) -> Callable[[shape, reference], RateScale]`: transfers rate and batch across size."""
+    """build: `(config) -> Callable[[TrainShape], RateScale]`: transfers rate and batch across size."""
 
 
 class CallbackSpec(PartSpec):

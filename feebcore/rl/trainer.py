@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from feebcore.artifacts import StageOutput
-from feebcore.errors import Interrupted
+from feebcore.errors import FeebError, Interrupted
 from feebcore.files import explain, read_jsonl, write_atomic
 from feebcore.generate.engine import Completion, encode_prompt, generate
 from feebcore.model.groups import param_groups
@@ -344,7 +344,12 @@ class RlTrainer:
             else:
                 rate = self.section.value_learning_rate
                 optimizers = [torch.optim.AdamW(self.actor.value_head.parameters(), lr=rate, weight_decay=0.0, eps=1e-5)]
-        return JointOptimizer([self.section.optimizer.build(groups), *optimizers])
+        chosen = self.section.optimizer.build(groups)
+        if hasattr(chosen, "eval"):
+            raise FeebError(
+                f"optimizer: {self.section.optimizer.name} scores other weights than it trains, but RL trains the policy that it samples from; take another"
+            )
+        return JointOptimizer([chosen, *optimizers])
 
     def _micro_batches(self, experience: Experience) -> Iterator[Experience]:
         size = self.section.micro_batch or len(experience)

@@ -12,6 +12,7 @@ import torch
 from pydantic import ValidationError
 from rl_toys import CharTokenizer, EmitTask, output, rl_config, tiny_model
 
+from feebcore.errors import FeebError
 from feebcore.generate.engine import Completion, encode_prompt, generate
 from feebcore.model.build import choose
 from feebcore.protocols import ModelOutput
@@ -161,6 +162,11 @@ def test_08_sampled_and_trained_log_probs_agree_and_dropout_is_off(position, tmp
     trainer = make_trainer(tmp_path)
     assert trainer.advance()["mismatch_kl"] < 1e-10
     assert not trainer.policy.training
+
+
+def test_08_an_optimizer_that_samples_from_other_weights_is_refused(tmp_path):
+    with pytest.raises(FeebError, match="schedule_free scores other weights than it trains"):
+        make_trainer(tmp_path, optimizer=choose("optimizers", "schedule_free"))
 
 
 def test_08_a_mismatch_is_measured(tmp_path):
