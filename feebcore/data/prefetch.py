@@ -119,5 +119,8 @@ class Prefetch:
 
 def pinned(batch: Batch) -> Batch:
     """The batch in page-locked memory, from which `.to(device, non_blocking=True)` runs beside other work."""
-    fields: dict[str, Any] = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
-    return Batch(**{name: value if value is None else value.pin_memory() for name, value in fields.items()})
+    fields: dict[str, Any] = {}
+    for name in (f.name for f in dataclasses.fields(batch)):
+        value = getattr(batch, name)
+        fields[name] = None if value is None else value.pin_memory()
+    return Batch(**fields)
