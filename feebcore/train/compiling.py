@@ -30,7 +30,8 @@ def decide(wanted: str, device: torch.device, precision: str, training_flops: fl
     that the same recipe takes the same path twice."""
     if wanted == "off":
         return False, ""
-    rate = (CUDA_FLOPS if device.type == "cuda" else CPU_FLOPS)[precision]
+    rates = CUDA_FLOPS if device.type == "cuda" else CPU_FLOPS
+    rate = rates.get(precision, rates["bf16"])
     seconds = max(training_flops / rate, steps * STEP_SECONDS[device.type])
     if wanted == "auto" and seconds < WORTH * COMPILE_SECONDS:
         return False, ""
