@@ -77,7 +77,7 @@ def _(hidden_NC: Tensor, weight_VC: Tensor, targets_N: Tensor, scale_N: Tensor |
 @torch.library.custom_op("feeb::times_scalar", mutates_args=())
 def _times(gradient: Tensor, factor: Tensor) -> Tensor:
     """An operation of its own, so that a second derivative, which would be wrong, is an error."""
-    return gradient * factor.to(gradient.dtype)
+    return (gradient.to(torch.promote_types(gradient.dtype, factor.dtype)) * factor).to(gradient.dtype)  # a factor in bf16 is off by up to 0.4 %
 
 
 @_times.register_fake

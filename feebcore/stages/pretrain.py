@@ -68,6 +68,8 @@ def check_training(section: TrainSection) -> list[str]:
         at = int(path.name.rpartition("-")[2])
         if at >= section.max_steps:
             problems.append(f"max_steps: {section.max_steps} is not beyond step {at}, from which this branches (branch_from)")
+    if section.keep_best and not section.eval_every:
+        problems.append("keep_best: it needs looks at held-out text; set eval_every")
     ranks = section.parallel.ranks
     if ranks > 1 and section.batch_size % ranks:
         problems.append(f"batch_size: {section.batch_size} windows do not divide over {ranks} ranks")

@@ -179,7 +179,7 @@ class Checkpointer:
                 problem = self._failed(error, final, temporary)
         self._raise_first(self._channel.exchange(problem) if sharded else [problem])
         if self.parallel.is_main:
-            self._remove_old()
+            self._remove_old(snapshot.step)
 
     def _write_tensors(self, snapshot: _Snapshot, folder: Path) -> dict[str, Any]:
         if self.parallel.strategy != "fsdp":
@@ -216,7 +216,11 @@ class Checkpointer:
             if problem:
                 raise ArtifactError(problem + (f" (rank {rank})" if len(problems) > 1 else ""))
 
-    def _remove_old(self) -> None:
+    def _remove_old(self, step: int) -> None:
+        """All but what is to stay, now that the checkpoint of `step` is there. Later ones are of a way that the run has left."""
+        for path in checkpoints(self.root.parent):
+            if step_of(path) > step:
+                shutil.rmtree(path, ignore_errors=True)
         found = checkpoints(self.root.parent)
         stay = set(found[: self.keep])
         stay |= {path for path in found if self.keep_every and step_of(path) % self.keep_every == 0}
@@ -229,17 +233,18 @@ class Checkpointer:
 
     # --- reading ----------------------------------------------------------------------------------------------------
 
-    def load_latest(self, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> tuple[dict[str, Any], Extras] | None:
-        """Restore the newest whole checkpoint in place and return its state and extras; None when there is none.
+    def load_latest(self, model: nn.Module, optimizer: torch.optim.Optimizer | None, upto: int | None = None) -> tuple[dict[str, Any], Extras] | None:
+        """Restore the newest whole checkpoint, of step `upto` at most, and return its state and extras; None when there is none.
 
-        Damaged ones are named through `log` and removed, as are the remains of one that a kill cut short.
+        Damaged ones are named through `log` and removed, as are the remains of one that a kill cut short. Every rank takes
+        the one that rank 0 finds.
         """
         self._settle()
         names: list[str] = []
         if self.parallel.is_main:
             for remains in self.root.glob(".step-*.tmp"):
                 _put_back_or_remove(remains)
-            names = [path.name for path in checkpoints(self.root.parent)]
+            names = [path.name for path in checkpoints(self.root.parent) if upto is None or step_of(path) <= upto]
         for name in json.loads(self._channel.exchange(json.dumps(names))[0]):
             try:
                 state, files = self._open(self.root / name)

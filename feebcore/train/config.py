@@ -90,8 +90,13 @@ class TrainSection(StageConfig):
     @model_validator(mode="after")
     def _digested(self) -> TrainSection:
         object.__setattr__(self, "init_content", _model_digest(Path(self.init_from)) if self.init_from else "")
-        object.__setattr__(self, "branch_content", _checkpoint_digest(Path(self.branch_from), self.branch_step) if self.branch_from else "")
+        object.__setattr__(self, "branch_content", self._branch_digest())
         return self
+
+    def _branch_digest(self) -> str:
+        """Of the checkpoint to branch from; as it was when the run began, where the trunk has dropped it since."""
+        path = checkpoint_of(Path(self.branch_from), self.branch_step) if self.branch_from else None
+        return checkpoint_digest(path) if path else self.branch_content if self.branch_from else ""
 
     @model_validator(mode="after")
     def _divides(self) -> TrainSection:
@@ -110,11 +115,10 @@ def checkpoint_of(folder: Path, step: int) -> Path | None:
     return next((p for p in found if not step or p.name == f"step-{step:08d}"), None)
 
 
-def _checkpoint_digest(folder: Path, step: int) -> str:
-    """Of the step and the tensors of the checkpoint to branch from; empty when there is none, which the stage's check reports."""
-    path = checkpoint_of(folder, step)
-    state = read_json(path / "state.json") if path else {}
-    return digest_of([state.get("step"), {name: entry["sha256"] for name, entry in state.get("files", {}).items()}]) if state else ""
+def checkpoint_digest(path: Path) -> str:
+    """Of the step and the tensors of a checkpoint."""
+    state = read_json(path / "state.json")
+    return digest_of([state["step"], {name: entry["sha256"] for name, entry in state["files"].items()}])
 
 
 def _model_digest(folder: Path) -> str:

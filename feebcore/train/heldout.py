@@ -12,24 +12,28 @@ import torch
 
 from feebcore.errors import DataError
 from feebcore.protocols import Batch
-from feebcore.train.step import micro_batches
+from feebcore.train.step import Gradients, micro_batches
 
 if TYPE_CHECKING:
     from torch import nn
 
     from feebcore.data.store import TokenStore
     from feebcore.train.config import TrainSection
-    from feebcore.train.parallel import Parallel
+
+
+class LeftEarly(Exception):
+    """A look at held-out text was cut short because the run is asked to stop."""
 
 
 def make_evaluation(
-    section: TrainSection, model: nn.Module, store: TokenStore, parallel: Parallel, device: torch.device
+    section: TrainSection, model: nn.Module, store: TokenStore, gradients: Gradients, stop_requested: Callable[[], bool]
 ) -> Callable[[Callable[..., Any]], dict[str, float]] | None:
     """`evaluate(forward)` on about `eval_tokens` tokens evenly spaced over the split; None when it has no whole window.
 
     loss: nats per target. bits_per_byte: estimated with the split's own bytes per token; the final score is exact.
-    Ranks look at a share of the windows each and agree on the result.
+    Ranks look at a share of the windows each and agree on the result. Raises LeftEarly, on every rank, once `stop_requested`.
     """
+    parallel, device = gradients.parallel, gradients.module.device
     try:
         packing = section.packing.build(store, section.seq_len)
     except DataError:
@@ -41,14 +45,17 @@ def make_evaluation(
     whole = Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), *optional)
     bits = store.num_tokens / (math.log(2) * max(1, int(np.sum(store.doc_bytes))))
     batch = own_share(whole, parallel.rank, parallel.world)
-    rows = section.micro_batch or section.batch_size
 
     @torch.no_grad()
     def evaluate(forward: Callable[..., Any]) -> dict[str, float]:
         was_training = model.training
         model.eval()
         nats, count = 0.0, 0.0
+        rows = gradients.size or max(1, section.batch_size // parallel.world)  # what fits in training fits here
         for part in micro_batches(batch, rows, device):
+            if parallel.any(stop_requested()):
+                model.train(was_training)
+                raise LeftEarly
             loss_sum, targets, metrics = forward(part.tokens, part.targets, part.mask, part.doc_ids, part.positions)
             nats += float(metrics.get("nats", loss_sum))
             count += float(targets)

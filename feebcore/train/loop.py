@@ -19,14 +19,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from feebcore.errors import ArtifactError, FeebError, Interrupted
+from feebcore.errors import FeebError, Interrupted
 from feebcore.protocols import Batch
 from feebcore.train import compiling
 from feebcore.train.averaging import WeightAverage
 from feebcore.train.callbacks import Callback, TrainRun
 from feebcore.train.checkpoint import Checkpointer, checkpoints
-from feebcore.train.config import checkpoint_of
+from feebcore.train.config import checkpoint_digest, checkpoint_of
 from feebcore.train.guard import RollBack, StepGuard
+from feebcore.train.heldout import LeftEarly
 from feebcore.train.hyperparameters import Hyperparameters
 from feebcore.train.precision import environment
 from feebcore.train.step import Gradients
@@ -55,6 +56,8 @@ class Progress:
     bad_steps: list[int] = dataclasses.field(default_factory=list)
     rolled_back: list[int] = dataclasses.field(default_factory=list)  # bad steps that the run went back from
     data_offset: int = 0  # batches that were left out by going back
+    look_due: bool = False  # at held-out text, after this step
+    score: tuple[int, float] | None = None  # the last look: step and loss
     recent: collections.deque[float] = dataclasses.field(default_factory=lambda: collections.deque(maxlen=50))
 
     def saved(self) -> dict[str, Any]:
@@ -62,7 +65,8 @@ class Progress:
 
     @classmethod
     def restored(cls, saved: dict[str, Any]) -> Progress:
-        return cls(**saved | {"recent": collections.deque(saved["recent"], maxlen=50)})
+        score = saved.get("score")
+        return cls(**saved | {"recent": collections.deque(saved["recent"], maxlen=50), "score": None if score is None else (score[0], score[1])})
 
 
 class Trainer:
@@ -103,7 +107,9 @@ class Trainer:
             log=log,
         )
         self.earlier = Checkpointer(run.folder / ROLL_BACK_FOLDER, self.parallel, keep=3, asynchronous=section.async_checkpoints, log=log)
-        self.rolls_back = section.on_bad_step == "roll_back" and checkpointing
+        self.rolls_back = section.on_bad_step == "roll_back"
+        if self.rolls_back and not checkpointing:
+            raise FeebError("on_bad_step: roll_back needs checkpoints, which this run does not keep; use skip or stop")
         self._saved = -1
         self.ended = 0.0
 
@@ -123,6 +129,7 @@ class Trainer:
             except RollBack as reason:
                 self.roll_back(str(reason))
         self.save()
+        self.earlier.wait()
         self.checkpointer.wait()
         if self.rolls_back and self.parallel.is_main:
             shutil.rmtree(self.run.folder / ROLL_BACK_FOLDER, ignore_errors=True)
@@ -131,6 +138,11 @@ class Trainer:
 
     def _steps(self, started: float) -> None:
         run, section = self.run, self.section
+        if self.progress.look_due:  # a look that a stop cut short
+            self._saved = -1
+            self._after_step(False)
+        if self.rolls_back and not self._has_earlier():
+            self.save_earlier()
         while self.progress.step < section.max_steps:
             if self.rolls_back and self.progress.step % section.roll_back_every == 0:
                 self.save_earlier()
@@ -139,13 +151,20 @@ class Trainer:
             self.progress.elapsed = time.perf_counter() - started
             for callback in self.callbacks.values():
                 callback.on_step_end(run.step, metrics | {"elapsed": self.progress.elapsed})
-            score = None
-            if self.evaluate and section.eval_every and run.step % section.eval_every == 0 and run.step < section.max_steps:
-                score = self.look()
-            if section.checkpoint_every and run.step % section.checkpoint_every == 0:
-                self.save(score)
-            if stop:
-                self.stop()
+            looks = self.evaluate is not None and section.eval_every > 0 and run.step < section.max_steps
+            self.progress.look_due = looks and run.step % section.eval_every == 0
+            self._after_step(stop)
+
+    def _after_step(self, stop: bool) -> None:
+        """Look at held-out text, save and stop, as is due."""
+        section, step = self.section, self.progress.step
+        looked = self.progress.look_due
+        if looked:
+            stop = self.look() or stop
+        if (section.checkpoint_every and step % section.checkpoint_every == 0) or (looked and section.keep_best):
+            self.save()
+        if stop:
+            self.stop()
 
     def step(self, step: int) -> tuple[dict[str, Any], bool]:
         """One optimizer step; its metrics, and whether a rank was asked to stop. Bad steps follow `on_bad_step`."""
@@ -225,24 +244,35 @@ class Trainer:
             self.average.put()
         self.run.model.eval()
 
-    def look(self) -> float | None:
-        """Held-out text through the final weights: told to callbacks; the loss."""
+    def look(self) -> bool:
+        """Held-out text through the final weights: told to callbacks. Returns whether a rank was asked to stop meanwhile;
+        the look is then cut short, and due again."""
         assert self.evaluate is not None
-        with self.final_weights():
-            found = self.evaluate(self.gradients.wrapped)
+        try:
+            with self.final_weights():
+                found = self.evaluate(self.gradients.wrapped)
+        except LeftEarly:
+            return True
+        self.progress.look_due = False
+        if "loss" in found:
+            self.progress.score = (self.progress.step, found["loss"])
         for callback in self.callbacks.values():
             callback.on_eval(self.run.step, found)
-        return found.get("loss")
+        return self.parallel.any(self.run.out.stop_requested)
 
     # --- state ------------------------------------------------------------------------------------------------------
 
-    def save(self, score: float | None = None) -> None:
-        """Begin to write a checkpoint of this moment, once. score: loss on held-out text, where there is one."""
+    def save(self) -> None:
+        """Begin to write a checkpoint of this moment, once."""
         if not self.checkpointing or self._saved == self.progress.step:
             return
         for callback in self.callbacks.values():
             callback.on_save(self.progress.step)
-        self.checkpointer.save(self.progress.step, self.run.model, self.optimizer, self.state(), self.extras(), metric=score)
+        step, score = self.progress.step, self.progress.score
+        if self.rolls_back and step % self.section.roll_back_every:
+            self.earlier.wait()  # never on disk before the state that this one may have to go back to
+        metric = score[1] if score and score[0] == step else None
+        self.checkpointer.save(step, self.run.model, self.optimizer, self.state(), self.extras(), metric=metric)
         self._saved = self.progress.step
 
     def save_earlier(self) -> None:
@@ -266,8 +296,13 @@ class Trainer:
     def extras(self) -> dict[str, dict[str, Tensor]]:
         return {} if self.average is None else {"ema": self.average.average}
 
+    def _has_earlier(self) -> bool:
+        found = [p for p in checkpoints(self.run.folder / ROLL_BACK_FOLDER) if int(p.name.rpartition("-")[2]) <= self.progress.step]
+        return self.parallel.any(self.parallel.is_main and bool(found))
+
     def stop(self) -> None:
         self.save()
+        self.earlier.wait()
         self.checkpointer.wait()
         raise Interrupted(f"stopped after step {self.progress.step} of {self.section.max_steps}; run the same command again to continue")
 
@@ -326,6 +361,8 @@ class Trainer:
         path = checkpoint_of(source, self.section.branch_step)
         if path is None:
             raise FeebError(f"branch_from: {source} has no checkpoint" + (f" of step {self.section.branch_step}" if self.section.branch_step else ""))
+        if checkpoint_digest(path) != self.section.branch_content:
+            raise FeebError(f"branch_from: {path} is not the checkpoint that this run was planned with; run it again")
         options = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
         counters = getattr(self.optimizer, "counters", ())
         state, extras = self.checkpointer.load(path, self.run.model, self.optimizer)
@@ -342,13 +379,10 @@ class Trainer:
         self.earlier.wait()
         before = self.progress
         bad = before.step + 1
-        for path in checkpoints(self.run.folder / ROLL_BACK_FOLDER):
-            if int(path.name.rpartition("-")[2]) <= before.step:
-                with contextlib.suppress(ArtifactError):
-                    state, extras = self.earlier.load(path, self.run.model, self.optimizer)
-                    break
-        else:
+        found = self.earlier.load_latest(self.run.model, self.optimizer, upto=before.step)
+        if found is None:
             raise FeebError(f"{reason}; there is no earlier state to roll back to")
+        state, extras = found
         self._restore(state, extras)
         self.progress = dataclasses.replace(
             self.progress,

@@ -94,7 +94,9 @@ def train_model(
             optimizer,
             rates,
             callbacks,
-            evaluate=make_evaluation(section, model, val_store, parallel, device) if val_store is not None and section.eval_every else None,
+            evaluate=make_evaluation(section, model, val_store, gradients, lambda: out.stop_requested)
+            if val_store is not None and section.eval_every
+            else None,
             checkpointing=checkpoint,
             training_flops=flops_per_step * section.max_steps / parallel.world,
         )
