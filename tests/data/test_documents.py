@@ -1,6 +1,5 @@
 """The document table: sorting in parts, row groups of bounded text."""
 
-
 import polars as pl
 import pytest
 from hypothesis import given, settings

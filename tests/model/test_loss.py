@@ -74,3 +74,34 @@ def test_completion_only_wants_a_mask() -> None:
     model = build_model(choose("architectures", {"name": "transformer", "num_layers": 1, "d_model": 8, "num_heads": 2}), V, T)
     with pytest.raises(ValueError, match="no mask"):
         choose("objectives", "completion_only").build()(model, Batch(torch.zeros(1, T, dtype=torch.int64), torch.zeros(1, T, dtype=torch.int64)))
+
+
+@pytest.mark.parametrize("divisor", [1024.0, 2304.0])
+def test_a_factor_on_the_loss_does_not_bias_gradients_in_bf16(divisor: float) -> None:
+    """1 / 2304 is 0.24 % off in bf16: multiplied in bf16, every gradient would be."""
+    torch.manual_seed(0)
+    head = nn.Linear(32, 64, bias=False)
+    hidden, targets = torch.randn(4, 16, 32), torch.randint(64, (4, 16))
+    exact = linear_cross_entropy_in(torch.float64, head, hidden, targets) / divisor
+    with torch.autocast("cpu", torch.bfloat16):
+        found = linear_cross_entropy(PlainHead(head.weight), hidden, targets, vocab_size=64)
+    (found.loss_sum / divisor).backward()
+    assert head.weight.grad is not None
+    scale = float((head.weight.grad.double() * exact).sum() / (exact * exact).sum())
+    assert scale == pytest.approx(1.0, abs=1e-3)
+
+
+class PlainHead(nn.Module):
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.plain_weight = weight
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return F.linear(hidden, self.plain_weight)
+
+
+def linear_cross_entropy_in(dtype: torch.dtype, head: nn.Linear, hidden: Tensor, targets: Tensor) -> Tensor:
+    """The gradient of the summed loss by the head's weight, plainly."""
+    weight = head.weight.detach().to(dtype).requires_grad_()
+    loss = F.cross_entropy((hidden.to(dtype) @ weight.T).flatten(0, 1), targets.flatten(), reduction="sum")
+    return torch.autograd.grad(loss, weight)[0]

@@ -9,8 +9,9 @@ import pytest
 from pydantic import ValidationError
 from small_run import VOCAB, Shocks, T, assert_same_bits, in_process_of_its_own, run, section
 
-from feebcore.errors import Diverged
+from feebcore.errors import Diverged, FeebError, Interrupted
 from feebcore.model.build import build_model
+from feebcore.train.checkpoint import checkpoints, name_of
 from feebcore.train.guard import is_spike
 
 RULES = {"spike_factor": 6.0, "max_steps": 80, "optimizer": {"name": "adamw", "lr": 0.02}}
@@ -66,3 +67,30 @@ def test_a_run_that_keeps_going_bad_ends_and_says_so(tmp_path):
 def test_fewer_steps_between_states_than_one_are_refused():
     with pytest.raises(ValidationError, match="roll_back_every"):
         section(roll_back_every=0)
+
+
+def test_a_branch_that_begins_between_two_states_can_roll_back_to_its_begin(tmp_path):
+    run(tmp_path / "trunk", section(**RULES | {"max_steps": 57}))
+    logged: list[str] = []
+    changes = {"on_bad_step": "roll_back", "roll_back_every": 25, "branch_from": str(tmp_path / "trunk"), **RULES}
+    result = run(tmp_path / "branch", section(**changes), Shocks({60}), logged=logged)
+    assert result.metrics["rolled_back"] == [61]
+    assert any("rolled back to step 57" in text for text in logged)
+
+
+def test_the_way_that_was_left_leaves_no_checkpoints_and_a_stop_after_it_is_kept(tmp_path):
+    class Stopping(Shocks):
+        def batch(self, step, rank=0, world=1):
+            if step == 64:  # four steps after going back
+                signal.raise_signal(signal.SIGTERM)
+            return super().batch(step)
+
+    changes = {"on_bad_step": "roll_back", "roll_back_every": 25, "checkpoint_every": 2, **RULES}
+    with pytest.raises(Interrupted, match="after step 54"):
+        run(tmp_path, section(**changes), Stopping({60}))
+    assert [p.name for p in checkpoints(tmp_path)] == [name_of(54), name_of(52)]
+
+
+def test_rolling_back_without_checkpoints_is_refused_at_once(tmp_path):
+    with pytest.raises(FeebError, match="roll_back needs checkpoints"):
+        run(tmp_path, section(on_bad_step="roll_back"), checkpoint=False)

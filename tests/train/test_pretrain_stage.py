@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 
 from feebcore.artifacts import Workspace
-from feebcore.errors import ArtifactError, RecipeError
+from feebcore.errors import ArtifactError, Interrupted, RecipeError
 from feebcore.files import read_jsonl
 from feebcore.recipe import load
 from feebcore.stages.base import run_all
+
+TIMES = ("elapsed", "tokens_per_second", "data_wait")
 
 RECIPE = """
 name: small
@@ -118,3 +122,35 @@ def test_what_the_final_score_looks_at_is_part_of_the_identity(recipe):
     from feebcore.config import identity_of
 
     assert identity_of(load(recipe, ["pretrain.eval_stride=8"]).stages["pretrain"].section)["eval_stride"] == 8
+
+
+def test_a_stop_while_it_looks_at_held_out_text_saves_at_once_and_looks_again(recipe, tmp_path, monkeypatch):
+    from feebcore.train import heldout
+
+    changed = ["pretrain.checkpoint_every=0", "pretrain.eval_tokens=64", "pretrain.callbacks=[metrics]"]
+    whole = run_all(load(recipe, changed), Workspace(tmp_path / "whole"))["pretrain"]
+    looks = 0
+    parts = heldout.micro_batches
+
+    def interrupted(*arguments):
+        nonlocal looks
+        looks += 1
+        if looks == 1:
+            signal.raise_signal(signal.SIGTERM)
+        return parts(*arguments)
+
+    monkeypatch.setattr(heldout, "micro_batches", interrupted)
+    with pytest.raises(Interrupted, match="after step 3 of 6"):
+        run_all(load(recipe, changed), Workspace(tmp_path / "cut"))
+    again = run_all(load(recipe, changed), Workspace(tmp_path / "cut"))["pretrain"]
+    rows = [[{k: v for k, v in row.items() if k not in TIMES} for row in read_jsonl(a.path / "metrics.jsonl")] for a in (whole, again)]
+    assert rows[0] == rows[1]
+    assert (whole.path / "model/model.safetensors").read_bytes() == (again.path / "model/model.safetensors").read_bytes()
+
+
+def test_the_best_checkpoint_is_kept_whenever_it_is_looked_at(recipe, tmp_path):
+    changed = ["pretrain.checkpoint_every=5", "pretrain.eval_every=2", "pretrain.keep_best=1", "pretrain.keep_checkpoints=1", "pretrain.max_steps=9"]
+    run = run_all(load(recipe, changed), Workspace(tmp_path / "ws"))["pretrain"]
+    looked = {row["step"]: row["loss"] for row in read_jsonl(run.path / "metrics.jsonl") if row["split"] == "val" and not row.get("whole_split")}
+    best = min(looked, key=looked.__getitem__)
+    assert {p.name for p in (run.path / "checkpoints").iterdir()} == {f"step-{best:08d}", "step-00000009"}
