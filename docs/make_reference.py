@@ -89,16 +89,16 @@ def options_table(config: type[BaseModel], prefix: str = "") -> list[str]:
     return ["", "| key | type | default | role | meaning |", "|---|---|---|---|---|", *rows]
 
 
-def option_rows(config: type[BaseModel], prefix: str) -> list[str]:
+def option_rows(config: type[BaseModel], prefix: str, inherited: str = "identity") -> list[str]:
     comments = key_comments(config)
     rows = []
     for key, field in config.model_fields.items():
         inner = field.annotation
+        role = next((m.name for m in field.metadata if isinstance(m, KeyRole)), inherited)
         if inspect.isclass(inner) and issubclass(inner, BaseModel):
             rows.append(f"| `{prefix}{key}` | section | | | {comments.get(key, '')} |")
-            rows += option_rows(inner, f"{prefix}{key}.")
+            rows += option_rows(inner, f"{prefix}{key}.", role)
             continue
-        role = next((m.name for m in field.metadata if isinstance(m, KeyRole)), "identity")
         rows.append(f"| `{prefix}{key}` | {type_name(field)} | {default_text(field)} | {role} | {field.description or comments.get(key, '')} |")
     return rows
 

@@ -373,7 +373,12 @@ def _hashed(folder: Path) -> dict[str, dict[str, Any]]:
     found = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if not path.is_file() or name in (MANIFEST, "events.jsonl", "log.txt") or fnmatch.fnmatch(name, "rank-*.log") or ".tmp" in {Path(part).suffix for part in path.relative_to(folder).parts}:
+        if (
+            not path.is_file()
+            or name in (MANIFEST, "events.jsonl", "log.txt")
+            or fnmatch.fnmatch(name, "rank-*.log")
+            or ".tmp" in {Path(part).suffix for part in path.relative_to(folder).parts}
+        ):
             continue
         found[name] = {"size": path.stat().st_size, "sha256": sha256_file(path)}
     return found

@@ -293,6 +293,9 @@ def set_key(data: dict[str, Any], dotted: str, value: Any) -> None:
         node[index] = value
     elif isinstance(node.get(last), dict) and isinstance(value, str):
         node[last] = {"name": value} if node[last].get("name") != value else node[last]
+    elif last == "name" and parents and node.get("name") not in (None, value):
+        node.clear()  # another part: the options were those of the one before
+        node["name"] = value
     else:
         node[last] = value
 

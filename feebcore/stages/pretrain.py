@@ -95,7 +95,8 @@ def run(section: PretrainConfig, inputs: Mapping[str, Artifact], out: StageOutpu
     out.content("model/*")
     tokenizer = inputs["tokenizer"].file("tokenizer")
     trained = train_model(section, data, val if val.num_documents else None, tokenizer, out.path, out, vocab_size=train.vocab_size)
-    return trained.metrics | {"data": data.statistics(section.max_steps)}
+    steps = round(trained.metrics["tokens"] / (section.batch_size * section.seq_len))  # of this size of batch; a branch's trunk may have had another
+    return trained.metrics | {"data": data.statistics(steps)}
 
 
 def open_tokens(tokens: Artifact, split: str, address: str = "") -> TokenStore:

@@ -104,6 +104,8 @@ class TrainSection(StageConfig):
             raise ValueError(f"micro_batch: {self.micro_batch} does not divide batch_size {self.batch_size}")
         if self.eval_stride > self.seq_len:
             raise ValueError(f"eval_stride: {self.eval_stride} is more than seq_len {self.seq_len}, so tokens would go unscored")
+        if self.branch_step and not self.branch_from:
+            raise ValueError(f"branch_step: {self.branch_step} is a checkpoint of no run; set branch_from as well, or leave it out")
         if self.init_from and self.branch_from:
             raise ValueError("init_from and branch_from: a run begins with other weights, or goes on from another run, not both")
         return self

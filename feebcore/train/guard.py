@@ -17,13 +17,15 @@ class RollBack(Exception):
     """The run is to go on from an earlier state."""
 
 
-def is_spike(loss: float, recent: deque[float], factor: float) -> bool:
-    """Whether `loss` is more than `factor` standard deviations above the mean of `recent`; factor 0: never."""
+def spike(loss: float, recent: deque[float], factor: float) -> str:
+    """A sentence when `loss` is more than `factor` standard deviations above the mean of `recent`; factor 0: never."""
     if not factor or len(recent) < FEWEST:
-        return False
+        return ""
     mean = sum(recent) / len(recent)
     deviation = math.sqrt(sum((x - mean) ** 2 for x in recent) / (len(recent) - 1))
-    return loss > mean + factor * deviation
+    if loss <= mean + factor * deviation:
+        return ""
+    return f", a spike: spike_factor {factor:g} allows {mean + factor * deviation:.4g} after a mean of {mean:.4g} over {len(recent)} steps"
 
 
 class StepGuard:
@@ -32,15 +34,18 @@ class StepGuard:
     def __init__(self, section: TrainSection, log: Callable[[str], None]) -> None:
         self.section, self.log = section, log
 
-    def is_bad(self, loss: float, norm: float, recent: deque[float]) -> bool:
-        return not (math.isfinite(loss) and math.isfinite(norm)) or is_spike(loss, recent, self.section.spike_factor)
+    def judge(self, step: int, loss: float, norm: float, recent: deque[float]) -> str:
+        """What is bad about a step (counted from 1); empty when it is good."""
+        unusual = "" if math.isfinite(loss) and math.isfinite(norm) else " "
+        unusual = unusual or spike(loss, recent, self.section.spike_factor)
+        return f"step {step}: loss {loss:g}, gradient norm {norm:g}{unusual.rstrip()}" if unusual else ""
 
-    def handle(self, step: int, loss: float, norm: float, in_row: int, times_rolled: int) -> None:
-        """Say what happens with bad step `step` (counted from 1), the `in_row`-th in a row.
+    def handle(self, what: str, in_row: int, times_rolled: int) -> None:
+        """Say what follows from `what` is bad about a step, the `in_row`-th in a row.
 
         Returns for a step that is skipped. Raises Diverged when the run ends, RollBack when it goes back.
         """
-        section, what = self.section, f"step {step}: loss {loss:g}, gradient norm {norm:g}"
+        section = self.section
         if section.on_bad_step == "stop":
             raise Diverged(f"{what}; lower the optimizer's rate or grad_clip, lengthen the schedule's warmup, or set on_bad_step: skip")
         advice = "lower the optimizer's rate or lengthen the warmup"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -19,12 +20,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from feebcore.errors import FeebError, Interrupted
+from feebcore.errors import ArtifactError, FeebError, Interrupted
 from feebcore.protocols import Batch
 from feebcore.train import compiling
 from feebcore.train.averaging import WeightAverage
 from feebcore.train.callbacks import Callback, TrainRun
-from feebcore.train.checkpoint import Checkpointer, checkpoints
+from feebcore.train.checkpoint import Checkpointer, checkpoints, read_state
 from feebcore.train.config import checkpoint_digest, checkpoint_of
 from feebcore.train.guard import RollBack, StepGuard
 from feebcore.train.heldout import LeftEarly
@@ -185,11 +186,11 @@ class Trainer:
         scale = self.positions / counted if counted else 1.0  # gradients are of total / positions so far
         loss, norm = total / max(counted, 1), norm * scale
         self.hyperparameters.apply(step)
-        if self.guard.is_bad(loss, norm, progress.recent):
+        if bad := self.guard.judge(step + 1, loss, norm, progress.recent):
             progress.bad_in_row += 1
             progress.bad_steps.append(step + 1)
             self.optimizer.zero_grad(set_to_none=True)
-            self.guard.handle(step + 1, loss, norm, progress.bad_in_row, len(progress.rolled_back))
+            self.guard.handle(bad, progress.bad_in_row, len(progress.rolled_back))
         else:
             if section.grad_clip and norm > section.grad_clip:
                 scale *= section.grad_clip / norm
@@ -289,6 +290,8 @@ class Trainer:
             "compiled": self.gradients.compiled,
             "precision": self.run.precision,
             "micro_batch": self.gradients.size,
+            "data": {"batch_size": self.section.batch_size, "seq_len": self.section.seq_len},
+            "optimizer_part": self.section.optimizer.name,
             "environment": environment(self.run.device) | {"ranks": self.parallel.world, "strategy": self.parallel.strategy},
             "callbacks": {name: callback.state_dict() for name, callback in self.callbacks.items()},
         }
@@ -365,14 +368,31 @@ class Trainer:
             raise FeebError(f"branch_from: {path} is not the checkpoint that this run was planned with; run it again")
         options = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
         counters = getattr(self.optimizer, "counters", ())
-        state, extras = self.checkpointer.load(path, self.run.model, self.optimizer)
+        optimizer = self.optimizer if read_state(path).get("optimizer_part", self.section.optimizer.name) == self.section.optimizer.name else None
+        try:
+            state, extras = self.checkpointer.load(path, self.run.model, optimizer)
+        except ArtifactError as error:
+            raise FeebError(f"branch_from: {error}; a branch has the architecture of its trunk") from error
         for group, own in zip(self.optimizer.param_groups, options, strict=True):
             group.update({k: v for k, v in own.items() if k not in counters})
         self._restore(state | {"callbacks": {}}, extras)
-        self.progress = dataclasses.replace(self.progress, elapsed=0.0, timed_tokens=0, timed_seconds=0.0, waited_seconds=0.0)
+        offset = self._branch_offset(state.get("data", {}))
+        fresh = {"elapsed": 0.0, "timed_tokens": 0, "timed_seconds": 0.0, "waited_seconds": 0.0, "data_offset": offset}
+        self.progress = dataclasses.replace(self.progress, **fresh)  # type: ignore[arg-type]
+        if optimizer is None:
+            self.run.out.log(f"optimizer {self.section.optimizer.name} begins anew: the trunk's was {state['optimizer_part']}")
         if self.progress.step >= self.section.max_steps:
             raise FeebError(f"branch_from: {path} is at step {self.progress.step}, and max_steps is {self.section.max_steps}; raise it, or set branch_step")
         self.run.out.log(f"branched from {path} after step {self.progress.step}, on to {self.section.max_steps}")
+
+    def _branch_offset(self, trunk: dict[str, int]) -> int:
+        """Batches to leave out, so that the data go on where the trunk was, though a batch may be another size here."""
+        step, offset, size = self.progress.step, self.progress.data_offset, self.section.batch_size
+        length, was = self.section.seq_len, trunk.get("seq_len", self.section.seq_len)
+        if was != length:
+            self.run.out.log(f"seq_len {length} cuts the text otherwise than the trunk's {was}: some of it may come twice or never")
+        windows = (step + offset) * trunk.get("batch_size", size) * was / length
+        return math.ceil(windows / size) - step
 
     def roll_back(self, reason: str) -> None:
         """Restore the newest of the earlier states, and leave out the batches from there to the bad step."""

@@ -226,7 +226,7 @@ def make_parallel(section: Any, device: torch.device) -> Parallel:
     if world == 1:
         if config.ranks > 1:
             raise FeebError(
-                f"parallel.ranks: {config.ranks} processes are wanted, and this one is alone; only stage pretrain, run in processes of its own, has ranks"
+                f"parallel.ranks: {config.ranks} processes are wanted, and this one is alone: leave out --in-process (only stage pretrain has ranks)"
             )
         return Parallel(device)
     if section.batch_size % world:

@@ -405,6 +405,4 @@ def feeb_orders() -> Iterable[feeb.OrderSpec]:
         reference="arXiv:2012.03107",
         since="1.1",
     )
-    yield feeb.OrderSpec(
-        "reuse", ReuseConfig, build="feeb_data.orders:build_reuse", summary="Each batch of another order several times in a row.", since="1.1"
-    )
+    yield feeb.OrderSpec("reuse", ReuseConfig, build="feeb_data.orders:build_reuse", summary="Each batch of another order several times in a row.", since="1.1")

@@ -158,6 +158,12 @@ class WsdConfig(DecayConfig):
     decay_fraction: float = Field(0.2, ge=0, le=1, description="share of the run in which the rate decays")
     shape: Shape = "linear"
 
+    def check_run(self, max_steps: int) -> list[str]:
+        problems, warmup, decay = super().check_run(max_steps), self.warmup(max_steps), round(self.decay_fraction * max_steps)
+        if not problems and warmup + decay > max_steps:
+            problems.append(f"decay_fraction: {warmup} steps of warmup and {decay} of decay are more than max_steps {max_steps}; lower one of them")
+        return problems
+
 
 class WsdSConfig(ConstantConfig):
     ends: list[float] = Field([0.25, 0.5, 1.0], min_length=1, description="shares of the run at which a decay has ended; the last is 1")

@@ -242,3 +242,12 @@ def test_the_yaml_that_show_prints_loads_to_the_same_recipe(write):
     recipe = recipes.load(write(HEAD + "name: r\ncount_it: {limit: 3, word: 'off', rate: 1e-4}\n"))
     again = recipes.load(write(recipes.to_yaml(recipe), "shown.yaml"))
     assert again.resolved() == recipe.resolved()
+
+
+def test_another_part_starts_from_its_own_defaults():
+    data = {"name": "recipe", "pretrain": {"optimizer": {"name": "adamw", "lr": 0.5}}}
+    recipes.set_key(data, "pretrain.optimizer.name", "adamw")
+    assert data["pretrain"]["optimizer"] == {"name": "adamw", "lr": 0.5}
+    recipes.set_key(data, "pretrain.optimizer.name", "muon")
+    recipes.set_key(data, "name", "other")
+    assert data == {"name": "other", "pretrain": {"optimizer": {"name": "muon"}}}

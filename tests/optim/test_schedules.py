@@ -60,7 +60,8 @@ def test_linear_and_constant():
 
 def test_a_warmup_longer_than_the_run_is_a_problem_and_fractions_are_bounded():
     assert choose("schedules", {"name": "wsd", "warmup_steps": 30}).config.check_run(20)
-    assert not choose("schedules", {"name": "wsd", "warmup_steps": 20}).config.check_run(20)
+    assert not choose("schedules", {"name": "wsd", "warmup_steps": 16}).config.check_run(20)
+    assert "4 of decay" in choose("schedules", {"name": "wsd", "warmup_steps": 17}).config.check_run(20)[0]
     with pytest.raises(ValidationError, match="decay_fraction"):
         choose("schedules", {"name": "wsd", "decay_fraction": 1.5})
 

@@ -71,7 +71,7 @@ def test_what_cannot_be_branched_from_is_said(tmp_path):
     with pytest.raises(ValueError, match="not both"):
         section(branch_from=str(tmp_path / "trunk"), init_from=str(tmp_path / "trunk"))
     wide = {"name": "transformer", "num_layers": 2, "d_model": 48, "num_heads": 2}
-    with pytest.raises(FeebError, match="another model"):
+    with pytest.raises(FeebError, match=r"branch_from.*another model.*architecture of its trunk"):
         run(tmp_path / "c", section(branch_from=str(tmp_path / "trunk"), architecture=wide))
 
 
@@ -87,3 +87,25 @@ def test_a_branch_that_is_stopped_continues_its_own_checkpoints(tmp_path):
         run(tmp_path / "cut", section(**changes), Cycle({15: stop}))
     run(tmp_path / "cut", section(**changes))
     assert_same_bits(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_a_branch_with_another_batch_size_goes_on_in_the_data_where_the_trunk_was(tmp_path):
+    run(tmp_path / "trunk", section(max_steps=8, **CONSTANT))
+    asked: list[int] = []
+    data = Cycle({step: lambda step=step: asked.append(step) for step in range(40)})
+    run(tmp_path / "branch", section(max_steps=10, batch_size=16, branch_from=str(tmp_path / "trunk"), **CONSTANT), data)
+    assert asked == [4, 5], "8 batches of 8 windows are 4 of 16"
+
+
+def test_a_branch_with_another_optimizer_begins_its_state_anew_and_says_so(tmp_path):
+    run(tmp_path / "trunk", section(max_steps=8, **CONSTANT))
+    logged: list[str] = []
+    run(tmp_path / "branch", section(max_steps=10, optimizer="lion", branch_from=str(tmp_path / "trunk"), **CONSTANT), logged=logged)
+    assert any("optimizer lion begins anew" in text for text in logged)
+    names = load_file(tmp_path / "branch" / "checkpoints" / name_of(10) / "optimizer.safetensors").keys()
+    assert not any("exp_avg_sq" in name for name in names)
+
+
+def test_a_step_to_branch_at_needs_a_run_to_branch_from():
+    with pytest.raises(ValueError, match=r"branch_step.*set branch_from"):
+        section(branch_step=4)

@@ -12,17 +12,17 @@ from small_run import VOCAB, Shocks, T, assert_same_bits, in_process_of_its_own,
 from feebcore.errors import Diverged, FeebError, Interrupted
 from feebcore.model.build import build_model
 from feebcore.train.checkpoint import checkpoints, name_of
-from feebcore.train.guard import is_spike
+from feebcore.train.guard import spike
 
 RULES = {"spike_factor": 6.0, "max_steps": 80, "optimizer": {"name": "adamw", "lr": 0.02}}
 
 
 def test_a_spike_is_what_stands_out_of_the_last_losses():
     recent = collections.deque([3.0 + 0.1 * (-1) ** i for i in range(30)], maxlen=50)
-    assert not is_spike(3.3, recent, 4.0)
-    assert is_spike(3.5, recent, 4.0)
-    assert not is_spike(99.0, recent, 0.0), "0 switches it off"
-    assert not is_spike(99.0, collections.deque([3.0] * 5), 4.0), "too few to tell"
+    assert not spike(3.3, recent, 4.0)
+    assert "spike_factor 4 allows 3.4" in spike(3.5, recent, 4.0)
+    assert not spike(99.0, recent, 0.0), "0 switches it off"
+    assert not spike(99.0, collections.deque([3.0] * 5), 4.0), "too few to tell"
 
 
 def test_a_spike_is_skipped_where_the_recipe_says_so(tmp_path):
