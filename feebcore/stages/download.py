@@ -43,7 +43,19 @@ def check(section: DownloadConfig, recipe: Recipe) -> list[str]:
         source = part.build()
         if hasattr(source, "check"):
             problems += [f"sources.{i}.{text}" for text in source.check()]
+    if (labels := source_labels(section)) is not None:
+        problems += [f"held_out_sources: no source {name!r}; {did_you_mean(name, labels)}" for name in section.held_out_sources if name not in labels]
+        if labels <= set(section.held_out_sources):
+            problems.append("held_out_sources: every source is held out, so nothing is left to train on")
     return problems
+
+
+def source_labels(section: DownloadConfig) -> set[str] | None:
+    """The names that documents will have their sources by; None where a part does not say."""
+    configs = [part.config for part in section.sources]
+    if not all(hasattr(config, "label") for config in configs):
+        return None
+    return {config.label or part.name for part, config in zip(section.sources, configs, strict=True)}  # type: ignore[attr-defined]
 
 
 def run(section: DownloadConfig, inputs: Mapping[str, Artifact], out: StageOutput) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 
 from feebcore.artifacts import Artifact, StageOutput
 from feebcore.config import Execution
-from feebcore.errors import ArtifactError
+from feebcore.errors import ArtifactError, did_you_mean
 from feebcore.files import read_json
 from feebcore.train.config import TrainSection, checkpoint_of
 
@@ -48,7 +48,20 @@ def check(section: PretrainConfig, recipe: Recipe) -> list[str]:
     wanted = getattr(section.architecture.config, "vocab_size", None)
     if size and wanted and wanted != size:
         problems.append(f"architecture.vocab_size: {wanted}, but stage tokenizer makes a vocabulary of {size}; leave it out or make them equal")
-    return problems
+    return problems + _check_sources(section, recipe)
+
+
+def _check_sources(section: PretrainConfig, recipe: Recipe) -> list[str]:
+    """Sources that the order names, against those that stage download reads."""
+    from feebcore.stages.download import DownloadConfig, source_labels
+
+    named = getattr(section.order.config, "source_names", None)
+    download = recipe.stages.get("download")
+    if named is None or download is None or not isinstance(download.section, DownloadConfig) or (labels := source_labels(download.section)) is None:
+        return []
+    held_out = set(download.section.held_out_sources)
+    problems = [f"order: no source {name!r} in stage download; {did_you_mean(name, labels)}" for name in named() if name not in labels]
+    return problems + [f"order: source {name!r} is in download.held_out_sources, so nothing of it can be trained on" for name in named() if name in held_out]
 
 
 def check_training(section: TrainSection) -> list[str]:
@@ -75,7 +88,9 @@ def check_training(section: TrainSection) -> list[str]:
         problems.append(f"batch_size: {section.batch_size} windows do not divide over {ranks} ranks")
     elif ranks > 1 and section.micro_batch and section.batch_size // ranks % section.micro_batch:
         problems.append(f"micro_batch: {section.micro_batch} does not divide the {section.batch_size // ranks} windows of a rank")
-    for key in ("schedule", "optimizer"):
+    if section.weight_decay_schedule and getattr(section.optimizer.config, "weight_decay", None) == 0:
+        problems.append("weight_decay_schedule: the optimizer's weight_decay is 0, so there is nothing to schedule")
+    for key in ("schedule", "optimizer", "order"):
         part_check = getattr(getattr(section, key).config, "check_run", None)  # parts may have a say about the run's length
         if part_check is not None:
             problems += [f"{key}.{text}" for text in part_check(section.max_steps)]

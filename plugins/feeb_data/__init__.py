@@ -270,6 +270,21 @@ class MixtureConfig(feeb.PartConfig):
     def _positive(cls, value: Proportions) -> Proportions:
         return _checked(value)
 
+    def check_run(self, max_steps: int) -> list[str]:
+        problems, last = [], 0
+        for i, phase in enumerate(self.phases):
+            step = phase.begin_step if phase.begin_step is not None else round((phase.begin or 0.0) * max_steps)
+            if step <= last:
+                problems.append(f"phases.{i}: it begins at step {step}, not after the phase before it; list phases in the order of the run")
+            elif step >= max_steps:
+                problems.append(f"phases.{i}: it would begin at step {step}, but the run ends after {max_steps}")
+            last = step
+        return problems
+
+    def source_names(self) -> list[str]:
+        """Every source that is named anywhere."""
+        return list(dict.fromkeys(name for weights in (self.proportions, *(p.proportions for p in self.phases)) for name in weights))
+
 
 class CurriculumConfig(feeb.PartConfig):
     """What is easy, and how soon the rest comes."""
@@ -296,6 +311,14 @@ class ReuseConfig(feeb.PartConfig):
     @property
     def by_source(self) -> bool:
         return bool(getattr(self.order.config, "by_source", False))
+
+    def check_run(self, max_steps: int) -> list[str]:
+        inner = getattr(self.order.config, "check_run", None)
+        return [f"order.{text}" for text in inner(-(-max_steps // self.times))] if inner else []
+
+    def source_names(self) -> list[str]:
+        inner = getattr(self.order.config, "source_names", None)
+        return inner() if inner else []
 
 
 @feeb.hookimpl

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 
 import pytest
@@ -95,11 +96,19 @@ def test_an_altered_token_shard_is_refused(recipe, tmp_path):
         ("pretrain.init_from=nowhere", "init_from: no folder .*nowhere"),
         ("pretrain.max_step=3", "did you mean 'max_steps'"),
         ("pretrain.optimizer={name: muon, lrr: 1}", "lrr"),
+        ("pretrain.schedule={name: wsd, warmup_fraction: 0.6, decay_fraction: 0.6}", "4 steps of warmup and 4 of decay are more than max_steps 6"),
+        ("pretrain.order={name: mixture, proportions: {file: 1}}", "no source 'file' in stage download; did you mean 'files'"),
+        ("pretrain.order={name: reuse, order: {name: mixture, proportions: {web: 1}}}", "no source 'web' in stage download"),
+        ("pretrain.order={name: mixture, proportions: {files: 1}, phases: [{begin_step: 9, proportions: {files: 1}}]}", "the run ends after 6"),
+        ("download.held_out_sources=[web]", "held_out_sources: no source 'web'"),
+        ("download.held_out_sources=[files]", "every source is held out"),
+        ("pretrain.keep_best=1 pretrain.eval_every=0", "keep_best: it needs looks"),
+        ("pretrain.weight_decay_schedule=linear pretrain.optimizer={name: adamw, weight_decay: 0}", "weight_decay is 0"),
     ],
 )
 def test_what_cannot_work_is_said_before_anything_runs(recipe, change, message):
     with pytest.raises(RecipeError, match=message.replace("(", r"\(")):
-        load(recipe, [change])
+        load(recipe, re.split(r" (?=pretrain\.)", change))
 
 
 def test_the_weights_a_run_starts_from_are_part_of_its_identity(recipe, tmp_path):
