@@ -93,32 +93,28 @@ def main() -> int:
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--strategy", choices=("ddp", "fsdp"), default="ddp")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--run", nargs=2, metavar=("RECIPE", "WORKSPACE"), help=argparse.SUPPRESS)
+    parser.add_argument("--run", nargs=3, metavar=("RECIPE", "WORKSPACE", "STAGE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.run:
-        return train(*options.run)
+        return build(*options.run)
     with tempfile.TemporaryDirectory() as folder:
         found = compare(Path(folder), options)
     print(json.dumps(found, indent=1))
     return 1 if found["differences"] or found["kills"] < options.kills else 0
 
 
-def train(recipe: str, workspace: str) -> int:
-    """What a flow does: build the stage in a worker process."""
+def build(recipe: str, workspace: str, stage: str) -> int:
+    """What a flow does: build the stage, training in a worker process."""
     from feebcore.artifacts import Workspace
     from feebcore.recipe import load
     from feebcore.stages.base import run_all
 
-    run_all(load(recipe), Workspace(workspace), ["pretrain"], in_process=False)
+    run_all(load(recipe), Workspace(workspace), [stage], in_process=False)
     return 0
 
 
 def compare(folder: Path, options: Any) -> dict[str, Any]:
     """One undisturbed run, one that is killed `options.kills` times; what differs between them."""
-    from feebcore.artifacts import Workspace
-    from feebcore.recipe import load
-    from feebcore.stages.base import run_all
-
     strategy = options.strategy if options.ranks > 1 else "none"
     text = RECIPE.format(
         steps=STEPS,
@@ -131,7 +127,8 @@ def compare(folder: Path, options: Any) -> dict[str, Any]:
     )
     (folder / "recipe.yaml").write_text(text)
     (folder / "watch.py").write_text(WATCH)
-    run_all(load(folder / "recipe.yaml"), Workspace(folder / "whole"), ["shard"])
+    if code := start(folder, "whole", "shard").wait():
+        raise SystemExit(f"the data could not be made, status {code}: {(folder / 'whole.log').read_text()[-2000:]}")
     shutil.copytree(folder / "whole", folder / "killed")
     began = time.monotonic()
     if code := start(folder, "whole").wait():
@@ -149,10 +146,10 @@ def compare(folder: Path, options: Any) -> dict[str, Any]:
     }
 
 
-def start(folder: Path, name: str) -> subprocess.Popen[bytes]:
+def start(folder: Path, name: str, stage: str = "pretrain") -> subprocess.Popen[bytes]:
     environment = os.environ | {"WATCH_LOG": str(folder / f"{name}.watch"), "OMP_NUM_THREADS": "1"}
     with open(folder / f"{name}.log", "ab") as log:
-        command = [sys.executable, __file__, "--run", str(folder / "recipe.yaml"), str(folder / name)]
+        command = [sys.executable, __file__, "--run", str(folder / "recipe.yaml"), str(folder / name), stage]
         return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
 
 

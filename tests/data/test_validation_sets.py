@@ -65,7 +65,7 @@ def test_a_source_can_be_held_out_whole(corpus: Path) -> None:
 
 
 def test_a_held_out_source_that_is_not_there_is_named(corpus: Path) -> None:
-    with pytest.raises(DataError, match=r"held_out_sources: no document has source 'exams'; did you mean 'exam'"):
+    with pytest.raises(RecipeError, match=r"held_out_sources: no source 'exams'; did you mean 'exam'"):
         run(corpus, "download", download={"held_out_sources": ["exams"]})
 
 
