@@ -14,7 +14,7 @@ from range_server import served
 from feebcore.artifacts import Artifact, Workspace
 from feebcore.data.store import TokenStore
 from feebcore.data.views import source_views, validation_sets
-from feebcore.errors import ArtifactError, DataError, RecipeError
+from feebcore.errors import ArtifactError, RecipeError
 from feebcore.recipe import load
 from feebcore.stages.base import run_all
 

@@ -1,0 +1,17 @@
+"""As test_killed_training.py, compiled; a file of its own, so that both can run at once."""
+
+from __future__ import annotations
+
+import pytest
+from test_killed_training import five_kills
+
+from feebcore.train import compiling
+from feebcore.train.precision import resolve_device
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(not compiling.has_compiler(resolve_device("cpu")), reason="no C++ compiler here")
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_five_kills_of_a_compiled_run_change_no_bit(tmp_path, ranks):
+    five_kills(tmp_path, "on", ranks)
