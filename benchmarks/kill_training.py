@@ -23,6 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+STEPS_A_KILL = 12  # on average a killed run gets on by fewer before the next kill
 STEPS, CHECKPOINT_EVERY, EVAL_EVERY = 60, 4, 6
 MOMENTS = ("step", "checkpoint", "evaluation")
 TIMES = ("elapsed", "tokens_per_second", "data_wait", "seconds")
@@ -116,8 +117,9 @@ def build(recipe: str, workspace: str, stage: str) -> int:
 def compare(folder: Path, options: Any) -> dict[str, Any]:
     """One undisturbed run, one that is killed `options.kills` times; what differs between them."""
     strategy = options.strategy if options.ranks > 1 else "none"
+    steps = max(STEPS, STEPS_A_KILL * options.kills)
     text = RECIPE.format(
-        steps=STEPS,
+        steps=steps,
         micro=8 // options.ranks // 2,
         compile=options.compile,
         checkpoint=CHECKPOINT_EVERY,
@@ -133,7 +135,7 @@ def compare(folder: Path, options: Any) -> dict[str, Any]:
     began = time.monotonic()
     if code := start(folder, "whole").wait():
         raise SystemExit(f"the undisturbed run ended with status {code}: {(folder / 'whole.log').read_text()[-2000:]}")
-    moments = kill_and_resume(folder, options.kills, random.Random(options.seed))
+    moments = kill_and_resume(folder, options.kills, steps, random.Random(options.seed))
     return {
         "kills": len(moments),
         "moments": {m: sum(k["moment"] == m for k in moments) for m in MOMENTS},
@@ -142,7 +144,7 @@ def compare(folder: Path, options: Any) -> dict[str, Any]:
         "ranks": options.ranks,
         "strategy": strategy,
         "seconds": round(time.monotonic() - began, 1),
-        "differences": differences(folder),
+        "differences": differences(folder, steps),
     }
 
 
@@ -153,7 +155,7 @@ def start(folder: Path, name: str, stage: str = "pretrain") -> subprocess.Popen[
         return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
 
 
-def kill_and_resume(folder: Path, kills: int, chance: random.Random) -> list[dict[str, Any]]:
+def kill_and_resume(folder: Path, kills: int, steps: int, chance: random.Random) -> list[dict[str, Any]]:
     """Run, kill at a random moment, run again; the last run is left alone."""
     done: list[dict[str, Any]] = []
     log = folder / "killed.watch"
@@ -163,7 +165,7 @@ def kill_and_resume(folder: Path, kills: int, chance: random.Random) -> list[dic
         every = {"step": 1, "checkpoint": CHECKPOINT_EVERY, "evaluation": EVAL_EVERY}[moment]
         left = (kills - len(done)) * CHECKPOINT_EVERY  # steps that the kills to come need
         process, position = start(folder, "killed"), log.stat().st_size
-        after = chance.randint(1, max(1, min(3, (STEPS - last_step(log) - left) // every)))
+        after = chance.randint(1, max(1, min(3, (steps - last_step(log) - left) // every)))
         pid = wait_for(log, position, moment, after, process)
         if pid is None:
             raise SystemExit(f"the run ended before kill {len(done) + 1}: {(folder / 'killed.log').read_text()[-2000:]}")
@@ -193,13 +195,13 @@ def last_step(log: Path) -> int:
     return max(steps, default=0)
 
 
-def differences(folder: Path) -> list[str]:
+def differences(folder: Path, steps: int = STEPS) -> list[str]:
     """Names of what is not bit for bit the same."""
     from feebcore.files import read_jsonl
 
     found = []
     whole, killed = (next((folder / name / "pretrain").glob("killed-*")) for name in ("whole", "killed"))
-    last = f"checkpoints/step-{STEPS:08d}"
+    last = f"checkpoints/step-{steps:08d}"
     for path in sorted([*(whole / last).rglob("*.safetensors"), *(whole / "model").rglob("*.safetensors")]):
         twin = killed / path.relative_to(whole)
         if not twin.is_file() or twin.read_bytes() != path.read_bytes():
@@ -208,7 +210,7 @@ def differences(folder: Path) -> list[str]:
     if logs[0] != logs[1]:
         found.append("metrics.jsonl")
     read = [dict(line.split()[2:4] for line in (folder / f"{n}.watch").read_text().splitlines() if line.startswith("step ")) for n in ("whole", "killed")]
-    if read[0] != read[1] or len(read[0]) != STEPS:
+    if read[0] != read[1] or len(read[0]) != steps:
         found.append("batches")
     return found
 
