@@ -1,5 +1,7 @@
 import os
 import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -59,16 +61,23 @@ def test_fp8_without_cuda_says_what_to_do() -> None:
         precision.convert_to_fp8(nn.Linear(16, 16))
 
 
+FAULTS = """
+import resource, torch
+from feebcore.train import precision
+
+assert precision.keep_freed_memory()
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(1 << 23)  # 32 MB: 8,192 pages
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+print(min(faults() for _ in range(5)))
+"""
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc" or not Path("/proc/self/stat").exists(), reason="asks glibc and Linux")
 def test_large_tensors_of_the_next_step_reuse_memory_without_page_faults() -> None:
-    import resource
-
-    assert precision.keep_freed_memory()
-
-    def faults() -> int:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        torch.ones(1 << 23)  # 32 MB: 8,192 pages
-        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-    faults()
-    assert min(faults() for _ in range(3)) < 1000
+    # in the main thread of a process of its own, as training is: the heaps of other threads are handed back all the same
+    found = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
+    assert int(found.stdout) < 1000
