@@ -21,6 +21,7 @@ from feebcore.train.precision import execution, resolve_precision
 from feebcore.train.step import LossModule
 
 STEPS = 3
+WARM_UP = 8  # until the memory that steps free is as much as a step needs
 
 
 def rate(event: Any) -> str:
@@ -58,8 +59,8 @@ def main() -> None:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
-        step()
-        step()
+        for _ in range(WARM_UP):
+            step()
         with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as found:
             for _ in range(STEPS):
                 step()

@@ -10,7 +10,7 @@ the faster form counts. Ours: a GPT-2-like transformer and a Llama-like one (RMS
 layers, heads, width, window, batch and vocabulary, tied embeddings, parameters within 3 % of each other.
 
 Each candidate is a process of its own that compiles and then waits for its turn; rounds alternate between them. Printed are
-medians over rounds, the share of the matmul peak (2048^3, measured in the same rounds) that the declared training FLOPs
+medians over rounds, the share of the matmul peak (2048^3 in the candidates' precision, measured in the same rounds) that the declared training FLOPs
 make, and the ratio to the best peer. A first round warms up and is not counted. On a machine that others use too,
 `--threads 1 --cpu-time` still gives ratios. --quick: two rounds of a second, smallest shape.
 """
@@ -165,10 +165,11 @@ def our_step(name: str, shape: tuple[int, ...], precision: str, threads: int) ->
     raise AssertionError("the trainer did not train")
 
 
-def peak_step(threads: int) -> tuple[Any, int]:
+def peak_step(precision: str) -> tuple[Any, int]:
     import torch
 
-    a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    a, b = torch.randn(2048, 2048, dtype=dtype), torch.randn(2048, 2048, dtype=dtype)
 
     def multiply() -> float:
         torch.mm(a, b)
@@ -199,7 +200,7 @@ def candidate(name: str, shape: tuple[int, ...], precision: str, threads: int) -
     torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
     precision = resolve_precision(precision, torch.device("cpu"))
     if name == "peak":
-        serve(*peak_step(threads))
+        serve(*peak_step(precision))
     elif name in OURS:
         our_step(name, shape, precision, threads)
     else:
