@@ -13,6 +13,7 @@ artifact. `Execution[...]` marks keys that say how the work is done (device, mic
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -81,6 +82,11 @@ class Part:
     def build(self, *args: Any, **kwargs: Any) -> Any:
         """Import the part's factory and call it: `factory(config, *args, **kwargs)`."""
         return self.spec.load()(self.config, *args, **kwargs)
+
+    def build_with(self, *args: Any, **offered: Any) -> Any:
+        """As `build`, with those of `offered` that the factory names among its arguments."""
+        named = inspect.signature(self.spec.load()).parameters
+        return self.build(*args, **{name: value for name, value in offered.items() if name in named})
 
     def dump(self) -> dict[str, Any]:
         """`{name: …, option: …}`, plain JSON values, all options spelled out."""

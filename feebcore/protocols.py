@@ -129,7 +129,8 @@ class BlockShape:
     layer: int
     num_layers: int
     make_norm: Callable[[int], nn.Module] | None = None
-    position: Any = None  # the model's Position part
+    position: Any = None  # the model's Position part, once it is built
+    vocab_size: int = 0
 
 
 @dataclass

@@ -118,7 +118,8 @@ class AttentionSpec(PartSpec):
 
 
 class FeedforwardSpec(PartSpec):
-    """build: `(config, block) -> nn.Module`. Called `(x [B,T,C]) -> [B,T,C]`."""
+    """build: `(config, block) -> nn.Module`. Called `(x [B,T,C]) -> [B,T,C]`, or, where the module says
+    `takes_context = True`, `(x, context)`: for auxiliary losses and what layers share."""
 
 
 class NormSpec(PartSpec):
@@ -131,23 +132,28 @@ class PositionSpec(PartSpec):
 
 class WiringSpec(PartSpec):
     """build: `(config, make_attention, make_feedforward, make_norm) -> nn.Module`: one residual block.
-    Called `(stream [B,T,C], context) -> [B,T,C]`; it makes as many instances as it needs."""
+    Called `(stream [B,T,C], context) -> [B,T,C]`; it makes as many instances as it needs, and calls them
+    `attention(x, context)` and `feedforward(x, context)`. A factory that names an argument `block` gets the BlockShape."""
 
 
 class DepthSpec(PartSpec):
-    """build: `(config, num_layers, make_block) -> nn.Module`: how blocks are stacked (separate, looped)."""
+    """build: `(config, num_layers, make_block) -> nn.Module`: how blocks are stacked (separate, looped). `make_block(layer)`
+    makes one. An argument named `block` gets the BlockShape of layer 0."""
 
 
 class EmbeddingSpec(PartSpec):
-    """build: `(config, vocab_size, d_model) -> nn.Module`. Called `(tokens [B,T]) -> [B,T,C]`."""
+    """build: `(config, vocab_size, d_model) -> nn.Module`. Called `(tokens [B,T]) -> [B,T,C]`. An argument named `block`
+    gets the BlockShape of layer 0."""
 
 
 class HeadSpec(PartSpec):
-    """build: `(config, vocab_size, d_model, embedding) -> nn.Module`. Called `(hidden [...,C]) -> [...,V]`."""
+    """build: `(config, vocab_size, d_model, embedding) -> nn.Module`. Called `(hidden [...,C]) -> [...,V]`. Arguments named
+    `block` and `make_block` get the BlockShape of layer 0 and the maker of residual blocks."""
 
 
 class InitialisationSpec(PartSpec):
-    """build: `(config) -> Callable[[nn.Module, int], None]`: initialises a model of so many layers in place."""
+    """build: `(config) -> Callable[[nn.Module, int], None]`: initialises a model of so many layers in place. Modules with
+    weights that are no nn.Linear or nn.Embedding have `draw(std, residual_std)` and fill them themselves."""
 
 
 class ObjectiveSpec(PartSpec):

@@ -7,7 +7,6 @@ therefore the same for any number of ranks or micro-batches.
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -43,9 +42,7 @@ def make_batches(store: TokenStore, packing: Part, order: Part, batch_size: int,
 
 def build_order(order: Part, seed: int, context: OrderContext) -> Order:
     """The order part over the windows of `context`, which its factory is given when it asks for it."""
-    if "context" in inspect.signature(order.spec.load()).parameters:
-        return order.build(context.num_windows, seed, context=context)
-    return order.build(context.num_windows, seed)
+    return order.build_with(context.num_windows, seed, context=context)
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,13 @@ EMPTY = -2  # the document id of a cache slot that holds nothing yet
 
 @dataclass
 class Context:
-    """Handed to every wiring and attention. mask_BTS: True where query t may see key s; None: causal, or, for one
-    query, everything cached. block_mask: the same for FlexAttention, where that is used. losses: auxiliary terms that parts add (each a scalar)."""
+    """Handed to every wiring, attention and feedforward. mask_BTS: True where query t may see key s; None: causal, or, for one
+    query, everything cached. block_mask: the same for FlexAttention, where that is used.
+
+    tokens_BT and start_BTC: what the model was given, and the stream before the first block. shared: what one layer leaves
+    for later ones in the same forward pass (values, keys), under names of the part's own. losses: auxiliary terms, means
+    over the batch, each a scalar; add to what is there with `add_loss`.
+    """
 
     position: Position
     prepared: Any = None
@@ -30,6 +35,13 @@ class Context:
     cache: Cache | None = None
     block_mask: Any = None
     losses: dict[str, Tensor] = field(default_factory=dict)
+    tokens_BT: Tensor | None = None
+    start_BTC: Tensor | None = None
+    shared: dict[str, Any] = field(default_factory=dict)
+
+    def add_loss(self, name: str, value: Tensor) -> None:
+        """Another auxiliary term; those of one name are summed over layers."""
+        self.losses[name] = self.losses[name] + value if name in self.losses else value
 
     def rotate(self, x_BTHD: Tensor) -> Tensor:
         return self.position.rotate(x_BTHD, self.prepared)

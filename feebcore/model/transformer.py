@@ -21,6 +21,9 @@ from feebcore.model.context import Cache, Context, attention_mask, positions_in_
 from feebcore.model.counting import count_model
 from feebcore.protocols import BlockShape, Counts, ModelOutput
 
+Keep = Callable[[str, int, nn.Module], nn.Module]
+"""`keep(kind, layer, module) -> module`"""
+
 
 class Transformer(nn.Module):
     """See LanguageModel in feebcore/protocols.py. Initialised by its architecture part, not here."""
@@ -28,11 +31,11 @@ class Transformer(nn.Module):
     def __init__(self, config: TransformerConfig, vocab_size: int, seq_len: int) -> None:
         super().__init__()
         self.config, self.vocab_size, self.seq_len = config, vocab_size, seq_len
-        self.embedding = config.embedding.build(vocab_size, config.d_model)
+        self.embedding = config.embedding.build_with(vocab_size, config.d_model, block=self._shape(0))
         self.position = config.position.build(self._shape(0))
-        self.depth = config.depth.build(config.num_layers, self._make_block)
+        self.depth = self.make_depth()
         self.final_norm = config.norm.build(config.d_model)
-        self.head = config.head.build(vocab_size, config.d_model, self.embedding)
+        self.head = config.head.build_with(vocab_size, config.d_model, self.embedding, block=self._shape(0), make_block=self.make_block)
 
     def forward(
         self,
@@ -60,10 +63,11 @@ class Transformer(nn.Module):
         # compiled, the dense mask is then dead code and never made, unless a part reads it
         by_blocks = cache is None and doc_ids is not None and doc_ids.device.type == "cuda" and torch.compiler.is_compiling()
         block_mask = document_block_mask(doc_ids) if by_blocks else None  # type: ignore[arg-type]
-        context = Context(self.position, self.position.prepare(T, positions), mask_BTS, cache, block_mask)
         stream_BTC = self.position.add(self.embedding(tokens_BT), positions)
         if self.config.dropout:
             stream_BTC = F.dropout(stream_BTC, self.config.dropout, self.training)
+        prepared = self.position.prepare(T, positions)
+        context = Context(self.position, prepared, mask_BTS, cache, block_mask, tokens_BT=tokens_BT, start_BTC=stream_BTC)
         streams = self.depth(stream_BTC, context)
         if cache is not None:
             cache.finish()
@@ -78,17 +82,25 @@ class Transformer(nn.Module):
     def count(self) -> Counts:
         return count_model(self, self.seq_len)
 
-    def _make_block(self, layer: int) -> nn.Module:
+    def make_depth(self, keep: Keep = lambda kind, layer, module: module) -> nn.Module:
+        """Its blocks, made anew. keep: told of each block, attention, feedforward and norm that is made on the way."""
+        return self.config.depth.build_with(self.config.num_layers, lambda layer: self.make_block(layer, keep), block=self._shape(0))
+
+    def make_block(self, layer: int, keep: Keep = lambda kind, layer, module: module) -> nn.Module:
+        """One residual block, not initialised; depths and heads are given this to make theirs."""
         config, shape = self.config, self._shape(layer)
-        return config.wiring.build(
-            self._dropped(lambda: config.attention.build(shape)),
-            self._dropped(lambda: config.feedforward.build(shape)),
-            lambda dim=config.d_model: config.norm.build(dim),
+        block = config.wiring.build_with(
+            self._dropped(lambda: keep("attention", layer, config.attention.build(shape))),
+            self._dropped(lambda: keep("feedforward", layer, with_optional_context(config.feedforward.build(shape)))),
+            lambda dim=config.d_model: keep("norm", layer, config.norm.build(dim)),
+            block=shape,
         )
+        return keep("block", layer, block)
 
     def _shape(self, layer: int) -> BlockShape:
         c = self.config
-        return BlockShape(c.d_model, c.num_heads, c.width_of_head, self.seq_len, layer, c.num_layers, lambda dim: c.norm.build(dim))
+        position = getattr(self, "position", None)
+        return BlockShape(c.d_model, c.num_heads, c.width_of_head, self.seq_len, layer, c.num_layers, lambda dim: c.norm.build(dim), position, self.vocab_size)
 
     def _dropped(self, make: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
         """`make`, with dropout on what the module returns."""
@@ -100,3 +112,10 @@ class Transformer(nn.Module):
             return module
 
         return with_dropout if p else make
+
+
+def with_optional_context(feedforward: nn.Module) -> nn.Module:
+    """Wirings call `feedforward(x, context)`; one that does not say `takes_context = True` is given x alone."""
+    if not getattr(feedforward, "takes_context", False):
+        feedforward.register_forward_pre_hook(lambda module, inputs: inputs[:1])
+    return feedforward

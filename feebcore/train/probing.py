@@ -94,22 +94,14 @@ def find_places(model: Transformer) -> Places:
     made: dict[str, list[nn.Module]] = {"block": [], "attention": [], "feedforward": [], "norm": []}
     layers: list[int] = []
 
-    def keep(kind: str, module: nn.Module) -> nn.Module:
+    def keep(kind: str, layer: int, module: nn.Module) -> nn.Module:
         made[kind].append(module)
+        if kind == "block":
+            layers.append(layer)
         return module
 
-    def make_block(layer: int) -> nn.Module:
-        config, shape = model.config, model._shape(layer)
-        layers.append(layer)
-        wiring = config.wiring.build(
-            lambda: keep("attention", config.attention.build(shape)),
-            lambda: keep("feedforward", config.feedforward.build(shape)),
-            lambda dim=config.d_model: keep("norm", config.norm.build(dim)),
-        )
-        return keep("block", wiring)
-
     with torch.device("meta"):
-        depth = model.config.depth.build(model.config.num_layers, make_block)
+        depth = model.make_depth(keep)
     names = {id(module): name for name, module in depth.named_modules()}
 
     def found(kind: str) -> list[str | None]:

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import feebcore as feeb
-from feeb_models import MultiHeadConfig, NextTokenConfig, NormConfig
-from feeb_models.attentions import GroupedQueryAttention
-from feeb_models.objectives import NextToken
+from feeb_models.attentions import MultiHeadConfig
+from feeb_models.attentions.grouped import GroupedQueryAttention
+from feeb_models.norms import NormConfig
+from feeb_models.objectives import NextTokenConfig
+from feeb_models.objectives.next_token import NextToken
 from feebcore.config import Part
 from feebcore.model.context import Context
 from feebcore.protocols import Batch, ObjectiveOutput

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from feeb_models import GroupedQueryConfig, MultiHeadConfig
+from feeb_models.attentions import GroupedQueryConfig, MultiHeadConfig
 from feebcore.model.attention import attend
 from feebcore.model.context import Context
 from feebcore.model.parts import ResidualLinear

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from feeb_models import RopeConfig, SinusoidalConfig
+from feeb_models.positions import RopeConfig, SinusoidalConfig
 from feebcore.config import NoOptions
 from feebcore.model.parts import Position, rows_of
 from feebcore.protocols import BlockShape

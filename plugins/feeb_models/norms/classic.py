@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from feeb_models import LayerNormConfig, NormConfig
+from feeb_models.norms import LayerNormConfig, NormConfig
 
 
 class RMSNorm(nn.Module):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from feeb_models import FeedforwardConfig, SwigluConfig
+from feeb_models.feedforwards import FeedforwardConfig, SwigluConfig
 from feebcore.model.parts import ResidualLinear
 from feebcore.protocols import BlockShape
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from feeb_models import HeadConfig
+from feeb_models.heads import HeadConfig
 
 
 class LinearHead(nn.Linear):

@@ -22,7 +22,7 @@ class PreNorm(nn.Module):
 
     def forward(self, stream_BTC: Tensor, context: Context) -> Tensor:
         stream_BTC = stream_BTC + self.attention(self.attention_norm(stream_BTC), context)
-        return stream_BTC + self.feedforward(self.feedforward_norm(stream_BTC))
+        return stream_BTC + self.feedforward(self.feedforward_norm(stream_BTC), context)
 
 
 class Parallel(nn.Module):
@@ -34,7 +34,7 @@ class Parallel(nn.Module):
 
     def forward(self, stream_BTC: Tensor, context: Context) -> Tensor:
         x_BTC = self.norm(stream_BTC)
-        return stream_BTC + self.attention(x_BTC, context) + self.feedforward(x_BTC)
+        return stream_BTC + self.attention(x_BTC, context) + self.feedforward(x_BTC, context)
 
 
 def build_prenorm(config: NoOptions, make_attention: Make, make_feedforward: Make, make_norm: Make) -> nn.Module:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from feeb_models import NextTokenConfig
+from feeb_models.objectives import NextTokenConfig
 from feebcore.model.loss import linear_cross_entropy
 from feebcore.protocols import Batch, LanguageModel, Objective, ObjectiveOutput
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from feeb_models import NormalConfig
+from feeb_models.initialisations import NormalConfig
 from feebcore.model.parts import ResidualLinear
 
 
@@ -15,12 +15,14 @@ def build_normal(config: NormalConfig) -> Callable[[nn.Module, int], None]:
     """Matrices ~ N(0, std^2); those that add to the stream ~ N(0, std^2 / 2L); biases 0."""
 
     def initialise(model: nn.Module, num_layers: int) -> None:
+        residual_std = config.std / math.sqrt(2 * num_layers) if config.residual_scale else config.std
         for module in model.modules():
-            if isinstance(module, nn.Embedding):
+            if callable(draw := getattr(module, "draw", None)):
+                draw(config.std, residual_std)
+            elif isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=config.embedding_std or config.std)
             elif isinstance(module, nn.Linear):
-                scaled = config.residual_scale and isinstance(module, ResidualLinear)
-                nn.init.normal_(module.weight, std=config.std / math.sqrt(2 * num_layers) if scaled else config.std)
+                nn.init.normal_(module.weight, std=residual_std if isinstance(module, ResidualLinear) else config.std)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         if config.zero_head and isinstance(model.head, nn.Linear):
