@@ -35,11 +35,14 @@ class PartSpec(_Common):
     """What all parts share.
 
     name: bare name, `[a-z0-9_]+`. config: options, a PartConfig. build: factory, or "module:attribute" (lazy).
+    breaks: names of checks of the seam's contract that the part fails by design, as a negative control does; `feeb check`
+    then demands that it fails them.
     """
 
     name: str
     config: type[PartConfig] = NoOptions
     build: str | Callable[..., Any] = ""
+    breaks: tuple[str, ...] = ()
 
     @property
     def full_name(self) -> str:

@@ -131,7 +131,7 @@ def one_thread() -> Iterator[None]:
 
 
 def run_check(check: Check, subject: Candidate) -> CheckResult:
-    """Run one check; anything it raises is a failure of the part."""
+    """Run one check; anything it raises is a failure of the part, and a check that the part says it breaks must fail."""
     begun = time.perf_counter()
     message = ""
     try:
@@ -141,6 +141,8 @@ def run_check(check: Check, subject: Candidate) -> CheckResult:
         message = f"{error}. {check.meaning}"
     except Exception as error:  # a broken part may raise anything; that is its result
         message = f"it raised {type(error).__name__}: {error}. {check.meaning}"
+    if check.name in subject.spec.breaks:
+        message = "" if message else f"it passes, but its spec says that it breaks {check.name}. Take the name out of `breaks`."
     return CheckResult(subject.seam, subject.part.name, check.name, not message, message, time.perf_counter() - begun)
 
 

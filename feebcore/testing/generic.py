@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from feebcore.config import identity_of
 from feebcore.model.build import choose
-from feebcore.testing.framework import NEEDS_THE_WORLD, Candidate, check, require
+from feebcore.testing.framework import NEEDS_THE_WORLD, Candidate, check, checks_for, require
 
 
 @check(meaning="The part cannot be listed, explained or loaded; a wrong path in `build` is the usual cause.")
 def well_formed(subject: Candidate) -> None:
     spec = subject.spec
     require(len(spec.summary) > 8 and spec.summary.endswith("."), f"summary {spec.summary!r} is no sentence")
+    unknown = set(spec.breaks) - {c.name for c in checks_for(subject.seam)}
+    require(not unknown, f"breaks names {', '.join(sorted(unknown))}, which is no check of {subject.seam}")
     require(callable(spec.load()), f"build {spec.build!r} is not callable")
     missing = [key for key, field in spec.config.model_fields.items() if field.is_required()]
     require(subject.complete or subject.seam in NEEDS_THE_WORLD, f"{', '.join(missing)} has no default; give one, or an `example` on the config class")

@@ -50,3 +50,21 @@ def test_a_failure_names_the_check_and_its_meaning() -> None:
     result = run_check(Check("explodes", (), "It explodes.", raises), candidate("norms", "rmsnorm"))
     assert not result.passed
     assert str(result) == "norms/rmsnorm: explodes FAILED: it raised RuntimeError: boom. It explodes."
+
+
+def test_a_negative_control_must_fail_what_it_says_it_breaks() -> None:
+    from dataclasses import replace
+
+    from feebcore.testing import Check
+
+    def fails(subject: object) -> None:
+        raise RuntimeError("boom")
+
+    part = candidate("norms", "rmsnorm").part
+    control = candidate("norms", replace(part, spec=replace(part.spec, breaks=("explodes", "causality"))))
+    assert run_check(Check("explodes", (), "It explodes.", fails), control).passed
+    (result,) = (r for r in iterate(control, ["causality"]))
+    assert not result.passed
+    assert "Take the name out" in str(result)
+    (unknown,) = iterate(control, ["well_formed"])
+    assert "explodes, which is no check of norms" in str(unknown)
