@@ -173,6 +173,7 @@ def kill_and_resume(folder: Path, kills: int, steps: int, chance: random.Random)
         with contextlib.suppress(ProcessLookupError):
             os.kill(process.pid if parent else pid, signal.SIGKILL)
         process.wait()
+        wait_until_gone(log, position)
         done.append({"moment": moment, "parent": parent, "step": last_step(log)})
     if code := start(folder, "killed").wait():
         raise SystemExit(f"the last run ended with status {code}: {(folder / 'killed.log').read_text()[-2000:]}")
@@ -188,6 +189,21 @@ def wait_for(log: Path, position: int, moment: str, count: int, process: subproc
             return int(found[count - 1][1])
         time.sleep(0.001)
     return None
+
+
+def wait_until_gone(log: Path, position: int) -> None:
+    """Until the training processes that told something after `position` have ended: those whose parent was killed end by
+    themselves, and what they still tell must not be taken for the next run's."""
+    pids = {int(line.split()[1]) for line in log.read_bytes()[position:].decode().splitlines() if line.count(" ") >= 2}
+    while any(alive(pid) for pid in pids):
+        time.sleep(0.01)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def last_step(log: Path) -> int:
