@@ -17,13 +17,14 @@ FILE = "metrics.jsonl"
 
 
 class Metrics(RowLogger):
-    """On resume, rows after the checkpoint's step go, so the log equals that of a run that was never stopped."""
+    """On resume, rows that were written after the checkpoint go, so the log equals that of a run that was never stopped."""
 
     stream: io.TextIOWrapper | None = None
+    rows: int | None = None  # in the file, where a checkpoint says so: a look that was cut short leaves its step's row to be written again
 
     def on_start(self, run: TrainRun) -> None:
         super().on_start(run)
-        keep_until(run.folder / FILE, run.step)
+        self.rows = keep_until(run.folder / FILE, run.step, self.rows)
         try:
             self.stream = open(run.folder / FILE, "a", encoding="utf-8", buffering=1)
         except OSError as error:
@@ -33,6 +34,7 @@ class Metrics(RowLogger):
         assert self.stream is not None
         try:
             self.stream.write(json.dumps(row) + "\n")
+            self.rows = (self.rows or 0) + 1
         except OSError as error:
             raise explain(error, self.run.folder / FILE) from error
 
@@ -40,16 +42,26 @@ class Metrics(RowLogger):
         if self.stream is not None:
             os.fsync(self.stream.fileno())
 
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"rows": self.rows}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.rows = state.get("rows")
+
     def on_close(self) -> None:
         if self.stream is not None:
             self.stream.close()
 
 
-def keep_until(path: Path, step: int) -> None:
-    """Drop the rows of a JSONL file after `step`, and a last line that a kill cut short. Final scores are made anew."""
-    if path.exists():
-        rows = [row for row in read_jsonl(path) if row["step"] <= step and not row.get("whole_split")]
-        write_atomic(path, "".join(json.dumps(row) + "\n" for row in rows))
+def keep_until(path: Path, step: int, most: int | None = None) -> int:
+    """Drop the rows of a JSONL file after `step`, those beyond the first `most`, and a last line that a kill cut short.
+    Final scores are made anew. Returns how many rows are left."""
+    if not path.exists():
+        return 0
+    rows = [row for row in read_jsonl(path)[:most] if row["step"] <= step and not row.get("whole_split")]
+    write_atomic(path, "".join(json.dumps(row) + "\n" for row in rows))
+    return len(rows)
 
 
 def build(config: MetricsConfig) -> Callback:

@@ -10,11 +10,14 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-from small_run import Cycle, assert_same_bits, in_process_of_its_own, run, section
+from small_run import Cycle, assert_same_bits, in_process_of_its_own, rows, run, section
 
+from feebcore.artifacts import StageOutput
 from feebcore.errors import ArtifactError, FeebError, Interrupted
 from feebcore.train import checkpoint
 from feebcore.train.checkpoint import checkpoints, name_of
+from feebcore.train.heldout import LeftEarly
+from feebcore.train.pretrain import train_model
 
 
 @pytest.mark.parametrize("changes", [{}, {"optimizer": "muon", "precision": "bf16", "micro_batch": 4}], ids=["adamw", "muon-bf16-micro"])
@@ -47,6 +50,49 @@ def test_a_stop_saves_at_once_and_the_rest_is_bitwise_identical(tmp_path):
     assert checkpoints(tmp_path / "stopped")[0].name == name_of(7)
     run(tmp_path / "stopped")
     assert_same_bits(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_a_kill_between_a_repeated_look_and_its_checkpoint_leaves_no_row_twice(tmp_path, monkeypatch):
+    """A stop cuts the look after step 8 short; the run that goes on looks again, and is killed before it has saved that."""
+    looks: list[str] = []
+
+    def evaluation(*args):
+        def evaluate(forward):
+            looks.append("look")
+            if len(looks) == cut:
+                raise LeftEarly
+            return {"loss": 2.0}
+
+        return evaluate
+
+    def go_on(folder):
+        folder.mkdir(exist_ok=True)
+        out = StageOutput(folder)
+        try:
+            train_model(section(eval_every=8), Cycle(), object(), None, folder, out, vocab_size=64, final_score=False)
+        finally:
+            out.close()
+
+    class Killed(BaseException):
+        pass
+
+    def killed(trainer):
+        raise Killed
+
+    monkeypatch.setattr("feebcore.train.pretrain.make_evaluation", evaluation)
+    cut = 0
+    go_on(tmp_path / "whole")
+    looks.clear()
+    cut = 1
+    with pytest.raises(Interrupted):
+        go_on(tmp_path / "killed")
+    with monkeypatch.context() as killing:
+        killing.setattr("feebcore.train.loop.Trainer.save", killed)
+        with pytest.raises(Killed):
+            go_on(tmp_path / "killed")
+    assert [r["split"] for r in rows(tmp_path / "killed") if r["step"] == 8] == ["val"]
+    go_on(tmp_path / "killed")
+    assert_same_bits(tmp_path / "whole", tmp_path / "killed")
 
 
 def test_a_finished_run_that_is_called_again_trains_no_further(tmp_path):
