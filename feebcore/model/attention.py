@@ -20,27 +20,54 @@ if TYPE_CHECKING:
 LONGEST_EXPLICIT = 512
 
 
-def attend(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, mask_BTS: Tensor | None = None, softcap: float = 0.0, block_mask: Any = None) -> Tensor:
+def attend(
+    q_BHTD: Tensor,
+    k_BGSD: Tensor,
+    v_BGSD: Tensor,
+    mask_BTS: Tensor | None = None,
+    softcap: float = 0.0,
+    block_mask: Any = None,
+    bias_HTS: Tensor | None = None,
+) -> Tensor:
     """[B,H,T,D]. Query head h reads key head h // (H / G). mask_BTS: True = may see; None = causal (T = S), or
     everything (T = 1). softcap: scores become softcap * tanh(scores / softcap); 0 leaves them. block_mask: what mask_BTS
-    says as `document_block_mask` does; wins over it."""
+    says as `document_block_mask` does; wins over it. bias_HTS: added to the scores, after the cap. Values may be wider or
+    narrower than keys; the result is as wide as they are."""
     if block_mask is not None:
-        return _by_blocks(q_BHTD, k_BGSD, v_BGSD, block_mask, softcap)
+        return _by_blocks(q_BHTD, k_BGSD, v_BGSD, block_mask, softcap, bias_HTS)
     assert mask_BTS is not None or q_BHTD.shape[2] in (1, k_BGSD.shape[2])
-    if softcap or _explicit_is_faster(q_BHTD, k_BGSD):
-        return _explicit(q_BHTD, k_BGSD, v_BGSD, mask_BTS, softcap)
+    if softcap or _explicit_is_faster(q_BHTD, k_BGSD, v_BGSD):
+        return _explicit(q_BHTD, k_BGSD, v_BGSD, mask_BTS, softcap, bias_HTS)
     grouped = q_BHTD.shape[1] != k_BGSD.shape[1]
     if grouped and q_BHTD.device.type == "cpu":  # its flash kernel knows no groups
         k_BGSD, v_BGSD = (x.repeat_interleave(q_BHTD.shape[1] // x.shape[1], dim=1) for x in (k_BGSD, v_BGSD))
         grouped = False
     mask_B1TS = None if mask_BTS is None else mask_BTS[:, None]
     causal = mask_BTS is None and q_BHTD.shape[2] > 1
+    if bias_HTS is not None:  # the kernels take one mask: what may not be seen becomes -inf in the bias
+        mask_B1TS, causal = _hidden(bias_HTS[None], mask_BTS).to(q_BHTD.dtype), False
     return F.scaled_dot_product_attention(q_BHTD, k_BGSD, v_BGSD, mask_B1TS, is_causal=causal, enable_gqa=grouped)
 
 
-def _explicit_is_faster(q_BHTD: Tensor, k_BGSD: Tensor) -> bool:
-    on_cpu = q_BHTD.device.type == "cpu"
-    return on_cpu and q_BHTD.dtype == torch.bfloat16 and k_BGSD.shape[2] <= LONGEST_EXPLICIT and torch.compiler.is_compiling()
+def attention_weights(q_BHTD: Tensor, k_BGSD: Tensor, mask_BTS: Tensor | None = None, softcap: float = 0.0, bias_HTS: Tensor | None = None) -> Tensor:
+    """[B,H,T,S] fp32, rows that sum to 1: what `attend` multiplies the values with, for parts that use the weights otherwise."""
+    B, H, T, D = q_BHTD.shape
+    G, S = k_BGSD.shape[1:3]
+    q_BGND = (q_BHTD * D**-0.5).reshape(B, G, H // G * T, D)
+    scores_BHTS = (q_BGND @ k_BGSD.mT).view(B, H, T, S).float()
+    if softcap:
+        scores_BHTS = softcap * torch.tanh(scores_BHTS / softcap)
+    if bias_HTS is not None:
+        scores_BHTS = scores_BHTS + bias_HTS
+    return _hidden(scores_BHTS, mask_BTS).softmax(-1)
+
+
+def _explicit_is_faster(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor) -> bool:
+    if q_BHTD.device.type != "cpu":
+        return False
+    if k_BGSD.shape[3] != v_BGSD.shape[3]:  # the kernel wants one width, and what stands in for it copies shared keys to each head
+        return True
+    return q_BHTD.dtype == torch.bfloat16 and k_BGSD.shape[2] <= LONGEST_EXPLICIT and torch.compiler.is_compiling()
 
 
 def document_block_mask(doc_ids_BT: Tensor) -> BlockMask:
@@ -55,27 +82,50 @@ def document_block_mask(doc_ids_BT: Tensor) -> BlockMask:
     return create_block_mask(sees, B, None, T, T, device=doc_ids_BT.device)
 
 
-def _by_blocks(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, block_mask: Any, softcap: float) -> Tensor:
+def window_block_mask(block_mask: Any, window: int) -> BlockMask:
+    """A `document_block_mask` narrowed to the last `window` tokens, each query's own among them."""
+    from torch.nn.attention.flex_attention import and_masks, create_block_mask
+
+    def near(b: Tensor, h: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        return t - s < window
+
+    B, _, T, S = block_mask.shape
+    return create_block_mask(and_masks(block_mask.mask_mod, near), B, None, T, S, device=block_mask.kv_indices.device)
+
+
+def window_mask(mask_BTS: Tensor | None, length: int, num_keys: int, window: int, device: torch.device) -> Tensor:
+    """[B or 1,T,S] bool: `mask_BTS` (None: causal, the last query standing at the last key), and no further back than
+    `window` tokens, each query's own among them."""
+    t = torch.arange(num_keys - length, num_keys, device=device)[:, None]
+    s = torch.arange(num_keys, device=device)
+    near_TS = t - s < window
+    return ((s <= t) & near_TS)[None] if mask_BTS is None else mask_BTS & near_TS
+
+
+def _by_blocks(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, block_mask: Any, softcap: float, bias_HTS: Tensor | None = None) -> Tensor:
     from torch.nn.attention.flex_attention import flex_attention
 
-    def capped(score: Tensor, b: Tensor, h: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        return softcap * torch.tanh(score / softcap)
+    def changed(score: Tensor, b: Tensor, h: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        score = softcap * torch.tanh(score / softcap) if softcap else score
+        return score if bias_HTS is None else score + bias_HTS[h, t, s]
 
     grouped = q_BHTD.shape[1] != k_BGSD.shape[1]
-    return flex_attention(q_BHTD, k_BGSD, v_BGSD, score_mod=capped if softcap else None, block_mask=block_mask, enable_gqa=grouped)
+    score_mod = changed if softcap or bias_HTS is not None else None
+    return flex_attention(q_BHTD, k_BGSD, v_BGSD, score_mod=score_mod, block_mask=block_mask, enable_gqa=grouped)
 
 
-def _explicit(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, mask_BTS: Tensor | None, softcap: float) -> Tensor:
-    B, H, T, D = q_BHTD.shape
-    G, S = k_BGSD.shape[1:3]
-    q_BGND = (q_BHTD * D**-0.5).reshape(B, G, H // G * T, D)
-    scores_BGRTS = (q_BGND @ k_BGSD.mT).view(B, G, H // G, T, S).float()
-    if softcap:
-        scores_BGRTS = softcap * torch.tanh(scores_BGRTS / softcap)
+def _explicit(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, mask_BTS: Tensor | None, softcap: float, bias_HTS: Tensor | None = None) -> Tensor:
+    B, H, T, _ = q_BHTD.shape
+    G, S, D = v_BGSD.shape[1:]
+    weights_BHTS = attention_weights(q_BHTD, k_BGSD, mask_BTS, softcap, bias_HTS)
+    return (weights_BHTS.to(v_BGSD.dtype).view(B, G, H // G * T, S) @ v_BGSD).view(B, H, T, D)
+
+
+def _hidden(scores_BHTS: Tensor, mask_BTS: Tensor | None) -> Tensor:
+    """Scores with -inf where the mask, or for more than one query causality, forbids to look."""
     if mask_BTS is not None:
-        scores_BGRTS = scores_BGRTS.masked_fill(~mask_BTS[:, None, None], float("-inf"))
-    elif T > 1:
-        t = torch.arange(T, device=q_BHTD.device)
-        scores_BGRTS = scores_BGRTS.masked_fill(t > t[:, None], float("-inf"))
-    weights_BGNS = scores_BGRTS.softmax(-1).to(v_BGSD.dtype).view(B, G, H // G * T, S)
-    return (weights_BGNS @ v_BGSD).view(B, H, T, D)
+        return scores_BHTS.masked_fill(~mask_BTS[:, None], float("-inf"))
+    if (T := scores_BHTS.shape[2]) > 1:
+        t = torch.arange(T, device=scores_BHTS.device)
+        return scores_BHTS.masked_fill(t > t[:, None], float("-inf"))
+    return scores_BHTS

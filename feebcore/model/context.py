@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from feebcore.model.attention import attend, attention_weights, window_block_mask, window_mask
 from feebcore.model.parts import Position
 
 PADDING = -1
@@ -50,12 +51,32 @@ class Context:
         """Keys and values of this call after those cached for it, [B,H,S,D] each; without a cache, what was given."""
         return new_BHTD if self.cache is None else self.cache.extend(*new_BHTD)
 
+    def attend(self, q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, softcap: float = 0.0, window: int = 0) -> Tensor:
+        """`attend` of feebcore/model/attention.py with this pass's masks and the position's bias. window: each query sees so
+        many tokens, itself among them; 0: all."""
+        T, S = q_BHTD.shape[2], k_BGSD.shape[2]
+        mask_BTS, block_mask = self.mask_BTS, self.block_mask
+        if window and window < S:
+            if block_mask is not None:
+                block_mask = window_block_mask(block_mask, window)
+            elif (reach := T + window - 1) < S:  # older keys are out of every query's sight
+                k_BGSD, v_BGSD, S = k_BGSD[:, :, -reach:], v_BGSD[:, :, -reach:], reach
+                mask_BTS = None if mask_BTS is None else mask_BTS[..., -reach:]
+            if T > 1 and block_mask is None:
+                mask_BTS = window_mask(mask_BTS, T, S, window, k_BGSD.device)
+        return attend(q_BHTD, k_BGSD, v_BGSD, mask_BTS, softcap, block_mask, self.position.bias(T, S))
+
+    def weights(self, q_BHTD: Tensor, k_BGSD: Tensor, softcap: float = 0.0) -> Tensor:
+        """[B,H,T,S] fp32: what `attend` multiplies the values with."""
+        return attention_weights(q_BHTD, k_BGSD, self.mask_BTS, softcap, self.position.bias(q_BHTD.shape[2], k_BGSD.shape[2]))
+
 
 class Cache:
     """Keys and values of the tokens so far, preallocated for `length` tokens a row.
 
-    The n-th attention call of a forward pass owns slot n, so blocks that run several times or hold several
-    attentions need no numbering. A part may keep any tensors [B,H,T,D], as many as it likes.
+    The n-th attention call of a forward pass that extends owns slot n, so blocks that run several times or hold several
+    attentions need no numbering, and those that keep nothing need no slot. A part may keep any tensors [B,H,T,D], as many
+    as it likes.
     """
 
     def __init__(self, batch: int, length: int, device: torch.device | str) -> None:

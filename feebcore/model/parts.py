@@ -30,6 +30,15 @@ class Position(nn.Module):
         """Queries or keys with their place turned in."""
         return x_BTHD
 
+    def also_rotate(self, head_dim: int) -> None:
+        """Called by an attention when it is made, if the heads that it rotates are not as wide as the model's head_dim."""
+
+    def bias(self, length: int, num_keys: int) -> Tensor | None:
+        """[H,T,S] fp32, added to the scores of `length` queries, of which the last stands at the last of `num_keys` keys.
+
+        Distances in tokens are enough: what a token sees is one document, whose tokens stand side by side."""
+        return None
+
 
 def rows_of(table_PD: Tensor, length: int, positions_BT: Tensor | None) -> Tensor:
     """The table's rows at these positions, [T,D] or [B,T,D]; a slice, no gather, where positions are 0..T-1."""

@@ -3,26 +3,90 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from feebcore import PartConfig
+from feebcore import Part, PartConfig, Seam, use
 from feebcore.specs import AttentionSpec
 
 
-class MultiHeadConfig(PartConfig):
+class AttentionConfig(PartConfig):
     qk_norm: bool = Field(False, description="normalise queries and keys with the model's norm, per head, before rotation")
     bias: bool = False
     softcap: float = Field(0.0, ge=0.0, description="scores become softcap * tanh(scores / softcap); 0 is off")
+
+
+class MultiHeadConfig(AttentionConfig):
+    value_residual: Literal["none", "constant", "learnt"] = Field(
+        "none", description="mix the first layer's values into later ones (arXiv:2410.17897): by halves, or with two learnt weights a layer"
+    )
+    value_embeddings: bool = Field(False, description="add to the values a learnt vector a token, of a table of the layer's own")
 
 
 class GroupedQueryConfig(MultiHeadConfig):
     num_kv_heads: int = Field(2, ge=1)
 
     def check_shape(self, d_model: int, num_heads: int, head_dim: int) -> None:
-        if num_heads % self.num_kv_heads:
-            fits = [n for n in range(1, num_heads + 1) if num_heads % n == 0]
-            raise ValueError(f"attention.num_kv_heads {self.num_kv_heads} does not divide num_heads {num_heads}; set num_kv_heads to one of {fits}")
+        check_groups(self.num_kv_heads, num_heads)
+
+
+class WindowConfig(MultiHeadConfig):
+    example: ClassVar[dict[str, Any]] = {"window": 4}
+    window: int = Field(128, ge=1, description="tokens that a query sees, itself among them")
+    num_kv_heads: int | None = Field(None, ge=1, description="default num_heads")
+
+    def check_shape(self, d_model: int, num_heads: int, head_dim: int) -> None:
+        check_groups(self.num_kv_heads or num_heads, num_heads)
+
+
+class LocalGlobalConfig(WindowConfig):
+    example: ClassVar[dict[str, Any]] = {"window": 4, "pattern": "LG"}
+    pattern: str = Field("LLLLLG", pattern="^[LG]+$", description="one letter a layer, repeated: L sees `window` tokens, G all")
+    rotate_global: bool = Field(True, description="false: no position is turned into the queries and keys of G layers (arXiv:2501.18795)")
+
+
+class CrossLayerConfig(AttentionConfig):
+    share: int = Field(2, ge=1, description="so many neighbouring layers use the keys and values of the first of them")
+    num_kv_heads: int | None = Field(None, ge=1, description="default num_heads")
+
+    def check_shape(self, d_model: int, num_heads: int, head_dim: int) -> None:
+        check_groups(self.num_kv_heads or num_heads, num_heads)
+
+
+class LatentConfig(PartConfig):
+    query_latent: int = Field(0, ge=0, description="width of what queries are made from; 0: the stream itself")
+    kv_latent: int | None = Field(None, ge=1, description="width of what keys and values are made from, and what is cached; default 4 head_dim")
+    content_dim: int | None = Field(None, ge=1, description="dimensions of a head's query and key that are not rotated; default head_dim")
+    rope_dim: int | None = Field(None, ge=2, description="dimensions of a head's query that are rotated, and of the one key for them; default head_dim / 2")
+    value_dim: int | None = Field(None, ge=1, description="dimensions of a head's value; default content_dim")
+    latent_norm: bool = Field(True, description="normalise both latents with the model's norm")
+    softcap: float = Field(0.0, ge=0.0, description="scores become softcap * tanh(scores / softcap); 0 is off")
+
+    def check_shape(self, d_model: int, num_heads: int, head_dim: int) -> None:
+        if self.rope_dim and self.rope_dim % 2:
+            raise ValueError(f"attention.rope_dim {self.rope_dim} is odd, but positions turn pairs; set it to {self.rope_dim + 1}")
+
+
+class NoValueConfig(AttentionConfig):
+    projection: bool = Field(True, description="multiply the result with an output matrix")
+
+
+class DifferentialConfig(AttentionConfig):
+    def check_shape(self, d_model: int, num_heads: int, head_dim: int) -> None:
+        if num_heads % 2:
+            raise ValueError(f"attention differential subtracts heads in pairs, but num_heads is {num_heads}; set num_heads to {num_heads + 1}")
+
+
+class ScaledConfig(PartConfig):
+    scale: float = Field(2.0, description="what the attention's result is multiplied with before it joins the stream")
+    inner: Annotated[Part, Seam("attentions")] = use("mha")
+
+
+def check_groups(num_kv_heads: int, num_heads: int) -> None:
+    if num_heads % num_kv_heads:
+        fits = [n for n in range(1, num_heads + 1) if num_heads % n == 0]
+        raise ValueError(f"attention.num_kv_heads {num_kv_heads} does not divide num_heads {num_heads}; set num_kv_heads to one of {fits}")
 
 
 def specs() -> Iterable[AttentionSpec]:
@@ -35,4 +99,74 @@ def specs() -> Iterable[AttentionSpec]:
         build="feeb_models.attentions.grouped:build_gqa",
         summary="Grouped-query attention: several query heads share a key/value head.",
         reference="arXiv:2305.13245",
+    )
+    yield AttentionSpec(
+        "mqa",
+        MultiHeadConfig,
+        build="feeb_models.attentions.grouped:build_mqa",
+        summary="Multi-query attention: all query heads share one key/value head.",
+        reference="arXiv:1911.02150",
+        since="1.1",
+    )
+    yield AttentionSpec(
+        "sliding_window",
+        WindowConfig,
+        build="feeb_models.attentions.grouped:build_sliding_window",
+        summary="Each token sees so many tokens before it.",
+        reference="arXiv:2004.05150",
+        since="1.1",
+    )
+    yield AttentionSpec(
+        "local_global",
+        LocalGlobalConfig,
+        build="feeb_models.attentions.grouped:build_local_global",
+        summary="Layers that see a window and layers that see all, in a pattern.",
+        reference="arXiv:2408.00118",
+        since="1.1",
+    )
+    yield AttentionSpec(
+        "cross_layer",
+        CrossLayerConfig,
+        build="feeb_models.attentions.cross_layer:build_cross_layer",
+        summary="Neighbouring layers share the keys and values of the first of them, and their cache.",
+        reference="arXiv:2405.12981",
+        since="1.1",
+    )
+    yield AttentionSpec(
+        "mla",
+        LatentConfig,
+        build="feeb_models.attentions.latent:build_mla",
+        summary="Multi-head latent attention: keys and values are made from a narrow latent, which is all that is cached.",
+        reference="arXiv:2405.04434",
+        since="1.1",
+    )
+    yield AttentionSpec(
+        "differential",
+        DifferentialConfig,
+        build="feeb_models.attentions.differential:build_differential",
+        summary="The difference of two softmax maps a head, so that what both attend to cancels.",
+        reference="arXiv:2410.05258",
+        since="1.1",
+    )
+    yield AttentionSpec(
+        "no_value",
+        NoValueConfig,
+        build="feeb_models.attentions.no_value:build_no_value",
+        summary="The sum of the heads' weights times the input itself: no value matrix.",
+        reference="arXiv:2311.01906",
+        since="1.1",
+    )
+    yield AttentionSpec(
+        "scaled",
+        ScaledConfig,
+        build="feeb_models.attentions.scaled:build_scaled",
+        summary="Another attention, its result multiplied by a constant.",
+        since="1.1",
+    )
+    yield AttentionSpec(
+        "none",
+        build="feeb_models.attentions.scaled:build_none",
+        summary="No attention: adds nothing, so each token is alone.",
+        since="1.1",
+        breaks=("gradient_everywhere", "overfits_one_batch"),
     )

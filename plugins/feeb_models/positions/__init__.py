@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from feebcore import PartConfig
 from feebcore.specs import PositionSpec
@@ -12,10 +13,36 @@ from feebcore.specs import PositionSpec
 
 class RopeConfig(PartConfig):
     base: float = Field(10_000.0, gt=1)
+    pairing: Literal["half", "adjacent"] = Field("half", description="dimension i turns with i + D/2, or 2i with 2i + 1 as in the paper")
+    fraction: float = Field(1.0, gt=0, le=1, description="share of a head's dimensions that turn, the first ones, rounded to pairs")
 
     def check_shape(self, d_model: int, num_heads: int, head_dim: int) -> None:
         if head_dim % 2:
             raise ValueError(f"position rope turns pairs, but head_dim {head_dim} is odd; set head_dim to {head_dim + 1} or change d_model / num_heads")
+
+    def num_rotated(self, head_dim: int) -> int:
+        """How many dimensions of a head of this width turn; at least one pair."""
+        return max(2, 2 * round(self.fraction * head_dim / 2))
+
+
+class ScaledRopeConfig(RopeConfig):
+    factor: float = Field(4.0, ge=1, description="windows are so many times longer than those that the weights were trained on")
+
+
+class YarnRopeConfig(ScaledRopeConfig):
+    trained_len: int | None = Field(None, ge=1, description="tokens of a window that the weights were trained on; default seq_len / factor")
+    slow: float = Field(1.0, gt=0, description="frequencies that turn fewer times in a trained window are divided by factor")
+    fast: float = Field(32.0, gt=0, description="frequencies that turn more times in a trained window stay")
+
+    @model_validator(mode="after")
+    def _slow_is_below_fast(self) -> Self:
+        if self.slow >= self.fast:
+            raise ValueError(f"slow {self.slow:g} must be below fast {self.fast:g}: they bound the frequencies between")
+        return self
+
+
+class LlamaRopeConfig(YarnRopeConfig):
+    fast: float = Field(4.0, gt=0, description="frequencies that turn more times in a trained window stay")
 
 
 class SinusoidalConfig(PartConfig):
@@ -39,10 +66,21 @@ def specs() -> Iterable[PositionSpec]:
     yield PositionSpec(
         "rope",
         RopeConfig,
-        build="feeb_models.positions.basic:build_rope",
+        build="feeb_models.positions.rope:build_rope",
         summary="Queries and keys turned by angles that grow with the position.",
         reference="arXiv:2104.09864",
     )
     yield PositionSpec(
         "none", build="feeb_models.positions.basic:build_none", summary="No position: causality alone tells order.", reference="arXiv:2305.19466"
+    )
+    for name, config, summary, reference in (
+        ("rope_linear", ScaledRopeConfig, "Rope with all positions divided by a factor, for longer windows.", "arXiv:2306.15595"),
+        ("rope_ntk", ScaledRopeConfig, "Rope with a larger base (NTK-aware), so that slow frequencies stretch most, for longer windows.", "arXiv:2309.00071"),
+        ("rope_yarn", YarnRopeConfig, "Rope with slow frequencies stretched and sharper attention, for longer windows.", "arXiv:2309.00071"),
+        ("rope_llama3", LlamaRopeConfig, "Rope with slow frequencies stretched as in Llama 3.1, for longer windows.", "arXiv:2407.21783"),
+    ):
+        build = f"feeb_models.positions.rope:build_{name.removeprefix('rope_')}"
+        yield PositionSpec(name, config, build=build, summary=summary, reference=reference, since="1.1")
+    yield PositionSpec(
+        "alibi", build="feeb_models.positions.alibi:build_alibi", summary="Scores fall with the distance.", reference="arXiv:2108.12409", since="1.1"
     )

@@ -1,0 +1,82 @@
+"""Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434, section 2.1).
+
+    c_q = norm(W_dq x);  q_h = [W_uq c_q, rotate(W_qr c_q)]           content and rotated dimensions of each head
+    c = norm(W_dkv x);   k_h = [W_uk c, rotate(W_kr x)];  v_h = W_uv c     one rotated key for all heads
+    y = W_out softmax(q k^T / sqrt(content + rope)) v
+
+Only c and the rotated key are cached. With a past in the cache the heads' keys and values are never made: as
+(W_uq c_q)^T W_uk c = (W_uk^T W_uq c_q)^T c, the query moves into the latent's space, all heads attend to the cached latent
+as one key and value, and W_uv is applied to the result. Both forms are the same function; without a past the first
+costs less, as its heads are narrower.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from feeb_models.attentions import LatentConfig
+from feebcore.model.context import Context
+from feebcore.model.parts import ResidualLinear
+from feebcore.protocols import BlockShape
+
+
+class LatentAttention(nn.Module):
+    def __init__(self, config: LatentConfig, block: BlockShape) -> None:
+        super().__init__()
+        H, self.softcap = block.num_heads, config.softcap
+        self.num_heads, self.latent = H, config.kv_latent or 4 * block.head_dim
+        self.content = config.content_dim or block.head_dim
+        self.rope = config.rope_dim or max(2, block.head_dim // 4 * 2)
+        self.value = config.value_dim or self.content
+        make_norm = block.make_norm if config.latent_norm and block.make_norm else lambda dim: nn.Identity()
+        self.query_down = nn.Linear(block.d_model, config.query_latent, bias=False) if config.query_latent else nn.Identity()
+        self.query_norm = make_norm(config.query_latent) if config.query_latent else nn.Identity()
+        self.query_up = nn.Linear(config.query_latent or block.d_model, H * (self.content + self.rope), bias=False)
+        self.down = nn.Linear(block.d_model, self.latent + self.rope, bias=False)
+        self.latent_norm = make_norm(self.latent)
+        self.up = nn.Linear(self.latent, H * (self.content + self.value), bias=False)
+        self.out = ResidualLinear(H * self.value, block.d_model, bias=False)
+        if block.position is not None:
+            block.position.also_rotate(self.rope)
+
+    def forward(self, x_BTC: Tensor, context: Context) -> Tensor:
+        B, T, _ = x_BTC.shape
+        q_BTHD = self.query_up(self.query_norm(self.query_down(x_BTC))).view(B, T, self.num_heads, -1)
+        content_BTHD, rotated_BTHR = q_BTHD.split([self.content, self.rope], dim=-1)
+        latent_BTL, key_BTR = self.down(x_BTC).split([self.latent, self.rope], dim=-1)
+        latent_BTL = self.latent_norm(latent_BTL).to(key_BTR.dtype)
+        content_BHTD, rotated_BHTR = content_BTHD.transpose(1, 2), context.rotate(rotated_BTHR).transpose(1, 2)
+        latent_B1SL, key_B1SR = context.extend(latent_BTL.unsqueeze(1), context.rotate(key_BTR.unsqueeze(2)).transpose(1, 2))
+        has_past = context.cache is not None and latent_B1SL.shape[2] > T
+        form = self.absorbed if has_past else self.naive
+        y_BHTD = form(content_BHTD, rotated_BHTR, latent_B1SL, key_B1SR, context)
+        return self.out(y_BHTD.transpose(1, 2).reshape(B, T, self.num_heads * self.value))
+
+    def naive(self, content_BHTD: Tensor, rotated_BHTR: Tensor, latent_B1SL: Tensor, key_B1SR: Tensor, context: Context) -> Tensor:
+        """[B,H,T,value]: each head's keys and values made from the latent."""
+        B, _, S, _ = latent_B1SL.shape
+        made_BHSE = self.up(latent_B1SL[:, 0]).view(B, S, self.num_heads, -1).transpose(1, 2)
+        k_BHSD, v_BHSD = made_BHSE.split([self.content, self.value], dim=-1)
+        k_BHSD = torch.cat([k_BHSD, key_B1SR.expand(-1, self.num_heads, -1, -1)], dim=-1)
+        return context.attend(torch.cat([content_BHTD, rotated_BHTR], dim=-1), k_BHSD, v_BHSD, self.softcap)
+
+    def absorbed(self, content_BHTD: Tensor, rotated_BHTR: Tensor, latent_B1SL: Tensor, key_B1SR: Tensor, context: Context) -> Tensor:
+        """[B,H,T,value]: the heads' queries against the latent itself."""
+        up_key_HDL, up_value_HDL = self.up.weight.view(self.num_heads, -1, self.latent).split([self.content, self.value], dim=1)
+        q_BHTE = torch.cat([content_BHTD @ up_key_HDL, rotated_BHTR], dim=-1)
+        q_BHTE = q_BHTE * ((self.latent + self.rope) / (self.content + self.rope)) ** 0.5  # attend divides by the root of its own width
+        y_BHTL = context.attend(q_BHTE, torch.cat([latent_B1SL, key_B1SR], dim=-1), latent_B1SL, self.softcap)
+        return y_BHTL @ up_value_HDL.mT
+
+    def extra_flops(self, length: int) -> tuple[float, float]:
+        full = 2.0 * length**2 * self.num_heads * (self.content + self.rope + self.value)  # q k^T and weights v
+        return full, full / 2
+
+    @property
+    def cache_bytes_per_token(self) -> int:
+        return (self.latent + self.rope) * 4
+
+
+def build_mla(config: LatentConfig, block: BlockShape) -> nn.Module:
+    return LatentAttention(config, block)
