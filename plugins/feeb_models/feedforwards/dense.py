@@ -74,6 +74,16 @@ def relu_squared(x: Tensor) -> Tensor:
     return F.relu(x).square()
 
 
+ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], bool]] = {
+    "gelu": (gelu, False),
+    "relu": (torch.relu, False),
+    "relu_squared": (relu_squared, False),
+    "geglu": (gelu, True),
+    "swiglu": (F.silu, True),
+}
+"""By the name of the dense part: the function, and whether it gates a second product."""
+
+
 def build_gelu(config: FeedforwardConfig, block: BlockShape) -> nn.Module:
     return Feedforward(config, block, gelu)
 
