@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
-from typing import Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -67,6 +68,75 @@ class MoeConfig(PartConfig):
         return self
 
 
+class ProductKeyConfig(PartConfig):
+    num_keys: int = Field(64, ge=2, description="sub-keys of each half; there are num_keys^2 values")
+    heads: int = Field(4, ge=1, description="queries a token makes")
+    top_k: int = Field(16, ge=1, description="values a query reads")
+    key_dim: int = Field(64, ge=2, description="width of a query; each half is compared with sub-keys")
+    example: ClassVar[dict[str, Any]] = {"num_keys": 8, "heads": 2, "top_k": 4, "key_dim": 16}
+
+    @model_validator(mode="after")
+    def _keys_fit(self) -> Self:
+        if self.top_k > self.num_keys:
+            raise ValueError(f"top_k {self.top_k} of {self.num_keys} sub-keys; set top_k to {self.num_keys} or less, or num_keys to {self.top_k} or more")
+        if self.key_dim % 2:
+            raise ValueError(f"key_dim {self.key_dim} has no two equal halves; set it to {self.key_dim + 1}")
+        return self
+
+
+class PeerConfig(ProductKeyConfig):
+    heads: int = Field(8, ge=1, description="queries a token makes")
+
+
+class UltraMemConfig(ProductKeyConfig):
+    cores: int = Field(2, ge=1, description="segments of a value, each with a score of its own")
+    expansion: int = Field(4, ge=1, description="keys a value has, each with a projection of its own")
+    value_dim: int | None = Field(None, ge=1, description="width of a value; default half of d_model")
+
+    def width_of_value(self, d_model: int) -> int:
+        return self.value_dim or d_model // 2
+
+    @model_validator(mode="after")
+    def _values_fit(self) -> Self:
+        if self.num_keys**2 % self.expansion:
+            raise ValueError(f"{self.num_keys}^2 keys do not divide into expansion {self.expansion}; set expansion to a divisor of num_keys")
+        return self
+
+    def check_shape(self, d_model: int, num_heads: int, head_dim: int) -> None:
+        if (width := self.width_of_value(d_model)) % self.cores:
+            raise ValueError(f"values of width {width} do not divide into {self.cores} cores; set value_dim to {(width // self.cores + 1) * self.cores}")
+
+
+class MonarchConfig(PartConfig):
+    multiple: float = Field(4.0, gt=0, description="hidden width as a multiple of d_model, rounded to a multiple of 32")
+    hidden: int | None = Field(None, ge=1, description="hidden width; wins over multiple")
+    blocks: int = Field(4, ge=1, description="diagonal blocks of each factor")
+
+    def width(self, d_model: int) -> int:
+        return self.hidden or max(32, round(self.multiple * d_model / 32) * 32)
+
+    def check_shape(self, d_model: int, num_heads: int, head_dim: int) -> None:
+        for name, width in (("d_model", d_model), ("the hidden width", self.width(d_model))):
+            if width % self.blocks:
+                near = max(n for n in range(1, self.blocks) if width % n == 0)
+                raise ValueError(f"{name} {width} does not divide into {self.blocks} blocks; set blocks to {near}")
+        middle = min(d_model, self.width(d_model))
+        if middle < self.blocks**2:
+            raise ValueError(f"{self.blocks} blocks of {middle} channels leave channels that never meet; set blocks to {math.isqrt(middle)} or less")
+
+
+class ButterflyConfig(PartConfig):
+    radix: int = Field(2, ge=2, description="channels that a block of a factor mixes; d_model must be a power of it")
+    copies: int = Field(4, ge=1, description="hidden width as a multiple of d_model")
+
+    def check_shape(self, d_model: int, num_heads: int, head_dim: int) -> None:
+        power = self.radix
+        while power < d_model:
+            power *= self.radix
+        if power != d_model:
+            raise ValueError(f"d_model {d_model} is no power of radix {self.radix}; set d_model to {power // self.radix} or {power}, or another radix")
+
+
 def specs() -> Iterable[FeedforwardSpec]:
     yield FeedforwardSpec("gelu", FeedforwardConfig, build="feeb_models.feedforwards.dense:build_gelu", summary="W2 gelu(W1 x).", reference="arXiv:1606.08415")
     yield FeedforwardSpec("relu", FeedforwardConfig, build="feeb_models.feedforwards.dense:build_relu", summary="W2 relu(W1 x).", reference="arXiv:1706.03762")
@@ -98,5 +168,45 @@ def specs() -> Iterable[FeedforwardSpec]:
         build="feeb_models.feedforwards.moe:build_moe",
         summary="Mixture of shared and routed experts, the top k of them for each token; nothing dropped unless capacity says so.",
         reference="arXiv:2401.06066",
+        since="1.1",
+    )
+    yield FeedforwardSpec(
+        "product_key_memory",
+        ProductKeyConfig,
+        build="feeb_models.feedforwards.memories:build_product_key_memory",
+        summary="Reads the best of num_keys^2 values, found by pairs of sub-keys.",
+        reference="arXiv:1907.05242",
+        since="1.1",
+    )
+    yield FeedforwardSpec(
+        "peer",
+        PeerConfig,
+        build="feeb_models.feedforwards.memories:build_peer",
+        summary="num_keys^2 experts of one hidden unit, found by pairs of sub-keys.",
+        reference="arXiv:2407.04153",
+        since="1.1",
+    )
+    yield FeedforwardSpec(
+        "ultramem",
+        UltraMemConfig,
+        build="feeb_models.feedforwards.memories:build_ultramem",
+        summary="Memory with a score for each segment of a value and several projected uses of each: UltraMem without Tucker scores and skips over layers.",
+        reference="arXiv:2411.12364",
+        since="1.1",
+    )
+    yield FeedforwardSpec(
+        "monarch",
+        MonarchConfig,
+        build="feeb_models.feedforwards.structured:build_monarch",
+        summary="W2 gelu(W1 x), each matrix two block-diagonal factors with a shuffle between.",
+        reference="arXiv:2204.00595",
+        since="1.1",
+    )
+    yield FeedforwardSpec(
+        "butterfly",
+        ButterflyConfig,
+        build="feeb_models.feedforwards.structured:build_butterfly",
+        summary="W2 gelu(W1 x), each matrix log d_model sparse factors, as in a fast Fourier transform.",
+        reference="arXiv:1903.05895",
         since="1.1",
     )
