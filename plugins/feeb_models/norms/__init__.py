@@ -20,6 +20,16 @@ class LayerNormConfig(NormConfig):
     bias: bool = Field(True, description="with learnable: a shift beside the gain")
 
 
+class DynamicTanhConfig(PartConfig):
+    alpha: float = Field(0.5, gt=0, description="first value of the learned scale inside tanh")
+    learnable: bool = Field(True, description="a gain and a shift after tanh; the scale inside is always learned")
+
+
+class BatchNormConfig(NormConfig):
+    eps: float = Field(1e-5, gt=0)
+    momentum: float = Field(0.1, gt=0, le=1, description="share of a batch in the running statistics that evaluation uses")
+
+
 def specs() -> Iterable[NormSpec]:
     yield NormSpec(
         "layernorm",
@@ -34,4 +44,21 @@ def specs() -> Iterable[NormSpec]:
         build="feeb_models.norms.classic:build_rmsnorm",
         summary="x / root mean square, with or without gain.",
         reference="arXiv:1910.07467",
+    )
+    yield NormSpec(
+        "dynamic_tanh",
+        DynamicTanhConfig,
+        build="feeb_models.norms.dynamic_tanh:build_dynamic_tanh",
+        summary="tanh(alpha x) with learned alpha, gain and shift: no statistics at all.",
+        reference="arXiv:2503.10622",
+        since="1.1",
+    )
+    yield NormSpec(
+        "batchnorm",
+        BatchNormConfig,
+        build="feeb_models.norms.batch:build_batchnorm",
+        summary="Negative control: statistics over batch and time, so that training sees the future and other rows.",
+        reference="arXiv:1502.03167",
+        since="1.1",
+        breaks=("causality", "batch_invariance", "document_isolation", "cache_parity", "left_padding_parity"),
     )

@@ -1,0 +1,82 @@
+"""Rows sorted by group, each group times a matrix of its own: what experts are made of.
+
+    y[ends[g-1] : ends[g]] = x[ends[g-1] : ends[g]] @ weight[g]^T
+
+Group sizes are data, shapes are not: an operator of its own keeps the split out of what torch.compile sees. In bf16 on CUDA
+it is one kernel (torch's grouped_mm, which can neither be traced in fp32 nor be counted); elsewhere one product a group.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.flop_counter import register_flop_formula
+
+
+@torch.library.custom_op("feeb::grouped_linear", mutates_args=())
+def grouped_linear(x_NC: Tensor, weight_GFC: Tensor, ends_G: Tensor) -> Tensor:
+    """[N,F] in x's dtype, which is the weight's. ends_G: int64, where each group's rows end; the last is N."""
+    if _one_kernel(x_NC, weight_GFC):
+        return F.grouped_mm(x_NC.contiguous(), weight_GFC.mT, offs=ends_G.int())
+    y_NF = x_NC.new_empty(x_NC.shape[0], weight_GFC.shape[1])
+    for group, (start, end) in enumerate(_bounds(ends_G)):
+        torch.mm(x_NC[start:end], weight_GFC[group].T, out=y_NF[start:end])
+    return y_NF
+
+
+@torch.library.custom_op("feeb::grouped_outer", mutates_args=())
+def grouped_outer(y_NF: Tensor, x_NC: Tensor, ends_G: Tensor) -> Tensor:
+    """y^T x of each group's rows, [G,F,C]: the gradient of `weight_GFC` above."""
+    if _one_kernel(y_NF, x_NC):
+        return F.grouped_mm(y_NF.contiguous().mT, x_NC.contiguous(), offs=ends_G.int())
+    result_GFC = x_NC.new_empty(len(ends_G), y_NF.shape[1], x_NC.shape[1])
+    for group, (start, end) in enumerate(_bounds(ends_G)):
+        torch.mm(y_NF[start:end].T, x_NC[start:end], out=result_GFC[group])
+    return result_GFC
+
+
+def _bounds(ends_G: Tensor) -> list[tuple[int, int]]:
+    ends = ends_G.tolist()
+    return list(zip([0, *ends[:-1]], ends, strict=True))
+
+
+def _one_kernel(a: Tensor, b: Tensor) -> bool:
+    """The kernel wants rows of whole 16 bytes."""
+    return a.is_cuda and a.dtype == torch.bfloat16 and a.shape[-1] % 8 == 0 and b.shape[-1] % 8 == 0 and b.shape[-2] % 8 == 0
+
+
+@grouped_linear.register_fake
+def _(x_NC: Tensor, weight_GFC: Tensor, ends_G: Tensor) -> Tensor:
+    return x_NC.new_empty(x_NC.shape[0], weight_GFC.shape[1])
+
+
+@grouped_outer.register_fake
+def _(y_NF: Tensor, x_NC: Tensor, ends_G: Tensor) -> Tensor:
+    return x_NC.new_empty(ends_G.shape[0], y_NF.shape[1], x_NC.shape[1])
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _gradients(ctx: Any, grad_NF: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    x_NC, weight_GFC, ends_G = ctx.saved_tensors
+    grad_x = grouped_linear(grad_NF, weight_GFC.mT, ends_G) if ctx.needs_input_grad[0] else None
+    grad_weight = grouped_outer(grad_NF, x_NC, ends_G) if ctx.needs_input_grad[1] else None
+    return grad_x, grad_weight, None
+
+
+grouped_linear.register_autograd(_gradients, setup_context=_save)
+
+
+@register_flop_formula(torch.ops.feeb.grouped_linear)
+def _linear_flops(x_shape: Any, weight_shape: Any, *args: Any, **kwargs: Any) -> int:
+    return 2 * x_shape[0] * weight_shape[1] * weight_shape[2]
+
+
+@register_flop_formula(torch.ops.feeb.grouped_outer)
+def _outer_flops(y_shape: Any, x_shape: Any, *args: Any, **kwargs: Any) -> int:
+    return 2 * y_shape[0] * y_shape[1] * x_shape[1]
