@@ -56,6 +56,22 @@ class Transformer(nn.Module):
         doc_ids [B,T]: tokens attend within equal ids, -1 is padding; default one document a row, with a cache the row's last.
         want_layers: also the stream after every layer.
         """
+        context, positions = self.make_context(tokens_BT, positions, doc_ids, cache)
+        stream_BTC = self.position.add(self.embed(tokens_BT, context), positions)
+        if self.config.dropout:
+            stream_BTC = F.dropout(stream_BTC, self.config.dropout, self.training)
+        context.start_BTC = stream_BTC
+        streams = self.depth(self.widen(stream_BTC), context)
+        if cache is not None:
+            cache.finish()
+        layers = [self.narrow(stream) for stream in streams] if want_layers else None
+        return ModelOutput(self.final_norm(self.narrow(streams[-1])), layers, context.losses)
+
+    def make_context(
+        self, tokens_BT: Tensor, positions: Tensor | None = None, doc_ids: Tensor | None = None, cache: Cache | None = None
+    ) -> tuple[Context, Tensor | None]:
+        """What blocks are given beside the stream, for arguments as of `forward`, and the positions [B,T] or None for 0..T-1.
+        Its start_BTC is still to be set."""
         T = tokens_BT.shape[1]
         if self.seq_len < T:
             raise ValueError(f"{T} tokens a row, but this model was made for seq_len {self.seq_len}")
@@ -68,16 +84,7 @@ class Transformer(nn.Module):
         # compiled, the dense mask is then dead code and never made, unless a part reads it
         by_blocks = cache is None and doc_ids is not None and doc_ids.device.type == "cuda" and torch.compiler.is_compiling()
         block_mask = document_block_mask(doc_ids) if by_blocks else None  # type: ignore[arg-type]
-        context = Context(self.position, self.position.prepare(T, positions), mask_BTS, cache, block_mask, tokens_BT=tokens_BT)
-        stream_BTC = self.position.add(self.embed(tokens_BT, context), positions)
-        if self.config.dropout:
-            stream_BTC = F.dropout(stream_BTC, self.config.dropout, self.training)
-        context.start_BTC = stream_BTC
-        streams = self.depth(self.widen(stream_BTC), context)
-        if cache is not None:
-            cache.finish()
-        layers = [self.narrow(stream) for stream in streams] if want_layers else None
-        return ModelOutput(self.final_norm(self.narrow(streams[-1])), layers, context.losses)
+        return Context(self.position, self.position.prepare(T, positions), mask_BTS, cache, block_mask, tokens_BT=tokens_BT), positions
 
     def embed(self, tokens_BT: Tensor, context: Context) -> Tensor:
         """[B,T,C]: tokens as vectors, without their places."""

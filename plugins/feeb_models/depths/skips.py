@@ -16,7 +16,7 @@ MakeBlock = Callable[[int], nn.Module]
 
 class DenseAverage(Separate):
     """After layer i the stream is y_i = sum_{j<=i} alpha_ij x_j, x_j what layer j made of y_{j-1} and x_0 the embedded tokens;
-    alpha_ii = 1 and the others 0 at first (arXiv:2402.02622, section 3)."""
+    alpha_ii = 1 and the others 0 at first (arXiv:2402.02622)."""
 
     def __init__(self, num_layers: int, make_block: MakeBlock) -> None:
         super().__init__(num_layers, make_block)

@@ -1,6 +1,6 @@
 """A token's vector plus those of the n-grams that end at it, found in tables by hash.
 
-This is the front of the byte latent transformer's local encoder (arXiv:2412.09871, section 3.2.1, equations 2 to 4): with bytes
+This is the front of the byte latent transformer's local encoder (arXiv:2412.09871, section 3.2.1): with bytes
 as tokens, it tells the first block which letters came before. It is not that paper's patching: there, a small model groups
 bytes into patches and the large one takes a step a patch. Here the large model still takes a step a byte, so it costs what a
 byte-level model costs.

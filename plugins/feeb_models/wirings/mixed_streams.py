@@ -24,7 +24,7 @@ class ResidualLambdas(PreNorm):
 
 
 class HyperConnection(nn.Module):
-    """How one sublayer f reads N streams H [N,C] and writes to them (arXiv:2409.19606, equations 2 and 10-12):
+    """How one sublayer f reads N streams H [N,C] and writes to them (arXiv:2409.19606, section 2):
 
         x = Am^T H;   H' = Ar^T H + B^T f(norm(x))
 

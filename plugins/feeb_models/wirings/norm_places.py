@@ -28,7 +28,7 @@ class PostNorm(nn.Module):
 
 class Sandwich(nn.Module):
     """r += norm(a(norm(r))); r += norm(m(norm(r))). With `first`, r = norm(r) before all else, as Peri-LN does once, at the
-    first block (arXiv:2502.02732, section 3); a first block that is looped does it at every pass."""
+    first block (arXiv:2502.02732); a first block that is looped does it at every pass."""
 
     def __init__(self, make_attention: Make, make_feedforward: Make, make_norm: Make, first: bool) -> None:
         super().__init__()
