@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -46,8 +48,8 @@ class HyperConnection(nn.Module):
             self.weights = _Zero(d_model, N + 2, bias=False)
             self.mix_scale, self.write_scale = nn.Parameter(torch.full((1,), 0.01)), nn.Parameter(torch.full((1,), 0.01))
 
-    def forward(self, streams_BTNC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x [B,T,C], Ar^T H [B,T,N,C], and B as something that broadcasts against [B,T,N,1]."""
+    def forward(self, streams_BTNC: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
+        """H' [B,T,N,C]; sublayer: x [B,T,C] to what is written [B,T,C]."""
         N = self.num_streams
         mix, write = self.mix.view(N, N + 1), self.write
         if self.dynamic:
@@ -55,7 +57,7 @@ class HyperConnection(nn.Module):
             mix, write = mix + self.mix_scale * change[..., : N + 1], write + self.write_scale * change[..., N + 1]
         # products written out: as a matrix product, autocast would round the streams to bf16 at every block
         mixed = (mix[..., None] * streams_BTNC[..., :, None, :]).sum(-3)
-        return mixed[..., 0, :], mixed[..., 1:, :], write[..., None]
+        return mixed[..., 1:, :] + write[..., None] * sublayer(mixed[..., 0, :])[..., None, :]
 
     def extra_flops(self, length: int) -> tuple[float, float]:
         more = 2.0 * length * (self.num_streams - 1) * self.weights.weight.numel() if self.dynamic else 0.0
@@ -86,10 +88,8 @@ class HyperConnections(nn.Module):
 
     def forward(self, streams_BTM: Tensor, context: Context) -> Tensor:
         streams_BTNC = streams_BTM.unflatten(-1, (self.num_streams, -1))
-        x_BTC, streams_BTNC, write = self.attention_mix(streams_BTNC)
-        streams_BTNC = streams_BTNC + write * self.attention(self.attention_norm(x_BTC), context)[..., None, :]
-        x_BTC, streams_BTNC, write = self.feedforward_mix(streams_BTNC)
-        return (streams_BTNC + write * self.feedforward(self.feedforward_norm(x_BTC), context)[..., None, :]).flatten(-2)
+        streams_BTNC = self.attention_mix(streams_BTNC, lambda x_BTC: self.attention(self.attention_norm(x_BTC), context))
+        return self.feedforward_mix(streams_BTNC, lambda x_BTC: self.feedforward(self.feedforward_norm(x_BTC), context)).flatten(-2)
 
     def widen(self, stream_BTC: Tensor) -> Tensor:
         return stream_BTC.repeat(1, 1, self.num_streams)
