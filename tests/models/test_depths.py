@@ -16,6 +16,8 @@ from feebcore.testing import candidate
 from feebcore.testing.framework import iterate
 from feebcore.testing.models import enliven, some_tokens
 
+QUICK = ["causality", "document_isolation", "cache_parity", "left_padding_parity", "gradient_everywhere", "counts_are_measured", "bf16_is_close"]
+
 
 def architecture(num_layers: int = 4, **parts: Any) -> Any:
     return choose("architectures", {"name": "transformer", "num_layers": num_layers, "d_model": 32, "num_heads": 4, **parts})
@@ -97,7 +99,7 @@ OPTIONS = [
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda o: o["name"])
 def test_depths_keep_the_contract_with_other_options(options: dict[str, Any]) -> None:
-    broken = [str(r) for r in iterate(candidate("depths", choose("depths", options))) if not r.passed]
+    broken = [str(r) for r in iterate(candidate("depths", choose("depths", options)), QUICK) if not r.passed]
     assert not broken, "\n".join(broken)
 
 

@@ -19,6 +19,8 @@ from feebcore.testing.models import enliven, loss_of, some_tokens
 from feebcore.train.probing import StreamWatch, find_places
 from feebcore.train.step import checkpoint_activations
 
+QUICK = ["causality", "document_isolation", "cache_parity", "left_padding_parity", "gradient_everywhere", "counts_are_measured", "bf16_is_close"]
+
 
 def ln(x: Tensor) -> Tensor:
     return x / x.square().mean(-1, keepdim=True).sqrt()
@@ -176,5 +178,5 @@ def test_hyper_connections_survive_recomputation_and_copies() -> None:
 
 @pytest.mark.parametrize("options", [{"dynamic": False, "num_streams": 2}, {"num_streams": 1}])
 def test_hyper_connections_keep_the_contract_with_other_options(options: dict[str, Any]) -> None:
-    broken = [str(r) for r in iterate(candidate("wirings", choose("wirings", {"name": "hyper_connections", **options}))) if not r.passed]
+    broken = [str(r) for r in iterate(candidate("wirings", choose("wirings", {"name": "hyper_connections", **options})), QUICK) if not r.passed]
     assert not broken, "\n".join(broken)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from feeb_models.embeddings import HashNgramsConfig
 from feebcore.model.context import Context
 
-PRIME, FACTOR = 2_147_483_647, 1_000_003  # PRIME * FACTOR < 2^63: no product overflows
+PRIME, FACTOR = 2_147_483_647, 1_640_531_527  # PRIME * FACTOR < 2^62: no product overflows
 
 
 class HashNgrams(nn.Module):
