@@ -3,7 +3,7 @@
 Every nn.Linear costs 2 FLOPs a weight and token. A module that multiplies matrices otherwise says so with
 `extra_flops(T) -> (full, causal)`, FLOPs for one sequence of T tokens, where causal leaves out what masks throw away;
 one that caches says `cache_bytes_per_token` (fp32). A module whose children do not each run once a forward pass
-overrides the walk with `flops(T) -> (full, causal)`.
+overrides the walk with `flops(T) -> (full, causal)` and, where they cache, `cache_bytes() -> int` a token.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def count_model(model: nn.Module, seq_len: int) -> Counts:
         matmul=sum(p.numel() for p in matrices) + sum(p.numel() for p in head),
         flops_per_token=full / seq_len,
         flops_per_token_causal=causal / seq_len,
-        cache_bytes_per_token=sum(getattr(m, "cache_bytes_per_token", 0) for m in model.modules()),
+        cache_bytes_per_token=count_cache(model),
     )
 
 
@@ -43,3 +43,10 @@ def count_flops(module: nn.Module, length: int) -> tuple[float, float]:
         child_full, child_causal = count_flops(child, length)
         full, causal = full + child_full, causal + child_causal
     return full, causal
+
+
+def count_cache(module: nn.Module) -> int:
+    """Bytes a token that `module` keeps in the cache, in fp32."""
+    if callable(whole := getattr(module, "cache_bytes", None)):
+        return whole()
+    return getattr(module, "cache_bytes_per_token", 0) + sum(count_cache(child) for child in module.children())

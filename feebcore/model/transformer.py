@@ -4,6 +4,10 @@
     stream = depth(stream)                    blocks, each a wiring of attentions, feedforwards and norms
     hidden = final_norm(stream)               logits = head(hidden), made where they are needed
 
+A wiring whose stream is not [B,T,C] between blocks has `widen(stream_BTC)`, which makes what the first block is given, and
+`narrow(…) -> [B,T,C]`, which the final norm and whoever wants the layers see; neither has weights. An embedding that says
+`takes_context = True` is called `(tokens, context)`: it may look at the mask and keep tensors in the cache.
+
 The same module trains, scores and generates: packed, left-padded and incremental forms agree.
 """
 
@@ -34,6 +38,7 @@ class Transformer(nn.Module):
         self.embedding = config.embedding.build_with(vocab_size, config.d_model, block=self._shape(0))
         self.position = config.position.build(self._shape(0))
         self.depth = self.make_depth()
+        self.widen, self.narrow = stream_maps(self.depth)
         self.final_norm = config.norm.build(config.d_model)
         self.head = config.head.build_with(vocab_size, config.d_model, self.embedding, block=self._shape(0), make_block=self.make_block)
 
@@ -51,6 +56,22 @@ class Transformer(nn.Module):
         doc_ids [B,T]: tokens attend within equal ids, -1 is padding; default one document a row, with a cache the row's last.
         want_layers: also the stream after every layer.
         """
+        context, positions = self.make_context(tokens_BT, positions, doc_ids, cache)
+        stream_BTC = self.position.add(self.embed(tokens_BT, context), positions)
+        if self.config.dropout:
+            stream_BTC = F.dropout(stream_BTC, self.config.dropout, self.training)
+        context.start_BTC = stream_BTC
+        streams = self.depth(self.widen(stream_BTC), context)
+        if cache is not None:
+            cache.finish()
+        layers = [self.narrow(stream) for stream in streams] if want_layers else None
+        return ModelOutput(self.final_norm(self.narrow(streams[-1])), layers, context.losses)
+
+    def make_context(
+        self, tokens_BT: Tensor, positions: Tensor | None = None, doc_ids: Tensor | None = None, cache: Cache | None = None
+    ) -> tuple[Context, Tensor | None]:
+        """What blocks are given beside the stream, for arguments as of `forward`, and the positions [B,T] or None for 0..T-1.
+        Its start_BTC is still to be set."""
         T = tokens_BT.shape[1]
         if self.seq_len < T:
             raise ValueError(f"{T} tokens a row, but this model was made for seq_len {self.seq_len}")
@@ -63,15 +84,11 @@ class Transformer(nn.Module):
         # compiled, the dense mask is then dead code and never made, unless a part reads it
         by_blocks = cache is None and doc_ids is not None and doc_ids.device.type == "cuda" and torch.compiler.is_compiling()
         block_mask = document_block_mask(doc_ids) if by_blocks else None  # type: ignore[arg-type]
-        stream_BTC = self.position.add(self.embedding(tokens_BT), positions)
-        if self.config.dropout:
-            stream_BTC = F.dropout(stream_BTC, self.config.dropout, self.training)
-        prepared = self.position.prepare(T, positions)
-        context = Context(self.position, prepared, mask_BTS, cache, block_mask, tokens_BT=tokens_BT, start_BTC=stream_BTC)
-        streams = self.depth(stream_BTC, context)
-        if cache is not None:
-            cache.finish()
-        return ModelOutput(self.final_norm(streams[-1]), streams if want_layers else None, context.losses)
+        return Context(self.position, self.position.prepare(T, positions), mask_BTS, cache, block_mask, tokens_BT=tokens_BT), positions
+
+    def embed(self, tokens_BT: Tensor, context: Context) -> Tensor:
+        """[B,T,C]: tokens as vectors, without their places."""
+        return self.embedding(tokens_BT, context) if getattr(self.embedding, "takes_context", False) else self.embedding(tokens_BT)
 
     def new_cache(self, batch: int, length: int) -> Cache:
         """An empty cache for `batch` rows of up to `length` tokens, padding included."""
@@ -112,6 +129,16 @@ class Transformer(nn.Module):
             return module
 
         return with_dropout if p else make
+
+
+def stream_maps(depth: nn.Module) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    """(widen, narrow) of the wiring in `depth`; for most the identity."""
+    wide = next((m for m in depth.modules() if hasattr(m, "widen") and hasattr(m, "narrow")), None)
+    return (_same, _same) if wide is None else (wide.widen, wide.narrow)  # type: ignore[return-value]
+
+
+def _same(stream: Tensor) -> Tensor:
+    return stream
 
 
 def with_optional_context(feedforward: nn.Module) -> nn.Module:

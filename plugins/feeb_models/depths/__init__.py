@@ -3,9 +3,92 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Literal
 
+from pydantic import Field
+
+from feebcore import PartConfig
 from feebcore.specs import DepthSpec
+
+
+class LoopedConfig(PartConfig):
+    """Passes through `num_blocks` blocks A, B, …: num_layers of them, or loops times num_blocks."""
+
+    num_blocks: int = Field(1, ge=1, description="blocks with weights of their own; a group that is repeated")
+    loops: int | None = Field(None, ge=1, description="how often the group runs; default: until there were num_layers passes")
+    order: Literal["cycle", "sequence", "cycle_reversed"] = Field(
+        "cycle", description="cycle: ABAB; sequence: AABB; cycle_reversed: ABBA at the end (arXiv:2104.06022)"
+    )
+    inject: bool = Field(False, description="add the embedded tokens again before every pass but the first")
+    pass_embedding: bool = Field(False, description="add a learnt vector before every pass, one a pass")
+
+    def passes(self, num_layers: int) -> list[int]:
+        """Which block each pass runs through. Raises ValueError when there are more blocks than passes."""
+        number = self.loops * self.num_blocks if self.loops else num_layers
+        if self.num_blocks > number:
+            raise ValueError(f"depth.num_blocks {self.num_blocks} is more than num_layers {number}; set num_blocks to {number} or less, or give loops")
+        if self.order == "sequence":
+            return [i * self.num_blocks // number for i in range(number)]
+        order = [i % self.num_blocks for i in range(number)]
+        if self.order == "cycle_reversed":
+            last = min(self.num_blocks, number - self.num_blocks)
+            order[number - last :] = [self.num_blocks - 1 - i for i in range(last)]
+        return order
+
+
+class HaltingConfig(LoopedConfig):
+    by_token: bool = Field(True, description="halting depends on the token's stream; false: one learnt number a pass")
+    ponder: float = Field(0.0, ge=0.0, description="adds ponder times the mean number of passes to the loss")
+
+
+class ConvergedConfig(LoopedConfig):
+    threshold: float = Field(0.05, ge=0.0, description="a token stops once a pass changes its stream by less than this share of its norm")
+    while_training: bool = Field(False, description="stop in training too; false: training runs all passes")
 
 
 def specs() -> Iterable[DepthSpec]:
     yield DepthSpec("separate", build="feeb_models.depths.separate:build_separate", summary="Every layer has its own weights.")
+    yield DepthSpec(
+        "looped",
+        LoopedConfig,
+        build="feeb_models.depths.looped:build_looped",
+        summary="One block, or a group of blocks, runs again and again with the same weights.",
+        reference="arXiv:1807.03819; groups: arXiv:2405.16039",
+        since="1.1",
+    )
+    yield DepthSpec(
+        "halting",
+        HaltingConfig,
+        build="feeb_models.depths.looped:build_halting",
+        summary="Looped, with the result a mean over passes by learnt probabilities to halt.",
+        reference="arXiv:1603.08983",
+        since="1.1",
+    )
+    yield DepthSpec(
+        "until_converged",
+        ConvergedConfig,
+        build="feeb_models.depths.looped:build_until_converged",
+        summary="Looped, and outside training a token stops when a pass hardly changes it.",
+        since="1.1",
+    )
+    yield DepthSpec(
+        "dense_average",
+        build="feeb_models.depths.skips:build_dense_average",
+        summary="Each layer reads a learnt weighted sum of what all layers before it made.",
+        reference="arXiv:2402.02622",
+        since="1.1",
+    )
+    yield DepthSpec(
+        "unet",
+        build="feeb_models.depths.skips:build_unet",
+        summary="Layers of the second half also read, with learnt weights, what their mirror in the first half read.",
+        reference="https://github.com/KellerJordan/modded-nanogpt",
+        since="1.1",
+    )
+    yield DepthSpec(
+        "local_gradients",
+        build="feeb_models.depths.skips:build_local_gradients",
+        summary="Gradients stop between layers: each block learns from its own output, which the objective must ask for.",
+        breaks=("gradient_everywhere",),
+        since="1.1",
+    )

@@ -1,4 +1,16 @@
-"""Vectors to scores: options and names. One file a part or family beside this; factories load torch."""
+"""Vectors to scores: options and names. One file a part or family beside this; factories load torch.
+
+A head is called `(hidden [...,C]) -> logits [...,V]` and predicts the next token. One that can predict further has
+
+    futures(model, batch, output) -> list[tuple[hidden_BTC, head_module]]
+
+where `output = model(batch.tokens, …)` for the same batch. Entry k, counted from 1, predicts the token k + 1 places after the
+input position: of `batch.targets`, position t is to be compared with targets[:, t + k]. `head_module(hidden_BTC)` makes its logits
+and may have `plain_weight`, as any head, so `linear_cross_entropy(head_module, hidden_BTC, …)` takes the pair. The caller leaves
+out places whose target does not exist, does not count or belongs to another document; only there may hidden states rest on
+tokens that are made up. Entry k may read targets up to place t + k - 1, never the one it predicts. Auxiliary losses of what runs
+here are added to `output.losses`: read those afterwards.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +26,47 @@ class HeadConfig(PartConfig):
     softcap: float = Field(0.0, ge=0.0, description="logits become softcap * tanh(logits / softcap); 0 is off")
 
 
+class FactorisedHeadConfig(HeadConfig):
+    rank: int = Field(128, ge=1, description="width of the narrow space")
+    tied: bool = Field(False, description="share the table of embedding factorised, whose rank then counts")
+
+
+class SequentialConfig(HeadConfig):
+    num_futures: int = Field(1, ge=1, description="tokens after the next one that are predicted too")
+
+
+class MultiTokenConfig(SequentialConfig):
+    num_futures: int = Field(3, ge=1, description="tokens after the next one that are predicted too")
+    num_blocks: int = Field(1, ge=0, description="residual blocks of each future before the shared matrix; 0: a matrix of its own and no block")
+
+
 def specs() -> Iterable[HeadSpec]:
     yield HeadSpec("linear", HeadConfig, build="feeb_models.heads.linear:build_linear", summary="A matrix of its own.")
     yield HeadSpec("tied", HeadConfig, build="feeb_models.heads.linear:build_tied", summary="The embedding's matrix again.", reference="arXiv:1608.05859")
+    yield HeadSpec(
+        "factorised",
+        FactorisedHeadConfig,
+        build="feeb_models.heads.factorised:build_factorised",
+        summary="Two matrices with a narrow space between; the second may be the table of embedding factorised.",
+        reference="arXiv:1909.11942",
+        since="1.1",
+    )
+    # what predicts further gets no gradient from the next token's loss, by which the contract judges
+    yield HeadSpec(
+        "multi_token",
+        MultiTokenConfig,
+        build="feeb_models.heads.multi_token:build_multi_token",
+        summary="Several tokens ahead, each from blocks or a matrix of its own; use objective multi_token.",
+        reference="arXiv:2404.19737",
+        breaks=("gradient_everywhere", "compile_parity"),
+        since="1.1",
+    )
+    yield HeadSpec(
+        "multi_token_sequential",
+        SequentialConfig,
+        build="feeb_models.heads.multi_token:build_multi_token_sequential",
+        summary="Several tokens ahead, each reading the prediction before it and its token; use objective multi_token.",
+        reference="arXiv:2412.19437",
+        breaks=("gradient_everywhere", "compile_parity"),
+        since="1.1",
+    )

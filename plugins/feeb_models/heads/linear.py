@@ -15,7 +15,7 @@ class LinearHead(nn.Linear):
         self.softcap = softcap
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return _capped(super().forward(hidden), self.softcap)
+        return capped(super().forward(hidden), self.softcap)
 
     @property
     def plain_weight(self) -> Tensor | None:
@@ -33,7 +33,7 @@ class TiedHead(nn.Module):
         self.weight, self.softcap = embedding.weight, softcap
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return _capped(F.linear(hidden, self.weight), self.softcap)
+        return capped(F.linear(hidden, self.weight), self.softcap)
 
     @property
     def plain_weight(self) -> Tensor | None:
@@ -45,7 +45,7 @@ class TiedHead(nn.Module):
         return flops, flops
 
 
-def _capped(logits: Tensor, softcap: float) -> Tensor:
+def capped(logits: Tensor, softcap: float) -> Tensor:
     return softcap * torch.tanh(logits / softcap) if softcap else logits
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Literal
 
 from pydantic import Field
 
@@ -17,11 +18,83 @@ class NormalConfig(PartConfig):
     zero_head: bool = Field(False, description="an untied head starts at zero, so the first loss is exactly ln V")
 
 
+class DepthScaledConfig(PartConfig):
+    std: float = Field(0.02, gt=0)
+
+
+class TruncatedConfig(DepthScaledConfig):
+    cut: float = Field(3.0, gt=0, description="nothing lies beyond so many deviations")
+    residual_scale: bool = Field(True, description="what is added to the stream starts smaller by sqrt(2 num_layers)")
+
+
+class GainConfig(PartConfig):
+    gain: float = Field(1.0, gt=0, description="1 keeps the size of what goes through a matrix")
+    std: float = Field(0.02, gt=0, description="of tables, of the map to the vocabulary and of weights of a part's own kind")
+    residual_scale: bool = Field(True, description="what is added to the stream starts smaller by sqrt(2 num_layers)")
+
+
+class BySizeConfig(GainConfig):
+    size: Literal["fan_in", "average"] = Field("fan_in", description="what the variance is divided by: inputs, or the mean of inputs and outputs")
+    uniform: bool = Field(False, description="even between two bounds, with the same deviation")
+
+
+class XavierConfig(BySizeConfig):
+    size: Literal["fan_in", "average"] = Field("average", description="what the variance is divided by: inputs, or the mean of inputs and outputs")
+
+
 def specs() -> Iterable[InitialisationSpec]:
+    sizes = "feeb_models.initialisations.by_size"
     yield InitialisationSpec(
         "normal",
         NormalConfig,
         build="feeb_models.initialisations.normal:build_normal",
         summary="Normal weights, smaller where they add to the stream.",
         reference="GPT-2",
+    )
+    yield InitialisationSpec(
+        "truncated_normal",
+        TruncatedConfig,
+        build=f"{sizes}:build_truncated_normal",
+        summary="Normal weights without the tails.",
+        since="1.1",
+    )
+    yield InitialisationSpec(
+        "fan_in",
+        BySizeConfig,
+        build=f"{sizes}:build_by_size",
+        summary="Matrices with deviation 1 / sqrt(inputs), times a gain (sqrt(2) is Kaiming's for ReLU).",
+        reference="arXiv:1502.01852",
+        since="1.1",
+    )
+    yield InitialisationSpec(
+        "xavier",
+        XavierConfig,
+        build=f"{sizes}:build_by_size",
+        summary="Matrices with deviation sqrt(2 / (inputs + outputs)).",
+        reference="https://proceedings.mlr.press/v9/glorot10a.html",
+        since="1.1",
+    )
+    yield InitialisationSpec(
+        "spectral",
+        GainConfig,
+        build=f"{sizes}:build_spectral",
+        summary="Matrices with spectral norm of the size of sqrt(outputs / inputs), for feature learning at any width.",
+        reference="arXiv:2310.17813",
+        since="1.1",
+    )
+    yield InitialisationSpec(
+        "orthogonal",
+        GainConfig,
+        build=f"{sizes}:build_orthogonal",
+        summary="Matrices with orthonormal rows or columns.",
+        reference="arXiv:1312.6120",
+        since="1.1",
+    )
+    yield InitialisationSpec(
+        "depth_scaled",
+        DepthScaledConfig,
+        build=f"{sizes}:build_depth_scaled",
+        summary="Normal weights, and what adds to the stream is smaller the later its layer, by sqrt(2 layer).",
+        reference="arXiv:1908.11365",
+        since="1.1",
     )

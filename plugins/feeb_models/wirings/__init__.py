@@ -1,10 +1,34 @@
-"""How attention, feedforward and norms stand around the stream: options and names. One file a part or family beside this; factories load torch."""
+"""How attention, feedforward and norms stand around the stream: options and names. One file a part or family beside this; factories load torch.
+
+In summaries r is the stream, a attention, m the feedforward, ln the model's norm.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
+from pydantic import Field
+
+from feebcore import PartConfig
 from feebcore.specs import WiringSpec
+
+
+class ResidualScaleConfig(PartConfig):
+    scale: float | None = Field(None, gt=0, description="s in ln(s r + a(r)); default (2 num_layers)^(1/4)")
+
+
+class LayerScaleConfig(PartConfig):
+    initial: float = Field(0.1, gt=0, description="the gains at first; the paper takes 0.1 for up to 18 layers, 1e-5 for 24, 1e-6 beyond")
+
+
+class ResidualLambdasConfig(PartConfig):
+    stream: float = Field(1.0, description="l0 at first")
+    start: float = Field(0.0, description="l1 at first")
+
+
+class HyperConnectionsConfig(PartConfig):
+    num_streams: int = Field(4, ge=1, description="copies of the stream, mixed anew before attention and before feedforward")
+    dynamic: bool = Field(True, description="the mix depends on the token; false: it is the same for all tokens")
 
 
 def specs() -> Iterable[WiringSpec]:
@@ -19,4 +43,116 @@ def specs() -> Iterable[WiringSpec]:
         build="feeb_models.wirings.basic:build_parallel",
         summary="Attention and feedforward side by side on one normed stream.",
         reference="https://github.com/kingoflolz/mesh-transformer-jax",
+    )
+    yield from _norm_places()
+    yield from _stream_changes()
+    yield from _mixed_streams()
+
+
+def _norm_places() -> Iterable[WiringSpec]:
+    places = "feeb_models.wirings.norm_places"
+    yield WiringSpec(
+        "postnorm",
+        build=f"{places}:build_postnorm",
+        summary="The original transformer: ln(r + a(r)), then so with m.",
+        reference="arXiv:1706.03762",
+        since="1.1",
+    )
+    yield WiringSpec(
+        "deepnorm",
+        ResidualScaleConfig,
+        build=f"{places}:build_deepnorm",
+        summary="Post-norm with a larger stream: ln(s r + a(r)), then so with m, s = (2 num_layers)^(1/4).",
+        reference="arXiv:2203.00555",
+        since="1.1",
+    )
+    yield WiringSpec(
+        "sandwich",
+        build=f"{places}:build_sandwich",
+        summary="A norm on both sides: r + ln(a(ln r)), then so with m.",
+        reference="arXiv:2105.13290",
+        since="1.1",
+    )
+    yield WiringSpec(
+        "perinorm",
+        build=f"{places}:build_perinorm",
+        summary="A norm on both sides, r + ln(a(ln r)), then so with m, and one on the embedded tokens.",
+        reference="arXiv:2502.02732",
+        since="1.1",
+    )
+    yield WiringSpec(
+        "output_norm",
+        build=f"{places}:build_output_norm",
+        summary="A norm on what is added: r + ln(a(r)), then so with m.",
+        reference="arXiv:2501.00656",
+        since="1.1",
+    )
+    yield WiringSpec(
+        "layerscale",
+        LayerScaleConfig,
+        build=f"{places}:build_layerscale",
+        summary="Pre-norm with a learnt gain a channel on what is added: r + g a(ln r), then so with m.",
+        reference="arXiv:2103.17239",
+        since="1.1",
+    )
+
+
+def _stream_changes() -> Iterable[WiringSpec]:
+    changes = "feeb_models.wirings.stream_changes"
+    yield WiringSpec("product", build=f"{changes}:build_product", summary="Attention times feedforward: r + a(x) m(x), x = ln r.", since="1.1")
+    yield WiringSpec("multiplied_attention", build=f"{changes}:build_multiplied_attention", summary="y = r a(ln r), then y + m(ln y).", since="1.1")
+    yield WiringSpec(
+        "affine_attention", build=f"{changes}:build_affine_attention", summary="Two attentions, y = r a2(ln r) + a(ln r), then y + m(ln y).", since="1.1"
+    )
+    yield WiringSpec("multiplied_feedforward", build=f"{changes}:build_multiplied_feedforward", summary="y = r + a(ln r), then y m(ln y).", since="1.1")
+    yield WiringSpec(
+        "affine_feedforward",
+        build=f"{changes}:build_affine_feedforward",
+        summary="Two feedforwards: y = r + a(ln r), then y m2(ln y) + m(ln y).",
+        since="1.1",
+    )
+    yield WiringSpec(
+        "normed_residual",
+        build=f"{changes}:build_normed_residual",
+        summary="The stream is normed itself: y = x + a(x), x = ln r, then y + m(ln y).",
+        since="1.1",
+    )
+    yield WiringSpec(
+        "attention_through_feedforward",
+        build=f"{changes}:build_attention_through_feedforward",
+        summary="Only the feedforward writes to the stream: r + m(ln(r + a(ln r))).",
+        since="1.1",
+    )
+    yield WiringSpec(
+        "normed_branch",
+        build=f"{changes}:build_normed_branch",
+        summary="The feedforward is added to the normed stream: x + m(ln y), x = ln r, y = r + a(x).",
+        since="1.1",
+    )
+    yield WiringSpec(
+        "sum_of_norms",
+        build=f"{changes}:build_sum_of_norms",
+        summary="The feedforward reads two normed streams: y + m(x + ln y), x = ln r, y = r + a(x).",
+        since="1.1",
+    )
+    yield WiringSpec("no_stream", build=f"{changes}:build_no_stream", summary="No stream: a(x) + m(x), x = ln r, is all that the next block sees.", since="1.1")
+
+
+def _mixed_streams() -> Iterable[WiringSpec]:
+    mixed = "feeb_models.wirings.mixed_streams"
+    yield WiringSpec(
+        "residual_lambdas",
+        ResidualLambdasConfig,
+        build=f"{mixed}:build_residual_lambdas",
+        summary="Pre-norm on l0 r + l1 s, s the stream before the first block, l0 and l1 learnt.",
+        reference="https://github.com/KellerJordan/modded-nanogpt",
+        since="1.1",
+    )
+    yield WiringSpec(
+        "hyper_connections",
+        HyperConnectionsConfig,
+        build=f"{mixed}:build_hyper_connections",
+        summary="Several streams, from which every sublayer reads a learnt mix and to which it writes with learnt weights.",
+        reference="arXiv:2409.19606",
+        since="1.1",
     )
