@@ -180,7 +180,7 @@ def test_the_absorbed_form_is_the_naive_form(past: int) -> None:
     new, S = T - past, T
     doc_ids = torch.tensor([[0] * T, [0] * 3 + [1] * (T - 3)])
     context = Context(Position(), mask_BTS=attention_mask(doc_ids[:, past:], doc_ids, past))
-    given = draw(B, H, new, D), draw(B, H, new, 4), draw(B, 1, S, 16), draw(B, 1, S, 4)
+    given = draw(B, H, new, D), draw(B, H, new, 4), draw(B, 1, S, 16 + 4)
     torch.testing.assert_close(mla.absorbed(*given, context), mla.naive(*given, context), rtol=1e-5, atol=1e-5)
 
 

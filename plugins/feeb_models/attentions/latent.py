@@ -47,26 +47,28 @@ class LatentAttention(nn.Module):
         latent_BTL, key_BTR = self.down(x_BTC).split([self.latent, self.rope], dim=-1)
         latent_BTL = self.latent_norm(latent_BTL).to(key_BTR.dtype)
         content_BHTD, rotated_BHTR = content_BTHD.transpose(1, 2), context.rotate(rotated_BTHR).transpose(1, 2)
-        latent_B1SL, key_B1SR = context.extend(latent_BTL.unsqueeze(1), context.rotate(key_BTR.unsqueeze(2)).transpose(1, 2))
-        has_past = context.cache is not None and latent_B1SL.shape[2] > T
+        kept_BTE = torch.cat([latent_BTL, context.rotate(key_BTR.unsqueeze(2)).squeeze(2)], dim=-1)
+        (kept_B1SE,) = context.extend(kept_BTE.unsqueeze(1))
+        has_past = context.cache is not None and kept_B1SE.shape[2] > T
         form = self.absorbed if has_past else self.naive
-        y_BHTD = form(content_BHTD, rotated_BHTR, latent_B1SL, key_B1SR, context)
+        y_BHTD = form(content_BHTD, rotated_BHTR, kept_B1SE, context)
         return self.out(y_BHTD.transpose(1, 2).reshape(B, T, self.num_heads * self.value))
 
-    def naive(self, content_BHTD: Tensor, rotated_BHTR: Tensor, latent_B1SL: Tensor, key_B1SR: Tensor, context: Context) -> Tensor:
-        """[B,H,T,value]: each head's keys and values made from the latent."""
-        B, _, S, _ = latent_B1SL.shape
-        made_BHSE = self.up(latent_B1SL[:, 0]).view(B, S, self.num_heads, -1).transpose(1, 2)
+    def naive(self, content_BHTD: Tensor, rotated_BHTR: Tensor, kept_B1SE: Tensor, context: Context) -> Tensor:
+        """[B,H,T,value]: each head's keys and values made from the latent. kept_B1SE: latents and, behind them, rotated keys."""
+        B, _, S, _ = kept_B1SE.shape
+        latent_BSL, key_B1SR = kept_B1SE[:, 0, :, : self.latent], kept_B1SE[..., self.latent :]
+        made_BHSE = self.up(latent_BSL).view(B, S, self.num_heads, -1).transpose(1, 2)
         k_BHSD, v_BHSD = made_BHSE.split([self.content, self.value], dim=-1)
         k_BHSD = torch.cat([k_BHSD, key_B1SR.expand(-1, self.num_heads, -1, -1)], dim=-1)
         return context.attend(torch.cat([content_BHTD, rotated_BHTR], dim=-1), k_BHSD, v_BHSD, self.softcap)
 
-    def absorbed(self, content_BHTD: Tensor, rotated_BHTR: Tensor, latent_B1SL: Tensor, key_B1SR: Tensor, context: Context) -> Tensor:
-        """[B,H,T,value]: the heads' queries against the latent itself."""
+    def absorbed(self, content_BHTD: Tensor, rotated_BHTR: Tensor, kept_B1SE: Tensor, context: Context) -> Tensor:
+        """[B,H,T,value]: the heads' queries against the latent itself; nothing that is as long as the past is made or copied."""
         up_key_HDL, up_value_HDL = self.up.weight.view(self.num_heads, -1, self.latent).split([self.content, self.value], dim=1)
         q_BHTE = torch.cat([content_BHTD @ up_key_HDL, rotated_BHTR], dim=-1)
         q_BHTE = q_BHTE * ((self.latent + self.rope) / (self.content + self.rope)) ** 0.5  # attend divides by the root of its own width
-        y_BHTL = context.attend(q_BHTE, torch.cat([latent_B1SL, key_B1SR], dim=-1), latent_B1SL, self.softcap)
+        y_BHTL = context.attend(q_BHTE, kept_B1SE, kept_B1SE[..., : self.latent], self.softcap)
         return y_BHTL @ up_value_HDL.mT
 
     def extra_flops(self, length: int) -> tuple[float, float]:
