@@ -105,6 +105,14 @@ def test_residual_lambdas_weigh_the_stream_and_its_start() -> None:
     torch.testing.assert_close(found, FORMULAS["prenorm"](0.9 * stream() + 0.4 * start))
 
 
+@pytest.mark.parametrize("name", ["multiplied_attention", "multiplied_feedforward"])
+def test_multiplied_streams_train_through_twelve_blocks_when_factors_begin_near_one(name: str) -> None:
+    model = transformer(num_layers=12, wiring=name, initialisation="fan_in")
+    loss_of(model, some_tokens()).backward()
+    assert 1e-3 < model.depth.blocks[0].attention.qkv.weight.grad.norm() < 1e3
+    assert 0.5 < model(some_tokens()).hidden.square().mean() < 1.5
+
+
 # --- hyper-connections ------------------------------------------------------------------------------------------
 
 

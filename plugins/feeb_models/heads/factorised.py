@@ -13,7 +13,7 @@ from feeb_models.heads.linear import capped
 class FactorisedHead(nn.Module):
     """table: E itself, shared with an embedding, or None for one of its own."""
 
-    def __init__(self, vocab_size: int, d_model: int, rank: int, softcap: float, table: nn.Parameter | None) -> None:
+    def __init__(self, vocab_size: int, d_model: int, rank: int, softcap: float, table: Tensor | None) -> None:
         super().__init__()
         self.down, self.softcap = nn.Linear(d_model, rank, bias=False), softcap
         self.shared = table is not None

@@ -89,7 +89,8 @@ class SequentialHeads(_NextTokenCounted):
         self.steps = nn.ModuleList(_Step(d_model, make_block, make_norm) for _ in range(config.num_futures))
 
     def futures(self, model: Transformer, batch: Batch, output: ModelOutput) -> Futures:
-        stream_BTC, found = output.hidden, []
+        found: Futures = []
+        stream_BTC = output.hidden
         tokens_BT = batch.targets.clamp(0, model.vocab_size - 1)  # targets that do not count may hold anything
         for step in self.steps:
             context = self.context(model, batch, output)

@@ -100,11 +100,21 @@ def _norm_places() -> Iterable[WiringSpec]:
 def _stream_changes() -> Iterable[WiringSpec]:
     changes = "feeb_models.wirings.stream_changes"
     yield WiringSpec("product", build=f"{changes}:build_product", summary="Attention times feedforward: r + a(x) m(x), x = ln r.", since="1.1")
-    yield WiringSpec("multiplied_attention", build=f"{changes}:build_multiplied_attention", summary="y = r a(ln r), then y + m(ln y).", since="1.1")
+    yield WiringSpec(
+        "multiplied_attention",
+        build=f"{changes}:build_multiplied_attention",
+        summary="y = r a(ln r), then y + m(ln y); in deep models take initialisation fan_in.",
+        since="1.1",
+    )
     yield WiringSpec(
         "affine_attention", build=f"{changes}:build_affine_attention", summary="Two attentions, y = r a2(ln r) + a(ln r), then y + m(ln y).", since="1.1"
     )
-    yield WiringSpec("multiplied_feedforward", build=f"{changes}:build_multiplied_feedforward", summary="y = r + a(ln r), then y m(ln y).", since="1.1")
+    yield WiringSpec(
+        "multiplied_feedforward",
+        build=f"{changes}:build_multiplied_feedforward",
+        summary="y = r + a(ln r), then y m(ln y); in deep models take initialisation fan_in.",
+        since="1.1",
+    )
     yield WiringSpec(
         "affine_feedforward",
         build=f"{changes}:build_affine_feedforward",

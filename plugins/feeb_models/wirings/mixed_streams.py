@@ -51,7 +51,8 @@ class HyperConnection(nn.Module):
     def forward(self, streams_BTNC: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
         """H' [B,T,N,C]; sublayer: x [B,T,C] to what is written [B,T,C]."""
         N = self.num_streams
-        mix, write = self.mix.view(N, N + 1), self.write
+        mix: Tensor = self.mix.view(N, N + 1)
+        write: Tensor = self.write
         if self.dynamic:
             change = torch.tanh(self.weights(self.norm(streams_BTNC)).float())
             mix, write = mix + self.mix_scale * change[..., : N + 1], write + self.write_scale * change[..., N + 1]

@@ -33,7 +33,9 @@ class Multiplied(nn.Module):
     """y = r a(norm(r)) or r a2(norm(r)) + a(norm(r)), with a and a2 two attentions; then y + m(norm(y)). Or so with the
     feedforward: y = r + a(norm(r)); then y m(norm(y)) or y m2(norm(y)) + m(norm(y)).
 
-    The stream is scaled once a block and channel, so over L blocks it grows or shrinks exponentially. The last norm forgets it.
+    The stream is scaled once a block and channel, so over L blocks it grows or shrinks exponentially, which the last norm
+    hides until its eps is reached: 12 blocks of width 192 without shift, drawn with deviation 0.02, give a stream of exactly 0 and no
+    gradient. Initialisation fan_in keeps the factors near 1.
     """
 
     def __init__(self, make_attention: Make, make_feedforward: Make, make_norm: Make, attention_factor: bool, shift: bool) -> None:
