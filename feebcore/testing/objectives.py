@@ -125,7 +125,7 @@ def model_folder() -> Path:
 def targets_are_aligned(subject: Candidate) -> None:
     objective, batch = subject.part.build(), everywhere(example()[1])
     mean = lambda ids: float((out := evaluate(objective, sure_of(ids), batch)).loss_sum.detach() / out.count)  # noqa: E731
-    right, others = mean(batch.targets), [mean(batch.tokens), mean(batch.targets.roll(-1, 1))]
+    right, others = mean(batch.targets), [mean(batch.tokens), *(mean(batch.targets.roll(-places, 1)) for places in range(1, LENGTH))]
     require(right < min(others) - 1, f"a model that knows the next token has loss {right:.2f}; one that knows the wrong place {min(others):.2f}")
 
 
@@ -141,12 +141,13 @@ def learns_what_comes_next(subject: Candidate) -> None:
 
     def learnt(batch: Batch) -> float:
         objective, model = subject.part.build(), Bigram()
-        optimizer = torch.optim.Adam(model.parameters(), lr=0.2)
-        for step in range(25):
+        mean, square = torch.zeros_like(model.table), torch.zeros_like(model.table)
+        for step in range(30):  # Adam, whatever the loss's scale; written out because torch.optim takes seconds to import
             out = evaluate(objective, model, batch, step)
-            optimizer.zero_grad()
-            (out.loss_sum / out.count).backward()
-            optimizer.step()
+            (gradient,) = torch.autograd.grad(out.loss_sum / out.count, [model.table])
+            mean, square = mean.lerp(gradient, 0.1), square.lerp(gradient**2, 0.001)
+            with torch.no_grad():
+                model.table -= 0.2 * mean / (1 - 0.9 ** (step + 1)) / ((square / (1 - 0.999 ** (step + 1))).sqrt() + 1e-8)
         return float((model.table.argmax(1) == following_V).float().mean())
 
     planted, moved = learnt(aligned), learnt(dataclasses.replace(aligned, targets=aligned.targets.roll(-1, 1)))
@@ -210,15 +211,16 @@ def mask_decides(subject: Candidate) -> None:
 @check("objectives", meaning="Padding (document id -1) is trained on.")
 def padding_is_left_out(subject: Candidate) -> None:
     objective, (logits, batch) = subject.part.build(), example()
-    doc_ids = torch.zeros_like(batch.tokens)
-    doc_ids[:, :3] = -1
     assert batch.mask is not None
-    padded = evaluate(objective, Table(logits), Batch(batch.tokens, batch.targets, batch.mask, doc_ids))
-    masked = evaluate(objective, Table(logits), Batch(batch.tokens, batch.targets, batch.mask & (doc_ids >= 0), doc_ids))
-    scrambled = batch.targets.masked_fill(doc_ids < 0, -100)
-    other = evaluate(objective, Table(logits + 3.0 * (doc_ids < 0)[..., None] * logits), Batch(batch.tokens, scrambled, batch.mask, doc_ids))
-    for out in (masked, other):
-        require(torch.allclose(padded.loss_sum, out.loss_sum, rtol=1e-5) and padded.count == out.count, "padding changes the loss or the count")
+    for padding in (slice(None, 3), slice(4, None)):  # on the left, on the right
+        doc_ids = torch.zeros_like(batch.tokens)
+        doc_ids[:, padding] = -1
+        padded = evaluate(objective, Table(logits), Batch(batch.tokens, batch.targets, batch.mask, doc_ids))
+        masked = evaluate(objective, Table(logits), Batch(batch.tokens, batch.targets, batch.mask & (doc_ids >= 0), doc_ids))
+        scrambled = batch.targets.masked_fill(doc_ids < 0, -100)
+        other = evaluate(objective, Table(logits + 3.0 * (doc_ids < 0)[..., None] * logits), Batch(batch.tokens, scrambled, batch.mask, doc_ids))
+        for out in (masked, other):
+            require(torch.allclose(padded.loss_sum, out.loss_sum, rtol=1e-5) and padded.count == out.count, "padding changes the loss or the count")
 
 
 @check("objectives", meaning="What is learnt in one document depends on the next one in the window; compare doc_ids of input and target where they are apart.")
@@ -230,8 +232,9 @@ def documents_add_up(subject: Candidate) -> None:
     first = (torch.arange(LENGTH) <= border).expand(ROWS, LENGTH)
     mask = torch.ones_like(first).clone()
     mask[:, border] = False  # its target opens the next document
-    all_ids = ((~first).long(), first.long() - 1, -first.long())  # both, the second padding, the first padding
-    whole, one, two = (evaluate(objective, Table(logits), Batch(batch.tokens, batch.targets, mask, ids)) for ids in all_ids)
+    both, first_alone, second_alone = ((~first).long(), mask), (first.long() - 1, mask & first), (-first.long(), mask & ~first)
+    parts = (both, first_alone, second_alone)  # document ids, the other one being padding, and mask
+    whole, one, two = (evaluate(objective, Table(logits), Batch(batch.tokens, batch.targets, counts, ids)) for ids, counts in parts)
     apart = float((whole.loss_sum - one.loss_sum - two.loss_sum).detach())
     require(abs(apart) <= 1e-5 * abs(whole.loss_sum.item()), f"two documents cost {apart:+.4f} more than each for itself")
     require(whole.count == one.count + two.count, "the count of two documents is not that of each for itself")

@@ -40,7 +40,7 @@ class LocalGradientsConfig(AllLayerConfig):
 
 class ConfidenceConfig(PartConfig):
     form: Literal[1, 2, 3, 4, 5] = Field(
-        3,
+        1,
         description="what each layer adds: 1: -ce / L; 2: log(1 - exp(-mean ce)) / L; 3: ce p live; 4: (ce where it stops, else 1) p live; "
         "5: as 4 with ce, stops and live of the layer before",
     )

@@ -10,7 +10,8 @@ At layer l a place has p = max softmax(head(final_norm(stream_l))), ce = -log so
     5   as 4, with ce, fired and live of the layer before and p of this one
 
 `next token` is the last layer's plain cross-entropy, times `next_token` (default 1 in forms 1 and 2, 0 in the others).
-Form 2 is of the batch's mean, so it depends on the micro-batch, as its definition has it. No gradient flows through stopping.
+Form 2 is of the batch's mean, so it depends on the micro-batch, as its definition has it. Forms 3 to 5 alone hardly learn what
+comes next: lowering confidence is cheaper than being right. No gradient flows through stopping.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ class Frozen:
         if model is None:
             model = _MODELS[digest] = load_model(path / "model" if (path / "model").is_dir() else path).requires_grad_(False)
         self.model = model
-        self.vocab_size, self.seq_len = model.vocab_size, model.seq_len
+        self.vocab_size, self.seq_len = int(model.vocab_size), int(model.seq_len)  # type: ignore[arg-type]
         with torch.no_grad():
             self.width = model(torch.zeros(1, 1, dtype=torch.int64, device=next(model.parameters()).device)).hidden.shape[-1]
 

@@ -37,6 +37,11 @@ class DetachedPast(Cache):
         """Nothing is kept."""
 
 
+def detached_past(batch: Batch) -> DetachedPast:
+    rows, length = batch.tokens.shape
+    return DetachedPast(rows, length, batch.tokens.device)
+
+
 class Myopic(NextToken):
     """For attentions that go by the context's mask; the first uncompiled call compares with the plain pass, and refuses
     attentions that go by the keys' places (windows, biases of position). A model in evaluation mode runs plainly."""
@@ -48,7 +53,7 @@ class Myopic(NextToken):
             return super().run(model, batch)
         if not self.proven and not torch.compiler.is_compiling():
             self.prove(model, batch)
-        cache = DetachedPast(*batch.tokens.shape, batch.tokens.device)
+        cache = detached_past(batch)
         return model(batch.tokens, positions=batch.positions, doc_ids=batch.doc_ids, cache=cache)
 
     @torch.no_grad()
@@ -56,7 +61,7 @@ class Myopic(NextToken):
         """Raises ValueError where the model with a detached past computes something else than the model."""
         model.eval()  # type: ignore[attr-defined]
         plain_BTC = super().run(model, batch).hidden.float()
-        cache = DetachedPast(*batch.tokens.shape, batch.tokens.device)
+        cache = detached_past(batch)
         changed_BTC = model(batch.tokens, positions=batch.positions, doc_ids=batch.doc_ids, cache=cache).hidden.float()
         model.train()  # type: ignore[attr-defined]
         if not (plain_BTC - changed_BTC).norm() <= MOST_DIFFERENCE * plain_BTC.norm():
