@@ -27,7 +27,8 @@ class Context:
 
     tokens_BT and start_BTC: what the model was given, and the stream before the first block. shared: what one layer leaves
     for later ones in the same forward pass (values, keys), under names of the part's own. losses: auxiliary terms, means
-    over the batch, each a scalar; add to what is there with `add_loss`.
+    over the batch, each a scalar; add to what is there with `add_loss`. local_gradients: each layer learns for itself, see
+    Transformer.forward; begun: the first block has run.
     """
 
     position: Position
@@ -39,6 +40,8 @@ class Context:
     tokens_BT: Tensor | None = None
     start_BTC: Tensor | None = None
     shared: dict[str, Any] = field(default_factory=dict)
+    local_gradients: bool = False
+    begun: bool = False
 
     def add_loss(self, name: str, value: Tensor) -> None:
         """Another auxiliary term; those of one name are summed over layers."""

@@ -14,6 +14,7 @@ The same module trains, scores and generates: packed, left-padded and incrementa
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,14 +50,16 @@ class Transformer(nn.Module):
         doc_ids: Tensor | None = None,
         cache: Cache | None = None,
         want_layers: bool = False,
+        local_gradients: bool = False,
     ) -> ModelOutput:
         """hidden [B,T,C] after the final norm.
 
         positions [B,T]: default: places within each document, or 0..T-1; with a cache, going on from it.
         doc_ids [B,T]: tokens attend within equal ids, -1 is padding; default one document a row, with a cache the row's last.
-        want_layers: also the stream after every layer.
+        want_layers: also the stream after every layer. local_gradients: what layers after the first are given is detached.
         """
         context, positions = self.make_context(tokens_BT, positions, doc_ids, cache)
+        context.local_gradients = local_gradients
         stream_BTC = self.position.add(self.embed(tokens_BT, context), positions)
         if self.config.dropout:
             stream_BTC = F.dropout(stream_BTC, self.config.dropout, self.training)
@@ -112,6 +115,7 @@ class Transformer(nn.Module):
             lambda dim=config.d_model: keep("norm", layer, config.norm.build(dim)),
             block=shape,
         )
+        block.register_forward_pre_hook(detached_where_local)
         return keep("block", layer, block)
 
     def _shape(self, layer: int) -> BlockShape:
@@ -139,6 +143,26 @@ def stream_maps(depth: nn.Module) -> tuple[Callable[[Tensor], Tensor], Callable[
 
 def _same(stream: Tensor) -> Tensor:
     return stream
+
+
+def detached_where_local(block: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """With `local_gradients` every block but the first of a pass is given its stream, and what earlier layers share, detached."""
+    context = inputs[1] if len(inputs) > 1 else None
+    if context is None or not context.local_gradients:
+        return None
+    if not context.begun:
+        context.begun = True
+        return None
+    context.shared = {key: detached(value) for key, value in context.shared.items()}
+    context.start_BTC = detached(context.start_BTC)
+    return detached(inputs[0]), *inputs[1:]
+
+
+def detached(value: Any) -> Any:
+    """Tensors in it, lists and tuples included, without their gradient."""
+    if isinstance(value, list | tuple):
+        return type(value)(detached(v) for v in value)
+    return value.detach() if isinstance(value, Tensor) else value
 
 
 def with_optional_context(feedforward: nn.Module) -> nn.Module:

@@ -114,7 +114,9 @@ def candidate(seam: str, part: str | Part, registry: Registry | None = None) -> 
 
 
 def example_options(spec: PartSpec) -> dict[str, Any]:
-    return dict(getattr(spec.config, "example", {}))
+    """`example` on the config class: a dict, or a function that makes one, for options that need something on disk."""
+    example = getattr(spec.config, "example", {})
+    return dict(example() if callable(example) else example)
 
 
 @contextmanager

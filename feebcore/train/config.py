@@ -89,7 +89,7 @@ class TrainSection(StageConfig):
 
     @model_validator(mode="after")
     def _digested(self) -> TrainSection:
-        object.__setattr__(self, "init_content", _model_digest(Path(self.init_from)) if self.init_from else "")
+        object.__setattr__(self, "init_content", model_digest(Path(self.init_from)) if self.init_from else "")
         object.__setattr__(self, "branch_content", self._branch_digest())
         return self
 
@@ -123,7 +123,7 @@ def checkpoint_digest(path: Path) -> str:
     return digest_of([state["step"], {name: entry["sha256"] for name, entry in state["files"].items()}])
 
 
-def _model_digest(folder: Path) -> str:
+def model_digest(folder: Path) -> str:
     """Of the files that make a model; empty when there is none, which the stage's check reports."""
     model = folder / "model" if (folder / "model").is_dir() else folder
     files = [model / name for name in ("model.json", "model.safetensors")]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from feeb_models.objectives import NextTokenConfig
+from feeb_models.objectives.pieces import counted, with_auxiliary
 from feebcore.model.loss import linear_cross_entropy
-from feebcore.protocols import Batch, LanguageModel, Objective, ObjectiveOutput
+from feebcore.protocols import Batch, LanguageModel, ModelOutput, Objective, ObjectiveOutput
 
 
 class NextToken:
@@ -16,7 +15,7 @@ class NextToken:
         self.config = config
 
     def __call__(self, model: LanguageModel, batch: Batch) -> ObjectiveOutput:
-        output = model(batch.tokens, positions=batch.positions, doc_ids=batch.doc_ids)
+        output = self.run(model, batch)
         loss = linear_cross_entropy(
             model.head,
             output.hidden,
@@ -26,10 +25,10 @@ class NextToken:
             z_loss=self.config.z_loss,
             label_smoothing=self.config.label_smoothing,
         )
-        loss_sum = loss.loss_sum
-        for extra in output.losses.values():
-            loss_sum = loss_sum + extra * loss.count
-        return ObjectiveOutput(loss_sum, loss.count, {"nats": loss.nats})
+        return ObjectiveOutput(with_auxiliary(loss.loss_sum, loss.count, output), loss.count, {"nats": loss.nats})
+
+    def run(self, model: LanguageModel, batch: Batch) -> ModelOutput:
+        return model(batch.tokens, positions=batch.positions, doc_ids=batch.doc_ids)
 
 
 class CompletionOnly(NextToken):
@@ -39,14 +38,6 @@ class CompletionOnly(NextToken):
         if batch.mask is None:
             raise ValueError("objective completion_only: the batch has no mask that says which targets are completion; use next_token for plain text")
         return super().__call__(model, batch)
-
-
-def counted(batch: Batch) -> Tensor | None:
-    """[B,T] bool: targets that count; None: all."""
-    if batch.doc_ids is None:
-        return batch.mask
-    real_BT = batch.doc_ids >= 0
-    return real_BT if batch.mask is None else batch.mask & real_BT
 
 
 def build_next_token(config: NextTokenConfig) -> Objective:
