@@ -116,17 +116,19 @@ def power_of(effect: float, sd: float, num_pairs: int, alpha: float = ALPHA) -> 
 
 def seeds_needed(effect: float, sd: float, alpha: float = ALPHA, power: float = POWER) -> int | None:
     """Fewest pairs that find a true difference of `effect` with this power; None beyond 10,000."""
+    from scipy import stats
+
     if effect <= 0:
         raise ValueError(f"effect {effect} must be above 0")
-    low, high = 2, 2
-    while power_of(effect, sd, high, alpha) < power:
-        if high >= MOST_SEEDS:
-            return None
-        low, high = high, min(2 * high, MOST_SEEDS)
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if power_of(effect, sd, middle, alpha) >= power else (middle + 1, high)
-    return high
+    near = ((stats.norm.ppf(1 - alpha / 2) + stats.norm.ppf(power)) * sd / effect) ** 2  # of the normal test: a few too few
+    if near > MOST_SEEDS:
+        return None
+    n = max(2, math.ceil(near))
+    while power_of(effect, sd, n, alpha) < power:
+        n += 1
+    while n > 2 and power_of(effect, sd, n - 1, alpha) >= power:
+        n -= 1
+    return n
 
 
 def smallest_effect(sd: float, num_pairs: int, alpha: float = ALPHA, power: float = POWER) -> float:
