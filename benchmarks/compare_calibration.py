@@ -2,7 +2,7 @@
 
     python benchmarks/compare_calibration.py [--comparisons 30] [--seeds 5] [--steps 60] [--workspace DIR]
 
-Every comparison trains a byte model of some thousand parameters on the standard library's source, --seeds times a side,
+Every comparison trains a byte model of some thousand parameters on the source of pydantic, --seeds times a side,
 all under seeds of their own, through the same code as the command. Prints how many were called different beside what
 chance allows at the 5 % level, and how often the sentence 'no difference larger than X' or 'cannot tell' was given. Runs
 are artifacts: interrupted, it continues; with more comparisons it adds to those that are there.
@@ -28,7 +28,7 @@ from feebcore.recipe import load
 RECIPE = """
 name: calibration
 stages: [download, tokenizer, shard, pretrain]
-download: {{sources: [{{name: stdlib, files: ["json/*.py", "email/*.py", "logging/*.py"]}}], split_modulus: 8}}
+download: {{sources: [{{name: package, package: pydantic, files: ["_internal/*.py"]}}], split_modulus: 8}}
 tokenizer: {{tokenizer: byte}}
 pretrain:
   architecture: {{name: transformer, num_layers: 1, d_model: 32, num_heads: 2}}

@@ -39,6 +39,7 @@ def make(
     curve, points = _curve(base, losses[base.name], rows, told[base.name])
     found = [_variant(d, base.name, settings, points, told) for d in differences]
     notes = [
+        *(_compute(v, base.name) for v in found if settings.curve),
         *order_differences(sides),
         *_uneven(told, base.name, settings),
         *(choice.note for choice in rates.values() if choice.note),
@@ -174,6 +175,17 @@ def _variant(difference: Difference, base: str, settings: Settings, points: Sequ
         "speed_ratio": speeds[0] / speeds[1] if all(speeds) else None,
         "memory_ratio": memory[0] / memory[1] if all(memory) else None,
     }
+
+
+def _compute(variant: Mapping[str, Any], base: str) -> str:
+    """The compute multiplier in words."""
+    times, why = variant["multiplier"]["compute"], variant["multiplier"]["why"]
+    if times["value"] is None:
+        return f"How much more compute {base} needs for the loss of {variant['name']}: cannot tell; {why}."
+    low, high = times["low"], times["high"]
+    ends = [] if low is None else [f"at least {low:.2f}"] if high is None else [f"{low:.2f} to {high:.2f}"]
+    ends = ends or ([f"at most {high:.2f}"] if high is not None else ["both ends lie outside its curve"])
+    return f"For the loss of {variant['name']}, {base} needs {times['value']:.2f} times the training FLOPs of {variant['name']} ({ends[0]})."
 
 
 def _uneven(told: Mapping[str, Mapping[str, Any]], base: str, settings: Settings) -> list[str]:

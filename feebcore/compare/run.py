@@ -6,6 +6,7 @@ comparison's folder says in which order they were run and what came of them. A k
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import time
@@ -151,7 +152,9 @@ class Comparison:
         self.ledger.expire(everyone=True)  # we hold the artifact's lock, so whoever leased before us is gone
         self.costs = self.measure_costs()
         self.steps = self.equal_budgets()
-        rates = {side.name: self.probe_rate(side) for side in self.sides}
+        rates: dict[str, RateChoice] = {}
+        for side in self.sides:  # the same recipe twice has one rate, so that chance alone differs
+            rates[side.name] = dataclasses.replace(rates[side.same_as], note="") if side.same_as else self.probe_rate(side)
         factors = {name: choice.factor for name, choice in rates.items()}
         base = self.sides[0]
         runs = main_runs(self.sides, self.steps, factors)
@@ -207,7 +210,7 @@ class Comparison:
     # --- learning rates ---------------------------------------------------------------------------------------------
 
     def probe_rate(self, side: Side) -> RateChoice:
-        """The side's own rate, or the best of a few around it in short runs; the same recipe as an earlier side has its rate."""
+        """The side's own rate, or the best of a few around it in short runs."""
         settings = self.settings
         if settings.rates == "off":
             return RateChoice(1.0, 1.0, {}, False)
@@ -279,9 +282,11 @@ class Comparison:
             self.out.event("progress", **{k: v for k, v in row.items() if k not in ("kind", "time")})
 
     def tell(self, text: str) -> None:
-        rows = self.ledger.rows()
+        rows, settings = self.ledger.rows(), self.settings
         ended = sum(row.status in ("done", "failed", "censored") for row in rows)
-        self.out.log(f"{text} ({ended} of {len(rows)} runs planned so far)")
+        probed = [side for side in self.sides if settings.rates != "off" and not side.same_as and has_rates(side.section.optimizer)]
+        rates = max(len(settings.rate_factors) * len(probed), sum(row.overrides["role"] == "rate" for row in rows))
+        self.out.log(f"{text} ({ended} of {len(self.sides) * settings.seeds + len(settings.curve) + rates} runs)")
 
 
 def _loss(row: Row) -> float | None:

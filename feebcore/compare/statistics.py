@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -169,7 +169,7 @@ class Difference:
     num_seeds: int
 
 
-def differences_of(baseline: Sequence[float | None], variants: dict[str, Sequence[float | None]], alpha: float = ALPHA) -> list[Difference]:
+def differences_of(baseline: Sequence[float | None], variants: Mapping[str, Sequence[float | None]], alpha: float = ALPHA) -> list[Difference]:
     """Each variant against the baseline, losses in the order of the seeds. None: that run diverged; its pair is left out of
     the interval, and counted."""
     pairs = {name: [v - b for b, v in zip(baseline, losses, strict=True) if b is not None and v is not None] for name, losses in variants.items()}
