@@ -56,7 +56,7 @@ def paired(differences: Sequence[float], alpha: float = ALPHA) -> Paired:
     Differences that are all 0 have p 1. Where they are all the same other number, they tell nothing of the scatter: p is
     then that of the signs alone.
     """
-    from scipy import stats
+    from scipy import special
 
     values = np.asarray(differences, dtype=np.float64)
     if len(values) < 2 or not np.isfinite(values).all():
@@ -66,8 +66,8 @@ def paired(differences: Sequence[float], alpha: float = ALPHA) -> Paired:
     if sd <= 1e-12 * abs(mean) or sd == 0.0:
         return Paired(mean, mean, mean, alpha, 0.0, n, 1.0 if mean == 0.0 else 2.0 / 2**n, flips)
     error = sd / math.sqrt(n)
-    half = float(stats.t.ppf(1 - alpha / 2, n - 1)) * error
-    p = 2.0 * float(stats.t.sf(abs(mean) / error, n - 1))
+    half = float(special.stdtrit(n - 1, 1 - alpha / 2)) * error
+    p = 2.0 * float(special.stdtr(n - 1, -abs(mean) / error))
     return Paired(mean, mean - half, mean + half, alpha, sd, n, p, flips)
 
 
@@ -103,24 +103,24 @@ def holm(p_values: Sequence[float], alpha: float = ALPHA) -> tuple[list[float], 
 
 def power_of(effect: float, sd: float, num_pairs: int, alpha: float = ALPHA) -> float:
     """Chance that the paired t test calls a true difference of `effect` different; sd: of the differences."""
-    from scipy import stats
+    from scipy import special
 
     if num_pairs < 2:
         return 0.0
     if sd == 0.0:
         return 1.0
-    shift, edge = abs(effect) / sd * math.sqrt(num_pairs), float(stats.t.ppf(1 - alpha / 2, num_pairs - 1))
-    found = float(stats.nct.sf(edge, num_pairs - 1, shift) + stats.nct.cdf(-edge, num_pairs - 1, shift))
+    shift, edge = abs(effect) / sd * math.sqrt(num_pairs), float(special.stdtrit(num_pairs - 1, 1 - alpha / 2))
+    found = 1.0 - float(special.nctdtr(num_pairs - 1, shift, edge) - special.nctdtr(num_pairs - 1, shift, -edge))
     return min(1.0, found) if math.isfinite(found) else 1.0  # far beyond the edge SciPy's tail is nan
 
 
 def seeds_needed(effect: float, sd: float, alpha: float = ALPHA, power: float = POWER) -> int | None:
     """Fewest pairs that find a true difference of `effect` with this power; None beyond 10,000."""
-    from scipy import stats
+    from scipy import special
 
     if effect <= 0:
         raise ValueError(f"effect {effect} must be above 0")
-    near = ((stats.norm.ppf(1 - alpha / 2) + stats.norm.ppf(power)) * sd / effect) ** 2  # of the normal test: a few too few
+    near = ((special.ndtri(1 - alpha / 2) + special.ndtri(power)) * sd / effect) ** 2  # of the normal test: a few too few
     if near > MOST_SEEDS:
         return None
     n = max(2, math.ceil(near))
@@ -145,9 +145,9 @@ def smallest_effect(sd: float, num_pairs: int, alpha: float = ALPHA, power: floa
 
 def sd_at_most(sd: float, num_pairs: int, confidence: float = 0.8) -> float:
     """What the true standard deviation is below with this confidence, as n pairs show `sd` (chi-square)."""
-    from scipy import stats
+    from scipy import special
 
-    return sd * math.sqrt((num_pairs - 1) / float(stats.chi2.ppf(1 - confidence, num_pairs - 1)))
+    return sd * math.sqrt((num_pairs - 1) / float(special.chdtri(num_pairs - 1, confidence)))
 
 
 # --- all variants of a comparison -----------------------------------------------------------------------------------

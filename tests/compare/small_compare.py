@@ -59,4 +59,4 @@ if __name__ == "__main__":
         if row["kind"] == "log" and "bits per byte" in row["text"]:
             left -= 1
 
-    run(Path(sys.argv[1]), listener=kill)
+    run(Path(sys.argv[1]), listener=kill, budget="flops")
