@@ -17,6 +17,9 @@ ASSUMPTIONS = (
     "Interval and p are those of the paired t test: differences of new seeds are taken to be independent and roughly normal.",
     "They speak of other seeds of these recipes on this data at this budget; not of other data, sizes or budgets.",
 )
+FEW_PAIRS = 4
+"""Pairs below which a reader is warned."""
+
 UNEVEN = {"tokens": 0.01, "flops": 0.01, "time": 0.05}
 """Share by which a side's budget may be off before it is said."""
 
@@ -203,6 +206,10 @@ def _uneven(told: Mapping[str, Mapping[str, Any]], base: str, settings: Settings
 def _doubts(differences: Sequence[Difference]) -> list[str]:
     notes = []
     for d in differences:
+        if d.paired is not None and d.paired.num_pairs < FEW_PAIRS:
+            notes.append(
+                f"{d.name}: {d.paired.num_pairs} pairs hardly show a scatter, so the interval rests on the normal distribution alone; take 5 seeds or more."
+            )
         if d.paired is not None and d.paired.p_flips is not None and (d.paired.p <= d.paired.alpha) != (d.paired.p_flips <= d.paired.alpha):
             notes.append(
                 f"{d.name}: the sign-flip test, which assumes no normal distribution, gives p {d.paired.p_flips:.2g} where the t test gives {d.paired.p:.2g}."

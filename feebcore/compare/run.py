@@ -254,7 +254,7 @@ class Comparison:
         member = with_section(side.recipe, f"{self.name}-{run.name}", section_for(side.section, run, self.steps[side.name]))
         folders: list[Path] = []
         try:
-            artifact = build(member, STAGE, self.workspace, self.shared, self.forward, self.in_process, before=folders.append)
+            artifact = build(member, STAGE, self.workspace, self.shared, lambda row: self.forward(run, row), self.in_process, before=folders.append)
         except StageFailed as error:
             if folders and _worker_error(folders[0]) == "Diverged":
                 raise Diverged(str(error)) from error
@@ -276,10 +276,11 @@ class Comparison:
         found = {row.name: self.workspace.find(STAGE, row.result["fingerprint"]) for row in self.ledger.rows() if row.status == "done"}
         return {name: artifact for name, artifact in found.items() if artifact is not None}
 
-    def forward(self, row: dict[str, Any]) -> None:
+    def forward(self, run: Run, row: dict[str, Any]) -> None:
         """Progress of a run to whoever listens to the comparison; its own log stays in its folder."""
         if row["kind"] == "progress":
-            self.out.event("progress", **{k: v for k, v in row.items() if k not in ("kind", "time")})
+            named = {"name": f"{run.name} {row.get('name') or STAGE}"}
+            self.out.event("progress", **{k: v for k, v in row.items() if k not in ("kind", "time")} | named)
 
     def tell(self, text: str) -> None:
         rows, settings = self.ledger.rows(), self.settings
