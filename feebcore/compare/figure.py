@@ -1,0 +1,74 @@
+"""The one figure of a comparison: each variant's paired differences with their interval, and the baseline's curve."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from feebcore.report.style import LIGHT, Theme, new_figure, plain_log_ticks, png, styled
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def draw(result: Mapping[str, Any], theme: Theme = LIGHT) -> bytes:
+    """PNG. result: as `feebcore.compare.report.make` gives it."""
+    with styled(theme):
+        figure = new_figure(10.0, max(3.4, 1.8 + 0.7 * len(result["variants"])))
+        left, right = figure.subplots(1, 2)
+        _differences(left, result, theme)
+        _against_compute(right, result, theme)
+        return png(figure)
+
+
+def _differences(axes: Axes, result: Mapping[str, Any], theme: Theme) -> None:
+    sides = {side["name"]: side for side in result["sides"]}
+    base, effect = sides[result["baseline"]], result["effect"]
+    axes.axvline(0.0, color=theme.muted, linewidth=1.0)
+    axes.axvspan(-effect, effect, color=theme.grid, alpha=0.5, zorder=0)
+    for row, variant in enumerate(result["variants"]):
+        colour = theme.series[(row + 1) % len(theme.series)]
+        pairs = zip(base["bits_per_byte"], sides[variant["name"]]["bits_per_byte"], strict=True)
+        values = [v - b for b, v in pairs if b is not None and v is not None]
+        axes.plot(values, [row + 0.16] * len(values), "o", markersize=5, color=colour, alpha=0.55, markeredgewidth=0)
+        if variant["difference"] is not None:
+            axes.errorbar(
+                [variant["difference"]],
+                [row - 0.1],
+                xerr=[[variant["difference"] - variant["low"]], [variant["high"] - variant["difference"]]],
+                fmt="D",
+                markersize=6,
+                color=colour,
+                capsize=4,
+                linewidth=1.8,
+            )
+    axes.set_yticks(range(len(result["variants"])), [_label(variant) for variant in result["variants"]])
+    axes.set_ylim(len(result["variants"]) - 0.4, -0.6)
+    axes.set_xlabel(f"bits per byte beside {result['baseline']} (left is better)")
+    axes.set_title("Difference: seeds, mean and interval")
+    axes.grid(axis="y", visible=False)
+
+
+def _label(variant: Mapping[str, Any]) -> str:
+    lost = variant["diverged"]
+    return f"{variant['name']}\n{variant['kind']}" + (f"\n{lost} diverged" if lost else "")
+
+
+def _against_compute(axes: Axes, result: Mapping[str, Any], theme: Theme) -> None:
+    for row, side in enumerate(result["sides"]):
+        colour = theme.series[row % len(theme.series)]
+        losses = [loss for loss in side["bits_per_byte"] if loss is not None]
+        axes.plot([side["flops"]] * len(losses), losses, "o", markersize=4, color=colour, alpha=0.4, markeredgewidth=0)
+        if side["mean"] is not None:
+            axes.plot([side["flops"]], [side["mean"]], "D", markersize=7, color=colour, label=side["name"])
+    base = result["sides"][0]
+    curve = sorted((p["flops"], p["bits_per_byte"]) for p in result["curve"] if p["bits_per_byte"] is not None)
+    if curve and base["mean"] is not None:
+        curve = sorted([*curve, (base["flops"], base["mean"])])
+        axes.plot(*zip(*curve, strict=True), "-", color=theme.series[0], linewidth=1.4, marker=".", markersize=7, label=f"{base['name']} at other budgets")
+    axes.set_xscale("log")
+    plain_log_ticks(axes.xaxis)
+    axes.set_xlabel("counted training FLOPs of a run")
+    axes.set_ylabel("bits per byte, held-out text")
+    axes.set_title("Loss against compute")
+    axes.legend()

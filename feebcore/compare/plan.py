@@ -1,0 +1,384 @@
+"""What a comparison trains: sides that share their data, seeds in pairs, and the steps that make their budgets equal. No torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field, field_validator
+
+from feebcore.artifacts import Artifact
+from feebcore.config import Part, PartConfig, identity_of
+from feebcore.errors import RecipeError
+from feebcore.files import digest_of
+from feebcore.provenance import plugin_sources
+from feebcore.recipe import Recipe, StageEntry
+from feebcore.stages.base import identity, stages_for
+from feebcore.stages.pretrain import PretrainConfig, check_training
+
+STAGE = "pretrain"
+REVISION = 1
+"""Of what a comparison means; a higher one makes finished comparisons be judged anew."""
+
+Budget = Literal["tokens", "flops", "time"]
+Rates = Literal["best", "report", "off"]
+Role = Literal["rate", "run", "curve"]
+
+
+class Settings(PartConfig):
+    """What to compare by."""
+
+    seeds: int = Field(5, ge=2, description="pairs of runs: each seed trains every side once")
+    budget: Budget = Field("tokens", description="what is equal: training tokens, counted training FLOPs, or measured seconds of training")
+    effect: float = Field(0.01, gt=0, description="smallest difference in bits per byte that matters")
+    rates: Rates = Field("best", description="probe of each side's learning rate: use the best, only report it, or leave it out")
+    rate_factors: tuple[float, ...] = Field((0.5, 1.0, 2.0), description="of the recipe's own rates, that the probe begins with")
+    rate_share: float = Field(0.25, gt=0, le=1, description="of a side's steps, that a run of the rate probe has")
+    curve: tuple[float, ...] = Field((0.5, 2.0), description="budgets of the baseline's own curve, as factors of its budget; empty: no curve")
+    name: str = Field("", description="of the comparison; empty: the sides' names")
+
+    @field_validator("rate_factors")
+    @classmethod
+    def _has_own_rate(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if 1.0 not in value or min(value) <= 0 or len(set(value)) != len(value):
+            raise ValueError(f"{list(value)}: factors are above 0, different, and 1 is among them")
+        return tuple(sorted(value))
+
+    @field_validator("curve")
+    @classmethod
+    def _positive(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if any(factor <= 0 or factor == 1 for factor in value) or len(set(value)) != len(value):
+            raise ValueError(f"{list(value)}: factors are above 0, different, and not 1, which is the comparison itself")
+        return tuple(sorted(value))
+
+    @field_validator("name")
+    @classmethod
+    def _folder(cls, value: str) -> str:
+        if not all(c.isalnum() or c in "-_." for c in value) or value.startswith("."):
+            raise ValueError(f"{value!r} becomes a folder name; use letters, digits, '-', '_' and '.'")
+        return value
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the recipes. seeds: of its runs, the i-th paired with the i-th of every other side. same_as: the earlier side
+    that is the very same recipe, whose seeds this one may not share; '' for none."""
+
+    name: str
+    recipe: Recipe
+    seeds: tuple[int, ...]
+    same_as: str = ""
+
+    @property
+    def section(self) -> PretrainConfig:
+        section = self.recipe.stages[STAGE].section
+        assert isinstance(section, PretrainConfig)
+        return section
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run of a comparison. factor: of the recipe's own rates. share: of the side's steps."""
+
+    name: str
+    side: str
+    role: Role
+    seed: int
+    max_steps: int
+    factor: float = 1.0
+    share: float = 1.0
+
+    def overrides(self) -> dict[str, Any]:
+        return {k: v for k, v in dataclasses.asdict(self).items() if k != "name"}
+
+
+def sides_of(recipes: Sequence[Recipe], settings: Settings) -> list[Side]:
+    """The recipes as sides, the baseline first. Raises RecipeError where they cannot be compared.
+
+    A recipe that is there twice is compared with itself under other seeds: what differs then is chance alone.
+    """
+    if len(recipes) < 2:
+        raise RecipeError("a comparison needs at least two recipes, the baseline first, or one recipe with `variants:`")
+    for recipe in recipes:
+        if STAGE not in recipe.stages:
+            raise RecipeError(f"{recipe.path}: the recipe runs no stage {STAGE!r}, which is what is compared")
+        if not isinstance(recipe.stages[STAGE].section, PretrainConfig):
+            raise RecipeError(f"{recipe.path}: stage {STAGE!r} is not the built-in one, so its runs cannot be planned here")
+    check_same_data(recipes)
+    first = recipes[0].stages[STAGE].section
+    assert isinstance(first, PretrainConfig)
+    known: dict[str, list[str]] = {}
+    sides = []
+    for recipe, name in zip(recipes, _names(recipes), strict=True):
+        alike = known.setdefault(digest_of(_own_identity(recipe)), [])
+        begin = first.seed + len(alike) * settings.seeds
+        sides.append(Side(name, recipe, tuple(range(begin, begin + settings.seeds)), alike[0] if alike else ""))
+        alike.append(name)
+    return sides
+
+
+def _names(recipes: Sequence[Recipe]) -> list[str]:
+    """The recipes' names; of those that share one, the files' names, and then numbers."""
+    names = [recipe.name for recipe in recipes]
+    names = [recipe.path.stem if names.count(name) > 1 and not recipe.variant else name for recipe, name in zip(recipes, names, strict=True)]
+    names = [re.sub(r"[^\w.-]+", "-", name).lstrip(".") or "recipe" for name in names]  # they become folder names
+    return [name if name not in names[:i] else f"{name}-{i + 1}" for i, name in enumerate(names)]
+
+
+def _own_identity(recipe: Recipe) -> dict[str, Any]:
+    """What makes the recipe's training run what it is, but for its seed."""
+    section = recipe.stages[STAGE].section
+    return {"section": identity_of(section.model_copy(update={"seed": 0})), "sources": plugin_sources(recipe, STAGE)}
+
+
+def check_same_data(recipes: Sequence[Recipe]) -> None:
+    """Raises RecipeError naming the first key in which a recipe's stages before pretrain differ from the baseline's."""
+    base = recipes[0]
+    before = [stage for stage in stages_for(base, [STAGE]) if stage != STAGE]
+    for other in recipes[1:]:
+        theirs = [stage for stage in stages_for(other, [STAGE]) if stage != STAGE]
+        if theirs != before:
+            raise RecipeError(
+                f"{other.path}: before {STAGE} it runs {', '.join(theirs)}, and {base.path} runs {', '.join(before)}; recipes are compared on the same data"
+            )
+        for stage in before:
+            pairs = [(r.stages[stage].spec.full_name, identity_of(r.stages[stage].section), plugin_sources(r, stage)) for r in (base, other)]
+            found = first_difference({stage: pairs[0][1]}, {stage: pairs[1][1]}) if pairs[0][0] == pairs[1][0] else (stage, pairs[0][0], pairs[1][0])
+            if found is None and pairs[0][2] != pairs[1][2]:
+                found = (f"{stage}: plugin sources", "those of the one recipe", "those of the other")
+            if found is not None:
+                key, ours, its = found
+                raise RecipeError(
+                    f"{key}: {_short(ours)} in {base.path} and {_short(its)} in {other.path}; recipes are compared on the same data, so make them equal"
+                )
+
+
+def first_difference(one: Any, other: Any, prefix: str = "") -> tuple[str, Any, Any] | None:
+    """The first dotted key, as a recipe writes it, in which two identities differ, and both values; None for equal ones."""
+    if one == other:
+        return None
+    if isinstance(one, dict) and isinstance(other, dict):
+        if "part" in one and "part" in other and one["part"] != other["part"]:
+            return prefix, one["part"], other["part"]
+        for key in dict.fromkeys([*one, *other]):
+            inner = prefix if key == "options" and "part" in one else f"{prefix}.{key}" if prefix else key
+            if (found := first_difference(one.get(key), other.get(key), inner)) is not None:
+                return found
+    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        for i, (a, b) in enumerate(zip(one, other, strict=True)):
+            if (found := first_difference(a, b, f"{prefix}.{i}")) is not None:
+                return found
+    return prefix, one, other
+
+
+def _short(value: Any) -> str:
+    text = "the default" if value is None else repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+ORDER_KEYS = ("packing", "order", "batch_size", "seq_len")
+"""Of a section: what decides, with the seed, which tokens come when."""
+
+
+def order_differences(sides: Sequence[Side]) -> list[str]:
+    """A sentence for each side that, under the same seed, does not read the same tokens in the same order as the baseline."""
+    base, notes = sides[0].section, []
+    for side in sides[1:]:
+        keys = [key for key in ORDER_KEYS if getattr(base, key) != getattr(side.section, key)]
+        if side.same_as:
+            notes.append(f"{side.name} is the same recipe as {side.same_as}: its runs have other seeds, so only chance differs.")
+        elif keys:
+            notes.append(
+                f"{side.name} reads its data in another order than {sides[0].name}, as {', '.join(keys)} differ: pairs share their seeds, not their batches."
+            )
+    return notes
+
+
+def study_identity(sides: Sequence[Side], settings: Settings, shared: Mapping[str, Artifact]) -> dict[str, Any]:
+    """All that decides the outcome of a comparison, but for the machine: plain JSON."""
+    found = []
+    for side in sides:
+        inputs = {name: shared[provider] for name, provider in side.recipe.needs(STAGE).items()}
+        own = identity(with_section(side.recipe, side.recipe.name, side.section.model_copy(update={"seed": 0})), STAGE, inputs)
+        found.append({"name": side.name, "seeds": list(side.seeds), "identity": own})
+    options = settings.model_dump(mode="json", exclude={"name"})
+    return {"compare": REVISION, "settings": options, "sides": found}
+
+
+# --- sections of runs ---------------------------------------------------------------------------------------------------
+
+
+def equal_steps(base_steps: int, base_cost: float, cost: float) -> int:
+    """Steps at `cost` a step that spend what `base_steps` at `base_cost` do, to the nearest step. Units: any, the same."""
+    if not (base_cost > 0 and cost > 0):
+        raise ValueError(f"costs of a step must be above 0, not {base_cost} and {cost}")
+    return max(1, round(base_steps * base_cost / cost))
+
+
+def section_for(section: PretrainConfig, run: Run, own_steps: int) -> PretrainConfig:
+    """The section of one run. own_steps: of the side at its whole budget; a run with a share of it has warmups and other
+    stretches of steps in proportion, so that its schedule keeps its form."""
+    changes: dict[str, Any] = {"seed": run.seed, "max_steps": run.max_steps}
+    if run.factor != 1.0:
+        changes["optimizer"] = scaled_rates(section.optimizer, run.factor)
+    scale = run.max_steps / own_steps
+    if run.role != "run" and scale != 1.0:
+        for key in ("schedule", "momentum_schedule", "weight_decay_schedule"):
+            if (part := getattr(section, key)) is not None:
+                changes[key] = _scaled(part, scale, _is_stretch)
+        changes["optimizer"] = _scaled(changes.get("optimizer", section.optimizer), scale, _is_warmup)
+    return section.model_copy(update=changes)
+
+
+def check_run(section: PretrainConfig, side: str, run: Run) -> None:
+    """Raises RecipeError when the section of a run does not hold together, as with a warmup longer than the run."""
+    if problems := check_training(section):
+        advice = {
+            "rate": " (a run of the rate probe; --no-rate-probe leaves it out)",
+            "curve": " (a run of the baseline's curve; --curve changes it)",
+            "run": "",
+        }
+        raise RecipeError(f"{side}: with {run.max_steps} steps{advice[run.role]}: " + "; ".join(problems))
+
+
+def has_rates(optimizer: Part) -> bool:
+    """Whether the probe finds a rate to change among the optimizer's options."""
+    return scaled_rates(optimizer, 2.0) != optimizer
+
+
+def scaled_rates(optimizer: Part, factor: float) -> Part:
+    """The optimizer with `lr`, and every option that ends in `_lr`, times `factor`, those of an optimizer inside it too."""
+    return _scaled(optimizer, factor, lambda key, value: isinstance(value, float | int) and (key == "lr" or key.endswith("_lr")), whole=False)
+
+
+def _is_stretch(key: str, value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and (key in ("steps", "timescale") or key.endswith("_steps"))
+
+
+def _is_warmup(key: str, value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and "warmup" in key
+
+
+def _scaled(value: Any, factor: float, picks: Any, whole: bool = True) -> Any:
+    """A copy in which every option that `picks(key, value)` is times `factor`; whole: a number of steps, at least 1."""
+    if isinstance(value, Part):
+        return Part(value.seam, value.spec, _scaled(value.config, factor, picks, whole), value.shared)
+    if isinstance(value, list | tuple):
+        return type(value)(_scaled(item, factor, picks, whole) for item in value)
+    if not isinstance(value, BaseModel):
+        return value
+    changes = {}
+    for key in type(value).model_fields:
+        old = getattr(value, key)
+        if picks(key, old):
+            changes[key] = (max(1, round(old * factor)) if old else old) if whole else old * factor
+        else:
+            changes[key] = _scaled(old, factor, picks, whole)
+    return value.model_copy(update=changes)
+
+
+def with_section(recipe: Recipe, name: str, section: PretrainConfig) -> Recipe:
+    """The recipe up to pretrain, called `name`, with this section."""
+    kept = {stage: recipe.stages[stage] for stage in stages_for(recipe, [STAGE])}
+    kept[STAGE] = StageEntry(STAGE, recipe.stages[STAGE].spec, section)
+    return dataclasses.replace(recipe, name=name, stages=kept)
+
+
+# --- which runs -----------------------------------------------------------------------------------------------------------
+
+
+def main_runs(sides: Sequence[Side], steps: Mapping[str, int], factors: Mapping[str, float]) -> list[Run]:
+    """Every seed of every side, seed by seed; every other seed in reverse, so that a machine that slows down slows down all."""
+    runs = []
+    for i in range(len(sides[0].seeds)):
+        turn = [Run(f"{s.name}-seed{s.seeds[i]}", s.name, "run", s.seeds[i], steps[s.name], factors[s.name]) for s in sides]
+        runs += turn if i % 2 == 0 else turn[::-1]
+    return runs
+
+
+def curve_runs(side: Side, steps: int, factor: float, settings: Settings) -> list[Run]:
+    """The baseline under its first seed at other budgets."""
+    seed = side.seeds[0]
+    return [Run(f"{side.name}-budget{share:g}-seed{seed}", side.name, "curve", seed, max(1, round(steps * share)), factor, share) for share in settings.curve]
+
+
+def rate_run(side: Side, steps: int, factor: float, settings: Settings) -> Run:
+    seed, share = side.seeds[0], settings.rate_share
+    return Run(f"{side.name}-rate{factor:g}-seed{seed}", side.name, "rate", seed, max(1, round(steps * share)), factor, share)
+
+
+def token_steps(sides: Sequence[Side]) -> dict[str, int]:
+    """Steps of every side that see as many tokens as the baseline does."""
+    base = sides[0].section
+    return {s.name: equal_steps(base.max_steps, base.batch_size * base.seq_len, s.section.batch_size * s.section.seq_len) for s in sides}
+
+
+def check_plan(sides: Sequence[Side], steps: Mapping[str, int], settings: Settings) -> None:
+    """Raises RecipeError when a run that is planned cannot be, before any is begun."""
+    if settings.budget == "time" and any(side.section.parallel.strategy != "none" for side in sides):
+        raise RecipeError("equal time is measured in one process, and a recipe trains in several (pretrain.parallel); compare by tokens or flops")
+    by_name, base = {side.name: side for side in sides}, sides[0]
+    planned = main_runs(sides, steps, dict.fromkeys(steps, 1.0)) + curve_runs(base, steps[base.name], 1.0, settings)
+    if settings.rates != "off":
+        planned += [rate_run(side, steps[side.name], 1.0, settings) for side in sides]
+    for run in planned:
+        check_run(section_for(by_name[run.side].section, run, steps[run.side]), run.side, run)
+
+
+EXTENSIONS = 2
+"""How many rates are added where the best one lies at an end of those that were tried."""
+
+
+@dataclass(frozen=True)
+class RateChoice:
+    """factor: of the recipe's own rates that is used. best: the best one tried. tried: bits per byte by factor, None where
+    the run diverged. at_edge: the best lies at an end of what was tried."""
+
+    factor: float
+    best: float
+    tried: dict[float, float | None]
+    at_edge: bool
+    note: str = ""
+
+
+def next_factor(tried: Mapping[float, float | None], settings: Settings) -> float | None:
+    """The rate to try next where the best so far lies at an end; None when it does not, or enough were tried."""
+    best = _best(tried)
+    low, high = min(tried), max(tried)
+    if best is None or len(tried) < 2 or len(tried) >= len(settings.rate_factors) + EXTENSIONS or best not in (low, high):
+        return None
+    ordered = sorted(tried)
+    return low * low / ordered[1] if best == low else high * high / ordered[-2]
+
+
+def choose_rate(side: str, tried: Mapping[float, float | None], settings: Settings) -> RateChoice:
+    """The best rate, but the recipe's own where no other is better by more than half of the effect asked for: one short
+    run a rate is too noisy to prefer one for less."""
+    best = _best(tried)
+    if best is None:
+        return RateChoice(1.0, 1.0, dict(tried), False, f"{side}: every run of the rate probe diverged; its own rate is used.")
+    own, reached = tried.get(1.0), tried[best]
+    assert reached is not None
+    worth = own is None or own - reached > settings.effect / 2
+    factor = best if worth and settings.rates == "best" else 1.0
+    at_edge = worth and best in (min(tried), max(tried))
+    note = ""
+    if worth and best != 1.0:
+        gain = "its own diverged" if own is None else f"{own - reached:.4f} bits per byte better than its own"
+        use = "used" if settings.rates == "best" else "only reported, as asked"
+        note = f"{side}: {best:g} times its own rate was best in the probe ({gain}); {use}."
+    if at_edge:
+        note = (
+            f"{note} It is the last one tried, so a better one may lie beyond."
+            if note
+            else f"{side}: its own rate is the last one tried, so a better one may lie beyond."
+        )
+    return RateChoice(factor, best, dict(tried), at_edge, note)
+
+
+def _best(tried: Mapping[float, float | None]) -> float | None:
+    finished = {factor: loss for factor, loss in tried.items() if loss is not None}
+    return min(finished, key=lambda factor: (finished[factor], abs(factor - 1.0))) if finished else None

@@ -1,0 +1,233 @@
+"""What a comparison found, as plain JSON, as text and as headline metrics. Every number comes from runs in the ledger."""
+
+from __future__ import annotations
+
+import math
+import statistics as plain
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from feebcore.compare import statistics
+from feebcore.compare.plan import RateChoice, Settings, Side, order_differences
+from feebcore.compare.statistics import CurvePoint, Difference
+from feebcore.compare.verdict import judge
+from feebcore.studies import Row
+
+ASSUMPTIONS = (
+    "Interval and p are those of the paired t test: differences of new seeds are taken to be independent and roughly normal.",
+    "They speak of other seeds of these recipes on this data at this budget; not of other data, sizes or budgets.",
+)
+FEW_PAIRS = 4
+"""Pairs below which a reader is warned."""
+
+UNEVEN = {"tokens": 0.01, "flops": 0.01, "time": 0.05}
+"""Share by which a side's budget may be off before it is said."""
+
+
+def make(
+    sides: Sequence[Side],
+    settings: Settings,
+    costs: Mapping[str, Mapping[str, Any]],
+    steps: Mapping[str, int],
+    rates: Mapping[str, RateChoice],
+    rows: Sequence[Row],
+    every_row: Sequence[Row],
+) -> dict[str, Any]:
+    """The whole result. rows: the main runs and the curve's; every_row: these and those of rate probes, in the order run."""
+    base = sides[0]
+    losses = {side.name: _losses(side, rows) for side in sides}
+    variants = {side.name: losses[side.name] for side in sides[1:]}
+    differences = statistics.differences_of(losses[base.name], variants)
+    told = {side.name: _side(side, losses[side.name], rows, costs[side.name], steps[side.name], rates[side.name]) for side in sides}
+    curve, points = _curve(base, losses[base.name], rows, told[base.name])
+    found = [_variant(d, base.name, settings, points, told) for d in differences]
+    notes = [
+        *(_compute(v, base.name) for v in found if settings.curve),
+        *order_differences(sides),
+        *_uneven(told, base.name, settings),
+        *(choice.note for choice in rates.values() if choice.note),
+        *_doubts(differences),
+    ]
+    if settings.budget == "time":
+        notes.append("Equal time rests on step times that were measured on this machine when the comparison began: another machine gives other steps.")
+    return _finite(
+        {
+            "baseline": base.name,
+            "budget": settings.budget,
+            "effect": settings.effect,
+            "alpha": statistics.ALPHA,
+            "seeds": settings.seeds,
+            "verdict": [v["sentence"] for v in found],
+            "variants": found,
+            "sides": list(told.values()),
+            "curve": curve,
+            "notes": notes,
+            "assumptions": list(ASSUMPTIONS),
+            "runs": [_run(row) for row in every_row],
+        }
+    )
+
+
+def headline(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Metrics of the manifest: the verdict, and each difference with its interval."""
+    differences = {v["name"]: {"value": v["difference"], "low": v["low"], "high": v["high"]} for v in result["variants"]}
+    kinds = {v["name"]: v["kind"] for v in result["variants"]}
+    return {"verdict": " ".join(result["verdict"]), "kinds": kinds, "difference": differences, "runs": len(result["runs"])}
+
+
+def text(result: Mapping[str, Any]) -> str:
+    """verdict.txt: a sentence a variant, then what a reader must know beside it."""
+    return "\n".join([*result["verdict"], *([""] if result["notes"] else []), *result["notes"], "", *result["assumptions"]]) + "\n"
+
+
+def _losses(side: Side, rows: Sequence[Row]) -> list[float | None]:
+    """Bits per byte in the order of the seeds; None: diverged."""
+    mine = {row.overrides["seed"]: row for row in rows if row.overrides["side"] == side.name and row.overrides["role"] == "run"}
+    return [float(mine[seed].result["bits_per_byte"]) if mine[seed].status == "done" else None for seed in side.seeds]
+
+
+def _side(side: Side, losses: Sequence[float | None], rows: Sequence[Row], cost: Mapping[str, Any], steps: int, rate: RateChoice) -> dict[str, Any]:
+    mine = [row for row in rows if row.overrides["side"] == side.name and row.overrides["role"] == "run"]
+    done = [row.result for row in mine if row.status == "done"]
+    finished = [loss for loss in losses if loss is not None]
+    speeds = [r["tokens_per_second"] for r in done if r.get("tokens_per_second")]
+    tokens = steps * cost["tokens"]
+    speed = plain.median(speeds) if speeds else None
+    return {
+        "name": side.name,
+        "recipe": str(side.recipe.path),
+        "seeds": list(side.seeds),
+        "steps": steps,
+        "tokens": tokens,
+        "flops": steps * cost["flops"],
+        "parameters": done[0]["parameters"] if done else None,
+        "bits_per_byte": list(losses),
+        "mean": plain.fmean(finished) if finished else None,
+        "sd": plain.stdev(finished) if len(finished) > 1 else None,
+        "diverged": [{"seed": row.overrides["seed"], "why": row.why} for row in mine if row.status != "done"],
+        "bad_steps": sum(r.get("bad_steps", 0) for r in done),
+        "tokens_per_second": speed,
+        "training_seconds": tokens / speed if speed else None,
+        "memory_bytes": cost.get("memory_bytes"),
+        "step_seconds_at_start": cost.get("step_seconds"),
+        "rate": {
+            "factor": rate.factor,
+            "best": rate.best,
+            "at_edge": rate.at_edge,
+            "tried": [{"factor": factor, "bits_per_byte": loss} for factor, loss in sorted(rate.tried.items())],
+        },
+    }
+
+
+def _curve(base: Side, losses: Sequence[float | None], rows: Sequence[Row], told: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[CurvePoint]]:
+    """The baseline's loss at other budgets, each trained with its whole schedule under the first seed, beside the same seed at 1.
+
+    The error of a gain is that of two runs under different seeds: pairs scatter less, so this errs on the safe side.
+    """
+    points, plotted = [], []
+    own = losses[0]
+    error = math.sqrt(2.0) * told["sd"] if told["sd"] is not None else math.nan
+    for row in rows:
+        if row.overrides["role"] != "curve":
+            continue
+        factor = row.overrides["max_steps"] / told["steps"]
+        loss = float(row.result["bits_per_byte"]) if row.status == "done" else None
+        plotted.append({"factor": factor, "flops": factor * told["flops"], "bits_per_byte": loss, "why": row.why})
+        if loss is not None and own is not None and math.isfinite(error):
+            points.append(CurvePoint(factor, own - loss, error))
+    return plotted, points
+
+
+def _variant(difference: Difference, base: str, settings: Settings, points: Sequence[CurvePoint], told: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    verdict = judge(difference, base, settings.effect)
+    found = difference.paired
+    times = statistics.multiplier(points, found)
+    by_flops = told[base]["flops"] / told[difference.name]["flops"]
+    speeds = told[difference.name]["tokens_per_second"], told[base]["tokens_per_second"]
+    memory = told[difference.name]["memory_bytes"], told[base]["memory_bytes"]
+    numbers: dict[str, Any] = dict.fromkeys(("difference", "low", "high", "confidence", "sd", "p_alone", "p_sign_flip", "smallest_effect"))
+    if found is not None:
+        numbers = {
+            "difference": found.mean,
+            "low": found.low,
+            "high": found.high,
+            "confidence": 1 - found.alpha,
+            "sd": found.sd,
+            "p_alone": found.p,
+            "p_sign_flip": found.p_flips,
+            "smallest_effect": statistics.smallest_effect(found.sd, found.num_pairs, found.alpha),
+        }
+    return {
+        "name": difference.name,
+        "kind": verdict.kind,
+        "sentence": verdict.sentence[0].upper() + verdict.sentence[1:] if verdict.kind in ("no difference", "cannot tell") else verdict.sentence,
+        **numbers,
+        "low_95_alone": difference.low_95,
+        "high_95_alone": difference.high_95,
+        "num_pairs": found.num_pairs if found else 0,
+        "p": difference.p,
+        "diverged": difference.diverged,
+        "baseline_diverged": difference.baseline_diverged,
+        "seeds_needed": verdict.seeds_needed,
+        "seeds_at_most": verdict.seeds_at_most,
+        "multiplier": {
+            "budget": {"value": times.value, "low": times.low, "high": times.high},
+            "compute": {key: None if value is None else value * by_flops for key, value in (("value", times.value), ("low", times.low), ("high", times.high))},
+            "why": times.why,
+        },
+        "speed_ratio": speeds[0] / speeds[1] if all(speeds) else None,
+        "memory_ratio": memory[0] / memory[1] if all(memory) else None,
+    }
+
+
+def _compute(variant: Mapping[str, Any], base: str) -> str:
+    """The compute multiplier in words."""
+    times, why = variant["multiplier"]["compute"], variant["multiplier"]["why"]
+    if times["value"] is None:
+        return f"How much more compute {base} needs for the loss of {variant['name']}: cannot tell; {why}."
+    low, high = times["low"], times["high"]
+    ends = [] if low is None else [f"at least {low:.2f}"] if high is None else [f"{low:.2f} to {high:.2f}"]
+    ends = ends or ([f"at most {high:.2f}"] if high is not None else ["both ends lie outside its curve"])
+    return f"For the loss of {variant['name']}, {base} needs {times['value']:.2f} times the training FLOPs of {variant['name']} ({ends[0]})."
+
+
+def _uneven(told: Mapping[str, Mapping[str, Any]], base: str, settings: Settings) -> list[str]:
+    """A sentence for each side whose budget came out otherwise than the baseline's."""
+    key = {"tokens": "tokens", "flops": "flops", "time": "training_seconds"}[settings.budget]
+    words = {"tokens": "tokens", "flops": "training FLOPs", "time": "seconds of training"}[settings.budget]
+    notes = []
+    for side in told.values():
+        ours, its = told[base][key], side[key]
+        if ours and its and abs(its / ours - 1) > UNEVEN[settings.budget]:
+            notes.append(f"{side['name']} had {100 * (its / ours - 1):+.1f} % {words} beside {base}: the budgets are not quite equal.")
+    return notes
+
+
+def _doubts(differences: Sequence[Difference]) -> list[str]:
+    notes = []
+    for d in differences:
+        if d.paired is not None and d.paired.num_pairs < FEW_PAIRS:
+            notes.append(
+                f"{d.name}: {d.paired.num_pairs} pairs hardly show a scatter, so the interval rests on the normal distribution alone; take 5 seeds or more."
+            )
+        if d.paired is not None and d.paired.p_flips is not None and (d.paired.p <= d.paired.alpha) != (d.paired.p_flips <= d.paired.alpha):
+            notes.append(
+                f"{d.name}: the sign-flip test, which assumes no normal distribution, gives p {d.paired.p_flips:.2g} where the t test gives {d.paired.p:.2g}."
+            )
+    return notes
+
+
+def _run(row: Row) -> dict[str, Any]:
+    kept = {key: row.result.get(key) for key in ("bits_per_byte", "tokens", "flops", "seconds", "tokens_per_second", "path")}
+    return {"name": row.name, **row.overrides, "status": "diverged" if row.status == "censored" else row.status, "why": row.why, **kept}
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: None in its place."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,156 @@
+"""`feeb compare`: recipes against each other, over seeds in pairs, with a verdict."""
+
+from __future__ import annotations
+
+import dataclasses
+import json as json_module
+import sys
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from feeb_pipelines.cli.options import Json, Set, WorkspaceOption
+
+if TYPE_CHECKING:
+    from feeb_pipelines.cli.display import Display
+    from feebcore.compare.plan import Settings
+    from feebcore.recipe import Recipe
+
+
+def compare(
+    *recipes: Annotated[str, Parameter(help="Recipes (YAML files), the baseline first; or one recipe with `variants:`, the first of which is it.")],
+    seeds: Annotated[int, Parameter(help="Pairs of runs: each seed trains every recipe once.")] = 5,
+    budget: Annotated[Literal["tokens", "flops", "time"], Parameter(help="What is equal; the baseline's own is the measure.")] = "tokens",
+    effect: Annotated[float, Parameter(help="Smallest difference in bits per byte that matters to you.")] = 0.01,
+    rate_probe: Annotated[bool, Parameter(help="Find each recipe's best learning rate first, in short runs.", negative="--no-rate-probe")] = True,
+    own_rate: Annotated[bool, Parameter(help="Train at each recipe's own rate; the probe only reports.", negative=(), show_default=False)] = False,
+    curve: Annotated[str, Parameter(help="Other budgets of the baseline, as factors, for the compute multiplier; none: no curve.")] = "0.5,2",
+    name: Annotated[str, Parameter(help="Of the comparison; default: the recipes' names.", show_default=False)] = "",
+    set: Set = [],  # noqa: B006
+    workspace: WorkspaceOption = None,
+    in_process: Annotated[bool, Parameter(help="All runs in this process: for a debugger, or many very small runs.", negative=(), show_default=False)] = False,
+    json: Json = False,
+) -> int:
+    """Train recipes under the same seeds at equal budgets, and say which is better, as far as the runs can tell.
+
+    The recipes must agree on data and tokenizer; --set changes all of them. Every run is an artifact of stage pretrain,
+    so nothing is trained twice and a killed comparison continues. The verdict rests on the paired interval: better,
+    worse, no difference larger than so much, or cannot tell, then with the number of seeds that would.
+
+    Examples:
+        feeb compare baseline.yaml idea.yaml
+        feeb compare baseline.yaml idea.yaml other.yaml --budget flops --seeds 8 --effect 0.005
+        feeb compare baseline.yaml baseline.yaml --no-rate-probe
+    """
+    from feeb_pipelines.cli.display import Display
+    from feeb_pipelines.cli.run import _interruptible
+    from feebcore.artifacts import Workspace
+    from feebcore.compare.run import compare as run_comparison
+    from feebcore.files import read_json
+
+    settings = _settings(
+        seeds=seeds, budget=budget, effect=effect, rates="report" if own_rate else "best" if rate_probe else "off", curve=_factors(curve), name=name
+    )
+    members = _members(recipes, set)
+    started = time.monotonic()
+    display = Display(quiet=json)
+    with display, _interruptible():
+        artifact = run_comparison(members, settings, Workspace(workspace), display, in_process)
+    result = read_json(artifact.file("result.json"))
+    seconds = time.monotonic() - started
+    if json:
+        sys.stdout.write(json_module.dumps({"path": str(artifact.path), "seconds": round(seconds, 3), **result}, indent=2) + "\n")
+    else:
+        _show(result, str(artifact.path), display, artifact.manifest["finished"] < time.time() - seconds)
+    return 0
+
+
+def _factors(text: str) -> tuple[float, ...]:
+    from feebcore.errors import FeebError
+
+    try:
+        return () if text.strip() in ("", "none") else tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise FeebError(f"--curve {text!r}: write factors of the baseline's budget, as 0.5,2, or none") from None
+
+
+def _settings(**options: Any) -> Settings:
+    from pydantic import ValidationError
+
+    from feebcore.compare.plan import Settings
+    from feebcore.errors import FeebError
+
+    try:
+        return Settings(**options)
+    except ValidationError as error:
+        problems = [f"--{'.'.join(map(str, e['loc'][:1]))}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors(include_url=False)]
+        raise FeebError("\n".join(problems)) from None
+
+
+def _members(recipes: tuple[str, ...], overrides: list[str]) -> list[Recipe]:
+    """Each recipe's variants, or the recipe itself; the seeds that it names are the comparison's to choose."""
+    from feebcore.recipe import load, load_study
+
+    found: list[Recipe] = []
+    for path in recipes:
+        members = {member.variant: member for member in reversed(load_study(path, overrides))}
+        if list(members) == [""]:
+            found.append(load(path, overrides))
+        else:
+            found += [dataclasses.replace(m, name=m.name.removesuffix(f"-seed{m.seed}")) for m in reversed(members.values())]
+    return found
+
+
+def _show(result: Mapping[str, Any], path: str, display: Display, reused: bool) -> None:
+    from rich import box
+    from rich.table import Table
+
+    out = display.console
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    columns = ("recipe", "bits per byte", "difference", "interval", "p", "compute multiplier", "tokens/s", "memory", "steps", "rate", "diverged")
+    for column in columns:
+        table.add_column(column, justify="left" if column == "recipe" else "right")
+    variants = {v["name"]: v for v in result["variants"]}
+    for side in result["sides"]:
+        table.add_row(*_row(side, variants.get(side["name"])))
+    out.print(table, soft_wrap=False)
+    for sentence in result["verdict"]:
+        out.print(sentence, style="bold", markup=False)
+    for note in result["notes"]:
+        out.print(note, style="dim", markup=False)
+    if reused:
+        out.print("nothing to do: the comparison is finished already")
+    out.print(f"figure: {path}/figure.png", markup=False)
+
+
+def _row(side: Mapping[str, Any], variant: Mapping[str, Any] | None) -> list[str]:
+    from feeb_pipelines.summary import number
+    from feebcore.compare.verdict import p_text
+    from feebcore.report.style import byte_size
+
+    measured = "" if side["mean"] is None else f"{side['mean']:.4f}" + ("" if side["sd"] is None else f" ± {side['sd']:.4f}")
+    judged = ["baseline", "", "", ""]
+    if variant is not None and variant["difference"] is not None:
+        interval = f"{variant['low']:+.4f} to {variant['high']:+.4f}"
+        judged = [f"{variant['difference']:+.4f}", interval, p_text(variant["p"]), _multiplier(variant["multiplier"]["compute"])]
+    elif variant is not None:
+        judged = ["cannot tell", "", "", "cannot tell"]
+    speed = "" if side["tokens_per_second"] is None else number(side["tokens_per_second"])
+    memory = "" if side["memory_bytes"] is None else byte_size(side["memory_bytes"])
+    runs = f"{len(side['diverged'])} of {len(side['seeds'])}"
+    return [side["name"], measured, *judged, speed, memory, number(side["steps"]), f"{side['rate']['factor']:g} x", runs]
+
+
+def _multiplier(found: Mapping[str, float | None]) -> str:
+    """1.4 (1.2 to 1.7); an end that lies outside the baseline's curve is a question mark."""
+    if found["value"] is None:
+        return "cannot tell"
+    ends = " to ".join("?" if found[end] is None else f"{found[end]:.2f}" for end in ("low", "high"))
+    return f"{found['value']:.2f} ({ends})"
+
+
+compare.usage = "Usage: feeb compare BASELINE RECIPE… [OPTIONS]"  # type: ignore[attr-defined]
+
+COMMANDS = (compare,)
