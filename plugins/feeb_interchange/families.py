@@ -176,7 +176,7 @@ class Gpt2:
 
     @staticmethod
     def seq_len(config: Options) -> int:
-        return config.get("n_positions", config.get("n_ctx", 1024))
+        return int(config.get("n_positions") or config.get("n_ctx") or 1024)
 
     @staticmethod
     def to_feeb(config: Options, options: Options, take: Take) -> dict[str, Tensor]:

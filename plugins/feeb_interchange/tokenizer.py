@@ -104,7 +104,7 @@ def special_ids(source: Path, described: dict[str, Any]) -> tuple[str, str]:
     """BOS and EOS of a Hugging Face folder as texts: from tokenizer_config.json, else from config.json's ids. A missing BOS
     is EOS, as GPT-2 has it."""
     settings = read_json(source / "tokenizer_config.json") if (source / "tokenizer_config.json").is_file() else {}
-    by_id = _texts_by_id(json.loads((source / FILE).read_text(encoding="utf-8")))
+    by_id = texts_by_id(json.loads((source / FILE).read_text(encoding="utf-8")))
     found = {}
     for name in ("bos", "eos"):
         token = settings.get(f"{name}_token")
@@ -118,7 +118,7 @@ def special_ids(source: Path, described: dict[str, Any]) -> tuple[str, str]:
     return found["bos"] or eos, eos
 
 
-def _texts_by_id(codec: dict[str, Any]) -> dict[int | None, str]:
+def texts_by_id(codec: dict[str, Any]) -> dict[int, str]:
     vocab = codec["model"].get("vocab", {})
     pairs = vocab.items() if isinstance(vocab, dict) else ((entry[0], i) for i, entry in enumerate(vocab))
     return {number: token for token, number in pairs} | {t["id"]: t["content"] for t in codec.get("added_tokens") or ()}
@@ -134,7 +134,7 @@ def copy_codec(folder: Path, target: Path) -> dict[str, int]:
     if name == "imported":
         bos, eos = part["config"]["bos"], part["config"]["eos"]
         shutil.copyfile(folder / FILE, target / FILE)
-        ids = {text: number for number, text in _texts_by_id(codec).items()}
+        ids = {text: number for number, text in texts_by_id(codec).items()}
         numbers = (ids[bos], ids[eos])
     elif name == OWN_BPE:
         bos, eos = "<|bos|>", "<|eos|>"

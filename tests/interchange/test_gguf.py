@@ -150,7 +150,14 @@ def small_llama(folder: Path, kind: str, **changes: Any) -> tuple[Path, Any]:
     attention = {"num_kv_heads": 2, "qk_norm": qwen}
     part = choose(
         "architectures",
-        {"name": "qwen3" if qwen else "llama", "num_layers": 2, "d_model": 32, "attention": attention, "feedforward": {"hidden": 48}, "position": {"base": 1e4}},
+        {
+            "name": "qwen3" if qwen else "llama",
+            "num_layers": 2,
+            "d_model": 32,
+            "attention": attention,
+            "feedforward": {"hidden": 48},
+            "position": {"base": 1e4},
+        },
     )
     model = build_model(part, len(TOKENS), 16).eval()
     with torch.no_grad():
@@ -253,8 +260,8 @@ def test_files_cut_anywhere_are_an_error_and_never_a_wrong_tensor(tmp_path: Path
         (tmp_path / "cut.gguf").write_bytes(whole[:size])
         with pytest.raises(DataError, match=r"truncated|no GGUF|cannot be read"):
             GgufFile(tmp_path / "cut.gguf").read("w")
+    (tmp_path / "old.gguf").write_bytes(b"GGUF" + struct.pack("<I", 1) + whole[8:])
     with pytest.raises(DataError, match="version 1"):
-        (tmp_path / "old.gguf").write_bytes(b"GGUF" + struct.pack("<I", 1) + whole[8:])
         GgufFile(tmp_path / "old.gguf")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from feebcore.api import open_model
@@ -114,7 +114,7 @@ def test_shards_are_read_through_their_index(tmp_path: Path) -> None:
     with torch.no_grad():
         torch.testing.assert_close(logits_of(ours), theirs(TOKENS).logits, atol=1e-5, rtol=1e-5)
     next(iter((tmp_path / "theirs").glob("model-00002*"))).unlink()
-    with pytest.raises(DataError, match="model-00002.*is not there"):
+    with pytest.raises(DataError, match=r"model-00002.*is not there"):
         import_folder(tmp_path / "theirs", tmp_path / "ours")
 
 
