@@ -34,6 +34,9 @@ def feeb_architectures() -> Iterable[feeb.ArchitectureSpec]:
         summary="Decoder-only transformer assembled from block parts.",
         reference="arXiv:1706.03762",
     )
+    from feeb_models import presets  # its configs are subclasses of the one above
+
+    yield from presets.specs()
 
 
 @feeb.hookimpl

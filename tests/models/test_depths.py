@@ -165,7 +165,7 @@ def test_convergence_thresholds_have_their_limits() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("depth", ["dense_average", "unet", "local_gradients"])
+@pytest.mark.parametrize("depth", ["dense_average", "unet"])
 def test_skips_begin_as_separate_layers(depth: str) -> None:
     model, plain = transformer(vivid=False, depth=depth), transformer(vivid=False)
     torch.testing.assert_close(model(some_tokens()).hidden, plain(some_tokens()).hidden)
@@ -194,15 +194,3 @@ def test_a_dense_average_weighs_what_every_layer_made() -> None:
     layers = model(some_tokens(), want_layers=True).layers
     for i, layer in enumerate(layers):
         torch.testing.assert_close(layer, torch.einsum("j,jbtc->btc", model.depth.alphas[i], torch.stack(made[: i + 2])))
-
-
-def test_local_gradients_let_each_block_learn_from_its_own_output_only() -> None:
-    model, plain = transformer(depth="local_gradients"), transformer()
-    plain.load_state_dict(model.state_dict())
-    layers, wanted = (each(some_tokens(), want_layers=True).layers for each in (model, plain))
-    assert all(torch.equal(x, y) for x, y in zip(layers, wanted, strict=True))
-    sum(layer.pow(3).sum() for layer in layers).backward()
-    for i, block in enumerate(model.depth.blocks):
-        own = torch.autograd.grad(wanted[i].pow(3).sum(), list(plain.depth.blocks[i].parameters()), retain_graph=True)
-        for parameter, gradient in zip(block.parameters(), own, strict=True):
-            torch.testing.assert_close(parameter.grad, gradient)

@@ -11,7 +11,7 @@ from typing import Any
 
 import cyclopts
 
-from feeb_pipelines.cli import artifacts, branch, compare, completion, doctor, generate, inspection, run, ui
+from feeb_pipelines.cli import artifacts, branch, compare, completion, doctor, generate, inspection, interchange, run, ui
 
 HELP = """From an idea about training language models to a verdict: plugins, recipes and a Prefect pipeline.
 
@@ -24,7 +24,7 @@ Artifacts land in the workspace: ./data, or FEEB_WORKSPACE, or --workspace DIR.
 def make_app() -> cyclopts.App:
     """The command line as an object, for completion scripts and the documentation."""
     app = cyclopts.App(name="feeb", help=HELP, version=_version, suppress_keyboard_interrupt=False, help_format="plaintext", result_action="return_value")
-    for module in (run, branch, compare, inspection, generate, ui, doctor, completion):
+    for module in (run, branch, compare, inspection, generate, interchange, ui, doctor, completion):
         for command in module.COMMANDS:
             app.command(command, **_help(command))
     listing = cyclopts.App(name="artifacts", help="List, verify, adopt and clean up what stages made.", help_format="plaintext")

@@ -85,10 +85,3 @@ def specs() -> Iterable[DepthSpec]:
         reference="https://github.com/KellerJordan/modded-nanogpt",
         since="1.1",
     )
-    yield DepthSpec(
-        "local_gradients",
-        build="feeb_models.depths.skips:build_local_gradients",
-        summary="Gradients stop between layers: each block learns from its own output, which the objective must ask for.",
-        breaks=("gradient_everywhere",),
-        since="1.1",
-    )

@@ -53,25 +53,9 @@ class UNet(Separate):
         return streams
 
 
-class LocalGradients(Separate):
-    """The same values as `separate`, but no gradient goes from a block to the one before it: each learns from a loss on its own
-    output, for which the objective must ask for all layers. With a loss on the last layer only the last block learns."""
-
-    def forward(self, stream_BTC: Tensor, context: Context) -> list[Tensor]:
-        streams: list[Tensor] = []
-        for i, block in enumerate(self.blocks):
-            stream_BTC = block(stream_BTC.detach() if i else stream_BTC, context)
-            streams.append(stream_BTC)
-        return streams
-
-
 def build_dense_average(config: NoOptions, num_layers: int, make_block: MakeBlock) -> nn.Module:
     return DenseAverage(num_layers, make_block)
 
 
 def build_unet(config: NoOptions, num_layers: int, make_block: MakeBlock) -> nn.Module:
     return UNet(num_layers, make_block)
-
-
-def build_local_gradients(config: NoOptions, num_layers: int, make_block: MakeBlock) -> nn.Module:
-    return LocalGradients(num_layers, make_block)

@@ -1,0 +1,101 @@
+"""`feeb import` and `feeb export`: models of other libraries in and out of the workspace."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from feeb_pipelines.cli.options import Json, WorkspaceOption
+
+Option = Annotated[
+    list[str] | None,
+    Parameter(name="--option", help="An option of the part: --option seq_len=512. May be repeated.", negative=(), show_default=False),
+]
+
+
+def import_(
+    source: Annotated[Path, Parameter(help="A folder with config.json and safetensors, or a .gguf file.")],
+    name: Annotated[str, Parameter(help="Its label in the workspace.")],
+    /,
+    *,
+    importer: Annotated[str | None, Parameter(help="Part of seam importers; default: what SOURCE looks like.")] = None,
+    option: Option = None,
+    workspace: WorkspaceOption = None,
+    json: Json = False,
+) -> None:
+    """Bring a model of another library into the workspace, as the result of a pretraining named NAME.
+
+    Examples:
+        feeb import ~/models/SmolLM2-135M smol
+        feeb import smollm2.Q4_1.gguf smol --option seq_len=2048
+    """
+    import tempfile
+
+    from feeb_pipelines.cli.inspection import _print_json
+    from feebcore.artifacts import Workspace
+    from feebcore.errors import FeebError
+
+    source, place = source.expanduser(), Workspace(workspace)
+    if not source.exists():
+        raise FeebError(f"there is no {source}")
+    if not name or "/" in name or name.startswith((".", "_")):
+        raise FeebError(f"{name!r} is no label; use letters, digits, '-' and '_'")
+    part = _part("importers", importer or ("huggingface" if source.is_dir() else source.suffix.removeprefix(".") or "huggingface"), option)
+    place.root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=place.root, prefix=".import-") as temporary:  # same disk as the workspace: it has to fit there anyway
+        part.build()(source, Path(temporary) / "model")
+        artifact = place.adopt(Path(temporary), "pretrain", name, f"imported from {source.absolute()} by {part.name}")
+    if json:
+        _print_json({"path": str(artifact.path), "fingerprint": artifact.fingerprint, "label": artifact.label})
+    else:
+        print(artifact.path)
+    if not (artifact.path / "model" / "tokenizer").is_dir():
+        import sys
+
+        print(f"feeb: {source} brought no tokenizer: the model can be scored and trained on ids, but not generate text", file=sys.stderr)
+
+
+def export(
+    where: Annotated[str, Parameter(help="A run's label, as quickstart; or STAGE/LABEL; or the path of an artifact or model folder.")],
+    target: Annotated[Path, Parameter(help="The folder to make.")],
+    /,
+    *,
+    exporter: Annotated[str, Parameter(help="Part of seam exporters.")] = "huggingface",
+    option: Option = None,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Write a model in the form of another library.
+
+    Examples:
+        feeb export quickstart exported/quickstart
+        feeb export rl/quickstart exported/half --option dtype=bf16
+    """
+    from feebcore.api import open_run
+
+    part = _part("exporters", exporter, option)
+    folder = Path(where) if (Path(where) / "model.json").exists() else open_run(where, workspace).path / "model"
+    part.build()(folder, target.expanduser())
+    print(target)
+
+
+def _part(seam: str, name: str, options: list[str] | None) -> Any:
+    """The part of this name with `key=value` options; what is wrong with them is a FeebError."""
+    from pydantic import ValidationError
+
+    from feebcore.errors import FeebError
+    from feebcore.model.build import choose
+    from feebcore.recipe import parse_scalar
+
+    pairs = [text.partition("=") for text in options or ()]
+    for key, equals, _ in pairs:
+        if not equals:
+            raise FeebError(f"--option {key}: write --option key=value")
+    try:
+        return choose(seam, {"name": name, **{key: parse_scalar(value) for key, _, value in pairs}})
+    except ValidationError as error:
+        raise FeebError("; ".join(e["msg"] for e in error.errors())) from None
+
+
+COMMANDS = (import_, export)

@@ -1,0 +1,258 @@
+"""What the known families are in terms of parts, and what their weights are called. Weights are torch tensors.
+
+A family translates both ways: `architecture(config)` makes options of feeb's transformer from a config.json,
+`to_feeb(config, take)` the weights, `config(options)` and `from_feeb(...)` go back. Names of other libraries stand only here
+and in gguf_models.py. H query heads, G key/value heads, D head width, F hidden width, C model width.
+
+Equal by definition, so that nothing is approximated: Llama's rotation pairs dimension i with i + D/2, as `rope` does;
+q, k and v are stacked into one matrix, gate and up too; GPT-2 stores its matrices transposed; Qwen2 has a bias on q, k, v only,
+here the output's bias is zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from feebcore.errors import DataError
+
+Options = dict[str, Any]
+Take = Callable[[str], Tensor]
+"""`take(name) -> tensor` in fp32; each name is asked for once."""
+
+LONGEST = {"llama": 2048, "mistral": 131_072, "qwen2": 32_768, "qwen3": 32_768}  # tokens, where a config.json does not say
+TANH_GELU = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast")
+
+
+class Llama:
+    """Llama, Mistral, Qwen2, Qwen3: rotary positions, RMS norms, SwiGLU."""
+
+    model_types = ("llama", "mistral", "qwen2", "qwen3")
+    ignored = ("rotary_emb.inv_freq",)
+    prefix = "model."  # some folders hold the bare model
+
+    @staticmethod
+    def architecture(config: Options) -> Options:
+        kind = config["model_type"]
+        _refuse(config, "hidden_act", config.get("hidden_act", "silu") in ("silu", "swish"), "feedforwards other than SwiGLU")
+        _refuse(config, "sliding_window", not _slides(config), "attention in sliding windows shorter than the context")
+        rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+        rope_type = rope.get("rope_type", rope.get("type", "default"))
+        _refuse({"rope_type": rope_type}, "rope_type", rope_type == "default", "rotary positions that are rescaled")
+        _refuse(config, "partial_rotary_factor", (config.get("partial_rotary_factor") or rope.get("partial_rotary_factor") or 1.0) == 1.0, "partial rotation")
+        heads, bias = config["num_attention_heads"], bool(config.get("attention_bias", kind == "qwen2"))
+        return {
+            "num_layers": config["num_hidden_layers"],
+            "d_model": config["hidden_size"],
+            "num_heads": heads,
+            "head_dim": config.get("head_dim") or (128 if kind == "qwen3" else config["hidden_size"] // heads),
+            "attention": {
+                "name": "gqa",
+                "num_kv_heads": (config.get("num_key_value_heads") or heads) if kind == "llama" else config["num_key_value_heads"],
+                "qk_norm": kind == "qwen3",
+                "bias": bias,
+            },
+            "feedforward": {"name": "swiglu", "hidden": config["intermediate_size"], "bias": bool(config.get("mlp_bias", False))},
+            "norm": {"name": "rmsnorm", "eps": config.get("rms_norm_eps", 1e-6)},
+            "position": {"name": "rope", "base": float(config.get("rope_theta") or rope.get("rope_theta") or 10_000.0)},
+            "head": "tied" if config.get("tie_word_embeddings", False) else "linear",
+        }
+
+    @staticmethod
+    def seq_len(config: Options) -> int:
+        return config.get("max_position_embeddings", LONGEST[config["model_type"]])
+
+    @staticmethod
+    def to_feeb(config: Options, options: Options, take: Take) -> dict[str, Tensor]:
+        attention, biased = options["attention"], options["feedforward"]["bias"]
+        found = {"embedding.weight": take("model.embed_tokens.weight"), "final_norm.gain": take("model.norm.weight")}
+        if options["head"] == "linear":
+            found["head.weight"] = take("lm_head.weight")
+        for layer in range(options["num_layers"]):
+            theirs, ours = f"model.layers.{layer}.", f"depth.blocks.{layer}."
+            found[ours + "attention_norm.gain"] = take(theirs + "input_layernorm.weight")
+            found[ours + "feedforward_norm.gain"] = take(theirs + "post_attention_layernorm.weight")
+            for kind in ("weight", "bias") if attention["bias"] else ("weight",):
+                found[f"{ours}attention.qkv.{kind}"] = torch.cat([take(f"{theirs}self_attn.{x}_proj.{kind}") for x in "qkv"])
+                if kind == "bias" and config["model_type"] == "qwen2":
+                    found[f"{ours}attention.out.bias"] = torch.zeros(options["d_model"])
+                else:
+                    found[f"{ours}attention.out.{kind}"] = take(f"{theirs}self_attn.o_proj.{kind}")
+            if attention["qk_norm"]:
+                for x in "qk":
+                    found[f"{ours}attention.{x}_norm.gain"] = take(f"{theirs}self_attn.{x}_norm.weight")
+            for kind in ("weight", "bias") if biased else ("weight",):
+                found[f"{ours}feedforward.hidden.{kind}"] = torch.cat([take(f"{theirs}mlp.{x}_proj.{kind}") for x in ("gate", "up")])
+                found[f"{ours}feedforward.out.{kind}"] = take(f"{theirs}mlp.down_proj.{kind}")
+        return found
+
+    @staticmethod
+    def config(options: Options, vocab_size: int, seq_len: int, weights: dict[str, Tensor]) -> Options:
+        attention, norm, base = options["attention"], options["norm"], options["position"].get("base", 10_000.0)
+        out_is_zero = all(not t.any() for name, t in weights.items() if name.endswith("attention.out.bias"))
+        kind = "qwen3" if attention.get("qk_norm") else "qwen2" if attention.get("bias") and out_is_zero else "llama"
+        found = {
+            "architectures": [{"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}[kind]],
+            "model_type": kind,
+            "vocab_size": vocab_size,
+            "max_position_embeddings": seq_len,
+            "hidden_size": options["d_model"],
+            "intermediate_size": options["feedforward"]["hidden"],
+            "num_hidden_layers": options["num_layers"],
+            "num_attention_heads": options["num_heads"],
+            "num_key_value_heads": attention.get("num_kv_heads", options["num_heads"]),
+            "head_dim": options["head_dim"],
+            "hidden_act": "silu",
+            "rms_norm_eps": norm.get("eps", 1e-6),
+            "rope_theta": base,
+            "rope_parameters": {"rope_type": "default", "rope_theta": base},
+            "tie_word_embeddings": options["head"]["name"] == "tied",
+        }
+        if kind != "qwen2":
+            found["attention_bias"] = bool(attention.get("bias"))
+        return found | ({"mlp_bias": True} if options["feedforward"].get("bias") else {})
+
+    @staticmethod
+    def from_feeb(options: Options, config: Options, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        rows = [n * options["head_dim"] for n in (config["num_attention_heads"], config["num_key_value_heads"], config["num_key_value_heads"])]
+        found = {"model.embed_tokens.weight": weights["embedding.weight"], "model.norm.weight": weights["final_norm.gain"]}
+        if "head.weight" in weights:
+            found["lm_head.weight"] = weights["head.weight"]
+        for name, tensor in weights.items():
+            if not name.startswith("depth.blocks."):
+                continue
+            layer, _, part = name.removeprefix("depth.blocks.").partition(".")
+            theirs, kind = f"model.layers.{layer}.", part.rpartition(".")[2]
+            if part.startswith("attention.qkv."):
+                found |= {f"{theirs}self_attn.{x}_proj.{kind}": piece for x, piece in zip("qkv", tensor.split(rows), strict=True)}
+            elif part.startswith("feedforward.hidden."):
+                found |= {f"{theirs}mlp.{x}_proj.{kind}": piece for x, piece in zip(("gate", "up"), tensor.chunk(2), strict=True)}
+            elif part == "attention.out.bias" and config["model_type"] == "qwen2":
+                continue
+            else:
+                found[theirs + _LLAMA_NAMES[part]] = tensor
+        return found
+
+
+_LLAMA_NAMES = {
+    "attention_norm.gain": "input_layernorm.weight",
+    "feedforward_norm.gain": "post_attention_layernorm.weight",
+    "attention.out.weight": "self_attn.o_proj.weight",
+    "attention.out.bias": "self_attn.o_proj.bias",
+    "attention.q_norm.gain": "self_attn.q_norm.weight",
+    "attention.k_norm.gain": "self_attn.k_norm.weight",
+    "feedforward.out.weight": "mlp.down_proj.weight",
+    "feedforward.out.bias": "mlp.down_proj.bias",
+}
+
+
+class Gpt2:
+    """GPT-2: learned positions, layer norms, biases, the tanh form of gelu."""
+
+    model_types = ("gpt2",)
+    ignored = (".attn.bias", ".attn.masked_bias")  # the causal mask, stored by old versions
+    prefix = "transformer."
+
+    @staticmethod
+    def architecture(config: Options) -> Options:
+        activation = config.get("activation_function", "gelu_new")
+        _refuse(config, "activation_function", activation in (*TANH_GELU, "relu"), "activations other than the tanh form of gelu, and relu")
+        _refuse(config, "scale_attn_weights", config.get("scale_attn_weights", True), "unscaled attention")
+        _refuse(config, "scale_attn_by_inverse_layer_idx", not config.get("scale_attn_by_inverse_layer_idx"), "attention scaled by layer")
+        return {
+            "num_layers": config["n_layer"],
+            "d_model": config["n_embd"],
+            "num_heads": config["n_head"],
+            "head_dim": config["n_embd"] // config["n_head"],
+            "attention": {"name": "mha", "bias": True},
+            "feedforward": {"name": "relu" if activation == "relu" else "gelu", "hidden": config.get("n_inner") or 4 * config["n_embd"], "bias": True},
+            "norm": {"name": "layernorm", "eps": config.get("layer_norm_epsilon", 1e-5), "bias": True},
+            "position": "learned",
+            "head": "tied" if config.get("tie_word_embeddings", True) else "linear",
+        }
+
+    @staticmethod
+    def seq_len(config: Options) -> int:
+        return int(config.get("n_positions") or config.get("n_ctx") or 1024)
+
+    @staticmethod
+    def to_feeb(config: Options, options: Options, take: Take) -> dict[str, Tensor]:
+        found = {"embedding.weight": take("transformer.wte.weight"), "position.table.weight": take("transformer.wpe.weight")}
+        found |= {"final_norm.gain": take("transformer.ln_f.weight"), "final_norm.shift": take("transformer.ln_f.bias")}
+        if options["head"] == "linear":
+            found["head.weight"] = take("lm_head.weight")
+        for layer in range(options["num_layers"]):
+            for ours, theirs in _GPT2_NAMES.items():
+                tensor = take(f"transformer.h.{layer}.{theirs}")
+                found[f"depth.blocks.{layer}.{ours}"] = tensor.T if tensor.ndim == 2 else tensor
+        return found
+
+    @staticmethod
+    def config(options: Options, vocab_size: int, seq_len: int, weights: dict[str, Tensor]) -> Options:
+        return {
+            "architectures": ["GPT2LMHeadModel"],
+            "model_type": "gpt2",
+            "vocab_size": vocab_size,
+            "n_positions": seq_len,
+            "n_embd": options["d_model"],
+            "n_layer": options["num_layers"],
+            "n_head": options["num_heads"],
+            "n_inner": options["feedforward"]["hidden"],
+            "activation_function": "relu" if options["feedforward"]["name"] == "relu" else "gelu_new",
+            "layer_norm_epsilon": options["norm"].get("eps", 1e-5),
+            "tie_word_embeddings": options["head"]["name"] == "tied",
+        }
+
+    @staticmethod
+    def from_feeb(options: Options, config: Options, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        found = {"transformer.wte.weight": weights["embedding.weight"], "transformer.wpe.weight": weights["position.table.weight"]}
+        found |= {"transformer.ln_f.weight": weights["final_norm.gain"], "transformer.ln_f.bias": weights["final_norm.shift"]}
+        if "head.weight" in weights:
+            found["lm_head.weight"] = weights["head.weight"]
+        for name, tensor in weights.items():
+            if name.startswith("depth.blocks."):
+                layer, _, part = name.removeprefix("depth.blocks.").partition(".")
+                found[f"transformer.h.{layer}.{_GPT2_NAMES[part]}"] = tensor.T if tensor.ndim == 2 else tensor
+        return found
+
+
+_GPT2_NAMES = {
+    "attention_norm.gain": "ln_1.weight",
+    "attention_norm.shift": "ln_1.bias",
+    "attention.qkv.weight": "attn.c_attn.weight",
+    "attention.qkv.bias": "attn.c_attn.bias",
+    "attention.out.weight": "attn.c_proj.weight",
+    "attention.out.bias": "attn.c_proj.bias",
+    "feedforward_norm.gain": "ln_2.weight",
+    "feedforward_norm.shift": "ln_2.bias",
+    "feedforward.hidden.weight": "mlp.c_fc.weight",
+    "feedforward.hidden.bias": "mlp.c_fc.bias",
+    "feedforward.out.weight": "mlp.c_proj.weight",
+    "feedforward.out.bias": "mlp.c_proj.bias",
+}
+
+Family = Llama | Gpt2
+FAMILIES: tuple[type[Llama] | type[Gpt2], ...] = (Llama, Gpt2)
+
+
+def family_of(model_type: str) -> type[Llama] | type[Gpt2]:
+    """The family of a config.json's model_type. Raises DataError."""
+    for family in FAMILIES:
+        if model_type in family.model_types:
+            return family
+    known = ", ".join(name for family in FAMILIES for name in family.model_types)
+    raise DataError(f"model_type {model_type!r} cannot be imported; known: {known}")
+
+
+def _slides(config: Options) -> bool:
+    window = config.get("sliding_window", 4096)
+    used = config.get("use_sliding_window", config["model_type"] == "mistral")
+    return bool(used and window and window < Llama.seq_len(config))
+
+
+def _refuse(config: Options, key: str, fine: Any, what: str) -> None:
+    if not fine:
+        raise DataError(f"the model says {key} = {config.get(key)!r}: {what} cannot be imported")
