@@ -49,9 +49,7 @@ class ProductKeys(nn.Module):
             best_b, b_NHk = second_NHKM.sum(-1).topk(k, dim=-1)
             pair_NHk = (best_a[..., :, None] + best_b[..., None, :]).flatten(-2).topk(k, dim=-1).indices
             a_NHk, b_NHk = a_NHk.gather(-1, pair_NHk // k), b_NHk.gather(-1, pair_NHk % k)
-        scores_NHkM = sum(
-            s_NHKM.gather(2, i_NHk[..., None].expand(-1, -1, -1, M)) for s_NHKM, i_NHk in ((first_NHKM, a_NHk), (second_NHKM, b_NHk))
-        )
+        scores_NHkM = sum(s_NHKM.gather(2, i_NHk[..., None].expand(-1, -1, -1, M)) for s_NHKM, i_NHk in ((first_NHKM, a_NHk), (second_NHKM, b_NHk)))
         return (a_NHk * n + b_NHk).view(B, T, H, k), scores_NHkM.view(B, T, H, k, M)  # type: ignore[union-attr]
 
     def extra_flops(self, length: int) -> tuple[float, float]:
@@ -80,7 +78,7 @@ class ProductKeyMemory(nn.Module):
 class Peer(nn.Module):
     """Parameter-efficient expert retrieval (arXiv:2407.04153): num_keys^2 experts of one hidden unit each,
 
-        y = sum_h sum_i softmax(scores_h)_i gelu(u_i . x) v_i    over the experts found.
+    y = sum_h sum_i softmax(scores_h)_i gelu(u_i . x) v_i    over the experts found.
     """
 
     def __init__(self, config: PeerConfig, block: BlockShape) -> None:

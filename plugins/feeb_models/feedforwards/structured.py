@@ -1,7 +1,7 @@
 """W2 gelu(W1 x) with structured matrices: products of block-diagonal ones with shuffles in between.
 
-    Monarch     (arXiv:2204.00595)  two factors of b blocks each: about (1 + C / F) / b of a dense matrix's weights
-    butterfly   (arXiv:1903.05895)  log_r C factors of C / r blocks of r x r: r C log_r C weights; fixed by C
+Monarch     (arXiv:2204.00595)  two factors of b blocks each: about (1 + C / F) / b of a dense matrix's weights
+butterfly   (arXiv:1903.05895)  log_r C factors of C / r blocks of r x r: r C log_r C weights; fixed by C
 """
 
 from __future__ import annotations
