@@ -136,7 +136,8 @@ class PositionSpec(PartSpec):
 class WiringSpec(PartSpec):
     """build: `(config, make_attention, make_feedforward, make_norm) -> nn.Module`: one residual block.
     Called `(stream [B,T,C], context) -> [B,T,C]`; it makes as many instances as it needs, and calls them
-    `attention(x, context)` and `feedforward(x, context)`. A factory that names an argument `block` gets the BlockShape."""
+    `attention(x, context)` and `feedforward(x, context)`. A factory that names an argument `block` gets the BlockShape.
+    One that carries more than the stream between blocks has `widen(stream)` and `narrow(stream)`."""
 
 
 class DepthSpec(PartSpec):
@@ -145,8 +146,8 @@ class DepthSpec(PartSpec):
 
 
 class EmbeddingSpec(PartSpec):
-    """build: `(config, vocab_size, d_model) -> nn.Module`. Called `(tokens [B,T]) -> [B,T,C]`. An argument named `block`
-    gets the BlockShape of layer 0."""
+    """build: `(config, vocab_size, d_model) -> nn.Module`. Called `(tokens [B,T]) -> [B,T,C]`, or, where the module
+    says `takes_context = True`, `(tokens, context)`. An argument named `block` gets the BlockShape of layer 0."""
 
 
 class HeadSpec(PartSpec):
