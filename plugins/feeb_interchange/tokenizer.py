@@ -111,7 +111,7 @@ def special_ids(source: Path, described: dict[str, Any]) -> tuple[str, str]:
         token = token["content"] if isinstance(token, dict) else token
         number = described.get(f"{name}_token_id")
         number = number[0] if isinstance(number, list) else number
-        found[name] = token or (by_id.get(number) if isinstance(number, int) else None)
+        found[name] = token or (by_id.get(number) if number is not None else None)
     eos = found["eos"] or found["bos"]
     if eos is None:
         raise DataError(f"{source}: neither tokenizer_config.json nor config.json says which token ends a text (eos_token, eos_token_id)")
