@@ -147,7 +147,7 @@ def learns_what_comes_next(subject: Candidate) -> None:
             (gradient,) = torch.autograd.grad(out.loss_sum / out.count, [model.table])
             mean, square = mean.lerp(gradient, 0.1), square.lerp(gradient**2, 0.001)
             with torch.no_grad():
-                model.table -= 0.2 * mean / (1 - 0.9 ** (step + 1)) / ((square / (1 - 0.999 ** (step + 1))).sqrt() + 1e-8)
+                model.table.sub_(0.2 * mean / (1 - 0.9 ** (step + 1)) / ((square / (1 - 0.999 ** (step + 1))).sqrt() + 1e-8))
         return float((model.table.argmax(1) == following_V).float().mean())
 
     planted, moved = learnt(aligned), learnt(dataclasses.replace(aligned, targets=aligned.targets.roll(-1, 1)))
