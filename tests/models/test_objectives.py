@@ -276,7 +276,7 @@ def test_confidence_is_what_its_definition_says(variant: dict[str, Any]) -> None
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(4)
         wanted, stops = confidence_by_hand(model, some, **variant)
-    assert float(out.loss_sum) == pytest.approx(wanted, rel=1e-4)
+    assert out.loss_sum.item() == pytest.approx(wanted, rel=1e-4)
     assert [float(out.metrics[f"stopped_{layer}"]) for layer in range(L)] == stops
     assert sum(stops) == float(out.count)
 
@@ -286,7 +286,7 @@ def test_forms_1_and_2_come_on_top_of_the_next_tokens_loss() -> None:
     nats = float(objective("next_token")(model, some).loss_sum)
     for form in (1, 2):
         added, alone = (evaluate(objective("confidence", form=form, **more), model, some).loss_sum for more in ({}, {"next_token": 0.0}))
-        assert float(added - alone) == pytest.approx(nats, rel=1e-5)
+        assert added.item() - alone.item() == pytest.approx(nats, rel=1e-5)
 
 
 def test_places_stop_in_proportion_to_confidence() -> None:
@@ -321,7 +321,7 @@ def test_selective_keeps_the_highest_loss_of_each_window() -> None:
         num = -(-len(row) * 2 // 5)
         wanted, count = wanted + sum(row[:num]), count + num
     out = objective("selective", share=0.4)(model, some)
-    assert float(out.loss_sum) == pytest.approx(wanted, rel=1e-5)
+    assert out.loss_sum.item() == pytest.approx(wanted, rel=1e-5)
     assert float(out.count) == count
 
 
@@ -363,7 +363,7 @@ def test_distillation_is_cross_entropy_and_divergence_mixed() -> None:
 def test_a_student_that_is_its_teacher_has_nothing_to_learn_from_it() -> None:
     model = build_like_the_folder()
     out = objective("distillation", teacher=str(model_folder().parent), weight=1.0)(model, batch())  # an artifact's folder does too
-    assert float(out.loss_sum) == pytest.approx(0.0, abs=1e-4)
+    assert out.loss_sum.item() == pytest.approx(0.0, abs=1e-4)
 
 
 def test_losses_in_chunks_are_the_same_with_their_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
