@@ -16,6 +16,12 @@ for name in ("FEEB_PLUGINS_BLOCK", "FEEB_PLUGINS_ALLOW", "FEEB_PLUGINS_STRICT", 
     os.environ.pop(name, None)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first: with two workers, one of them would otherwise end with them alone."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     """A real file system of 2 MB; skipped where mounting is not allowed."""
