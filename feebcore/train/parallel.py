@@ -129,7 +129,7 @@ class Replicated(Parallel):
         wrapped = nn.parallel.DistributedDataParallel(
             module,
             device_ids=[self.device] if self.device.type == "cuda" else None,
-            forward_sync_buffers=False,  # they are functions of seed and shape
+            forward_sync_buffers=False,  # functions of seed and shape; a part whose buffers learn sums over ranks itself
             find_unused_parameters=True,  # a part may leave some unused; and buckets then stay as they are, see above
             gradient_as_bucket_view=True,
         )

@@ -13,6 +13,7 @@ MAIN = {
     "sweep": ("cells", "heldout_relative_error", "nearest_cell_error"),
     "sft": ("final_loss", "accuracy_sampled", "accuracy_greedy"),
     "rl": ("accuracy_before", "accuracy_after"),
+    "compare": ("verdict",),
     "report": ("report", "figures"),
 }
 """What to show first of the built-in stages; of others, the first metrics they have."""
