@@ -8,6 +8,8 @@
     pretrain: {max_steps: 800, optimizer: {name: muon, lr: 0.02}}
     variants: {wide: {pretrain.architecture.d_model: 512}}       # a study: the recipe once per variant …
     seeds: [0, 1, 2]                                             # … and per seed
+    quick: {pretrain.max_steps: 60}                              # what `feeb run --quick` sets: the same at a small scale
+    findings: {wide: {says: width helps, expect: wide < narrow}} # what its runs are to say (feebcore/findings)
 
 Scalars follow YAML 1.2: `off` is a word, `1e-4` a number. `load` raises RecipeError with file, line and key.
 """
@@ -29,10 +31,11 @@ from pydantic import ValidationError
 
 from feebcore.config import Part, StageConfig, parts_in
 from feebcore.errors import PartClashError, RecipeError, UnknownPartError, did_you_mean
+from feebcore.findings.claims import Finding, unknown_variants
 from feebcore.registry import Registry, get_registry
 from feebcore.specs import Need, StageSpec, load_object
 
-TOP_KEYS = ("name", "description", "extends", "plugins", "seed", "stages", "variants", "seeds")
+TOP_KEYS = ("name", "description", "extends", "plugins", "seed", "stages", "variants", "seeds", "quick", "findings")
 
 
 @dataclass(frozen=True)
@@ -212,6 +215,9 @@ def load_study(path: str | Path, overrides: Sequence[str] = (), registry: Regist
     seeds = data.get("seeds") or [data.get("seed", 0)]
     if not isinstance(seeds, list) or not all(isinstance(s, int) and not isinstance(s, bool) for s in seeds):
         raise RecipeError(f"{lines.of(['seeds'])}: seeds is a list of whole numbers")
+    found = findings_of(data, lines)
+    for name, variant in unknown_variants(found, variants).items():
+        raise RecipeError(f"{lines.of(['findings', name, 'expect'])}: finding {name!r} names {variant!r}; {did_you_mean(variant, variants)}")
     recipes = []
     for (variant, changes), seed in itertools.product(variants.items(), seeds):
         cell = copy.deepcopy(data) | {"seed": seed}
@@ -221,6 +227,32 @@ def load_study(path: str | Path, overrides: Sequence[str] = (), registry: Regist
         member = _build(Path(path), cell, lines, registry, variant=variant)
         recipes.append(dataclasses.replace(member, name=f"{member.name}-seed{seed}") if len(set(seeds)) > 1 else member)
     return recipes
+
+
+def findings_of(data: Mapping[str, Any], lines: _Lines | None = None) -> dict[str, Finding]:
+    """The findings of a recipe's merged YAML, by name. Raises RecipeError."""
+    lines = lines or _Lines()
+    raw = data.get("findings") or {}
+    if not isinstance(raw, dict) or not all(isinstance(value, dict) for value in raw.values()):
+        raise RecipeError(f"{lines.of(['findings'])}: findings is a mapping of names to {{says: ..., expect: ...}}")
+    found = {}
+    for name, value in raw.items():
+        try:
+            found[name] = Finding.model_validate(value)
+        except ValidationError as error:
+            problems = [_sentence(["findings", name, *item["loc"]], dict(item), Finding.model_fields, lines) for item in error.errors(include_url=False)]
+            raise RecipeError("\n".join(problems)) from None
+    return found
+
+
+def quick_overrides(path: str | Path) -> list[str]:
+    """What `--quick` puts before the texts of --set: the recipe's `quick:` section, and a name of its own. Raises RecipeError."""
+    data, lines = _merged(Path(path), ())
+    quick = data.get("quick")
+    if not quick or not isinstance(quick, dict):
+        raise RecipeError(f"{lines.of(['quick'])}: the recipe has no `quick:` section, a mapping of keys to the values that make it small")
+    name = str(data.get("name") or Path(path).stem)
+    return [f"name={name}-quick", *(f"{key}={json.dumps(value)}" for key, value in quick.items())]
 
 
 def from_resolved(data: Mapping[str, Any], path: Path, registry: Registry | None = None) -> Recipe:

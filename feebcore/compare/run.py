@@ -36,7 +36,7 @@ from feebcore.compare.plan import (
     token_steps,
     with_section,
 )
-from feebcore.errors import NO_HELD_OUT_TEXT, DataError, Diverged, FeebError, StageFailed
+from feebcore.errors import NO_HELD_OUT_TEXT, DataError, Diverged, FeebError
 from feebcore.files import digest_of, explain, read_json, write_atomic, write_json
 from feebcore.protocols import Cell
 from feebcore.provenance import describe_environment, describe_plugins
@@ -252,13 +252,7 @@ class Comparison:
         """One run as an artifact of pretrain; what the verdict needs of it. Raises Diverged when it is no measurement."""
         side = self.by_name[run.side]
         member = with_section(side.recipe, f"{self.name}-{run.name}", section_for(side.section, run, self.steps[side.name]))
-        folders: list[Path] = []
-        try:
-            artifact = build(member, STAGE, self.workspace, self.shared, lambda row: self.forward(run, row), self.in_process, before=folders.append)
-        except StageFailed as error:
-            if folders and _worker_error(folders[0]) == "Diverged":
-                raise Diverged(str(error)) from error
-            raise
+        artifact = build(member, STAGE, self.workspace, self.shared, lambda row: self.forward(run, row), self.in_process)
         metrics = artifact.metrics
         loss, chance = metrics["val_loss"], math.log(read_json(self.inputs(side)["tokens"].file("tokens.json"))["vocab_size"])
         if not math.isfinite(loss) or loss > 1.05 * chance:
@@ -293,8 +287,3 @@ class Comparison:
 def _loss(row: Row) -> float | None:
     """Bits per byte of a finished run; None for one that diverged."""
     return float(row.result["bits_per_byte"]) if row.status == "done" else None
-
-
-def _worker_error(folder: Path) -> str:
-    path = folder / "result.json"
-    return str(read_json(path).get("error", "")) if path.exists() else ""

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from feebcore.artifacts import StageOutput
-from feebcore.errors import ArtifactError, FeebError, Interrupted, StageFailed
+from feebcore.errors import ArtifactError, Diverged, FeebError, Interrupted, StageFailed
 from feebcore.files import read_json
 
 Listener = Callable[[dict[str, Any]], None]
@@ -43,7 +43,7 @@ RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_POR
 def run_in_processes(place: Path, section: Any, out: StageOutput, tell: Listener) -> dict[str, Any]:
     """Run the worker on the folder and pass its events on; the return code decides.
 
-    Raises Interrupted, or StageFailed (or ArtifactError) with what the failing rank said, its traceback where there are several.
+    Raises Interrupted, or StageFailed (or ArtifactError, or Diverged) with what the failing rank said, its traceback where there are several.
     """
     ranks = num_ranks(section)
     with contextlib.ExitStack() as stack:
@@ -96,12 +96,24 @@ def outcome_name(rank: int) -> str:
     return "result.json" if rank == 0 else f"rank-{rank}.json"
 
 
+_RUNNING: set[Workers] = set()
+
+
+def stop_running() -> None:
+    """Ask the workers of every stage that threads of this process wait for to save and end, as a signal asks those that the
+    main thread waits for. A second call kills them."""
+    for workers in list(_RUNNING):
+        workers.ask()
+
+
 class Workers:
     """Processes that run the same command and live and die together."""
 
     def __init__(self, command: Sequence[str], environments: Sequence[dict[str, str]], logs: Sequence[Any], pass_fds: Sequence[int]) -> None:
         self.killed: set[int] = set()  # by us
         self.processes: list[subprocess.Popen[bytes]] = []
+        self.deadline = float("inf")
+        self.asked = False
         try:
             for environment, log in zip(environments, logs, strict=True):
                 self.processes.append(
@@ -125,21 +137,19 @@ class Workers:
     def wait(self, out: StageOutput) -> list[int]:
         """Return codes once all have ended. SIGINT and SIGTERM are passed on as SIGTERM: the workers get TO_SAVE seconds; a
         second one kills them. Once one has failed, the others have TO_FOLLOW seconds."""
-        deadline = float("inf")
         first: float | None = None
 
         def asked(number: int, frame: Any) -> None:
-            nonlocal deadline, first
+            nonlocal first
             if first is not None and time.monotonic() - first < ALMOST_AT_ONCE:
                 return
-            deadline = 0.0 if out.stop_requested else time.monotonic() + TO_SAVE
-            first, out.stop_requested = first or time.monotonic(), True
-            for rank in self.alive():
-                self.processes[rank].send_signal(signal.SIGTERM)
+            first = first or time.monotonic()
+            self.ask()
 
         main = threading.current_thread() is threading.main_thread()
         old = {n: signal.signal(n, asked) for n in (signal.SIGINT, signal.SIGTERM)} if main else {}
         failed = False
+        _RUNNING.add(self)
         try:
             while alive := self.alive():
                 with contextlib.suppress(subprocess.TimeoutExpired):
@@ -148,14 +158,24 @@ class Workers:
                 if any(codes) and not failed:
                     failed = True
                     stopping = all(code in (0, 130) for code in codes)
-                    deadline = min(deadline, time.monotonic() + (TO_SAVE if stopping else TO_FOLLOW))
-                if time.monotonic() > deadline:
+                    self.deadline = min(self.deadline, time.monotonic() + (TO_SAVE if stopping else TO_FOLLOW))
+                out.stop_requested = out.stop_requested or self.asked
+                if time.monotonic() > self.deadline:
                     self.kill()
+            out.stop_requested = out.stop_requested or self.asked
             return [process.returncode for process in self.processes]
         finally:
+            _RUNNING.discard(self)
             for n, handler in old.items():
                 signal.signal(n, handler)
             self.kill()  # an exception in this thread
+
+    def ask(self) -> None:
+        """SIGTERM to all, with TO_SAVE seconds to end in; asked again, none."""
+        self.deadline = 0.0 if self.asked else time.monotonic() + TO_SAVE
+        self.asked = True
+        for rank in self.alive():
+            self.processes[rank].send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
         """At once, with whatever they have started."""
@@ -225,7 +245,7 @@ def _failure(place: Path, codes: Sequence[int], killed: set[int], out: StageOutp
             text = log.read_text(errors="replace").strip().splitlines()
             return StageFailed(f"{place.parent.name}: {who} {how}; log {log}:\n" + "\n".join(text[-20:]))
         outcome = said[rank]
-        kind = {"Interrupted": Interrupted, "ArtifactError": ArtifactError}.get(outcome["error"], StageFailed)
+        kind = {"Interrupted": Interrupted, "ArtifactError": ArtifactError, "Diverged": Diverged}.get(outcome["error"], StageFailed)
         if kind is Interrupted:
             return Interrupted(outcome["message"])
         message = f"{who}: {outcome['message']}" if several else outcome["message"]

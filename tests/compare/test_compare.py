@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 
 from feebcore import api
-from feebcore.artifacts import Workspace
+from feebcore.artifacts import StageOutput, Workspace
 from feebcore.compare import report
 from feebcore.compare import run as run_module
 from feebcore.compare.plan import Settings
 from feebcore.compare.run import compare
 from feebcore.errors import Diverged, RecipeError, StageFailed
 from feebcore.files import read_json, write_json
+from feebcore.stages.process import _failure
 from feebcore.studies import Ledger
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -149,26 +150,16 @@ def test_a_side_that_diverges_is_counted_and_never_called_better(done, tmp_path)
     assert [d["seed"] for d in result["sides"][1]["diverged"]] == [0, 1]
 
 
-def test_a_worker_that_diverged_is_told_from_one_that_failed(done, monkeypatch):
-    """In a process of its own a run that diverges fails with a record of why; another failure must stop the comparison."""
-    kind = "Diverged"
-
-    def fails(recipe, stage, workspace, built, listener, in_process, before):
-        folder = workspace.root / "made-up"
-        folder.mkdir(exist_ok=True)
-        write_json(folder / "result.json", {"error": kind})
-        before(folder)
-        raise StageFailed("loss nan")
-
-    made = object.__new__(run_module.Comparison)
-    made.by_name = {s.name: s for s in run_module.sides_of(recipes(done[0]), Settings())}
-    made.name, made.steps, made.shared, made.in_process, made.workspace = "x", {"base": 16}, {}, False, Workspace(done[0] / "data")
-    monkeypatch.setattr(run_module, "build", fails)
-    with pytest.raises(Diverged):
-        made.train_one(run_module.Run("r", "base", "run", 0, 16))
-    kind = "FeebError"
-    with pytest.raises(StageFailed):
-        made.train_one(run_module.Run("r", "base", "run", 0, 16))
+def test_a_worker_that_diverged_is_told_from_one_that_failed(tmp_path):
+    """In a process of its own a run that diverges ends with a record of why; another failure must stop the comparison."""
+    place = tmp_path / "pretrain" / "run"
+    place.mkdir(parents=True)
+    (place / "log.txt").write_text("")
+    out = StageOutput(place)
+    for said, expected in (("Diverged", Diverged), ("FeebError", StageFailed), ("RuntimeError", StageFailed)):
+        write_json(place / "result.json", {"error": said, "message": "loss nan", "traceback": "", "time": 0.0})
+        assert type(_failure(place, [1], set(), out)) is expected
+    out.close()
 
 
 def test_a_recipe_beside_itself_has_other_seeds_and_says_so(done):

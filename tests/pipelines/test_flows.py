@@ -137,3 +137,39 @@ def test_a_study_runs_every_member_in_one_flow_run(served: Feeb, tmp_path: Path)
     result = served.json("run", study)
     assert {label: stages["sum_numbers"]["metrics"]["total"] for label, stages in result["runs"].items()} == {"study-few": 3, "study-many": 10}
     assert flow_runs(served) == [("study-pipeline", "Completed")]
+
+
+def test_members_side_by_side_outlive_one_that_fails_and_the_study_ends_with_its_page(served: Feeb, tmp_path: Path) -> None:
+    study = tmp_path / "study.yaml"
+    study.write_text(
+        f"extends: {RECIPE}\nname: study\nseeds: [0, 1, 2]\nquick: {{seeds: [0, 1]}}\n"
+        "variants: {few: {make_numbers.count: 3}, wrong: {sum_numbers.fail: true, sum_numbers.scale: 3}, many: {make_numbers.count: 5}}\n"
+        "findings: {more: {says: more numbers are more, expect: few < many, metric: total, stage: sum_numbers}}\n"
+    )
+    done = served("run", study, "--quick", "--jobs", "2")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "2 of 6 members failed" in done.stderr
+    (page,) = served.workspace.glob("findings/study-quick-*/page.md")
+    assert "--quick" in page.read_text()
+    assert "| more | more numbers are more | `few < many (total)` |" in page.read_text()
+    assert "**agrees**" in page.read_text()
+    finished = [name for name, state in task_runs(served) if state == "Completed" and name.endswith("-page")]
+    assert sorted(finished) == sorted(f"study-quick-{variant}-seed{seed}-page" for variant in ("few", "many") for seed in (0, 1))
+
+
+def test_members_side_by_side_stop_together_and_go_on(served: Feeb, tmp_path: Path) -> None:
+    study = tmp_path / "study.yaml"
+    study.write_text(
+        f"extends: {RECIPE}\nname: study\nslow: {{steps: 60, step_seconds: 0.1}}\nvariants: {{few: {{slow.steps: 61}}, many: {{slow.steps: 62}}, last: {{}}}}\n"
+    )
+    process = served.start("run", study, "--jobs", "2")
+    wait_until(lambda: sum(json.loads(p.read_text()) > 3 for p in served.workspace.glob("slow/*/state.json")) == 2, 60, "two members at work")
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    saved = {p.parent.name: json.loads(p.read_text()) for p in served.workspace.glob("slow/*/state.json")}
+    assert len(saved) == 2  # the third had not begun, and did not
+    result = served.json("run", study, "--jobs", "3", "--set", "slow.step_seconds=0.01")
+    begun = sorted(stages["slow"]["metrics"]["started_at"] for stages in result["runs"].values())
+    assert begun == sorted([0, *saved.values()])
+    assert flow_runs(served) == [("study-pipeline", "Cancelled"), ("study-pipeline", "Completed")]

@@ -18,6 +18,7 @@ from feeb_pipelines.cli.options import Json, Set, WorkspaceOption
 if TYPE_CHECKING:
     from feeb_pipelines.cli.display import Display
     from feebcore.artifacts import Artifact, Workspace
+    from feebcore.errors import FeebError
     from feebcore.recipe import Recipe
 
 
@@ -28,6 +29,8 @@ def run(
     *,
     set: Set = [],  # noqa: B006
     workspace: WorkspaceOption = None,
+    quick: Annotated[bool, Parameter(help="At the small scale that the recipe's `quick:` section sets.", negative=(), show_default=False)] = False,
+    jobs: Annotated[int, Parameter(help="Members of a study (variants, seeds) at work side by side.")] = 1,
     in_process: Annotated[bool, Parameter(help="For a debugger: no Prefect, no subprocess.", negative=(), show_default=False)] = False,
     json: Json = False,
 ) -> int:
@@ -37,28 +40,43 @@ def run(
     that is started and stopped for you. Interrupted at any moment and run again, it continues from the last checkpoint.
     When everything is finished, no server is started.
 
+    A study whose recipe has `findings:` ends with a page of what its runs say of each; a member that fails does not end the
+    others.
+
     Examples:
         feeb run experiments/quickstart.yaml
         feeb run pretrain experiments/quickstart.yaml --set pretrain.max_steps=100
         feeb run experiments/quickstart.yaml --workspace /tmp/try --in-process
+        feeb run experiments/notebook-c.yaml --quick --jobs 2
     """
     from feeb_pipelines.cli.display import Display
     from feebcore.artifacts import Workspace
-    from feebcore.recipe import load_study
+    from feebcore.errors import FeebError
+    from feebcore.findings.conclude import command_of, conclude
+    from feebcore.recipe import load_study, quick_overrides
 
     stage, recipe = (target, recipe) if recipe is not None else (None, target)
     _check_arguments(stage, recipe)
+    if jobs < 1 or (in_process and jobs > 1):
+        raise FeebError(f"--jobs {jobs}: at least 1, and 1 with --in-process")
+    if quick:
+        set = [*quick_overrides(recipe), *set]
     members = load_study(recipe, set)
     space = Workspace(workspace)
     stages = [stage] if stage else None
     started = time.monotonic()
     display = Display(quiet=json)
+    page = None
     if _nothing_to_do(members, space, stages):
         results = _reuse(members, space, stages)
+        page = conclude(members, results, {}, space, command_of(recipe, set))
     elif in_process:
-        results = _in_this_process(members, space, stages, display)
+        results, failures = _in_this_process(members, space, stages, display)
+        page = conclude(members, results, failures, space, command_of(recipe, set))
     else:
-        results = _as_flow(stage, recipe, set, space, display)
+        results = _as_flow(stage, recipe, set, space, display, jobs)
+    if page is not None:
+        results[members[0].name]["findings"] = _row(page, "built", 0.0)
     if json:
         _print_json(results, space, time.monotonic() - started)
     else:
@@ -92,26 +110,43 @@ def _row(artifact: Any, status: str, seconds: float) -> dict[str, Any]:
     return {"path": str(artifact.path), "fingerprint": artifact.fingerprint, "status": status, "seconds": round(seconds, 3), "metrics": artifact.metrics}
 
 
-def _in_this_process(members: Sequence[Recipe], space: Workspace, stages: list[str] | None, display: Display) -> dict[str, Any]:
-    from feebcore.stages.base import build, plan_stage, stages_for
+def _in_this_process(
+    members: Sequence[Recipe], space: Workspace, stages: list[str] | None, display: Display
+) -> tuple[dict[str, dict[str, Any]], dict[str, FeebError]]:
+    """Results and failures by member; the only member's failure is raised."""
+    from feebcore.errors import FeebError, Interrupted
 
-    results: dict[str, Any] = {}
+    results: dict[str, dict[str, Any]] = {member.name: {} for member in members}
+    failures: dict[str, FeebError] = {}
     with display:
         for member in members:
-            label, order = member.name, stages_for(member, stages)
-            built: dict[str, Artifact] = {}
-            for index, stage in enumerate(order):
-                item = plan_stage(member, stage, space, built)
-                display({"kind": "stage", "label": label, "stage": stage, "status": item.status, "index": index, "total": len(order)})
-                started = time.monotonic()
-                built[stage] = item.artifact or build(member, stage, space, built, display, in_process=True)
-                row = _row(built[stage], "reused" if item.artifact else "built", time.monotonic() - started)
-                results.setdefault(label, {})[stage] = row
-                display({"kind": "done", "label": label, "stage": stage, **row})
-    return results
+            try:
+                _build_member(member, space, stages, display, results[member.name])
+            except Interrupted:
+                raise
+            except FeebError as error:
+                if len(members) == 1:
+                    raise
+                failures[member.name] = error
+                display.note(f"{member.name} failed, the others go on: {error}")
+    return results, failures
 
 
-def _as_flow(stage: str | None, recipe: str, overrides: list[str], space: Workspace, display: Display) -> dict[str, Any]:
+def _build_member(member: Recipe, space: Workspace, stages: list[str] | None, display: Display, results: dict[str, Any]) -> None:
+    from feebcore.stages.base import build, plan_stage, stages_for
+
+    label, order = member.name, stages_for(member, stages)
+    built: dict[str, Artifact] = {}
+    for index, stage in enumerate(order):
+        item = plan_stage(member, stage, space, built)
+        display({"kind": "stage", "label": label, "stage": stage, "status": item.status, "index": index, "total": len(order)})
+        started = time.monotonic()
+        built[stage] = item.artifact or build(member, stage, space, built, display, in_process=True)
+        results[stage] = _row(built[stage], "reused" if item.artifact else "built", time.monotonic() - started)
+        display({"kind": "done", "label": label, "stage": stage, **results[stage]})
+
+
+def _as_flow(stage: str | None, recipe: str, overrides: list[str], space: Workspace, display: Display, jobs: int) -> dict[str, Any]:
     """The Prefect way. Prefect is imported while the server starts; both take seconds on a cold machine."""
     from feeb_pipelines.server import connect, ready
 
@@ -127,7 +162,7 @@ def _as_flow(stage: str | None, recipe: str, overrides: list[str], space: Worksp
         # without heartbeats a flow run ends a second sooner; that it lives is told by its lock (runs.py)
         with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}), display, watching(display):
             try:
-                return flow(**extra, recipe=str(recipe), overrides=list(overrides), workspace=str(space.root))
+                return flow(**extra, recipe=str(recipe), overrides=list(overrides), workspace=str(space.root), jobs=jobs)
             except CancelledRun as cancelled:
                 from feebcore.errors import Interrupted
 

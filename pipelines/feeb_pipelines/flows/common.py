@@ -10,9 +10,13 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import functools
+import itertools
 import re
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -34,9 +38,11 @@ from feeb_pipelines.summary import flat_metrics, headline, highlights, number
 from feeb_pipelines.task_runners import open_task_runner
 from feebcore.artifacts import Artifact, Workspace, read_artifact
 from feebcore.data.fan_out import offering
-from feebcore.errors import Interrupted
+from feebcore.errors import FeebError, Interrupted
+from feebcore.findings.conclude import command_of, conclude
 from feebcore.recipe import Recipe, load_study
 from feebcore.stages.base import PlanItem, build, plan_stage, stages_for
+from feebcore.stages.process import ALMOST_AT_ONCE, stop_running
 
 OPTIONS: dict[str, Any] = {"persist_result": True, "result_serializer": "json", "validate_parameters": True}
 """Options of every @flow here."""
@@ -55,11 +61,17 @@ def watching(listener: Listener) -> Iterator[None]:
         _watchers.remove(listener)
 
 
-def run_stages(stages: Sequence[str] | None, recipe: str, overrides: Sequence[str] | None, workspace: str | None) -> Any:
+def run_stages(stages: Sequence[str] | None, recipe: str, overrides: Sequence[str] | None, workspace: str | None, jobs: int = 1) -> Any:
     """Inside a flow run: build `stages` (None: all) of every member of the recipe, and what they need.
 
-    Returns {label: {stage: {path, fingerprint, status, seconds, metrics}}}, or a Cancelled state after SIGINT or SIGTERM.
+    jobs: members of a study at work side by side. A member that fails does not end the others; the flow fails at the end, unless
+    all that failed diverged and the recipe has findings, to which that is a result.
+
+    Returns {label: {stage: {path, fingerprint, status, seconds, metrics}}}, with "findings" beside the stages of the first member
+    where the recipe has some, or a Cancelled state after SIGINT or SIGTERM.
     """
+    if jobs < 1:
+        raise FeebError(f"jobs: {jobs}; at least one member has to be at work")
     members = load_study(recipe, list(overrides or ()))
     space = Workspace(workspace)
     flow_run_id = UUID(str(runtime.flow_run.id))
@@ -68,21 +80,99 @@ def run_stages(stages: Sequence[str] | None, recipe: str, overrides: Sequence[st
             get_run_logger().warning("run %s was left unfinished by a kill; it is marked Crashed now", name)
         title = f"{members[0].data.get('name') or members[0].path.stem}-{'-'.join(stages or ['pipeline'])}"
         with get_client(sync_client=True) as client:
-            client.update_flow_run(flow_run_id, name=title, tags=["feeb", *(stages or ["pipeline"]), *sorted({m.name for m in members})])
-        results: dict[str, dict[str, Any]] = {}
-        for member in members:
-            label = member.name
-            outcome = _run_member(member, label, stages, space, results.setdefault(label, {}))
-            if isinstance(outcome, State):
-                return outcome
+            client.update_flow_run(flow_run_id, name=title, tags=["feeb", *(stages or ["pipeline"]), *sorted({m.name for m in members})[:MOST_TAGS]])
+        outcome = _run_members(members, stages, space, jobs)
+        if isinstance(outcome, State):
+            return outcome
+        results, failures = outcome
         _describe_run(title, results)
+        page = conclude(members, results, failures, space, command_of(recipe, overrides or ()))
+        if page is not None:
+            result = {"path": str(page.path), "fingerprint": page.fingerprint, "status": "built", "seconds": 0.0, "metrics": page.metrics}
+            results[members[0].name]["findings"] = result
+            create_markdown_artifact(page.file("page.md").read_text(), key=slug(f"{title}-findings"), description="What the study's runs say of its findings")
         return results
 
 
-def _run_member(member: Recipe, label: str, stages: Sequence[str] | None, space: Workspace, results: dict[str, Any]) -> State | None:
+MOST_TAGS = 40
+"""Members of a study that are named in its tags; Prefect's pages show them all in a row."""
+
+
+def _run_members(
+    members: Sequence[Recipe], stages: Sequence[str] | None, space: Workspace, jobs: int
+) -> tuple[dict[str, dict[str, Any]], dict[str, FeebError]] | State:
+    """Results and failures by member, or a Cancelled state. The first member's inputs are built before others begin."""
+    results: dict[str, dict[str, Any]] = {member.name: {} for member in members}
+    failures: dict[str, FeebError] = {}
+    stopped: list[State] = []
+    asked = threading.Event()
+
+    def one(member: Recipe, only: Sequence[str] | None) -> None:
+        if asked.is_set() or stopped:
+            return
+        try:
+            outcome = _run_member(member, member.name, only, space, results[member.name], asked)
+        except Interrupted:
+            raise
+        except FeebError as error:
+            if len(members) == 1:
+                raise
+            failures[member.name] = error
+            get_run_logger().warning("%s failed, the others go on: %s", member.name, error)
+            return
+        if isinstance(outcome, State):
+            stopped.append(outcome)
+
+    if jobs == 1 or len(members) == 1:
+        for member in members:
+            one(member, stages)
+        return stopped[0] if stopped else (results, failures)
+    first = members[0]
+    inputs = [stage for stage in stages_for(first, stages) if first.stages[stage].spec.process == "inline"]
+    shared = list(itertools.takewhile(lambda stage: stage in inputs, stages_for(first, stages)))
+    if shared:
+        one(first, shared)
+    with _stopping(asked), ThreadPoolExecutor(jobs, thread_name_prefix="member") as pool:
+        futures = [pool.submit(contextvars.copy_context().run, one, member, stages) for member in members]
+        while wait(futures, timeout=0.2).not_done:
+            pass
+    for future in futures:
+        future.result()
+    if asked.is_set() and not stopped:
+        stopped.append(Cancelled(message="stopped; what is finished is kept, run the same command again to continue"))
+    return stopped[0] if stopped else (results, failures)
+
+
+@contextlib.contextmanager
+def _stopping(asked: threading.Event) -> Iterator[None]:
+    """SIGINT and SIGTERM ask the members that are at work to save and end, and let no other begin; a second one kills them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    first: float | None = None
+
+    def stop(number: int, frame: Any) -> None:
+        nonlocal first
+        if first is not None and time.monotonic() - first < ALMOST_AT_ONCE:
+            return
+        first = first or time.monotonic()
+        asked.set()
+        stop_running()
+
+    old = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def _run_member(member: Recipe, label: str, stages: Sequence[str] | None, space: Workspace, results: dict[str, Any], asked: threading.Event) -> State | None:
     built: dict[str, Artifact] = {}
     order = stages_for(member, stages)
     for index, stage in enumerate(order):
+        if asked.is_set():
+            return Cancelled(message="stopped; what is finished is kept, run the same command again to continue")
         item = plan_stage(member, stage, space, built)
         watcher = _Watcher(label, stage, item.status, index, len(order))
         state = _task_for(member, stage, label, item, space, built, watcher)(stage=stage, label=label, fingerprint=item.fingerprint, return_state=True)

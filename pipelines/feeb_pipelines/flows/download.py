@@ -10,10 +10,10 @@ from feeb_pipelines.flows.common import OPTIONS, run_stages
 
 
 @flow(name="download", **OPTIONS)
-def download(recipe: str, overrides: list[str] | None = None, workspace: str | None = None) -> Any:
+def download(recipe: str, overrides: list[str] | None = None, workspace: str | None = None, jobs: int = 1) -> Any:
     """Fetches documents from sources, filters them and splits them by hash.
 
     recipe: path of a YAML file. overrides: `key=value` texts, as given to `feeb run --set`. workspace: folder of the
-    artifacts; default FEEB_WORKSPACE or ./data.
+    artifacts; default FEEB_WORKSPACE or ./data. jobs: members of a study side by side.
     """
-    return run_stages(["download"], recipe, overrides, workspace)
+    return run_stages(["download"], recipe, overrides, workspace, jobs)

@@ -10,10 +10,10 @@ from feeb_pipelines.flows.common import OPTIONS, run_stages
 
 
 @flow(name="rl", **OPTIONS)
-def rl(recipe: str, overrides: list[str] | None = None, workspace: str | None = None) -> Any:
+def rl(recipe: str, overrides: list[str] | None = None, workspace: str | None = None, jobs: int = 1) -> Any:
     """Improves a model on a verifiable task by PPO or GRPO.
 
     recipe: path of a YAML file. overrides: `key=value` texts, as given to `feeb run --set`. workspace: folder of the
-    artifacts; default FEEB_WORKSPACE or ./data.
+    artifacts; default FEEB_WORKSPACE or ./data. jobs: members of a study side by side.
     """
-    return run_stages(["rl"], recipe, overrides, workspace)
+    return run_stages(["rl"], recipe, overrides, workspace, jobs)

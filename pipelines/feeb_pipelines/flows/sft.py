@@ -10,10 +10,10 @@ from feeb_pipelines.flows.common import OPTIONS, run_stages
 
 
 @flow(name="sft", **OPTIONS)
-def sft(recipe: str, overrides: list[str] | None = None, workspace: str | None = None) -> Any:
+def sft(recipe: str, overrides: list[str] | None = None, workspace: str | None = None, jobs: int = 1) -> Any:
     """Fine-tunes a model on solved examples of a task.
 
     recipe: path of a YAML file. overrides: `key=value` texts, as given to `feeb run --set`. workspace: folder of the
-    artifacts; default FEEB_WORKSPACE or ./data.
+    artifacts; default FEEB_WORKSPACE or ./data. jobs: members of a study side by side.
     """
-    return run_stages(["sft"], recipe, overrides, workspace)
+    return run_stages(["sft"], recipe, overrides, workspace, jobs)

@@ -1,0 +1,156 @@
+"""The page of a study as an artifact: `findings/<name>-<fingerprint>/` with page.md, result.json and figure.png."""
+
+from __future__ import annotations
+
+import functools
+import math
+import statistics as plain
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, get_args
+
+from feebcore.artifacts import Artifact, StageOutput, Workspace, commit
+from feebcore.compare.statistics import holm
+from feebcore.errors import FeebError
+from feebcore.files import digest_of, read_json, write_atomic, write_json
+from feebcore.findings import page
+from feebcore.findings.claims import Finding, Trains
+from feebcore.findings.judge import Judgement, Kind, judge
+from feebcore.findings.measures import measure
+from feebcore.provenance import describe_environment
+from feebcore.recipe import Recipe, findings_of
+
+STAGE = "pretrain"
+KIND = "findings"
+REVISION = 1
+"""Of what the page says; a higher one makes it be written anew."""
+
+Runs = Mapping[str, Mapping[str, Artifact]]
+"""Member's name to stage to artifact."""
+
+
+def write_page(members: Sequence[Recipe], runs: Runs, lost: Mapping[str, str], workspace: Workspace, command: str) -> Artifact | None:
+    """The page of a study's findings, written or reused; None for a study without any.
+
+    runs: what was built. lost: members that diverged, with what was said. command: what made the runs, for the page.
+    """
+    findings = findings_of(members[0].data)
+    if not findings or not any(runs.values()):
+        return None
+    name = str(members[0].data.get("name") or members[0].path.stem)
+    identity = {
+        "revision": REVISION,
+        "findings": {key: finding.model_dump(mode="json") for key, finding in findings.items()},
+        "runs": {m.name: {stage: a.fingerprint for stage, a in runs.get(m.name, {}).items()} for m in members},
+        "lost": sorted(lost),
+    }
+    fingerprint = digest_of(identity)[:12]
+    with workspace.building(KIND, name, fingerprint) as place:
+        if isinstance(place, Artifact):
+            return place
+        started = time.time()
+        out = StageOutput(place)
+        try:
+            environment = describe_environment()
+            result = make(members, findings, runs, lost, command)
+            write_json(place / "result.json", result)
+            write_atomic(place / "page.md", page.text(result))
+            write_atomic(place / "figure.png", page.figure(result))
+            out.content("result.json")
+            return commit(
+                out,
+                stage=KIND,
+                label=name,
+                fingerprint=fingerprint,
+                identity=identity,
+                metrics=_metrics(result),
+                section={},
+                inputs={f"{m.name}/{stage}": a for m in members for stage, a in runs.get(m.name, {}).items()},
+                plugins=[],
+                environment=environment,
+                started=started,
+            )
+        finally:
+            out.close()
+
+
+def make(members: Sequence[Recipe], findings: Mapping[str, Finding], runs: Runs, lost: Mapping[str, str], command: str) -> dict[str, Any]:
+    """Everything the page says, as plain JSON."""
+    seeds = list(dict.fromkeys(member.seed for member in members))
+    by_place = {(member.variant, member.seed): member.name for member in members}
+    variants = list(dict.fromkeys(member.variant for member in members))
+    trained = [stages[STAGE] for stages in runs.values() if STAGE in stages]
+    guessing = math.log(_vocabulary(trained[0])) if trained else math.nan
+
+    def value(variant: str, seed: int, step: int | None, finding: Finding, metric: str) -> float | None:
+        artifact = runs.get(by_place[variant, seed], {}).get(finding.stage)
+        return None if artifact is None else measure(artifact, metric, step)
+
+    judged: dict[str, Judgement] = {}
+    for name, finding in findings.items():
+        metric = "val_loss" if isinstance(finding.expectation, Trains) else finding.metric
+        try:
+            judged[name] = judge(finding.expectation, seeds, functools.partial(value, finding=finding, metric=metric), guessing)
+        except FeebError as error:
+            judged[name] = Judgement("cannot tell", str(error))
+    tested = [name for name, judgement in judged.items() if judgement.found is not None]
+    adjusted = dict(zip(tested, holm([judged[name].found.p for name in tested])[0], strict=True))  # type: ignore[union-attr]
+    metrics = [runs[m.name][STAGE].metrics for m in members if STAGE in runs.get(m.name, {})]
+    return {
+        "name": members[0].data.get("name") or members[0].path.stem,
+        "description": members[0].description,
+        "command": command,
+        "seeds": seeds,
+        "guessing": guessing if trained else None,
+        "tokens": sorted({m["tokens"] for m in metrics}),
+        "parameters": sorted(m["parameters"]["total"] for m in metrics),
+        "environment": describe_environment(),
+        "findings": [_row(name, finding, judged[name], adjusted.get(name)) for name, finding in findings.items()],
+        "variants": [_variant(variant, seeds, by_place, runs, lost) for variant in variants],
+    }
+
+
+def _row(name: str, finding: Finding, judgement: Judgement, p_holm: float | None) -> dict[str, Any]:
+    found = judgement.found
+    numbers = (
+        {} if found is None else {"difference": found.mean, "low": found.low, "high": found.high, "p": found.p, "p_holm": p_holm, "pairs": found.num_pairs}
+    )
+    return {
+        "name": name,
+        **finding.model_dump(mode="json"),
+        "kind": judgement.kind,
+        "why": judgement.why,
+        "margin": judgement.margin,
+        "values": list(judgement.values),
+        "lost": judgement.lost,
+        **numbers,
+    }
+
+
+def _variant(variant: str, seeds: Sequence[int], by_place: Mapping[tuple[str, int], str], runs: Runs, lost: Mapping[str, str]) -> dict[str, Any]:
+    found = [runs.get(by_place[variant, seed], {}).get(STAGE) for seed in seeds]
+    losses = [None if a is None else a.metrics.get("val_bits_per_byte") for a in found]
+    numbers = [loss for loss in losses if loss is not None]
+    speeds = [a.metrics["tokens_per_second"] for a in found if a is not None and a.metrics.get("tokens_per_second")]
+    sizes = [a.metrics["parameters"]["total"] for a in found if a is not None]
+    return {
+        "name": variant or "recipe",
+        "seeds": list(seeds),
+        "bits_per_byte": losses,
+        "mean": plain.fmean(numbers) if numbers else None,
+        "sd": plain.stdev(numbers) if len(numbers) > 1 else None,
+        "final_loss": [None if a is None else a.metrics.get("final_loss") for a in found],
+        "tokens_per_second": plain.median(speeds) if speeds else None,
+        "parameters": sizes[0] if sizes else None,
+        "diverged": {str(seed): lost[by_place[variant, seed]] for seed in seeds if by_place[variant, seed] in lost},
+    }
+
+
+def _metrics(result: Mapping[str, Any]) -> dict[str, Any]:
+    verdicts = {finding["name"]: finding["kind"] for finding in result["findings"]}
+    counts = {kind.replace(" ", "_"): list(verdicts.values()).count(kind) for kind in get_args(Kind)}
+    return {"report": "page.md", **counts, "verdicts": verdicts}
+
+
+def _vocabulary(run: Artifact) -> int:
+    return int(read_json(run.path / "model" / "model.json")["vocab_size"])

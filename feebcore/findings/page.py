@@ -1,0 +1,112 @@
+"""The page of a study: its findings, what was seen, and every variant; Markdown and one figure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from feebcore.compare.verdict import p_text
+from feebcore.report.style import LIGHT, Theme, compact, new_figure, png, styled
+
+COLUMNS = ("finding", "it says", "here it would be seen as", "seen", "verdict")
+
+
+def text(result: Mapping[str, Any]) -> str:
+    """page.md."""
+    environment = result["environment"]
+    kinds = [finding["kind"] for finding in result["findings"]]
+    counts = ", ".join(f"{kinds.count(kind)} {word}" for kind, word in (("agrees", "agree"), ("disagrees", "disagree"), ("cannot tell", "cannot be told")))
+    lines = [
+        f"# {result['name']}",
+        "",
+        result["description"],
+        "",
+        f"    {result['command']}",
+        "",
+        f"{len(result['findings'])} findings: {counts}. {len(result['variants'])} variants, {len(result['seeds'])} seeds each; {_scale(result)}.",
+        f"torch {environment['packages'].get('torch', '?')}, {environment['cpus']} CPUs, {environment['machine']}.",
+        "",
+        "![Bits per byte of every variant](figure.png)",
+        "",
+        "## Findings",
+        "",
+        "| " + " | ".join(COLUMNS) + " |",
+        "|" + "---|" * len(COLUMNS),
+        *(_finding(finding) for finding in result["findings"]),
+        "",
+        *_reading(result),
+        "",
+        "## Variants",
+        "",
+        "| variant | parameters | bits per byte, held-out text | beside the first | training loss at the end | tokens/s | diverged |",
+        "|---|---|---|---|---|---|---|",
+        *(_variant(variant, result["variants"][0]) for variant in result["variants"]),
+        "",
+        "± is the standard deviation over seeds. Tokens/s are medians of runs that ran side by side.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _scale(result: Mapping[str, Any]) -> str:
+    tokens, sizes = result["tokens"], result["parameters"]
+    span = lambda values: compact(values[0]) if values[0] == values[-1] else f"{compact(values[0])} to {compact(values[-1])}"  # noqa: E731
+    return f"{span(sizes)} parameters, {span(tokens)} training tokens a run" if tokens and sizes else "no run was finished"
+
+
+def _finding(finding: Mapping[str, Any]) -> str:
+    expected = (
+        finding["expect"] if finding["metric"] == "bits_per_byte" or finding["expect"].endswith("trains") else f"{finding['expect']} ({finding['metric']})"
+    )
+    seen = finding["why"]
+    if "difference" in finding:
+        margin = f", margin {finding['margin']:.3g}" if finding["margin"] is not None else ""
+        seen = f"{finding['difference']:+.4g} ({finding['low']:+.4g} to {finding['high']:+.4g}){margin}; p {p_text(finding['p'])}, of all together {p_text(finding['p_holm'])}"
+        if finding["lost"]:
+            seen += f"; {finding['why']}"
+    return f"| {finding['name']} | {_cell(finding['says'])} | `{_cell(expected)}` | {_cell(seen)} | **{finding['kind']}** |"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _reading(result: Mapping[str, Any]) -> list[str]:
+    tested = sum("difference" in finding for finding in result["findings"])
+    return [
+        "A finding's number is its left side minus its right, with the paired t interval over seeds at 95 %. It *agrees* when the interval lies where the",
+        "expectation says, *disagrees* when it lies wholly on the other side, and else the runs *cannot tell*. Each interval is for its finding alone:",
+        f"of {tested} such, {0.05 * tested:.1f} would miss by chance; the p of all together is corrected for that by Holm's procedure. All of it is about this",
+        "size, text and budget and about new seeds of these recipes; a finding at another scale may be right there and wrong here.",
+    ]
+
+
+def _variant(variant: Mapping[str, Any], first: Mapping[str, Any]) -> str:
+    mean = "" if variant["mean"] is None else f"{variant['mean']:.4f}" + ("" if variant["sd"] is None else f" ± {variant['sd']:.4f}")
+    beside = "" if variant is first or variant["mean"] is None or first["mean"] is None else f"{variant['mean'] - first['mean']:+.4f}"
+    losses = [loss for loss in variant["final_loss"] if loss is not None]
+    loss = f"{sum(losses) / len(losses):.3f}" if losses else ""
+    speed = "" if variant["tokens_per_second"] is None else compact(variant["tokens_per_second"])
+    size = "" if variant["parameters"] is None else compact(variant["parameters"])
+    return f"| {variant['name']} | {size} | {mean} | {beside} | {loss} | {speed} | {len(variant['diverged']) or ''} |"
+
+
+def figure(result: Mapping[str, Any], theme: Theme = LIGHT) -> bytes:
+    """PNG: a row a variant, a dot a seed, a diamond for the mean; the first variant's mean is the line."""
+    variants = result["variants"]
+    with styled(theme):
+        drawn = new_figure(8.5, 1.2 + 0.24 * len(variants))
+        axes = drawn.subplots()
+        if variants[0]["mean"] is not None:
+            axes.axvline(variants[0]["mean"], color=theme.muted, linewidth=1.0)
+        for row, variant in enumerate(variants):
+            losses = [loss for loss in variant["bits_per_byte"] if loss is not None]
+            axes.plot(losses, [row] * len(losses), "o", markersize=4, color=theme.series[0], alpha=0.45, markeredgewidth=0)
+            if variant["mean"] is not None:
+                axes.plot([variant["mean"]], [row], "D", markersize=6, color=theme.series[1 if row else 0])
+        axes.set_yticks(range(len(variants)), [v["name"] + (f"  ({len(v['diverged'])} diverged)" if v["diverged"] else "") for v in variants])
+        axes.set_ylim(len(variants) - 0.5, -0.5)
+        axes.set_xlabel("bits per byte, held-out text (left is better)")
+        axes.set_title(f"{result['name']}: seeds and means; the line is {variants[0]['name']}")
+        axes.grid(axis="y", visible=False)
+        return png(drawn)
