@@ -160,7 +160,8 @@ def specs() -> Iterable[ObjectiveSpec]:
         summary="Layers pay for their confidence, in proportion to which places stop early at random.",
         since="1.1",
         equation="ce_l = −log p_l(token_{t+1}),   p_l = max softmax(head(norm(r_l)));   form 1: loss = ce_L − Σ_l ce_l / L\n"
-        "form 2: ce_L + Σ_l log(1 − exp(−ce_l)) / L;   3: Σ_l live_l p_l ce_l;   4: Σ_l live_l p_l (ce_l where it stops, else 1);   mean over t, ce_l in form 2 already;   5: as 4, with live, stops and ce of layer l − 1",
+        "form 2: ce_L + Σ_l log(1 − exp(−ce_l)) / L with mean ce_l;   3: Σ_l live_l p_l ce_l;   4: Σ_l live_l p_l (ce_l where it stops, else 1)\n"
+        "form 5: as 4 with live, stops and ce of layer l − 1;   all: mean over t",
     )
     yield ObjectiveSpec(
         "selective",
