@@ -1,10 +1,11 @@
-"""Writes docs/seams.md and docs/reference.md from the code: hook docstrings, specs, configs and their comments.
+"""Writes docs/seams.md, docs/reference.md and docs/parts.md from the code: hook docstrings, specs, configs and their comments.
 
 `make docs` runs it; a test fails when the files are out of date.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import re
 import sys
@@ -154,7 +155,21 @@ def first_line(hook: Any) -> str:
 
 def pages() -> dict[Path, str]:
     registry = Registry(strict=True)
-    return {DOCS / "seams.md": seams_page(registry), DOCS / "reference.md": reference_page(registry)}
+    return {
+        DOCS / "seams.md": seams_page(registry),
+        DOCS / "reference.md": reference_page(registry),
+        DOCS / "parts.md": beside("parts_page").parts_page(registry, default_text),
+    }
+
+
+def beside(name: str) -> Any:
+    """The module of this name in this folder, wherever this one was loaded from."""
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ API_VERSION = "1.1"
 class _Common:
     summary: str
     reference: str = ""  # paper or URL
+    equation: str = ""  # what it computes, a line or two of plain text in the symbols of docs/parts.md; in no fingerprint
     revision: int = 1  # raise when the meaning or a default changes: it is part of every fingerprint
     api: str = API_VERSION  # plugin interface the part was written for
     since: str = "1.0"  # built-in parts: the interface version that introduced them

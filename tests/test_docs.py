@@ -48,6 +48,19 @@ def test_every_built_in_part_has_a_summary_and_every_hook_a_seam_on_the_page():
         assert f"## {seam}\n" in page
 
 
+def test_every_part_of_the_parts_page_gives_an_equation_and_a_row_of_results():
+    page = (ROOT / "docs" / "parts.md").read_text()
+    text, table = page.split("## The standard run")
+    seams = re.findall(r"^## (\w+)$", text, flags=re.M)
+    assert set(seams) >= {"attentions", "feedforwards", "norms", "positions", "wirings", "depths", "embeddings", "heads", "initialisations", "objectives"}
+    for seam in seams:
+        for _, spec in Registry().parts(seam):
+            if spec.distribution == "feeb":
+                assert spec.equation, f"{seam} {spec.name}: give the spec an equation, in the symbols of docs/parts.md"
+                assert spec.equation in text
+                assert f"\n| {seam} | `{spec.name}` | " in table
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_links_inside_the_repository_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):

@@ -29,7 +29,12 @@ from feeb_optim.configs import (
 @feeb.hookimpl
 def feeb_optimizers() -> Iterable[feeb.OptimizerSpec]:
     yield feeb.OptimizerSpec(
-        "adamw", AdamWConfig, build="feeb_optim.adamw:build", summary="Adam with decoupled weight decay, rates by role.", reference="arXiv:1711.05101"
+        "adamw",
+        AdamWConfig,
+        build="feeb_optim.adamw:build",
+        summary="Adam with decoupled weight decay, rates by role.",
+        reference="arXiv:1711.05101",
+        equation="m = lerp(m, g, 1 − β1);   v = lerp(v, g², 1 − β2)\nw −= η (m/(1 − β1^n) / (√(v/(1 − β2^n)) + eps) + λ w)",
     )
     yield feeb.OptimizerSpec(
         "muon",
@@ -37,6 +42,8 @@ def feeb_optimizers() -> Iterable[feeb.OptimizerSpec]:
         build="feeb_optim.muon:build",
         summary="Orthogonalised momentum for matrices, AdamW for the rest.",
         reference="https://kellerjordan.github.io/posts/muon/",
+        equation="m = lerp(m, g, 1 − μ);   u = lerp(g, m, μ);   matrices: W −= η (√max(1, rows / columns) NS(u) + λ W)\n"
+        "NS(U S Vᵀ) ≈ U Vᵀ by ns_steps of X ← a X + (b X Xᵀ + c (X Xᵀ)²) X;   the other roles: adamw",
     )
     yield feeb.OptimizerSpec(
         "normuon",
@@ -45,15 +52,34 @@ def feeb_optimizers() -> Iterable[feeb.OptimizerSpec]:
         summary="Muon whose updates are evened out over rows; AdamW for the rest.",
         reference="arXiv:2510.05491",
         since="1.1",
+        equation="O = NS(u) as in muon;   q = lerp(q, mean of O² over each row, 1 − β);   O ← O / √q · |O| / |O / √q|\nthen as muon with O in place of NS(u)",
     )
     yield feeb.OptimizerSpec(
-        "adam", AdamConfig, build="feeb_optim.adamw:build_adam", summary="Adam, weight decay as an L2 penalty.", reference="arXiv:1412.6980", since="1.1"
+        "adam",
+        AdamConfig,
+        build="feeb_optim.adamw:build_adam",
+        summary="Adam, weight decay as an L2 penalty.",
+        reference="arXiv:1412.6980",
+        since="1.1",
+        equation="g += λ w;   then as adamw with λ = 0",
     )
     yield feeb.OptimizerSpec(
-        "sgd", SgdConfig, build="feeb_optim.sgd:build", summary="Gradient descent with momentum.", reference="Sutskever et al. 2013", since="1.1"
+        "sgd",
+        SgdConfig,
+        build="feeb_optim.sgd:build",
+        summary="Gradient descent with momentum.",
+        reference="Sutskever et al. 2013",
+        since="1.1",
+        equation="g += λ w;   m = μ m + g  (m = g at first);   w −= η m      nesterov: η (g + μ m)",
     )
     yield feeb.OptimizerSpec(
-        "lion", LionConfig, build="feeb_optim.lion:build", summary="The sign of momentum, one average to keep.", reference="arXiv:2302.06675", since="1.1"
+        "lion",
+        LionConfig,
+        build="feeb_optim.lion:build",
+        summary="The sign of momentum, one average to keep.",
+        reference="arXiv:2302.06675",
+        since="1.1",
+        equation="c = lerp(m, g, 1 − β1);   w −= η (sign(c) + λ w);   m = lerp(m, g, 1 − β2)",
     )
     yield feeb.OptimizerSpec(
         "adafactor",
@@ -62,6 +88,8 @@ def feeb_optimizers() -> Iterable[feeb.OptimizerSpec]:
         summary="Squares kept as row and column means, steps relative to the weights.",
         reference="arXiv:1804.04235",
         since="1.1",
+        equation="V_ij = row_i column_j / mean(row), averages of g² that forget by n^−beta2_decay;   U = g / √V, clipped to root mean square clip_threshold\n"
+        "w −= max(min_scale, rms(w)) min(η, 1/√n) U",
     )
     yield feeb.OptimizerSpec(
         "soap",
@@ -70,6 +98,8 @@ def feeb_optimizers() -> Iterable[feeb.OptimizerSpec]:
         summary="Adam in the eigenbases of Shampoo for matrices, AdamW for the rest.",
         reference="arXiv:2409.11321",
         since="1.1",
+        equation="L = lerp(L, G Gᵀ, 1 − β);   R = lerp(R, Gᵀ G, 1 − β);   Q_L, Q_R: their eigenvectors, renewed every precondition_every steps\n"
+        "adam's m of G and v of Q_Lᵀ G Q_R;   W −= η Q_L [Q_Lᵀ m Q_R / (√v + eps)] Q_Rᵀ, bias-corrected;   then W −= η λ W;   the other roles: adamw",
     )
     yield feeb.OptimizerSpec(
         "schedule_free",
@@ -78,6 +108,8 @@ def feeb_optimizers() -> Iterable[feeb.OptimizerSpec]:
         summary="AdamW that averages its weights instead of decaying its rate.",
         reference="arXiv:2405.15682",
         since="1.1",
+        equation="g taken at w = β1 x + (1 − β1) z;   v = lerp(v, g², 1 − β2);   d = g / (√(v/(1 − β2^n)) + eps) + λ w\n"
+        "z −= η d;   x = lerp(x, z, c_n),   c_n = η_max,n² / Σ_{i ≤ n} η_max,i²  (η_max,n: largest η so far);   evaluated at x",
     )
     yield feeb.OptimizerSpec(
         "ademamix",
@@ -86,6 +118,8 @@ def feeb_optimizers() -> Iterable[feeb.OptimizerSpec]:
         summary="AdamW with a second, much slower average of gradients.",
         reference="arXiv:2409.03137",
         since="1.1",
+        equation="m1 = lerp(m1, g, 1 − β1);   m2 = lerp(m2, g, 1 − slow_beta);   v = lerp(v, g², 1 − β2)\n"
+        "w −= η ((m1/(1 − β1^n) + alpha m2) / (√(v/(1 − β2^n)) + eps) + λ w)",
     )
     yield feeb.OptimizerSpec(
         "grokfast",
@@ -94,17 +128,36 @@ def feeb_optimizers() -> Iterable[feeb.OptimizerSpec]:
         summary="Any optimizer on gradients whose slow part is amplified.",
         reference="arXiv:2405.20233",
         since="1.1",
+        equation="h = lerp(h, g, 1 − alpha)  (h = g at first);   the inner optimizer is given g + strength h",
     )
 
 
 @feeb.hookimpl
 def feeb_schedules() -> Iterable[feeb.ScheduleSpec]:
     module = "feeb_optim.schedules"
-    yield feeb.ScheduleSpec("constant", ConstantConfig, build=f"{module}:build_constant", summary="The full rate, after a warmup.")
-    yield feeb.ScheduleSpec("linear", DecayConfig, build=f"{module}:build_linear", summary="A straight line down, after a warmup.")
-    yield feeb.ScheduleSpec("cosine", DecayConfig, build=f"{module}:build_cosine", summary="Half a cosine down, after a warmup.", reference="arXiv:1608.03983")
+    yield feeb.ScheduleSpec("constant", ConstantConfig, build=f"{module}:build_constant", summary="The full rate, after a warmup.", equation="f = 1")
     yield feeb.ScheduleSpec(
-        "wsd", WsdConfig, build=f"{module}:build_wsd", summary="Warmup, a stable plateau, then a short decay.", reference="arXiv:2404.06395"
+        "linear",
+        DecayConfig,
+        build=f"{module}:build_linear",
+        summary="A straight line down, after a warmup.",
+        equation="f = φ + (1 − φ)(1 − p),   φ = final_fraction",
+    )
+    yield feeb.ScheduleSpec(
+        "cosine",
+        DecayConfig,
+        build=f"{module}:build_cosine",
+        summary="Half a cosine down, after a warmup.",
+        reference="arXiv:1608.03983",
+        equation="f = φ + (1 − φ)(1 + cos(π p)) / 2",
+    )
+    yield feeb.ScheduleSpec(
+        "wsd",
+        WsdConfig,
+        build=f"{module}:build_wsd",
+        summary="Warmup, a stable plateau, then a short decay.",
+        reference="arXiv:2404.06395",
+        equation="f = 1;   in the last decay_fraction of the run φ + (1 − φ) shape(p), linear: shape(p) = 1 − p",
     )
     yield feeb.ScheduleSpec(
         "wsd_s",
@@ -113,6 +166,7 @@ def feeb_schedules() -> Iterable[feeb.ScheduleSpec]:
         summary="A plateau with several decays, each followed by the full rate again.",
         reference="arXiv:2410.05192",
         since="1.1",
+        equation="f = 1;   before each of `ends`, in decay_fraction of the steps up to it, 1 / (p/φ + 1 − p), then 1 again",
     )
     yield feeb.ScheduleSpec(
         "inverse_sqrt",
@@ -121,6 +175,7 @@ def feeb_schedules() -> Iterable[feeb.ScheduleSpec]:
         summary="One over the root of the step, after a warmup.",
         reference="arXiv:1706.03762",
         since="1.1",
+        equation="f = √(τ / (τ + n − warmup)),   τ = timescale, by default the warmup's length",
     )
     yield feeb.ScheduleSpec(
         "one_minus_sqrt",
@@ -129,6 +184,7 @@ def feeb_schedules() -> Iterable[feeb.ScheduleSpec]:
         summary="Down as one minus the root of time, after a warmup.",
         reference="arXiv:2405.18392",
         since="1.1",
+        equation="f = φ + (1 − φ)(1 − √p)",
     )
     yield feeb.ScheduleSpec(
         "exponential",
@@ -136,6 +192,7 @@ def feeb_schedules() -> Iterable[feeb.ScheduleSpec]:
         build=f"{module}:build_exponential",
         summary="Down by the same factor each step, after a warmup.",
         since="1.1",
+        equation="f = φ^p",
     )
     yield feeb.ScheduleSpec(
         "power",
@@ -144,8 +201,16 @@ def feeb_schedules() -> Iterable[feeb.ScheduleSpec]:
         summary="A power of the step, whatever the length of the run, then a short decay.",
         reference="arXiv:2408.13359",
         since="1.1",
+        equation="f = max(n / onset, 1)^−exponent;   in the last decay_fraction times φ + (1 − φ) shape(p)",
     )
-    yield feeb.ScheduleSpec("sequential", configs.SequentialConfig, build=f"{module}:build_sequential", summary="Schedules one after the other.", since="1.1")
+    yield feeb.ScheduleSpec(
+        "sequential",
+        configs.SequentialConfig,
+        build=f"{module}:build_sequential",
+        summary="Schedules one after the other.",
+        since="1.1",
+        equation="f(n) = scale_i f_i(n − begin_i) in piece i",
+    )
 
 
 @feeb.hookimpl

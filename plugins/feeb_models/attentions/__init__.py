@@ -91,7 +91,12 @@ def check_groups(num_kv_heads: int, num_heads: int) -> None:
 
 def specs() -> Iterable[AttentionSpec]:
     yield AttentionSpec(
-        "mha", MultiHeadConfig, build="feeb_models.attentions.grouped:build_mha", summary="Multi-head causal attention.", reference="arXiv:1706.03762"
+        "mha",
+        MultiHeadConfig,
+        build="feeb_models.attentions.grouped:build_mha",
+        summary="Multi-head causal attention.",
+        reference="arXiv:1706.03762",
+        equation="q, k, v = rot(W_q x), rot(W_k x), W_v x      H heads of width D each\ny = W_o [att(q_h, k_h, v_h)]_h",
     )
     yield AttentionSpec(
         "gqa",
@@ -99,6 +104,7 @@ def specs() -> Iterable[AttentionSpec]:
         build="feeb_models.attentions.grouped:build_gqa",
         summary="Grouped-query attention: several query heads share a key/value head.",
         reference="arXiv:2305.13245",
+        equation="as mha with G = num_kv_heads key and value heads:\ny = W_o [att(q_h, k_g, v_g)]_h,   g = ⌊h G / H⌋",
     )
     yield AttentionSpec(
         "mqa",
@@ -107,6 +113,7 @@ def specs() -> Iterable[AttentionSpec]:
         summary="Multi-query attention: all query heads share one key/value head.",
         reference="arXiv:1911.02150",
         since="1.1",
+        equation="y = W_o [att(q_h, k, v)]_h      one k and one v for all heads",
     )
     yield AttentionSpec(
         "sliding_window",
@@ -115,6 +122,7 @@ def specs() -> Iterable[AttentionSpec]:
         summary="Each token sees so many tokens before it.",
         reference="arXiv:2004.05150",
         since="1.1",
+        equation="as gqa (G = H unless num_kv_heads), att over the s with t − window < s ≤ t only",
     )
     yield AttentionSpec(
         "local_global",
@@ -123,6 +131,7 @@ def specs() -> Iterable[AttentionSpec]:
         summary="Layers that see a window and layers that see all, in a pattern.",
         reference="arXiv:2408.00118",
         since="1.1",
+        equation="layer l, letter = pattern[l mod length of pattern]:\nL: as sliding_window;   G: att over all s ≤ t, without rot if rotate_global is false",
     )
     yield AttentionSpec(
         "cross_layer",
@@ -131,6 +140,8 @@ def specs() -> Iterable[AttentionSpec]:
         summary="Neighbouring layers share the keys and values of the first of them, and their cache.",
         reference="arXiv:2405.12981",
         since="1.1",
+        equation="q = rot(W_q x_l);   k, v = rot(W_k x_j), W_v x_j  with x_j and matrices of layer j = share ⌊l / share⌋\n"
+        "y = W_o [att(q_h, k_g, v_g)]_h      g as in gqa, G = H unless num_kv_heads",
     )
     yield AttentionSpec(
         "mla",
@@ -139,6 +150,8 @@ def specs() -> Iterable[AttentionSpec]:
         summary="Multi-head latent attention: keys and values are made from a narrow latent, which is all that is cached.",
         reference="arXiv:2405.04434",
         since="1.1",
+        equation="c = norm(W_dkv x);   q_h = [W_uq,h x; rot(W_qr,h x)],   k_h = [W_uk,h c; rot(W_kr x)],   v_h = W_uv,h c\n"
+        "y = W_o [att(q_h, k_h, v_h)]_h      with query_latent, queries read norm(W_dq x) in place of x",
     )
     yield AttentionSpec(
         "differential",
@@ -147,6 +160,8 @@ def specs() -> Iterable[AttentionSpec]:
         summary="The difference of two softmax maps a head, so that what both attend to cancels.",
         reference="arXiv:2410.05258",
         since="1.1",
+        equation="A_i = softmax(rot(q_i) rot(k_i)ᵀ / √D + b_i);   y_h = (1 − λ0) rms((A_2h − λ A_2h+1) v_h) * gain,   y = W_o [y_h]_h\n"
+        "λ = exp(a1·b1) − exp(a2·b2) + λ0,   λ0 = 0.8 − 0.6 exp(−0.3 l);   H/2 values of width 2D",
     )
     yield AttentionSpec(
         "no_value",
@@ -155,6 +170,7 @@ def specs() -> Iterable[AttentionSpec]:
         summary="The sum of the heads' weights times the input itself: no value matrix.",
         reference="arXiv:2311.01906",
         since="1.1",
+        equation="A_h = softmax(rot(q_h) rot(k_h)ᵀ / √D + b_h);   y = W_o (Σ_h A_h) x",
     )
     yield AttentionSpec(
         "scaled",
@@ -162,6 +178,7 @@ def specs() -> Iterable[AttentionSpec]:
         build="feeb_models.attentions.scaled:build_scaled",
         summary="Another attention, its result multiplied by a constant.",
         since="1.1",
+        equation="y = scale inner(x)",
     )
     yield AttentionSpec(
         "none",
@@ -169,4 +186,5 @@ def specs() -> Iterable[AttentionSpec]:
         summary="No attention: adds nothing, so each token is alone.",
         since="1.1",
         breaks=("gradient_everywhere", "overfits_one_batch"),
+        equation="y = 0",
     )

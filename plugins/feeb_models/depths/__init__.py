@@ -47,7 +47,12 @@ class ConvergedConfig(LoopedConfig):
 
 
 def specs() -> Iterable[DepthSpec]:
-    yield DepthSpec("separate", build="feeb_models.depths.separate:build_separate", summary="Every layer has its own weights.")
+    yield DepthSpec(
+        "separate",
+        build="feeb_models.depths.separate:build_separate",
+        summary="Every layer has its own weights.",
+        equation="r_{l+1} = B_l(r_l),  l = 0 … L − 1",
+    )
     yield DepthSpec(
         "looped",
         LoopedConfig,
@@ -55,6 +60,7 @@ def specs() -> Iterable[DepthSpec]:
         summary="One block, or a group of blocks, runs again and again with the same weights.",
         reference="arXiv:1807.03819; groups: arXiv:2405.16039",
         since="1.1",
+        equation="r_{n+1} = B_{n mod num_blocks}(r_n),  n = 0 … L − 1      order cycle\ninject: B(r_n + r_0) for n > 0;   pass_embedding: B(r_n + p_n)",
     )
     yield DepthSpec(
         "halting",
@@ -63,6 +69,8 @@ def specs() -> Iterable[DepthSpec]:
         summary="Looped, with the result a mean over passes by learnt probabilities to halt.",
         reference="arXiv:1603.08983",
         since="1.1",
+        equation="r = Σ_n p_n r_n,   p_n = λ_n Π_{j<n} (1 − λ_j),   λ_n = sigmoid(w·r_n + c),  of the last pass 1\n"
+        "r_n, n = 1 … L: the streams after each pass, as in looped",
     )
     yield DepthSpec(
         "until_converged",
@@ -70,6 +78,7 @@ def specs() -> Iterable[DepthSpec]:
         build="feeb_models.depths.looped:build_until_converged",
         summary="Looped, and outside training a token stops when a pass hardly changes it.",
         since="1.1",
+        equation="as looped; outside training token t keeps r_n,t from the first n on with |r_n,t − r_{n−1},t| < threshold |r_{n−1},t|",
     )
     yield DepthSpec(
         "dense_average",
@@ -77,6 +86,7 @@ def specs() -> Iterable[DepthSpec]:
         summary="Each layer reads a learnt weighted sum of what all layers before it made.",
         reference="arXiv:2402.02622",
         since="1.1",
+        equation="x_i = B_i(y_{i−1}),   y_i = Σ_{j ≤ i} α_ij x_j,   x_0 = y_0 = r_0      α_ii = 1 and the others 0 at first",
     )
     yield DepthSpec(
         "unet",
@@ -84,4 +94,5 @@ def specs() -> Iterable[DepthSpec]:
         summary="Layers of the second half also read, with learnt weights, what their mirror in the first half read.",
         reference="https://github.com/KellerJordan/modded-nanogpt",
         since="1.1",
+        equation="s_l = r_l,   r_{l+1} = B_l(r_l)  in the first half;   r_{l+1} = B_l(r_l + w_l s_{L−1−l})  in the second      w_l 0 at first",
     )

@@ -34,7 +34,7 @@ class HashNgramsConfig(PartConfig):
 
 
 def specs() -> Iterable[EmbeddingSpec]:
-    yield EmbeddingSpec("standard", build="feeb_models.embeddings.standard:build_standard", summary="One vector a token.")
+    yield EmbeddingSpec("standard", build="feeb_models.embeddings.standard:build_standard", summary="One vector a token.", equation="r_t = E[token_t]")
     yield EmbeddingSpec(
         "scaled",
         ScaledConfig,
@@ -42,6 +42,7 @@ def specs() -> Iterable[EmbeddingSpec]:
         summary="One vector a token, times sqrt(d_model).",
         reference="arXiv:1706.03762",
         since="1.1",
+        equation="r_t = s E[token_t],   s = √C unless scale is given",
     )
     yield EmbeddingSpec(
         "normed",
@@ -49,6 +50,7 @@ def specs() -> Iterable[EmbeddingSpec]:
         summary="One vector a token, normed before the first block.",
         reference="https://github.com/karpathy/nanochat",
         since="1.1",
+        equation="r_t = norm(E[token_t])",
     )
     yield EmbeddingSpec(
         "factorised",
@@ -57,6 +59,7 @@ def specs() -> Iterable[EmbeddingSpec]:
         summary="A narrow vector a token, widened by a matrix; head factorised can share the table.",
         reference="arXiv:1909.11942",
         since="1.1",
+        equation="r_t = W E[token_t]      E [V, rank], W [C, rank]",
     )
     yield EmbeddingSpec(
         "hash_ngrams",
@@ -65,4 +68,5 @@ def specs() -> Iterable[EmbeddingSpec]:
         summary="A vector a token plus hashed vectors of the n-grams that end at it, meant for bytes.",
         reference="arXiv:2412.09871",
         since="1.1",
+        equation="r_t = (E[token_t] + Σ_{n in sizes} G_n[hash(token_{t−n+1} … token_t) mod buckets]) / (1 + number of sizes)",
     )

@@ -140,13 +140,37 @@ class ButterflyConfig(PartConfig):
 
 
 def specs() -> Iterable[FeedforwardSpec]:
-    yield FeedforwardSpec("gelu", FeedforwardConfig, build="feeb_models.feedforwards.dense:build_gelu", summary="W2 gelu(W1 x).", reference="arXiv:1606.08415")
-    yield FeedforwardSpec("relu", FeedforwardConfig, build="feeb_models.feedforwards.dense:build_relu", summary="W2 relu(W1 x).", reference="arXiv:1706.03762")
     yield FeedforwardSpec(
-        "relu_squared", FeedforwardConfig, build="feeb_models.feedforwards.dense:build_relu_squared", summary="W2 relu(W1 x)^2.", reference="arXiv:2109.08668"
+        "gelu",
+        FeedforwardConfig,
+        build="feeb_models.feedforwards.dense:build_gelu",
+        summary="W2 gelu(W1 x).",
+        reference="arXiv:1606.08415",
+        equation="y = W2 gelu(W1 x),   gelu(z) = z (1 + tanh(√(2/π) (z + 0.044715 z³))) / 2",
     )
     yield FeedforwardSpec(
-        "swiglu", SwigluConfig, build="feeb_models.feedforwards.dense:build_swiglu", summary="W2 (silu(W1 x) * W3 x).", reference="arXiv:2002.05202"
+        "relu",
+        FeedforwardConfig,
+        build="feeb_models.feedforwards.dense:build_relu",
+        summary="W2 relu(W1 x).",
+        reference="arXiv:1706.03762",
+        equation="y = W2 max(0, W1 x)",
+    )
+    yield FeedforwardSpec(
+        "relu_squared",
+        FeedforwardConfig,
+        build="feeb_models.feedforwards.dense:build_relu_squared",
+        summary="W2 relu(W1 x)^2.",
+        reference="arXiv:2109.08668",
+        equation="y = W2 max(0, W1 x)²",
+    )
+    yield FeedforwardSpec(
+        "swiglu",
+        SwigluConfig,
+        build="feeb_models.feedforwards.dense:build_swiglu",
+        summary="W2 (silu(W1 x) * W3 x).",
+        reference="arXiv:2002.05202",
+        equation="y = W2 (silu(W1 x) * W3 x),   silu(z) = z / (1 + exp(−z))",
     )
     yield FeedforwardSpec(
         "geglu",
@@ -155,6 +179,7 @@ def specs() -> Iterable[FeedforwardSpec]:
         summary="W2 (gelu(W1 x) * W3 x).",
         reference="arXiv:2002.05202",
         since="1.1",
+        equation="y = W2 (gelu(W1 x) * W3 x)      gelu(z) as in gelu",
     )
     yield FeedforwardSpec(
         "affine_gelu",
@@ -163,6 +188,7 @@ def specs() -> Iterable[FeedforwardSpec]:
         summary="W2 gelu(a * W1 x + b), with a scale a and a shift b learned for each hidden unit.",
         reference="arXiv:1606.08415",
         since="1.1",
+        equation="y = W2 gelu(a * W1 x + b)      a, b [F] learnt, 1 and 0 at first",
     )
     yield FeedforwardSpec(
         "moe",
@@ -171,6 +197,8 @@ def specs() -> Iterable[FeedforwardSpec]:
         summary="Mixture of shared and routed experts, the top k of them for each token; nothing dropped unless capacity says so.",
         reference="arXiv:2401.06066",
         since="1.1",
+        equation="y = shared(x) + Σ_{e in top_k of p} gate_scale p_e expert_e(x),   p = softmax(W_r x),   expert_e(x) = W2_e (silu(W1_e x) * W3_e x)\n"
+        "loss + balance_loss E Σ_e f_e P_e      f_e: share of a row's choices that fell on e, P_e: mean of p_e over the row",
     )
     yield FeedforwardSpec(
         "product_key_memory",
@@ -179,6 +207,8 @@ def specs() -> Iterable[FeedforwardSpec]:
         summary="Reads the best of num_keys^2 values, found by pairs of sub-keys.",
         reference="arXiv:1907.05242",
         since="1.1",
+        equation="[q1; q2] = rms(W_h x);   s_ij = q1·k1_h,i + q2·k2_h,j\n"
+        "y = Σ_h Σ_{ij in top_k of s} softmax(s)_ij v_ij      softmax over those found; v shared by heads",
     )
     yield FeedforwardSpec(
         "peer",
@@ -187,6 +217,7 @@ def specs() -> Iterable[FeedforwardSpec]:
         summary="num_keys^2 experts of one hidden unit, found by pairs of sub-keys.",
         reference="arXiv:2407.04153",
         since="1.1",
+        equation="y = Σ_h Σ_{ij in top_k of s} softmax(s)_ij gelu(u_ij·x) v_ij      s as in product_key_memory",
     )
     yield FeedforwardSpec(
         "ultramem",
@@ -195,6 +226,8 @@ def specs() -> Iterable[FeedforwardSpec]:
         summary="Memory with a score for each segment of a value and several projected uses of each: UltraMem without Tucker scores and skips over layers.",
         reference="arXiv:2411.12364",
         since="1.1",
+        equation="s_ij,m = q1·k1_h,i,m + q2·k2_h,j,m,  m = 1 … cores;   found: the top_k of Σ_m s_ij,m;   key ij is number n = i num_keys + j\n"
+        "y = Σ_e W_e Σ_{h, found n in block e} [s_n,m v_{n mod S},m]_m,   S = num_keys² / expansion values;   block e: n from e S on, S of them",
     )
     yield FeedforwardSpec(
         "monarch",
@@ -203,6 +236,7 @@ def specs() -> Iterable[FeedforwardSpec]:
         summary="W2 gelu(W1 x), each matrix two block-diagonal factors with a shuffle between.",
         reference="arXiv:2204.00595",
         since="1.1",
+        equation="y = M2 gelu(M1 x),   M = P L P R\nR, L block-diagonal with `blocks` blocks; P: write as a table of `blocks` rows, read by columns",
     )
     yield FeedforwardSpec(
         "butterfly",
@@ -211,4 +245,6 @@ def specs() -> Iterable[FeedforwardSpec]:
         summary="W2 gelu(W1 x), each matrix log d_model sparse factors, as in a fast Fourier transform.",
         reference="arXiv:1903.05895",
         since="1.1",
+        equation="y = Σ_c B2_c gelu(B1_c x),  c = 1 … copies,   B = F_{n−1} … F_1 F_0,   n = log_radix C\n"
+        "F_j mixes the `radix` channels whose numbers differ in digit j (base radix)",
     )

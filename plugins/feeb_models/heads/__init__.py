@@ -41,8 +41,17 @@ class MultiTokenConfig(SequentialConfig):
 
 
 def specs() -> Iterable[HeadSpec]:
-    yield HeadSpec("linear", HeadConfig, build="feeb_models.heads.linear:build_linear", summary="A matrix of its own.")
-    yield HeadSpec("tied", HeadConfig, build="feeb_models.heads.linear:build_tied", summary="The embedding's matrix again.", reference="arXiv:1608.05859")
+    yield HeadSpec(
+        "linear", HeadConfig, build="feeb_models.heads.linear:build_linear", summary="A matrix of its own.", equation="logits = W z,   W [V, C] of its own"
+    )
+    yield HeadSpec(
+        "tied",
+        HeadConfig,
+        build="feeb_models.heads.linear:build_tied",
+        summary="The embedding's matrix again.",
+        reference="arXiv:1608.05859",
+        equation="logits = E z      E: the embedding's table",
+    )
     yield HeadSpec(
         "factorised",
         FactorisedHeadConfig,
@@ -50,6 +59,7 @@ def specs() -> Iterable[HeadSpec]:
         summary="Two matrices with a narrow space between; the second may be the table of embedding factorised.",
         reference="arXiv:1909.11942",
         since="1.1",
+        equation="logits = E W z      W [rank, C], E [V, rank] of its own or, tied, that of embedding factorised",
     )
     # what predicts further gets no gradient from the next token's loss, by which the contract judges
     yield HeadSpec(
@@ -60,6 +70,7 @@ def specs() -> Iterable[HeadSpec]:
         reference="arXiv:2404.19737",
         breaks=("gradient_everywhere", "compile_parity"),
         since="1.1",
+        equation="logits = W z;   future k = 1 … num_futures:  logits_k = W norm_k(B_k(z))      num_blocks 0: W_k z",
     )
     yield HeadSpec(
         "multi_token_sequential",
@@ -69,4 +80,5 @@ def specs() -> Iterable[HeadSpec]:
         reference="arXiv:2412.19437",
         breaks=("gradient_everywhere", "compile_parity"),
         since="1.1",
+        equation="logits = W z;   z^k_t = B_k(M_k [norm(z^{k−1}_t); norm(E[token_{t+k}])]),   logits_k = W norm_k(z^k),   z^0 = z",
     )

@@ -50,6 +50,7 @@ def specs() -> Iterable[InitialisationSpec]:
         build="feeb_models.initialisations.normal:build_normal",
         summary="Normal weights, smaller where they add to the stream.",
         reference="GPT-2",
+        equation="W ~ N(0, std²);   maps to the stream N(0, std² / 2L)",
     )
     yield InitialisationSpec(
         "truncated_normal",
@@ -57,6 +58,7 @@ def specs() -> Iterable[InitialisationSpec]:
         build=f"{sizes}:build_truncated_normal",
         summary="Normal weights without the tails.",
         since="1.1",
+        equation="W ~ N(0, σ²) given |w| ≤ cut σ,   σ = std;   maps to the stream σ = std / √(2L)",
     )
     yield InitialisationSpec(
         "fan_in",
@@ -65,6 +67,7 @@ def specs() -> Iterable[InitialisationSpec]:
         summary="Matrices with deviation 1 / sqrt(inputs), times a gain (sqrt(2) is Kaiming's for ReLU).",
         reference="arXiv:1502.01852",
         since="1.1",
+        equation="W ~ N(0, gain² / in);   maps to the stream N(0, gain² / (2L in));   tables and head N(0, std²)",
     )
     yield InitialisationSpec(
         "xavier",
@@ -73,6 +76,7 @@ def specs() -> Iterable[InitialisationSpec]:
         summary="Matrices with deviation sqrt(2 / (inputs + outputs)).",
         reference="https://proceedings.mlr.press/v9/glorot10a.html",
         since="1.1",
+        equation="W ~ N(0, 2 gain² / (in + out));   maps to the stream: variance / 2L;   tables and head N(0, std²)",
     )
     yield InitialisationSpec(
         "spectral",
@@ -81,6 +85,7 @@ def specs() -> Iterable[InitialisationSpec]:
         summary="Matrices with spectral norm of the size of sqrt(outputs / inputs), for feature learning at any width.",
         reference="arXiv:2310.17813",
         since="1.1",
+        equation="W ~ N(0, σ²),   σ = gain min(1, √(out / in)) / √in;   maps to the stream σ / √(2L);   tables and head N(0, std²)",
     )
     yield InitialisationSpec(
         "orthogonal",
@@ -89,6 +94,7 @@ def specs() -> Iterable[InitialisationSpec]:
         summary="Matrices with orthonormal rows or columns.",
         reference="arXiv:1312.6120",
         since="1.1",
+        equation="W = gain Q,   QᵀQ = 1 or QQᵀ = 1;   maps to the stream gain Q / √(2L);   tables and head N(0, std²)",
     )
     yield InitialisationSpec(
         "depth_scaled",
@@ -97,4 +103,5 @@ def specs() -> Iterable[InitialisationSpec]:
         summary="Normal weights, and what adds to the stream is smaller the later its layer, by sqrt(2 layer).",
         reference="arXiv:1908.11365",
         since="1.1",
+        equation="W ~ N(0, std²);   maps to the stream in layer l = 1 … L  N(0, std² / 2l)",
     )

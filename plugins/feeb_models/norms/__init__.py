@@ -37,6 +37,7 @@ def specs() -> Iterable[NormSpec]:
         build="feeb_models.norms.classic:build_layernorm",
         summary="(x - mean) / deviation, with or without gain and shift.",
         reference="arXiv:1607.06450",
+        equation="y = gain * (x − mean(x)) / √(var(x) + eps) + shift      over the C channels",
     )
     yield NormSpec(
         "rmsnorm",
@@ -44,6 +45,7 @@ def specs() -> Iterable[NormSpec]:
         build="feeb_models.norms.classic:build_rmsnorm",
         summary="x / root mean square, with or without gain.",
         reference="arXiv:1910.07467",
+        equation="y = gain * x / √(mean(x²) + eps)      over the C channels",
     )
     yield NormSpec(
         "dynamic_tanh",
@@ -52,6 +54,7 @@ def specs() -> Iterable[NormSpec]:
         summary="tanh(alpha x) with learned alpha, gain and shift: no statistics at all.",
         reference="arXiv:2503.10622",
         since="1.1",
+        equation="y = gain * tanh(α x) + shift      α one learnt number",
     )
     yield NormSpec(
         "batchnorm",
@@ -61,4 +64,6 @@ def specs() -> Iterable[NormSpec]:
         reference="arXiv:1502.03167",
         since="1.1",
         breaks=("causality", "batch_invariance", "document_isolation", "cache_parity", "left_padding_parity"),
+        equation="y = gain * (x − μ) / √(σ² + eps) + shift\n"
+        "μ, σ² of each channel: in training over rows and places of the batch, in evaluation running averages",
     )

@@ -113,13 +113,18 @@ def absolute(folder: str, info: ValidationInfo) -> str:
 
 def specs() -> Iterable[ObjectiveSpec]:
     yield ObjectiveSpec(
-        "next_token", NextTokenConfig, build="feeb_models.objectives.next_token:build_next_token", summary="Cross-entropy of the next token, everywhere."
+        "next_token",
+        NextTokenConfig,
+        build="feeb_models.objectives.next_token:build_next_token",
+        summary="Cross-entropy of the next token, everywhere.",
+        equation="loss = (1/N) Σ_t −log p(token_{t+1} | tokens_≤t)",
     )
     yield ObjectiveSpec(
         "completion_only",
         NextTokenConfig,
         build="feeb_models.objectives.next_token:build_completion_only",
         summary="Cross-entropy of the completion, given the prompt.",
+        equation="as next_token; t over the places whose next token belongs to the completion, N of them",
     )
     yield ObjectiveSpec(
         "multi_token",
@@ -128,6 +133,7 @@ def specs() -> Iterable[ObjectiveSpec]:
         summary="The next token and further ones, with a head that predicts them.",
         reference="arXiv:2404.19737",
         since="1.1",
+        equation="loss = Σ_{j=1…k} w_j (1/N) Σ_t −log p_j(token_{t+j})      p_1: the head; p_j: its future j − 1",
     )
     yield ObjectiveSpec(
         "all_layer",
@@ -136,6 +142,7 @@ def specs() -> Iterable[ObjectiveSpec]:
         summary="Cross-entropy of the next token after every layer, through the same norm and head.",
         reference="arXiv:1910.10073",
         since="1.1",
+        equation="loss = Σ_l (1/N) Σ_t −log softmax(head(norm(r_l,t)))[token_{t+1}],  l = 1 … L      reduce mean: / L",
     )
     yield ObjectiveSpec(
         "local_gradients",
@@ -144,6 +151,7 @@ def specs() -> Iterable[ObjectiveSpec]:
         summary="As all_layer, with gradients that reach one layer only.",
         reference="arXiv:1901.08164",
         since="1.1",
+        equation="as all_layer, with r_{l+1} = B_l(sg(r_l)) for every block but the first",
     )
     yield ObjectiveSpec(
         "confidence",
@@ -151,6 +159,9 @@ def specs() -> Iterable[ObjectiveSpec]:
         build="feeb_models.objectives.confidence:build_confidence",
         summary="Layers pay for their confidence, in proportion to which places stop early at random.",
         since="1.1",
+        equation="ce_l = −log p_l(token_{t+1}),   p_l = max softmax(head(norm(r_l)));   form 1: loss = ce_L − Σ_l ce_l / L\n"
+        "form 2: ce_L + Σ_l log(1 − exp(−ce_l)) / L with mean ce_l;   3: Σ_l live_l p_l ce_l;   4: Σ_l live_l p_l (ce_l where it stops, else 1)\n"
+        "form 5: as 4 with live, stops and ce of layer l − 1;   all: mean over t",
     )
     yield ObjectiveSpec(
         "selective",
@@ -159,6 +170,8 @@ def specs() -> Iterable[ObjectiveSpec]:
         summary="Only the tokens with the highest loss over that of a reference model.",
         reference="arXiv:2404.07965",
         since="1.1",
+        equation="loss = mean of −log p(token_{t+1}) over the `share` of each window with the largest excess\n"
+        "excess_t = −log p(token_{t+1}) + log p_reference(token_{t+1})      without a reference: −log p(token_{t+1})",
     )
     yield ObjectiveSpec(
         "distillation",
@@ -167,6 +180,7 @@ def specs() -> Iterable[ObjectiveSpec]:
         summary="A teacher's distribution over the next token, mixed with the token itself.",
         reference="arXiv:1503.02531",
         since="1.1",
+        equation="loss = (1 − weight) CE + weight τ² KL(softmax(logits_teacher / τ) || softmax(logits / τ)),   τ = temperature",
     )
     yield ObjectiveSpec(
         "myopic",
@@ -175,4 +189,5 @@ def specs() -> Iterable[ObjectiveSpec]:
         summary="The next token, with no gradient from a later place's loss to an earlier place.",
         reference="arXiv:2404.00859",
         since="1.1",
+        equation="as next_token, with att over sg(k_s), sg(v_s) for s < t and k_t, v_t: the loss is the same, the gradient is not",
     )

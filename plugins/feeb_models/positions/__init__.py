@@ -55,13 +55,20 @@ class SinusoidalConfig(PartConfig):
 
 
 def specs() -> Iterable[PositionSpec]:
-    yield PositionSpec("learned", build="feeb_models.positions.basic:build_learned", summary="A learnt vector a position, added.", reference="arXiv:1705.03122")
+    yield PositionSpec(
+        "learned",
+        build="feeb_models.positions.basic:build_learned",
+        summary="A learnt vector a position, added.",
+        reference="arXiv:1705.03122",
+        equation="r_t = E[token_t] + P[t]",
+    )
     yield PositionSpec(
         "sinusoidal",
         SinusoidalConfig,
         build="feeb_models.positions.basic:build_sinusoidal",
         summary="Sines and cosines of the position, added.",
         reference="arXiv:1706.03762",
+        equation="r_t = E[token_t] + scale [sin(t w); cos(t w)],   w_i = base^(−2i/C),  i = 0 … C/2 − 1",
     )
     yield PositionSpec(
         "rope",
@@ -69,18 +76,54 @@ def specs() -> Iterable[PositionSpec]:
         build="feeb_models.positions.rope:build_rope",
         summary="Queries and keys turned by angles that grow with the position.",
         reference="arXiv:2104.09864",
+        equation="rot_t: (a_i, b_i) → (a_i cos t w_i − b_i sin t w_i,  a_i sin t w_i + b_i cos t w_i)\n"
+        "(a_i, b_i) = (q_i, q_{i+R/2}),   w_i = base^(−2i/R),   R = fraction D; the other dimensions stay",
     )
     yield PositionSpec(
-        "none", build="feeb_models.positions.basic:build_none", summary="No position: causality alone tells order.", reference="arXiv:2305.19466"
+        "none",
+        build="feeb_models.positions.basic:build_none",
+        summary="No position: causality alone tells order.",
+        reference="arXiv:2305.19466",
+        equation="r_t = E[token_t],   rot = identity,   b = 0",
     )
-    for name, config, summary, reference in (
-        ("rope_linear", ScaledRopeConfig, "Rope with all positions divided by a factor, for longer windows.", "arXiv:2306.15595"),
-        ("rope_ntk", ScaledRopeConfig, "Rope with a larger base (NTK-aware), so that slow frequencies stretch most, for longer windows.", "arXiv:2309.00071"),
-        ("rope_yarn", YarnRopeConfig, "Rope with slow frequencies stretched and sharper attention, for longer windows.", "arXiv:2309.00071"),
-        ("rope_llama3", LlamaRopeConfig, "Rope with slow frequencies stretched as in Llama 3.1, for longer windows.", "arXiv:2407.21783"),
+    for name, config, summary, reference, equation in (
+        (
+            "rope_linear",
+            ScaledRopeConfig,
+            "Rope with all positions divided by a factor, for longer windows.",
+            "arXiv:2306.15595",
+            "rope with w_i / factor",
+        ),
+        (
+            "rope_ntk",
+            ScaledRopeConfig,
+            "Rope with a larger base (NTK-aware), so that slow frequencies stretch most, for longer windows.",
+            "arXiv:2309.00071",
+            "rope with base factor^(R/(R−2)) in place of base",
+        ),
+        (
+            "rope_yarn",
+            YarnRopeConfig,
+            "Rope with slow frequencies stretched and sharper attention, for longer windows.",
+            "arXiv:2309.00071",
+            "rope with w_i (κ_i + (1 − κ_i) / factor),   κ_i = clip((trained_len w_i / 2π − slow) / (fast − slow), 0, 1)\n"
+            "q and k times 1 + 0.1 ln(factor) each;   slow 1, fast 32",
+        ),
+        (
+            "rope_llama3",
+            LlamaRopeConfig,
+            "Rope with slow frequencies stretched as in Llama 3.1, for longer windows.",
+            "arXiv:2407.21783",
+            "as rope_yarn without the factor on q and k;   slow 1, fast 4",
+        ),
     ):
         build = f"feeb_models.positions.rope:build_{name.removeprefix('rope_')}"
-        yield PositionSpec(name, config, build=build, summary=summary, reference=reference, since="1.1")
+        yield PositionSpec(name, config, build=build, summary=summary, reference=reference, equation=equation, since="1.1")
     yield PositionSpec(
-        "alibi", build="feeb_models.positions.alibi:build_alibi", summary="Scores fall with the distance.", reference="arXiv:2108.12409", since="1.1"
+        "alibi",
+        build="feeb_models.positions.alibi:build_alibi",
+        summary="Scores fall with the distance.",
+        reference="arXiv:2108.12409",
+        since="1.1",
+        equation="b_h(t, s) = −m_h (t − s),   m_h = 2^(−8h/H),  h = 1 … H;   rot = identity",
     )

@@ -37,12 +37,14 @@ def specs() -> Iterable[WiringSpec]:
         build="feeb_models.wirings.basic:build_prenorm",
         summary="Attention, then feedforward, each on the normed stream.",
         reference="arXiv:2002.04745",
+        equation="u = r + a(norm r);   r' = u + m(norm u)",
     )
     yield WiringSpec(
         "parallel",
         build="feeb_models.wirings.basic:build_parallel",
         summary="Attention and feedforward side by side on one normed stream.",
         reference="https://github.com/kingoflolz/mesh-transformer-jax",
+        equation="r' = r + a(x) + m(x),   x = norm r",
     )
     yield from _norm_places()
     yield from _stream_changes()
@@ -57,6 +59,7 @@ def _norm_places() -> Iterable[WiringSpec]:
         summary="The original transformer: ln(r + a(r)), then so with m.",
         reference="arXiv:1706.03762",
         since="1.1",
+        equation="u = norm(r + a(r));   r' = norm(u + m(u))",
     )
     yield WiringSpec(
         "deepnorm",
@@ -65,6 +68,7 @@ def _norm_places() -> Iterable[WiringSpec]:
         summary="Post-norm with a larger stream: ln(s r + a(r)), then so with m, s = (2 num_layers)^(1/4).",
         reference="arXiv:2203.00555",
         since="1.1",
+        equation="u = norm(s r + a(r));   r' = norm(s u + m(u)),   s = (2 L)^(1/4)",
     )
     yield WiringSpec(
         "sandwich",
@@ -72,6 +76,7 @@ def _norm_places() -> Iterable[WiringSpec]:
         summary="A norm on both sides: r + ln(a(ln r)), then so with m.",
         reference="arXiv:2105.13290",
         since="1.1",
+        equation="u = r + norm(a(norm r));   r' = u + norm(m(norm u))",
     )
     yield WiringSpec(
         "perinorm",
@@ -79,6 +84,7 @@ def _norm_places() -> Iterable[WiringSpec]:
         summary="A norm on both sides, r + ln(a(ln r)), then so with m, and one on the embedded tokens.",
         reference="arXiv:2502.02732",
         since="1.1",
+        equation="as sandwich; layer 0 begins with r ← norm r",
     )
     yield WiringSpec(
         "output_norm",
@@ -86,6 +92,7 @@ def _norm_places() -> Iterable[WiringSpec]:
         summary="A norm on what is added: r + ln(a(r)), then so with m.",
         reference="arXiv:2501.00656",
         since="1.1",
+        equation="u = r + norm(a(r));   r' = u + norm(m(u))",
     )
     yield WiringSpec(
         "layerscale",
@@ -94,58 +101,82 @@ def _norm_places() -> Iterable[WiringSpec]:
         summary="Pre-norm with a learnt gain a channel on what is added: r + g a(ln r), then so with m.",
         reference="arXiv:2103.17239",
         since="1.1",
+        equation="u = r + g * a(norm r);   r' = u + h * m(norm u)      g, h [C] learnt, `initial` at first",
     )
 
 
 def _stream_changes() -> Iterable[WiringSpec]:
     changes = "feeb_models.wirings.stream_changes"
-    yield WiringSpec("product", build=f"{changes}:build_product", summary="Attention times feedforward: r + a(x) m(x), x = ln r.", since="1.1")
+    yield WiringSpec(
+        "product",
+        build=f"{changes}:build_product",
+        summary="Attention times feedforward: r + a(x) m(x), x = ln r.",
+        since="1.1",
+        equation="r' = r + a(x) * m(x),   x = norm r",
+    )
     yield WiringSpec(
         "multiplied_attention",
         build=f"{changes}:build_multiplied_attention",
         summary="y = r a(ln r), then y + m(ln y); in deep models take initialisation fan_in.",
         since="1.1",
+        equation="u = r * a(norm r);   r' = u + m(norm u)",
     )
     yield WiringSpec(
-        "affine_attention", build=f"{changes}:build_affine_attention", summary="Two attentions, y = r a2(ln r) + a(ln r), then y + m(ln y).", since="1.1"
+        "affine_attention",
+        build=f"{changes}:build_affine_attention",
+        summary="Two attentions, y = r a2(ln r) + a(ln r), then y + m(ln y).",
+        since="1.1",
+        equation="u = r * a2(x) + a(x),   x = norm r;   r' = u + m(norm u)",
     )
     yield WiringSpec(
         "multiplied_feedforward",
         build=f"{changes}:build_multiplied_feedforward",
         summary="y = r + a(ln r), then y m(ln y); in deep models take initialisation fan_in.",
         since="1.1",
+        equation="u = r + a(norm r);   r' = u * m(norm u)",
     )
     yield WiringSpec(
         "affine_feedforward",
         build=f"{changes}:build_affine_feedforward",
         summary="Two feedforwards: y = r + a(ln r), then y m2(ln y) + m(ln y).",
         since="1.1",
+        equation="u = r + a(norm r);   r' = u * m2(z) + m(z),   z = norm u",
     )
     yield WiringSpec(
         "normed_residual",
         build=f"{changes}:build_normed_residual",
         summary="The stream is normed itself: y = x + a(x), x = ln r, then y + m(ln y).",
         since="1.1",
+        equation="u = x + a(x),   x = norm r;   r' = u + m(norm u)",
     )
     yield WiringSpec(
         "attention_through_feedforward",
         build=f"{changes}:build_attention_through_feedforward",
         summary="Only the feedforward writes to the stream: r + m(ln(r + a(ln r))).",
         since="1.1",
+        equation="u = r + a(norm r);   r' = r + m(norm u)",
     )
     yield WiringSpec(
         "normed_branch",
         build=f"{changes}:build_normed_branch",
         summary="The feedforward is added to the normed stream: x + m(ln y), x = ln r, y = r + a(x).",
         since="1.1",
+        equation="u = r + a(x),   x = norm r;   r' = x + m(norm u)",
     )
     yield WiringSpec(
         "sum_of_norms",
         build=f"{changes}:build_sum_of_norms",
         summary="The feedforward reads two normed streams: y + m(x + ln y), x = ln r, y = r + a(x).",
         since="1.1",
+        equation="u = r + a(x),   x = norm r;   r' = u + m(x + norm u)",
     )
-    yield WiringSpec("no_stream", build=f"{changes}:build_no_stream", summary="No stream: a(x) + m(x), x = ln r, is all that the next block sees.", since="1.1")
+    yield WiringSpec(
+        "no_stream",
+        build=f"{changes}:build_no_stream",
+        summary="No stream: a(x) + m(x), x = ln r, is all that the next block sees.",
+        since="1.1",
+        equation="r' = a(x) + m(x),   x = norm r",
+    )
 
 
 def _mixed_streams() -> Iterable[WiringSpec]:
@@ -157,6 +188,7 @@ def _mixed_streams() -> Iterable[WiringSpec]:
         summary="Pre-norm on l0 r + l1 s, s the stream before the first block, l0 and l1 learnt.",
         reference="https://github.com/KellerJordan/modded-nanogpt",
         since="1.1",
+        equation="v = λ0 r + λ1 r_0;   u = v + a(norm v);   r' = u + m(norm u)      r_0: the stream before the first block",
     )
     yield WiringSpec(
         "hyper_connections",
@@ -165,4 +197,6 @@ def _mixed_streams() -> Iterable[WiringSpec]:
         summary="Several streams, from which every sublayer reads a learnt mix and to which it writes with learnt weights.",
         reference="arXiv:2409.19606",
         since="1.1",
+        equation="for f = a, then f = m:   x = Σ_n α_n R_n;   R'_j = Σ_n A_nj R_n + β_j f(norm x)      R_1 … R_N: N = num_streams streams\n"
+        "dynamic: α, A += s tanh(W norm R_n), β += s' tanh(w·norm R_n) for each n;   at the end r = Σ_n R_n",
     )
