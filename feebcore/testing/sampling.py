@@ -58,7 +58,7 @@ def chooses_possible_tokens(subject: Candidate) -> None:
 
 @check("decoders", meaning="A row's choice depends on its neighbours or on the call before, so completions change with batch size.")
 def decoder_works_by_row(subject: Candidate) -> None:
-    logits, decoder = example_logits(), subject.part.build()
+    logits, decoder = example_logits().repeat(6, 1), subject.part.build()
     seeds = row_seeds(3, range(len(logits)))
     together = decoder(logits, RowRandom(seeds))
     alone = [int(decoder(logits[i : i + 1], RowRandom(np.asarray(seeds[i : i + 1])))[0]) for i in range(len(logits))]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from feebcore.registry import BUILTIN, get_registry
 from feebcore.testing import candidate, checks_for, run_check
-from feebcore.testing.framework import iterate
+from feebcore.testing.framework import applicable, iterate
 
 PARTS = [(seam, spec.name) for seam, spec in get_registry().parts() if spec.distribution == BUILTIN]
 
@@ -35,6 +37,19 @@ def test_part_keeps_its_contract_with_other_options(seam: str, value: dict[str, 
     assert not broken, "\n".join(broken)
 
 
+def test_two_processes_find_the_gradient_of_one_and_slow_checks_wait_to_be_asked_for() -> None:
+    names = {c.name for c in applicable(candidate("norms", "rmsnorm"))}
+    assert "causality" in names
+    assert "two_rank_parity" not in names
+    assert {c.name for c in applicable(candidate("norms", "rmsnorm"), full=True)} == names | {"two_rank_parity"}
+    control = candidate("norms", "batchnorm")
+    for subject in (candidate("norms", "rmsnorm"), control):
+        assert [str(r) for r in iterate(subject, ["two_rank_parity"]) if not r.passed] == []
+    told = replace(control.part, spec=replace(control.part.spec, breaks=()))
+    (result,) = iterate(candidate("norms", told), ["two_rank_parity"])
+    assert "from 2 ranks: differs by" in result.message
+
+
 def test_every_check_says_what_a_failure_means() -> None:
     checks = {c.name: c for seam in get_registry()._parts for c in checks_for(seam)}
     assert len(checks) > 35
@@ -53,8 +68,6 @@ def test_a_failure_names_the_check_and_its_meaning() -> None:
 
 
 def test_a_negative_control_must_fail_what_it_says_it_breaks() -> None:
-    from dataclasses import replace
-
     from feebcore.testing import Check
 
     def fails(subject: object) -> None:

@@ -10,13 +10,13 @@ from pathlib import Path
 PLUGIN = """
 import feebcore as feeb
 
-def sudden(config, total):
-    return lambda step: min(1.0, step / 10)
+def late(config, total):
+    return lambda step: min(1.0, step / 10 if total > 5 else 1.0)
 
 @feeb.hookimpl
 def feeb_schedules():
     yield feeb.ScheduleSpec("sound", build=lambda config, total: lambda step: max(0.0, 1 - step / total), summary="Falls in a line.")
-    yield feeb.ScheduleSpec("from_zero", build=sudden, summary="Begins at a rate of zero.")
+    yield feeb.ScheduleSpec("from_zero", build=late, summary="Begins at a rate of zero in long runs.")
 """
 
 TEST = """
@@ -51,7 +51,8 @@ def test_an_authors_file_has_a_test_for_every_check_and_the_checks_sentence_as_f
 
 def test_other_test_suites_load_no_torch_and_mistakes_are_told(tmp_path):
     (tmp_path / "test_other.py").write_text(
-        "import sys\n\ndef test_other():\n    assert not {'torch', 'numpy', 'feebcore.registry', 'feebcore.testing.models'} & set(sys.modules)\n"
+        "import sys\n\ndef test_other():\n    found = {m for m in sys.modules if m.startswith('feebcore')}\n"
+        "    assert found == {'feebcore', 'feebcore.testing', 'feebcore.testing.pytest_plugin'}\n    assert 'torch' not in sys.modules\n"
     )
     done = run_pytest(tmp_path)
     assert "1 passed" in done.stdout, done.stdout + done.stderr

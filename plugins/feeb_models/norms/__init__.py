@@ -60,5 +60,5 @@ def specs() -> Iterable[NormSpec]:
         summary="Negative control: statistics over batch and time, so that training sees the future and other rows.",
         reference="arXiv:1502.03167",
         since="1.1",
-        breaks=("causality", "batch_invariance", "document_isolation", "cache_parity", "left_padding_parity"),
+        breaks=("causality", "batch_invariance", "document_isolation", "cache_parity", "left_padding_parity", "two_rank_parity"),
     )
