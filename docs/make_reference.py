@@ -1,4 +1,4 @@
-"""Writes docs/seams.md and docs/reference.md from the code: hook docstrings, specs, configs and their comments.
+"""Writes docs/seams.md, docs/reference.md and docs/contracts.md from the code: hook docstrings, specs, configs and their comments.
 
 `make docs` runs it; a test fails when the files are out of date.
 """
@@ -82,6 +82,26 @@ def reference_page(registry: Registry) -> str:
     return "\n".join(lines) + "\n"
 
 
+def contracts_page() -> str:
+    """Every check, under the seams that it belongs to."""
+    from feebcore.testing import checks_for
+
+    by_seams: dict[tuple[str, ...], dict[str, str]] = {}
+    for seam in hookspecs.SEAMS:
+        for item in checks_for(seam):
+            by_seams.setdefault(item.seams, {})[item.name] = item.meaning + (" *(with `--full`)*" if item.full else "")
+    lines = [
+        "# Contracts",
+        "",
+        "What `feeb check` runs on a part, and what a failure means; written by `make docs` from feebcore/testing.",
+        "[write-a-plugin.md](write-a-plugin.md#check-it) says how to run the checks, also from pytest.",
+    ]
+    for seams, checks in by_seams.items():
+        lines += ["", f"## {', '.join(seams) or 'all seams'}", "", "| check | a failure means |", "|---|---|"]
+        lines += [f"| `{name}` | {meaning} |" for name, meaning in checks.items()]
+    return "\n".join(lines) + "\n"
+
+
 def options_table(config: type[BaseModel], prefix: str = "") -> list[str]:
     rows = list(option_rows(config, prefix))
     if not rows:
@@ -154,7 +174,7 @@ def first_line(hook: Any) -> str:
 
 def pages() -> dict[Path, str]:
     registry = Registry(strict=True)
-    return {DOCS / "seams.md": seams_page(registry), DOCS / "reference.md": reference_page(registry)}
+    return {DOCS / "seams.md": seams_page(registry), DOCS / "reference.md": reference_page(registry), DOCS / "contracts.md": contracts_page()}
 
 
 if __name__ == "__main__":

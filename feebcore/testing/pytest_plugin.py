@@ -52,7 +52,6 @@ def _subject(folder: Any, part: str, plugin: str = "", full: bool = False, optio
     """The part as a Candidate, and its checks."""
     from feebcore.errors import FeebError, did_you_mean
     from feebcore.hookspecs import SEAMS
-    from feebcore.model.build import choose
     from feebcore.registry import get_registry
     from feebcore.testing.framework import applicable, candidate, example_options
 
@@ -62,6 +61,8 @@ def _subject(folder: Any, part: str, plugin: str = "", full: bool = False, optio
             raise FeebError(f"{part!r} is no part; write seam/name; {did_you_mean(seam, SEAMS)}")
         registry = get_registry(((folder / plugin).resolve(),) if plugin else ())
         spec = registry.resolve(seam, name)
+        from feebcore.model.build import choose  # loads torch: not for a name that nobody knows
+
         chosen = choose(seam, {"name": spec.full_name, **example_options(spec), **options}, registry) if options else spec.full_name
         subject = candidate(seam, chosen, registry)
     except (FeebError, ValueError) as error:

@@ -24,6 +24,7 @@ OPTIONS = [
     ("norms", {"name": "rmsnorm", "learnable": False}),
     ("norms", {"name": "layernorm", "learnable": False}),
     ("heads", {"name": "tied", "softcap": 15.0}),
+    ("positions", {"name": "rope", "pairing": "adjacent", "fraction": 0.5}),
     ("feedforwards", {"name": "swiglu", "hidden": 40, "bias": True}),
     ("objectives", {"name": "next_token", "z_loss": 0.01, "label_smoothing": 0.1}),
 ]
