@@ -5,6 +5,7 @@ Reads a job a line from its standard input and answers each with a line {"proble
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from datetime import timedelta
@@ -38,7 +39,7 @@ def main(folder: Path, rank: int, ranks: int) -> None:
         found: dict[str, torch.Tensor] = {}
         problem = ""
         try:
-            with one_thread():
+            with one_thread(), contextlib.redirect_stdout(sys.stderr):
                 found = gradients(json.loads(line), rank, ranks)
         except Exception as error:  # a part under test may raise anything; it is told, and the next one has its turn
             problem = f"{type(error).__name__}: {error}"

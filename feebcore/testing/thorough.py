@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import json
 import subprocess
@@ -63,9 +64,13 @@ class RankPair:
 
     def close(self) -> None:
         for worker in self.workers:
-            worker.stdin.close()  # type: ignore[union-attr]
+            with contextlib.suppress(BrokenPipeError):
+                worker.stdin.close()  # type: ignore[union-attr]
         for worker in self.workers:
-            worker.wait(20)
+            try:
+                worker.wait(10)
+            except subprocess.TimeoutExpired:  # it waits for a rank that has died
+                worker.kill()
 
 
 @functools.cache

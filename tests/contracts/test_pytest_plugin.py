@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 PLUGIN = """
@@ -60,3 +61,10 @@ def test_other_test_suites_load_no_torch_and_mistakes_are_told(tmp_path):
     done = run_pytest(tmp_path, "test_wrong.py")
     assert done.returncode == 4 or "error" in done.stdout
     assert "did you mean 'schedules'" in done.stdout + done.stderr
+
+
+def test_pytest_finds_the_plugin_of_an_installed_feeb_under_the_name_that_p_takes():
+    """Registered under another name it would be loaded twice where somebody also asks for it."""
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    name = "feebcore.testing.pytest_plugin"
+    assert project["entry-points"]["pytest11"] == {name: name}
