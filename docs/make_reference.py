@@ -1,4 +1,4 @@
-"""Writes docs/seams.md, docs/reference.md and docs/parts.md from the code: hook docstrings, specs, configs and their comments.
+"""Writes docs/seams.md, docs/reference.md, docs/contracts.md and docs/parts.md from the code: hook docstrings, specs, configs and their comments.
 
 `make docs` runs it; a test fails when the files are out of date.
 """
@@ -83,6 +83,26 @@ def reference_page(registry: Registry) -> str:
     return "\n".join(lines) + "\n"
 
 
+def contracts_page() -> str:
+    """Every check, under the seams that it belongs to."""
+    from feebcore.testing import checks_for
+
+    by_seams: dict[tuple[str, ...], dict[str, str]] = {}
+    for seam in hookspecs.SEAMS:
+        for item in checks_for(seam):
+            by_seams.setdefault(item.seams, {})[item.name] = item.meaning + (" *(with `--full`)*" if item.full else "")
+    lines = [
+        "# Contracts",
+        "",
+        "What `feeb check` runs on a part, and what a failure means; written by `make docs` from feebcore/testing.",
+        "[write-a-plugin.md](write-a-plugin.md#check-it) says how to run the checks, also from pytest.",
+    ]
+    for seams, checks in by_seams.items():
+        lines += ["", f"## {', '.join(seams) or 'all seams'}", "", "| check | a failure means |", "|---|---|"]
+        lines += [f"| `{name}` | {meaning} |" for name, meaning in checks.items()]
+    return "\n".join(lines) + "\n"
+
+
 def options_table(config: type[BaseModel], prefix: str = "") -> list[str]:
     rows = list(option_rows(config, prefix))
     if not rows:
@@ -158,6 +178,7 @@ def pages() -> dict[Path, str]:
     return {
         DOCS / "seams.md": seams_page(registry),
         DOCS / "reference.md": reference_page(registry),
+        DOCS / "contracts.md": contracts_page(),
         DOCS / "parts.md": beside("parts_page").parts_page(registry, default_text),
     }
 

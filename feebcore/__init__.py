@@ -1,62 +1,69 @@
-"""feeb's engine. `import feebcore as feeb` is what plugins and notebooks write; importing it loads no torch."""
+"""feeb's engine. `import feebcore as feeb` is what plugins and notebooks write; importing it loads next to nothing, and no torch ever."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from feebcore.config import Execution, NoOptions, Observation, Part, PartConfig, Seam, StageConfig, use
-from feebcore.errors import DataError, FeebError
-from feebcore.hookspecs import hookimpl
-from feebcore.specs import (
-    API_VERSION,
-    AlgorithmSpec,
-    ArchitectureSpec,
-    AttentionSpec,
-    BenchmarkSpec,
-    CallbackSpec,
-    DecoderSpec,
-    DepthSpec,
-    EmbeddingSpec,
-    ExporterSpec,
-    FeedforwardSpec,
-    FilterSpec,
-    HeadSpec,
-    ImporterSpec,
-    InitialisationSpec,
-    LawSpec,
-    Need,
-    NormSpec,
-    ObjectiveSpec,
-    OptimizerSpec,
-    OrderSpec,
-    PackingSpec,
-    PartSpec,
-    PlannerSpec,
-    PositionSpec,
-    ProcessorSpec,
-    RateRuleSpec,
-    ScheduleSpec,
-    SourceSpec,
-    StageSpec,
-    TaskSpec,
-    TokenizerSpec,
-    WiringSpec,
-)
-
 if TYPE_CHECKING:
     from feebcore.api import Run, open_model, open_run, runs
+    from feebcore.config import Execution, NoOptions, Observation, Part, PartConfig, Seam, StageConfig, use
+    from feebcore.errors import DataError, FeebError
+    from feebcore.hookspecs import hookimpl
+    from feebcore.specs import (
+        API_VERSION,
+        AlgorithmSpec,
+        ArchitectureSpec,
+        AttentionSpec,
+        BenchmarkSpec,
+        CallbackSpec,
+        DecoderSpec,
+        DepthSpec,
+        EmbeddingSpec,
+        ExporterSpec,
+        FeedforwardSpec,
+        FilterSpec,
+        HeadSpec,
+        ImporterSpec,
+        InitialisationSpec,
+        LawSpec,
+        Need,
+        NormSpec,
+        ObjectiveSpec,
+        OptimizerSpec,
+        OrderSpec,
+        PackingSpec,
+        PartSpec,
+        PlannerSpec,
+        PositionSpec,
+        ProcessorSpec,
+        RateRuleSpec,
+        ScheduleSpec,
+        SourceSpec,
+        StageSpec,
+        TaskSpec,
+        TokenizerSpec,
+        WiringSpec,
+    )
 
 __version__ = "0.1.0"
 
-_LAZY = {"Run": "feebcore.api", "open_run": "feebcore.api", "open_model": "feebcore.api", "runs": "feebcore.api"}
+_HOMES = {
+    "feebcore.api": ("Run", "open_model", "open_run", "runs"),
+    "feebcore.config": ("Execution", "NoOptions", "Observation", "Part", "PartConfig", "Seam", "StageConfig", "use"),
+    "feebcore.errors": ("DataError", "FeebError"),
+    "feebcore.hookspecs": ("hookimpl",),
+}
+"""Where names come from when first used; all others are in feebcore.specs."""
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        import importlib
+    if name not in __all__:
+        raise AttributeError(f"module 'feebcore' has no attribute {name!r}")
+    import importlib
 
-        return getattr(importlib.import_module(_LAZY[name]), name)
-    raise AttributeError(f"module 'feebcore' has no attribute {name!r}")
+    home = next((module for module, names in _HOMES.items() if name in names), "feebcore.specs")
+    value = globals()[name] = getattr(importlib.import_module(home), name)
+    return value
 
 
 __all__ = [

@@ -32,6 +32,10 @@ CAPTIONS = {
         "On the same text every time. Entropy starts near the logarithm of the vocabulary and falls; logits that grow without end come before a run that breaks. "
         "Text that repeats itself far more than the training text goes round in circles.",
     ),
+    "expert_load": (
+        "Experts",
+        "How evenly tokens are spread over the experts of each layer. Entropy 1 is an even spread; 1 on the right, dashed, is an expert's fair share.",
+    ),
     "throughput": ("Speed of training", "The share of what a plain matrix product reaches on the same machine, and where the rest of the time went."),
     "sweep": (
         "Scaling law",
@@ -45,7 +49,7 @@ CAPTIONS = {
     "evaluation": ("Before and after", "The same benchmarks on every model of the run. Whiskers are 95 % intervals."),
     "stage_times": ("Time per stage", "Seconds of work, earlier interrupted attempts included."),
 }
-PROBES = ("residual_stream", "gradients", "logits", "repetition", "throughput")
+PROBES = ("residual_stream", "gradients", "logits", "repetition", "expert_load", "throughput")
 
 
 def build_report(
@@ -95,6 +99,7 @@ def draw_all(artifacts: Mapping[str, Artifact], tick: Callable[[int, int], None]
         "residual_stream": lambda theme: probe_figures.residual_stream(probes["residual_stream"], theme),
         "gradients": lambda theme: probe_figures.gradients(probes["gradients"], theme),
         "logits": lambda theme: probe_figures.logits(probes["logits"], probes["repetition"], theme),
+        "expert_load": lambda theme: probe_figures.expert_load(probes["expert_load"], theme),
         "throughput": lambda theme: probe_figures.throughput(probes["throughput"], theme),
         "sweep": lambda theme: figures.sweep(law, theme),
         "reinforcement": lambda theme: figures.reinforcement(logs["rl"], facts.metrics_of(artifacts, "rl"), theme),

@@ -207,6 +207,21 @@ def _loops(axes: Axes, data: Mapping[str, Any], theme: Theme) -> None:
     stack_labels(axes, data["loops"]["greedy"][0][-1], labels)
 
 
+def expert_load(rows: Rows, theme: Theme) -> Figure | None:
+    """Entropy of the load of each layer's experts, and its busiest expert's load. rows: expert_load.jsonl."""
+    rows = [r for r in rows if r.get("layers")]
+    if not rows:
+        return None
+    names = [short(layer["layer"]) for layer in rows[-1]["layers"]]
+    figure = new_figure(9.0, 3.4)
+    for axes, key in zip(panels(figure, 2, [1.0, 1.0]), ("entropy", "largest"), strict=True):
+        _by_layer(axes, [(r["step"], [layer.get(key) for layer in r["layers"]]) for r in rows], theme, names)
+        axes.axhline(1.0, color=theme.muted, linewidth=1, linestyle=(0, (4, 4)), zorder=1)
+        axes.set(xlabel="step")
+        axes.set(**{"entropy": {"title": "Balance", "ylabel": "entropy / ln E"}, "largest": {"title": "Busiest expert", "ylabel": "tokens / fair share"}}[key])
+    return figure
+
+
 def throughput(rows: Rows, theme: Theme) -> Figure | None:
     """MFU, what holds training up, and memory. rows: throughput.jsonl."""
     steps, mfu = column(rows, "mfu")

@@ -28,6 +28,14 @@ TEXTS = [
 ]
 
 
+def arbitrary_texts(number: int = 60) -> list[str]:
+    """Any code points at all but surrogates, and any bytes as far as they are UTF-8: none of it was trained on."""
+    rng = np.random.default_rng(8)
+    points = [rng.integers(0, limit, rng.integers(1, 40)) for limit in (128, 256, 0x3000, 0x110000) for _ in range(number // 5)]
+    texts = ["".join(chr(p) for p in row.tolist() if not 0xD800 <= p < 0xE000) for row in points]
+    return texts + [rng.bytes(40).decode("utf-8", "ignore") for _ in range(number // 5)]
+
+
 def train_tokenizer(subject: Candidate, folder: Path) -> Any:
     small = {"vocab_size": 300} if "vocab_size" in subject.spec.config.model_fields else {}
     part = choose("tokenizers", subject.part.dump() | small, subject.registry)
@@ -41,7 +49,7 @@ def train_tokenizer(subject: Candidate, folder: Path) -> Any:
 def text_round_trip(subject: Candidate) -> None:
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = train_tokenizer(subject, Path(folder))
-        for text in TEXTS:
+        for text in [*TEXTS, *arbitrary_texts()]:
             require(tokenizer.decode(tokenizer.encode(text)) == text, f"{text[:40]!r} comes back as {tokenizer.decode(tokenizer.encode(text))[:40]!r}")
 
 

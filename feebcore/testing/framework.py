@@ -16,7 +16,7 @@ from feebcore.specs import PartSpec
 if TYPE_CHECKING:
     from feebcore.registry import Registry
 
-FAMILIES = ("generic", "models", "objectives", "training", "data", "sampling", "tasks")
+FAMILIES = ("generic", "models", "blocks", "objectives", "training", "data", "sampling", "tasks", "evaluation", "thorough")
 
 
 class CheckFailed(AssertionError):
@@ -39,12 +39,13 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Check:
-    """meaning: one sentence, what a failure means and which mistake usually causes it."""
+    """meaning: one sentence, what a failure means and which mistake usually causes it. full: slow, run only when asked for."""
 
     name: str
     seams: tuple[str, ...]  # empty: every seam
     meaning: str
     run: Callable[[Candidate], None]
+    full: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,13 +64,13 @@ class CheckResult:
 _CHECKS: dict[str, Check] = {}
 
 
-def check(*seams: str, meaning: str) -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
+def check(*seams: str, meaning: str, full: bool = False) -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
     """Register a function as the check of its name on these seams (none: on every seam)."""
 
     def register(function: Callable[[Any], None]) -> Callable[[Any], None]:
         name = function.__name__
         assert name not in _CHECKS or _CHECKS[name].run.__module__ == function.__module__, f"two checks are called {name}"
-        _CHECKS[name] = Check(name, seams, meaning, function)
+        _CHECKS[name] = Check(name, seams, meaning, function, full)
         return function
 
     return register
@@ -153,8 +154,14 @@ def check_part(seam: str, part: str | Part, only: Iterable[str] = (), registry: 
     return list(iterate(candidate(seam, part, registry), only))
 
 
-def iterate(subject: Candidate, only: Iterable[str] = ()) -> Iterator[CheckResult]:
+def iterate(subject: Candidate, only: Iterable[str] = (), full: bool = False) -> Iterator[CheckResult]:
+    """The results of `applicable` checks, one after the other."""
+    yield from (run_check(item, subject) for item in applicable(subject, only, full))
+
+
+def applicable(subject: Candidate, only: Iterable[str] = (), full: bool = False) -> list[Check]:
+    """The checks of these names; without names all but the slow ones, and with `full` all. Of a part that cannot be built
+    here only whether it is well formed."""
     wanted = set(only)
-    for item in checks_for(subject.seam):
-        if (not wanted or item.name in wanted) and (subject.complete or item.name == "well_formed"):
-            yield run_check(item, subject)
+    asked = [c for c in checks_for(subject.seam) if (c.name in wanted if wanted else full or not c.full)]
+    return [c for c in asked if subject.complete or c.name == "well_formed"]

@@ -39,14 +39,17 @@ class PlainHead(nn.Identity):
 class KnownModel(nn.Module):
     """What is common to the models here: a subclass says which logits [B,T,V] belong to which tokens."""
 
+    precision, answer = torch.float32, torch.float32  # what it computes in, and what it returns
+
     def __init__(self, extra_loss: float = 0.0) -> None:
         super().__init__()
         self.head, self.final_norm, self.vocab_size, self.seq_len, self.extra_loss = PlainHead(), nn.Identity(), VOCAB, LENGTH, extra_loss
 
     def forward(self, tokens_BT: Tensor, want_layers: bool = False, **kwargs: Any) -> ModelOutput:
-        logits_BTV = self.logits_of(tokens_BT)
+        logits_BTV = self.logits_of(tokens_BT).to(self.precision)
         losses = {"extra": torch.tensor(self.extra_loss)} if self.extra_loss else {}
-        return ModelOutput(logits_BTV, [s * logits_BTV for s in SURENESS] if want_layers else None, losses)
+        layers = [(s * logits_BTV).to(self.answer) for s in SURENESS] if want_layers else None
+        return ModelOutput(logits_BTV.to(self.answer), layers, losses)
 
     def logits_of(self, tokens_BT: Tensor) -> Tensor:
         raise NotImplementedError
@@ -187,6 +190,17 @@ def large_logits_stay_finite(subject: Candidate) -> None:
         assert table.logits.grad is not None
         require(math.isfinite(out.loss_sum.item()), f"the loss of logits of 300 is {out.loss_sum.item()}")
         require(table.logits.grad.isfinite().all(), "the gradient of logits of 300 is not finite")
+
+
+@check("objectives", meaning="The loss of logits in bf16 is computed in bf16, with two or three digits; raise logits to fp32 before softmax and logarithm.")
+def logits_are_raised_to_fp32(subject: Candidate) -> None:
+    objective = subject.part.build()
+    for seed in range(3):
+        logits, batch = example(seed)
+        half, same = Table(4 * logits), Table(4 * logits)
+        half.precision = half.answer = same.precision = torch.bfloat16
+        found, wanted = (evaluate(objective, model, batch).loss_sum.item() for model in (half, same))
+        require(abs(found - wanted) <= 2e-5 * abs(wanted), f"the loss of logits in bf16 is {found:.5f}, of the same numbers in fp32 {wanted:.5f}")
 
 
 @check(

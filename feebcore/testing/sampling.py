@@ -33,12 +33,19 @@ def removed_stays_removed(subject: Candidate) -> None:
     require((subject.part.build()(logits.clone())[logits == float("-inf")] == float("-inf")).all(), "a removed token is back")
 
 
-@check("processors", meaning="The likeliest token changes or a row depends on its neighbours, so a batch decodes differently from a row alone.")
+@check("processors", meaning="A row depends on its neighbours, so a batch decodes differently from a row alone.")
 def processor_works_by_row(subject: Candidate) -> None:
     logits, processor = example_logits(), subject.part.build()
     together = processor(logits.clone())
     for i in range(len(logits)):
         require(torch.equal(processor(logits[i : i + 1].clone()), together[i : i + 1]), f"row {i} alone differs")
+
+
+@check("processors", meaning="Another token becomes the likeliest, so greedy text changes with options that should only cut the tail; look at signs and sorts.")
+def likeliest_stays_likeliest(subject: Candidate) -> None:
+    logits = example_logits()
+    found, sharp = subject.part.build()(logits.clone()), logits.topk(2).values.diff()[:, 0] < -1e-3
+    require(torch.equal(found.argmax(-1)[sharp], logits.argmax(-1)[sharp]), "the likeliest token of a row is another one afterwards")
 
 
 @check("decoders", meaning="A decoder returns a token that was removed, or one outside the vocabulary.")
@@ -51,8 +58,23 @@ def chooses_possible_tokens(subject: Candidate) -> None:
 
 @check("decoders", meaning="A row's choice depends on its neighbours or on the call before, so completions change with batch size.")
 def decoder_works_by_row(subject: Candidate) -> None:
-    logits, decoder = example_logits(), subject.part.build()
+    logits, decoder = example_logits().repeat(6, 1), subject.part.build()
     seeds = row_seeds(3, range(len(logits)))
     together = decoder(logits, RowRandom(seeds))
     alone = [int(decoder(logits[i : i + 1], RowRandom(np.asarray(seeds[i : i + 1])))[0]) for i in range(len(logits))]
     require(together.tolist() == alone, f"together {together.tolist()}, alone {alone}")
+
+
+@check(
+    "decoders",
+    meaning="Tokens are drawn from another distribution than softmax(logits), so log-probabilities of rollouts are wrong; change logits in a processor.",
+)
+def draws_from_the_logits(subject: Candidate) -> None:
+    logits, decoder, rows = torch.tensor([2.0, 1.0, 0.0, -1.0, float("-inf")]), subject.part.build(), 4000
+    drawn = decoder(logits.expand(rows, -1).clone(), RowRandom(row_seeds(5, range(rows))))
+    if bool((drawn == drawn[0]).all()):
+        require(int(drawn[0]) == 0, f"it always takes token {int(drawn[0])}, which is not the likeliest")
+        return
+    wanted, found = logits.softmax(-1), torch.bincount(drawn, minlength=5) / rows
+    apart = ((found - wanted).abs() / (wanted * (1 - wanted) / rows).sqrt().clamp(min=1e-9)).max().item()
+    require(apart < 5, f"shares {[round(s, 3) for s in found.tolist()]}, softmax says {[round(s, 3) for s in wanted.tolist()]}")

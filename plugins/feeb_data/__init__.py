@@ -39,6 +39,8 @@ class TextOptions(feeb.PartConfig):
 class FilesConfig(TextOptions):
     """Local files: text, .jsonl or .parquet."""
 
+    example: ClassVar[dict[str, Any]] = {"paths": [str(Path(__file__).parent / "f*.py")]}
+
     paths: feeb.Execution[list[str]] = Field(description="files, folders or globs, relative to the recipe", min_length=1)
     content: str = Field("", description="digest of names and contents; filled in, so that changed files make other data")
 
@@ -103,6 +105,8 @@ class HuggingfaceConfig(TextOptions):
 
 class PackageConfig(TextOptions):
     """Text files inside an installed Python package."""
+
+    example: ClassVar[dict[str, Any]] = {"package": "pluggy"}
 
     package: str = Field(description="import name, as 'numpy'")
     files: list[str] = Field(["**/*.py"], min_length=1, description="globs relative to the package's folder")

@@ -106,6 +106,14 @@ def feeb_callbacks() -> Iterable[feeb.CallbackSpec]:
         reference="arXiv:2309.14322",
     )
     yield feeb.CallbackSpec(
+        "expert_load",
+        ProbeConfig,
+        build="feeb_tracking.expert_load:build",
+        since="1.1",
+        summary="How evenly routers spread tokens over experts, layer by layer.",
+        reference="arXiv:2101.03961",
+    )
+    yield feeb.CallbackSpec(
         "throughput",
         ThroughputConfig,
         build="feeb_tracking.throughput:build",

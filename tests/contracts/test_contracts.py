@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from feebcore.registry import BUILTIN, get_registry
 from feebcore.testing import candidate, checks_for, run_check
-from feebcore.testing.framework import iterate
+from feebcore.testing.framework import applicable, iterate
 
 PARTS = [(seam, spec.name) for seam, spec in get_registry().parts() if spec.distribution == BUILTIN]
 
@@ -22,6 +24,7 @@ OPTIONS = [
     ("norms", {"name": "rmsnorm", "learnable": False}),
     ("norms", {"name": "layernorm", "learnable": False}),
     ("heads", {"name": "tied", "softcap": 15.0}),
+    ("positions", {"name": "rope", "pairing": "adjacent", "fraction": 0.5}),
     ("feedforwards", {"name": "swiglu", "hidden": 40, "bias": True}),
     ("objectives", {"name": "next_token", "z_loss": 0.01, "label_smoothing": 0.1}),
 ]
@@ -33,6 +36,19 @@ def test_part_keeps_its_contract_with_other_options(seam: str, value: dict[str, 
 
     broken = [str(r) for r in iterate(candidate(seam, choose(seam, value))) if not r.passed]
     assert not broken, "\n".join(broken)
+
+
+def test_two_processes_find_the_gradient_of_one_and_slow_checks_wait_to_be_asked_for() -> None:
+    names = {c.name for c in applicable(candidate("norms", "rmsnorm"))}
+    assert "causality" in names
+    assert "two_rank_parity" not in names
+    assert {c.name for c in applicable(candidate("norms", "rmsnorm"), full=True)} == names | {"two_rank_parity"}
+    control = candidate("norms", "batchnorm")
+    for subject in (candidate("norms", "rmsnorm"), control):
+        assert [str(r) for r in iterate(subject, ["two_rank_parity"]) if not r.passed] == []
+    told = replace(control.part, spec=replace(control.part.spec, breaks=()))
+    (result,) = iterate(candidate("norms", told), ["two_rank_parity"])
+    assert "from 2 ranks: differs by" in result.message
 
 
 def test_every_check_says_what_a_failure_means() -> None:
@@ -53,8 +69,6 @@ def test_a_failure_names_the_check_and_its_meaning() -> None:
 
 
 def test_a_negative_control_must_fail_what_it_says_it_breaks() -> None:
-    from dataclasses import replace
-
     from feebcore.testing import Check
 
     def fails(subject: object) -> None:

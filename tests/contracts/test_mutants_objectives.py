@@ -31,6 +31,7 @@ def plain(
     nats: Callable[[Tensor, Tensor], Tensor] = lambda logits, targets: F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none"),
     finish: Callable[[Tensor, Tensor, Batch], tuple[Tensor, Tensor]] = lambda nats, mask, batch: ((nats * mask).sum(), mask.sum()),
     auxiliary: bool = True,
+    upcast: bool = True,
 ) -> ObjectiveOutput:
     """Next-token cross-entropy, written out, each step of it to be replaced."""
     batch = prepare(batch)
@@ -38,7 +39,8 @@ def plain(
     mask = torch.ones_like(batch.targets, dtype=torch.bool) if batch.mask is None else batch.mask
     if batch.doc_ids is not None:
         mask = mask & (batch.doc_ids >= 0)
-    nats_BT = nats(model.head(output.hidden).float(), batch.targets.masked_fill(~mask, 0)).view_as(batch.targets)
+    logits_BTV = model.head(output.hidden)
+    nats_BT = nats(logits_BTV.float() if upcast else logits_BTV, batch.targets.masked_fill(~mask, 0)).view_as(batch.targets)
     loss_sum, count = finish(nats_BT, mask.float(), batch)
     for extra in output.losses.values() if auxiliary else ():
         loss_sum = loss_sum + extra * count
@@ -97,6 +99,7 @@ NEXT_TOKEN = {
     "padded targets counted": (mutant(finish=padded_targets_counted), "padding_is_left_out"),
     "rows averaged before the batch": (mutant(finish=mean_of_row_means), "adds_up_over_rows"),
     "softmax before cross-entropy": (mutant(nats=double_softmax), "being_sure_and_wrong_costs"),
+    "no upcast before softmax": (mutant(upcast=False), "logits_are_raised_to_fp32"),
     "bounded score": (mutant(nats=squared_error), "being_sure_and_wrong_costs"),
     "log of softmax": (mutant(nats=log_of_softmax), "large_logits_stay_finite"),
     "no log-sum-exp": (mutant(nats=score_alone), "scores_compete"),

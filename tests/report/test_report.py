@@ -187,6 +187,9 @@ def test_figures_of_probes_appear_where_a_probe_looked_and_stand_gaps(whole_run)
         assert probe_figures.gradients([{"step": 1, "layers": [layer]}], LIGHT) is not None
         assert probe_figures.logits([{"step": 0, "quantiles": [None] * 7, "entropy": None}], [loop], LIGHT) is not None
         assert probe_figures.throughput([{"step": 1, "mfu": 0.2}], LIGHT) is not None
+        expert = {"layer": "h.0", "entropy": None, "largest": 3.0, "smallest": 0.0, "shares": [1.0], "dropped": 0.0}
+        assert probe_figures.expert_load([{"step": 0, "layers": [expert]}, {"step": 5, "layers": [expert | {"entropy": 0.9}]}], LIGHT) is not None
+        assert probe_figures.expert_load([{"step": 0, "layers": []}], LIGHT) is None
         assert probe_figures.residual_stream([], LIGHT) is None
         assert probe_figures.gradients([], LIGHT) is None
         assert probe_figures.logits([], [], LIGHT) is None

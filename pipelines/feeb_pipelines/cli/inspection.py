@@ -175,6 +175,7 @@ def check(
     /,
     *,
     all: Annotated[bool, Parameter(help="Every part of every plugin.", negative=(), show_default=False)] = False,
+    full: Annotated[bool, Parameter(help="Also the slow checks: inductor, two processes.", negative=(), show_default=False)] = False,
     plugin: Annotated[list[str], Parameter(help="Also a single-file plugin.", negative=(), show_default=False)] = [],  # noqa: B006
     json: Json = False,
 ) -> int:
@@ -184,6 +185,7 @@ def check(
         feeb check lion --plugin ./lion.py
         feeb check optimizers
         feeb check --all
+        feeb check architectures --full
     """
     from feebcore.errors import FeebError
     from feebcore.hookspecs import SEAMS
@@ -207,7 +209,7 @@ def check(
             if not json:
                 print(f"{seam}/{spec.name}: no checks for seam {seam}")
             continue
-        for result in iterate(candidate(seam, spec.full_name, registry)):
+        for result in iterate(candidate(seam, spec.full_name, registry), full=full):
             results.append(dataclasses.asdict(result))
             if not json:
                 print(result, flush=True)
@@ -215,7 +217,7 @@ def check(
     if json:
         _print_json(results)
     else:
-        print(f"{len(results)} checks, {failed} failed")
+        print(f"{len(results)} checks, {failed} failed, {sum(r['seconds'] for r in results):.0f} seconds")
     return 1 if failed else 0
 
 

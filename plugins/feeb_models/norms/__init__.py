@@ -63,7 +63,7 @@ def specs() -> Iterable[NormSpec]:
         summary="Negative control: statistics over batch and time, so that training sees the future and other rows.",
         reference="arXiv:1502.03167",
         since="1.1",
-        breaks=("causality", "batch_invariance", "document_isolation", "cache_parity", "left_padding_parity"),
+        breaks=("causality", "batch_invariance", "document_isolation", "cache_parity", "left_padding_parity", "two_rank_parity"),
         equation="y = gain * (x − μ) / √(σ² + eps) + shift\n"
         "μ, σ² of each channel: in training over rows and places of the batch, in evaluation running averages",
     )

@@ -1,0 +1,154 @@
+"""What block parts promise beside what every architecture does (models.py): that tokens are mixed at all, and by averaging; that
+only distances count where positions are relative; that what is added to the stream is what the last matrix made; that a
+router routes; and that a part which bears the name of a known one computes what that one does.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from feebcore.model.build import build_model, choose
+from feebcore.model.parts import Position, ResidualLinear
+from feebcore.model.transformer import Transformer
+from feebcore.protocols import Batch
+from feebcore.testing.framework import Candidate, check, require
+from feebcore.testing.models import BLOCK_KEYS, LENGTH, ROWS, SIZES, VOCAB, enliven, require_close, small_model, some_tokens
+from feebcore.testing.references import REFERENCES
+from feebcore.train.probing import find_places
+
+
+@check(
+    "attentions",
+    "architectures",
+    meaning="No token reaches a later one, so the model knows the last token alone; look for attention among heads or channels in place of positions.",
+)
+@torch.no_grad()
+def looks_back(subject: Candidate) -> None:
+    model, tokens = small_model(subject), some_tokens()
+    changed = tokens.clone()
+    changed[:, 3] = (changed[:, 3] + 7) % VOCAB
+    moved = (model(changed).hidden - model(tokens).hidden)[:, 4].abs().amax(-1)
+    require((moved > 1e-4).all(), "another token at place 3 changes nothing at place 4")
+
+
+@check(
+    "attentions",
+    meaning="Attention is no mean of values: its size grows or falls with the tokens seen; look for a softmax over heads, or a mask put on after the softmax.",
+)
+@torch.no_grad()
+def averages_values(subject: Candidate) -> None:
+    part = choose("architectures", {"name": "transformer", **SIZES, "num_layers": 2, "attention": subject.part, "position": "none"}, subject.registry)
+    model = build_model(part, VOCAB, LENGTH, seed=1)
+    enliven(model)
+    hidden = model(some_tokens(ROWS, 1).expand(ROWS, LENGTH)).hidden
+    require_close(hidden, hidden[:, :1].expand_as(hidden), "places of a row that repeats one token, without positions")
+
+
+@check(
+    "attentions",
+    "positions",
+    meaning="Shifting all positions changes the result, though they are relative; look for queries turned without keys, values turned too, or wrong pairs.",
+)
+@torch.no_grad()
+def only_distance_counts(subject: Candidate) -> None:
+    model, tokens = small_model(subject), some_tokens(ROWS, 7)
+    if type(model.position).add is not Position.add:
+        return  # places are added to the stream: they are absolute
+    here = torch.arange(7).expand(ROWS, -1)
+    require_close(model(tokens, positions=here + LENGTH - 7).hidden, model(tokens, positions=here).hidden, "the same tokens five places on", 1e-4)
+
+
+@check(
+    "attentions",
+    "feedforwards",
+    meaning="What is added to the stream is not linear in the part's last matrix (ResidualLinear), so initialisation cannot scale it; look for a norm after it.",
+)
+@torch.no_grad()
+def residual_maps_are_last(subject: Candidate) -> None:
+    model, tokens = small_model(subject, num_layers=1), some_tokens()
+    assert isinstance(model, Transformer)
+    places = find_places(model)
+    parts = [model.depth.get_submodule(name) for name in (places.attention if subject.seam == "attentions" else places.feedforward)]
+    maps = [m for part in parts for m in part.modules() if isinstance(m, ResidualLinear)]
+    if not maps:
+        return
+    seen: list[Tensor] = []
+    handles = [part.register_forward_hook(lambda module, inputs, result: seen.append(result.clone())) for part in parts]
+    weights = [(p, p.clone()) for m in maps for p in m.parameters()]
+    for factor in (0.0, 1.0, 2.0):
+        for parameter, whole in weights:
+            parameter.copy_(factor * whole)
+        model(tokens)
+    for handle in handles:
+        handle.remove()
+    count = len(seen) // 3
+    for none, once, twice in zip(seen[:count], seen[count : 2 * count], seen[2 * count :], strict=True):
+        require((once - none).abs().max() > 0, "ResidualLinear is not used in what the part returns")
+        require_close(twice - once, once - none, "what a second helping of the last matrix adds, beside the first")
+
+
+@check("norms", meaning="The norm computes in bf16, so sums and differences of large values lose their digits; raise to fp32 inside, cast back at the end.")
+@torch.no_grad()
+def computes_in_fp32(subject: Candidate) -> None:
+    norm = subject.part.build(64)
+    x = (20 + torch.randn(256, 64, generator=torch.Generator().manual_seed(4))).bfloat16()
+    found, wanted = norm(x).float(), norm(x.float())
+    error = ((found - wanted).square().mean() / wanted.square().mean()).sqrt().item()
+    require(error < 2.2e-3, f"relative error {error:.2g} on bf16 input; rounding the result alone makes 1.7e-3")
+
+
+@check("feedforwards", meaning="The router sends all tokens to the same experts, so the others are dead weight; look for a constant or detached choice.")
+def tokens_are_routed(subject: Candidate) -> None:
+    model = small_model(subject, num_layers=1)
+    routed = [m for m in model.modules() if hasattr(m, "expert_load")]
+    x_BTC = torch.randn(8, LENGTH, SIZES["d_model"], generator=torch.Generator().manual_seed(6))
+    for module in routed:
+        share_E = torch.as_tensor(module.expert_load(x_BTC)["share"])
+        require(abs(float(share_E.sum()) - 1) < 1e-5, f"shares of the choices sum to {float(share_E.sum()):.3f}, not to 1")
+        used = int((share_E > 0).sum())
+        require(used > len(share_E) // 2, f"{used} of {len(share_E)} experts get any of {8 * LENGTH} random tokens")
+
+
+def _futures(model: nn.Module, stream_BT: Tensor) -> list[Tensor]:
+    """Logits [B,T,V] of each future of the model's head on a stream of T + 1 tokens."""
+    batch = Batch(stream_BT[:, :-1], stream_BT[:, 1:])
+    return [head(hidden) for hidden, head in model.head.futures(model, batch, model(batch.tokens))]  # type: ignore[operator, union-attr]
+
+
+@check("heads", meaning="A head for further tokens reads the token that it predicts, so its loss is too good to be true; count which targets are its inputs.")
+@torch.no_grad()
+def futures_do_not_peek(subject: Candidate) -> None:
+    model, stream = small_model(subject), some_tokens()
+    if not hasattr(model.head, "futures"):
+        return
+    before = _futures(model, stream)
+    for place in (3, LENGTH - 2):
+        changed = stream.clone()
+        changed[:, place:] = (changed[:, place:] + 7) % VOCAB
+        for k, logits in enumerate(_futures(model, changed), start=1):
+            known = max(0, place - k)  # position t predicts place t + k + 1 of the stream and may know those up to t + k
+            require_close(logits[:, :known], before[k - 1][:, :known], f"future {k} where it predicts places up to {place} of a stream changed from there on")
+
+
+@check("heads", meaning="What predicts further tokens never learns: a parameter gets no gradient from its own predictions; look for a detach.")
+def futures_learn(subject: Candidate) -> None:
+    model, stream = small_model(subject), torch.arange(LENGTH * 8).view(8, LENGTH) % VOCAB
+    if not hasattr(model.head, "futures"):
+        return
+    further = _futures(model, stream)
+    loss = sum((F.cross_entropy(x[:, : -k or None].flatten(0, 1), stream[:, k + 1 :].flatten()) for k, x in enumerate(further, start=1)), torch.zeros(()))
+    loss.backward()
+    dead = [name for name, p in model.head.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
+    require(not dead, f"no gradient in head parameters {', '.join(dead[:5])}")
+
+
+@check(
+    *BLOCK_KEYS,
+    meaning="The part bears the name of a known one, but does not compute its formula: look at a scale (1/sqrt(head_dim)), pairs and direction of turning.",
+)
+@torch.no_grad()
+def agrees_with_numpy(subject: Candidate) -> None:
+    if reference := REFERENCES.get((subject.seam, subject.part.name)):
+        reference(subject.part)

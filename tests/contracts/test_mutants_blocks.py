@@ -1,0 +1,345 @@
+"""Deliberately broken block parts, attentions and norms aside: each is caught by a named check, and its unbroken form by none."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import feebcore as feeb
+from feeb_models.feedforwards import FeedforwardConfig, MoeConfig
+from feeb_models.feedforwards.dense import Feedforward, gelu
+from feeb_models.feedforwards.moe import MixtureOfExperts
+from feeb_models.feedforwards.routers import Router, Routing
+from feeb_models.heads import HeadConfig, SequentialConfig
+from feeb_models.heads.linear import TiedHead
+from feeb_models.heads.multi_token import SequentialHeads
+from feeb_models.initialisations import NormalConfig
+from feeb_models.initialisations.normal import build_normal
+from feeb_models.positions import RopeConfig
+from feeb_models.positions.basic import Learned
+from feeb_models.positions.rope import Rope, plain
+from feeb_models.wirings.basic import PreNorm
+from feebcore.config import NoOptions, Part
+from feebcore.model.context import Context
+from feebcore.model.parts import rows_of
+from feebcore.protocols import Batch, ModelOutput
+from feebcore.testing import check_part
+
+
+def part(
+    spec: type[feeb.PartSpec], seam: str, build: Callable[..., Any], config: type[feeb.PartConfig] = NoOptions, name: str = "mutant", **options: Any
+) -> Part:
+    return Part(seam, spec(name, config, build=build, summary="A broken part."), config(**options))
+
+
+# --- feedforwards -----------------------------------------------------------------------------------------------
+
+
+def feedforward(finish: Callable[[Tensor], Tensor] = lambda y: y, start: Callable[[Tensor], Tensor] = lambda x: x, **members: Any) -> Part:
+    class Mutant(Feedforward):
+        def forward(self, x_BTC: Tensor) -> Tensor:
+            return finish(super().forward(start(x_BTC)))
+
+    for name, member in members.items():
+        setattr(Mutant, name, member)
+    return part(feeb.FeedforwardSpec, "feedforwards", lambda config, block: Mutant(config, block, gelu), FeedforwardConfig, "gelu")
+
+
+def moe(route: Callable[[Router, Routing], Routing] = lambda router, routing: routing, made: Callable[..., Tensor] | None = None, **options: Any) -> Part:
+    """Experts with another routing, or another way from choices to results."""
+
+    class Mutant(MixtureOfExperts):
+        def _dropless(self, x_BTC: Tensor, experts_BTK: Tensor, gates_BTK: Tensor) -> Tensor:
+            return (made or MixtureOfExperts._dropless)(self, x_BTC, experts_BTK, gates_BTK)
+
+    class MutantRouter(Router):
+        def forward(self, x_BTC: Tensor) -> Routing:
+            return route(self, super().forward(x_BTC))
+
+    def build(config: MoeConfig, block: Any) -> nn.Module:
+        mutant = Mutant(config, block)
+        mutant.router = MutantRouter(config, block)
+        return mutant
+
+    return part(feeb.FeedforwardSpec, "feedforwards", build, MoeConfig, **options)
+
+
+def with_experts(router: Router, routing: Routing, experts_BTK: Tensor) -> Routing:
+    """The routing with other choices, and what follows from them."""
+    gates_BTK = routing.shares_BTE.gather(-1, experts_BTK)
+    load_BE = F.one_hot(experts_BTK, router.num_experts).sum((1, 2))
+    return routing._replace(experts_BTK=experts_BTK, gates_BTK=gates_BTK, load_BE=load_BE)
+
+
+def to_the_first(router: Router, routing: Routing) -> Routing:
+    return with_experts(router, routing, torch.arange(router.top_k).expand_as(routing.experts_BTK))
+
+
+def balanced_over_the_batch(router: Router, routing: Routing) -> Routing:
+    """Scores are compared with those of all tokens at hand, so that experts get equal shares of a batch."""
+    fair_BTE = routing.logits_BTE - routing.logits_BTE.mean((0, 1))
+    return with_experts(router, routing, fair_BTE.topk(router.top_k, -1).indices)
+
+
+def chosen_by_experts(router: Router, routing: Routing) -> Routing:
+    """Each expert takes its best tokens of the row, later ones too (arXiv:2202.09368 is not causal)."""
+    taken = routing.shares_BTE.transpose(1, 2)
+    rank = taken.argsort(-1, descending=True).argsort(-1).transpose(1, 2)
+    return routing._replace(gates_BTK=routing.gates_BTK * (rank < 3).gather(-1, routing.experts_BTK))
+
+
+def left_in_experts_order(module: MixtureOfExperts, x_BTC: Tensor, experts_BTK: Tensor, gates_BTK: Tensor) -> Tensor:
+    """What experts made is not put back to where the tokens came from."""
+    order = experts_BTK.flatten().argsort(stable=True)
+    rows = MixtureOfExperts._dropless(module, x_BTC, experts_BTK, gates_BTK).flatten(0, 1)
+    return rows[order[:: experts_BTK.shape[-1]] // experts_BTK.shape[-1]].view_as(x_BTC)
+
+
+def gate_forgotten(module: MixtureOfExperts, x_BTC: Tensor, experts_BTK: Tensor, gates_BTK: Tensor) -> Tensor:
+    return MixtureOfExperts._dropless(module, x_BTC, experts_BTK, torch.ones_like(gates_BTK))
+
+
+FEEDFORWARDS = {
+    "norm on the feedforward's output": (feedforward(lambda y: F.rms_norm(y, y.shape[-1:])), "residual_maps_are_last"),
+    "norm on the feedforward's output, by its formula": (feedforward(lambda y: F.rms_norm(y, y.shape[-1:])), "agrees_with_numpy"),
+    "activation on the output": (feedforward(gelu), "residual_maps_are_last"),
+    "input detached": (feedforward(start=lambda x: x.detach(), finish=lambda y: y.detach()), "gradient_everywhere"),
+    "one token back and one ahead mixed in": (feedforward(start=lambda x: x + x.roll(-1, 1)), "causality"),
+    "the token before, of whatever document": (feedforward(start=lambda x: x + F.pad(x[:, :-1], (0, 0, 1, 0))), "document_isolation"),
+    "FLOPs of the feedforward twice": (feedforward(extra_flops=lambda self, T: (2.0 * T * self.out.weight.numel(),) * 2), "counts_are_measured"),
+    "router's gradient cut": (moe(lambda router, r: r._replace(gates_BTK=r.gates_BTK.detach())), "gradient_everywhere"),
+    "router's gate forgotten": (moe(made=gate_forgotten), "gradient_everywhere"),
+    "one expert, its gate divided by itself": (moe(lambda router, r: r._replace(gates_BTK=r.gates_BTK / r.gates_BTK), top_k=1), "gradient_everywhere"),
+    "router that routes nothing": (moe(lambda router, r: r._replace(gates_BTK=r.gates_BTK * 0)), "gradient_everywhere"),
+    "router that always takes the same": (moe(to_the_first), "tokens_are_routed"),
+    "experts balanced over the batch": (moe(balanced_over_the_batch), "batch_invariance"),
+    "experts choose tokens": (moe(chosen_by_experts), "causality"),
+    "results in the experts' order": (moe(made=left_in_experts_order), "batch_invariance"),
+}
+
+
+# --- positions --------------------------------------------------------------------------------------------------
+
+
+def rope(turn: Callable[..., Tensor] | None = None, frequencies: Callable[[int, float], Tensor] = plain, **changes: Any) -> Part:
+    class Mutant(Rope):
+        def _turned(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+            return (turn or Rope._turned)(self, x, cos, sin)
+
+    def build(config: RopeConfig, block: Any) -> nn.Module:
+        return Mutant(block.seq_len, block.head_dim, lambda dim: frequencies(dim, config.base), config.model_copy(update=changes))
+
+    return part(feeb.PositionSpec, "positions", build, RopeConfig, "rope")
+
+
+def halves_with_angles_of_neighbours(self: Rope, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x_i is turned with x_(i+D/2), but by angles laid out for x_2i and x_2i+1: the two of a pair get different ones."""
+    a, b = x.chunk(2, -1)
+    cos, sin = cos.repeat_interleave(2, -1), sin.repeat_interleave(2, -1)
+    return x * cos + torch.cat([-b, a], -1) * sin
+
+
+def backwards(self: Rope, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    return Rope._turned(self, x, cos, -sin)
+
+
+def learned(shift: Callable[[Tensor | None, int], Tensor | None]) -> Part:
+    class Mutant(Learned):
+        def add(self, stream_BTC: Tensor, positions_BT: Tensor | None) -> Tensor:
+            return stream_BTC + rows_of(self.table.weight, stream_BTC.shape[1], shift(positions_BT, stream_BTC.shape[1]))
+
+    return part(feeb.PositionSpec, "positions", lambda config, block: Mutant(block.seq_len, block.d_model))
+
+
+def one_further(positions: Tensor | None, length: int) -> Tensor | None:
+    """Right without a cache, where positions are None; one too far with it."""
+    return None if positions is None else (positions + 1).clamp(max=11)
+
+
+POSITIONS = {
+    "pairs of one kind, angles of the other": (rope(halves_with_angles_of_neighbours), "only_distance_counts"),
+    "neighbours turned where halves are promised": (rope(pairing="adjacent"), "agrees_with_numpy"),
+    "turned backwards": (rope(backwards), "agrees_with_numpy"),
+    "frequencies of a head twice as wide": (rope(frequencies=lambda dim, base: plain(2 * dim, base)[: dim // 2]), "agrees_with_numpy"),
+    "cache offset by one": (learned(one_further), "cache_parity"),
+    "cache begins at 0 again": (learned(lambda positions, length: None), "cache_parity"),
+    "positions run on over documents": (learned(lambda positions, length: None), "document_isolation"),
+    "positions count padding": (learned(lambda positions, length: None), "left_padding_parity"),
+}
+
+
+# --- heads and embeddings ---------------------------------------------------------------------------------------
+
+
+def head(build: Callable[..., nn.Module], config: type[HeadConfig] = HeadConfig, **options: Any) -> Part:
+    return part(feeb.HeadSpec, "heads", build, config, **options)
+
+
+def tied(**members: Any) -> Part:
+    mutant = type("Mutant", (TiedHead,), members)
+    return head(lambda config, vocab_size, d_model, embedding: mutant(embedding, config.softcap))
+
+
+def untied_on_load() -> Part:
+    """Shares the table in the first model that is built; one that is built to be loaded into has a copy of its own."""
+    built: list[nn.Module] = []
+
+    def build(config: HeadConfig, vocab_size: int, d_model: int, embedding: nn.Module) -> nn.Module:
+        made = TiedHead(embedding, config.softcap)
+        if built:
+            made.weight = nn.Parameter(made.weight.detach().clone())
+        built.append(made)
+        return made
+
+    return head(build)
+
+
+class CopyOfTheTable(nn.Module):
+    """The table is copied when it is first used, and neither learns nor is saved."""
+
+    def __init__(self, embedding: nn.Module) -> None:
+        super().__init__()
+        self.draws = [torch.randn_like(embedding.weight)]  # type: ignore[call-overload]
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return F.linear(hidden, self.draws[0])
+
+    def extra_flops(self, length: int) -> tuple[float, float]:
+        return (2.0 * length * self.draws[0].numel(),) * 2
+
+
+def sequential(change: Callable[[Batch], Batch] = lambda batch: batch, detach: bool = False) -> Part:
+    """Heads for further tokens that are given another batch to read."""
+
+    class Mutant(SequentialHeads):
+        def futures(self, model: Any, batch: Batch, output: ModelOutput) -> Any:
+            found = super().futures(model, change(batch), output)
+            return [(hidden.detach(), module) for hidden, module in found] if detach else found
+
+    def build(config: SequentialConfig, vocab_size: int, d_model: int, embedding: nn.Module, block: Any, make_block: Any) -> nn.Module:
+        return Mutant(config, vocab_size, d_model, make_block, lambda: block.make_norm(d_model))
+
+    made = head(build, SequentialConfig, num_futures=2)
+    return dataclasses.replace(made, spec=dataclasses.replace(made.spec, breaks=("gradient_everywhere", "compile_parity")))
+
+
+def one_token_on(batch: Batch) -> Batch:
+    return dataclasses.replace(batch, targets=batch.targets.roll(-1, 1))
+
+
+HEADS = {
+    "tied weights untied on load": (untied_on_load(), "saves_and_loads"),
+    "table copied, not shared": (head(lambda config, vocab_size, d_model, embedding: CopyOfTheTable(embedding)), "saves_and_loads"),
+    "FLOPs of the head twice": (tied(extra_flops=lambda self, T: (4.0 * T * self.weight.numel(),) * 2), "counts_are_measured"),
+    "further tokens read as inputs": (sequential(one_token_on), "futures_do_not_peek"),
+    "heads for further tokens never learn": (sequential(detach=True), "futures_learn"),
+}
+
+
+def embedding(change: Callable[[Tensor], Tensor]) -> Part:
+    class Mutant(nn.Embedding):
+        def forward(self, tokens: Tensor) -> Tensor:
+            return change(super().forward(tokens))
+
+    return part(feeb.EmbeddingSpec, "embeddings", lambda config, vocab_size, d_model: Mutant(vocab_size, d_model))
+
+
+EMBEDDINGS = {
+    "the next token embedded": (embedding(lambda x: x.roll(-1, 1)), "causality"),
+    "the row before embedded": (embedding(lambda x: x.roll(1, 0)), "batch_invariance"),
+}
+
+
+# --- wirings, depths, initialisations ---------------------------------------------------------------------------
+
+
+def wiring(forward: Callable[[PreNorm, Tensor, Context], Tensor]) -> Part:
+    mutant = type("Mutant", (PreNorm,), {"forward": forward})
+    return part(feeb.WiringSpec, "wirings", lambda config, *make: mutant(*make))
+
+
+def without_attention(self: PreNorm, x: Tensor, context: Context) -> Tensor:
+    return x + self.feedforward(self.feedforward_norm(x), context)
+
+
+def attention_detached(self: PreNorm, x: Tensor, context: Context) -> Tensor:
+    x = x + self.attention(self.attention_norm(x), context).detach()
+    return x + self.feedforward(self.feedforward_norm(x), context)
+
+
+WIRINGS = {
+    "attention made and not called": (wiring(without_attention), "gradient_everywhere"),
+    "attention detached": (wiring(attention_detached), "gradient_everywhere"),
+    "the stream's mean over places added": (wiring(lambda self, x, context: PreNorm.forward(self, x + x.mean(1, keepdim=True), context)), "causality"),
+}
+
+
+def initialisation(change: Callable[[nn.Module], object] = lambda model: None, **options: Any) -> Part:
+    def build(config: NormalConfig) -> Callable[[nn.Module, int], None]:
+        def initialise(model: nn.Module, num_layers: int) -> None:
+            build_normal(config)(model, num_layers)
+            change(model)
+
+        return initialise
+
+    return part(feeb.InitialisationSpec, "initialisations", build, NormalConfig, **options)
+
+
+@torch.no_grad()
+def by_another_generator(model: nn.Module) -> None:
+    for p in model.parameters():
+        p.mul_(1 + 0.1 * random.random())
+
+
+@torch.no_grad()
+def head_of_unit_scale(model: nn.Module) -> None:
+    next(model.head.parameters()).normal_()  # type: ignore[union-attr]
+
+
+@torch.no_grad()
+def all_alike(model: nn.Module) -> None:
+    for p in model.parameters():
+        p.fill_(0.01)
+
+
+INITIALISATIONS = {
+    "deviation 1": (initialisation(std=1.0), "initial_loss"),
+    "head of unit scale": (initialisation(head_of_unit_scale), "initial_loss"),
+    "Python's random numbers": (initialisation(by_another_generator), "built_from_the_seed_alone"),
+    "all weights alike": (initialisation(all_alike), "built_from_the_seed_alone"),
+}
+
+FAMILIES = (FEEDFORWARDS, POSITIONS, HEADS, EMBEDDINGS, WIRINGS, INITIALISATIONS)
+MUTANTS = {name: pair for family in FAMILIES for name, pair in family.items()}
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_mutant_is_caught_by_its_check(name: str) -> None:
+    broken, wanted = MUTANTS[name]
+    (result,) = check_part(broken.seam, broken, only=[wanted])
+    assert not result.passed, f"{name} passed {wanted}"
+
+
+TWINS = {
+    "feedforward": feedforward(),
+    "experts": moe(),
+    "rope": rope(),
+    "learned": learned(lambda positions, length: positions),
+    "tied": tied(),
+    "further tokens": sequential(),
+    "embedding": embedding(lambda x: x),
+    "wiring": wiring(PreNorm.forward),
+    "initialisation": initialisation(),
+}
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_the_unbroken_form_of_the_mutants_passes(name: str, failures: Callable[[str, Part], list[str]]) -> None:
+    assert failures(TWINS[name].seam, TWINS[name]) == []
