@@ -51,6 +51,13 @@ def specs() -> Iterable[HeadSpec]:
         reference="arXiv:1909.11942",
         since="1.1",
     )
+    yield HeadSpec(
+        "ngpt",
+        build="feeb_models.heads.ngpt:build_ngpt",
+        summary="Cosines with a token's vector, times a learnt gain a token.",
+        reference="arXiv:2410.01131",
+        since="1.1",
+    )
     # what predicts further gets no gradient from the next token's loss, by which the contract judges
     yield HeadSpec(
         "multi_token",
