@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import feebcore as feeb
-from feeb_models.attentions import MultiHeadConfig
+from feeb_models.attentions import GatedDeltaConfig, MultiHeadConfig
+from feeb_models.attentions.gated_delta import GatedDelta
 from feeb_models.attentions.grouped import GroupedQueryAttention
 from feeb_models.norms import NormConfig
 from feeb_models.objectives import NextTokenConfig
@@ -84,6 +85,35 @@ ATTENTIONS = {
 }
 
 
+def mutant_recurrence(**members: Any) -> Part:
+    """gated_delta with some of its methods replaced."""
+    broken = type("Mutant", (GatedDelta,), members)
+    spec = feeb.AttentionSpec("mutant", GatedDeltaConfig, build=lambda config, block: broken(config, block), summary="A broken part.")
+    return Part("attentions", spec, GatedDeltaConfig(chunk=5))
+
+
+def state_over_documents(self: Any, q: Tensor, k: Tensor, v: Tensor, log_keep: Tensor, write: Tensor, state: Tensor, mask: Tensor | None) -> Any:
+    return GatedDelta.recurrence(self, q, k, v, log_keep, write, state, None)
+
+
+def state_forgotten(self: Any, x_BTW: Tensor, context: Context) -> Any:
+    """As if nothing had been before, whatever the cache holds."""
+    inputs, state = GatedDelta.past(self, x_BTW, context)
+    return inputs, torch.zeros_like(state)
+
+
+def convolution_turned_round(self: Any, past: Tensor, x_BTW: Tensor, mask: Tensor | None) -> Tensor:
+    return GatedDelta.convolved(self, past, x_BTW.flip(1), None).flip(1)
+
+
+RECURRENCES = {
+    "state seen by the next document": (mutant_recurrence(recurrence=state_over_documents), "document_isolation"),
+    "state not kept": (mutant_recurrence(past=state_forgotten), "cache_parity"),
+    "convolution sees the future": (mutant_recurrence(convolved=convolution_turned_round), "causality"),
+    "state not declared": (mutant_recurrence(cache_bytes_fixed=0), "counts_are_measured"),
+}
+
+
 def mutant_norm(forward: Callable[[Tensor], Tensor]) -> Part:
     class Mutant(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -125,7 +155,11 @@ OBJECTIVES = {
     ),
 }
 
-MUTANTS = {name: (seam, *pair) for seam, family in (("attentions", ATTENTIONS), ("norms", NORMS), ("objectives", OBJECTIVES)) for name, pair in family.items()}
+MUTANTS = {
+    name: (seam, *pair)
+    for seam, family in (("attentions", ATTENTIONS | RECURRENCES), ("norms", NORMS), ("objectives", OBJECTIVES))
+    for name, pair in family.items()
+}
 
 
 @pytest.mark.parametrize("name", MUTANTS)
@@ -138,6 +172,7 @@ def test_mutant_is_caught_by_its_check(name: str) -> None:
 def test_the_unbroken_form_of_the_mutants_passes() -> None:
     names = {wanted for _, wanted in ATTENTIONS.values()}
     assert all(r.passed for r in check_part("attentions", mutant_attention(mix), only=names))
+    assert all(r.passed for r in check_part("attentions", mutant_recurrence(), only={wanted for _, wanted in RECURRENCES.values()}))
     names = {wanted for _, wanted in OBJECTIVES.values()}
     assert all(r.passed for r in check_part("objectives", mutant_objective(lambda b: b), only=names))
     assert candidate("attentions", mutant_attention(mix)).spec.name == "mutant"
