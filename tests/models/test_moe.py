@@ -367,23 +367,22 @@ def test_options_that_cannot_work_are_refused(options: dict[str, Any], says: str
 
 
 def test_latent_attention_with_experts_learns_three_thousand_tokens_by_heart() -> None:
-    """The notebook's B1 and B2 at a reduced size: same latents and head shape, shallow and narrow; text, a byte a token."""
-    text = Path(json.decoder.__file__).read_bytes()[: 24 * 128 + 1]
+    """The notebook's B1 and B2 at a reduced size: the same latents, shallow and narrow; text, a byte a token, a quarter a step."""
+    text = Path(json.decoder.__file__).read_bytes()[: 48 * 64 + 1]
     data = torch.tensor(list(text))
-    batch = Batch(data[:-1].view(24, 128), data[1:].view(24, 128))
+    inputs, targets = data[:-1].view(4, 12, 64), data[1:].view(4, 12, 64)
     attention = {"name": "mla", "query_latent": 8, "kv_latent": 16, "content_dim": 16, "rope_dim": 8}
     moe = {"name": "moe", "num_experts": 4, "top_k": 2, "num_shared": 2}
     part = choose("architectures", {"name": "transformer", "num_layers": 1, "d_model": 128, "num_heads": 8, "attention": attention, "feedforward": moe})
-    model = build_model(part, 128, 128, seed=0)
+    model = build_model(part, 128, 64, seed=0)
     objective = choose("objectives", "next_token").build()
-    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
-    nats = math.inf
-    for _ in range(300):
-        found = objective(model, batch)
+    optimizer = torch.optim.Adam(model.parameters(), lr=4e-3)
+    losses = [math.inf]
+    while sum(losses[-4:]) / 4 >= 0.1 and len(losses) <= 400:
+        quarter = len(losses) % 4
+        found = objective(model, Batch(inputs[quarter], targets[quarter]))
         optimizer.zero_grad()
         (found.loss_sum / found.count).backward()
         optimizer.step()
-        nats = float(found.metrics["nats"] / found.count)
-        if nats < 0.1:
-            break
-    assert nats < 0.1
+        losses.append(float(found.metrics["nats"] / found.count))
+    assert sum(losses[-4:]) / 4 < 0.1
