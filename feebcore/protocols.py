@@ -164,7 +164,8 @@ class Counts:
     """Parameters and FLOPs, conventions explicit. total: every parameter once. non_embedding: without embedding
     and position tables. matmul: parameters that multiply activations (transformer + head, tied or not).
     flops_per_token: forward, full T x T attention, as FlopCounterMode counts (training is 3x this).
-    flops_per_token_causal: attention halved. cache_bytes_per_token: key/value cache in fp32."""
+    flops_per_token_causal: attention halved. cache_bytes_per_token: key/value cache in fp32. cache_bytes_fixed: what a row
+    keeps besides, however long it is (the state of a recurrence)."""
 
     total: int
     non_embedding: int
@@ -172,6 +173,7 @@ class Counts:
     flops_per_token: float
     flops_per_token_causal: float
     cache_bytes_per_token: int
+    cache_bytes_fixed: int = 0
 
 
 @dataclass

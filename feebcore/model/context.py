@@ -79,7 +79,7 @@ class Cache:
 
     The n-th attention call of a forward pass that extends owns slot n, so blocks that run several times or hold several
     attentions need no numbering, and those that keep nothing need no slot. A part may keep any tensors [B,H,T,D], as many
-    as it likes.
+    as it likes. A part whose past fits into tensors of a fixed size keeps these with `carry` instead, numbered the same way.
     """
 
     def __init__(self, batch: int, length: int, device: torch.device | str) -> None:
@@ -88,7 +88,8 @@ class Cache:
         self.next_position_B = torch.zeros(batch, dtype=torch.int64, device=device)
         self.plain = True  # one document a row, no padding: no mask needed
         self.slots: list[tuple[Tensor, ...]] = []
-        self._turn = 0
+        self.states: list[tuple[Tensor, ...]] = []
+        self._turn = self._state_turn = 0
         self._new = 0
 
     def begin(self, length: int, positions_BT: Tensor | None, doc_ids_BT: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -106,7 +107,7 @@ class Cache:
             positions_BT = positions_BT + continues_BT * self.next_position_B[:, None]
         self.doc_ids_BS[:, start:end] = doc_ids_BT
         self.next_position_B = (positions_BT[:, -1] + 1).expand(self.batch)
-        self._turn, self._new = 0, length
+        self._turn, self._state_turn, self._new = 0, 0, length
         if self.plain and (start == 0 or length == 1):
             return positions_BT, None
         return positions_BT, attention_mask(doc_ids_BT, self.doc_ids_BS[:, :end], start)
@@ -120,6 +121,13 @@ class Cache:
             kept[:, :, self.filled : end] = x_BHTD
         return tuple(kept[:, :, :end] for kept in slot)
 
+    def carry(self, *fresh: Tensor) -> tuple[Tensor, ...]:
+        """The tensors [B,…] that this call wrote in the pass before, at first `fresh`. Write the new ones into them in place."""
+        if self._state_turn == len(self.states):
+            self.states.append(fresh)
+        self._state_turn += 1
+        return self.states[self._state_turn - 1]
+
     def finish(self) -> None:
         """The forward pass is over: its tokens are part of the past."""
         self.filled += self._new
@@ -130,6 +138,7 @@ class Cache:
         self.batch = len(rows)
         self.doc_ids_BS, self.next_position_B = self.doc_ids_BS[rows], self.next_position_B[rows]
         self.slots = [tuple(kept[rows] for kept in slot) for slot in self.slots]
+        self.states = [tuple(kept[rows] for kept in state) for state in self.states]
 
 
 def attention_mask(query_doc_ids_BT: Tensor, key_doc_ids_BS: Tensor, start: int = 0) -> Tensor:

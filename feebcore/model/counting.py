@@ -2,11 +2,14 @@
 
 Every nn.Linear costs 2 FLOPs a weight and token. A module that multiplies matrices otherwise says so with
 `extra_flops(T) -> (full, causal)`, FLOPs for one sequence of T tokens, where causal leaves out what masks throw away;
-one that caches says `cache_bytes_per_token` (fp32). A module whose children do not each run once a forward pass
-overrides the walk with `flops(T) -> (full, causal)` and, where they cache, `cache_bytes() -> int` a token.
+one that caches says `cache_bytes_per_token` (fp32), and `cache_bytes_fixed` for what a row keeps however long it is. A module
+whose children do not each run once a forward pass overrides the walk with `flops(T) -> (full, causal)` and, where they cache,
+`cache_bytes() -> (a token, fixed)`.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 from torch import nn
 
@@ -21,13 +24,15 @@ def count_model(model: nn.Module, seq_len: int) -> Counts:
     in_head = {id(p) for p in head}
     matrices = [p for p in named.values() if p.ndim >= 2 and id(p) not in tables and id(p) not in in_head]
     full, causal = count_flops(model, seq_len)
+    per_token, fixed = count_cache(model)
     return Counts(
         total=sum(p.numel() for p in named.values()),
         non_embedding=sum(p.numel() for p in named.values() if id(p) not in tables),
         matmul=sum(p.numel() for p in matrices) + sum(p.numel() for p in head),
         flops_per_token=full / seq_len,
         flops_per_token_causal=causal / seq_len,
-        cache_bytes_per_token=count_cache(model),
+        cache_bytes_per_token=per_token,
+        cache_bytes_fixed=fixed,
     )
 
 
@@ -45,8 +50,14 @@ def count_flops(module: nn.Module, length: int) -> tuple[float, float]:
     return full, causal
 
 
-def count_cache(module: nn.Module) -> int:
-    """Bytes a token that `module` keeps in the cache, in fp32."""
+def count_cache(module: nn.Module) -> tuple[int, int]:
+    """(a token, fixed): bytes that `module` keeps in the cache for each token of a row, and for the row as such, in fp32."""
     if callable(whole := getattr(module, "cache_bytes", None)):
         return whole()
-    return getattr(module, "cache_bytes_per_token", 0) + sum(count_cache(child) for child in module.children())
+    return add_caches([(getattr(module, "cache_bytes_per_token", 0), getattr(module, "cache_bytes_fixed", 0)), *map(count_cache, module.children())])
+
+
+def add_caches(each: Iterable[tuple[int, int]]) -> tuple[int, int]:
+    """The sums over several results of `count_cache`."""
+    per_token, fixed = zip((0, 0), *each, strict=True)
+    return sum(per_token), sum(fixed)

@@ -213,6 +213,8 @@ def counts_are_measured(subject: Candidate) -> None:
     model(some_tokens(1), cache=cache)
     kept = sum(x.numel() * 4 for slot in cache.slots for x in slot) / LENGTH
     require(counts.cache_bytes_per_token == kept, f"declares {counts.cache_bytes_per_token} cache bytes a token, keeps {kept:.0f}")
+    fixed = sum(x.numel() * 4 for state in cache.states for x in state)
+    require(counts.cache_bytes_fixed == fixed, f"declares {counts.cache_bytes_fixed} cache bytes a row, keeps {fixed}")
 
 
 @check(*SEAMS, meaning="torch.compile changes the result or cannot follow the code; look for Python side effects, data-dependent branches or in-place tricks.")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from feebcore.config import Execution, Observation, Part, Seam, StageConfig, use
 from feebcore.files import digest_of, read_json, sha256_file
+from feebcore.train.dial import RATE_RULE, dialled_run
 from feebcore.train.group_rules import GroupRule
 from feebcore.train.parallel_config import ParallelConfig
 
@@ -28,6 +29,12 @@ class TrainSection(StageConfig):
     rate_rule: Annotated[Part, Seam("rate_rules")] | None = Field(None, description="scales rates that were found at another size")
     packing: Annotated[Part, Seam("packings")] = Field(use("concat"), description="documents to training windows")
     order: Annotated[Part, Seam("orders")] = Field(use("shuffled"), description="which window comes when")
+    dial: int | None = Field(
+        None,
+        ge=1,
+        description="one number for model and run: goes to the architecture (default dial), and sets those of batch_size, max_steps and rate_rule that are not given",
+    )
+    tokens_per_parameter: float = Field(20.0, gt=0.0, description="with dial: tokens of the run for each weight of its blocks, 12 num_layers d_model^2 of them")
     seq_len: int = Field(128, ge=1, description="tokens of a window, and the longest context of the model")
     batch_size: int = Field(32, ge=1, description="windows an optimizer step")
     max_steps: int = Field(1000, ge=1, description="optimizer steps")
@@ -80,6 +87,31 @@ class TrainSection(StageConfig):
     log_every: Observation[int] = Field(10, ge=1, description="steps a row of the training log")
     eval_every: Observation[int] = Field(200, ge=0, description="steps between looks at held-out text; 0: only the final score")
     eval_tokens: Observation[int] = Field(16384, ge=1, description="size of such a look, always the same text")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _the_dial_is_the_architectures(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or data.get("dial") is None:
+            return data
+        chosen = data.get("architecture", {})
+        chosen = {"name": chosen} if isinstance(chosen, str) else chosen
+        if isinstance(chosen, dict):
+            chosen = {"name": "dial", "dial": data["dial"], **chosen}
+        return {"rate_rule": RATE_RULE, **data, "architecture": chosen}
+
+    @model_validator(mode="after")
+    def _the_dial_sets_the_run(self) -> TrainSection:
+        if self.dial is None:
+            return self
+        sizes = self.architecture.config
+        if (given := getattr(sizes, "dial", None)) != self.dial:
+            raise ValueError(f"dial: {self.dial}, but the architecture's is {given}; give one of them")
+        batch_size = self.batch_size if "batch_size" in self.model_fields_set else None
+        found = dialled_run(sizes.num_layers, sizes.d_model, self.seq_len, self.tokens_per_parameter, batch_size)  # type: ignore[attr-defined]
+        for key, value in zip(("batch_size", "max_steps"), found, strict=True):
+            if key not in self.model_fields_set:
+                object.__setattr__(self, key, value)
+        return self
 
     @field_validator("init_from", "branch_from")
     @classmethod

@@ -16,7 +16,7 @@ from feebcore import Part, Seam, use
 from feebcore.specs import ArchitectureSpec
 
 BUILD = "feeb_models.architectures:build_transformer"
-WIDTH_PER_LAYER, NARROW_HEAD, WIDE_HEAD, DEEP = 64, 64, 128, 12
+NARROW_HEAD, WIDE_HEAD, DEEP = 64, 128, 12
 
 
 class PresetConfig(TransformerConfig):
@@ -25,15 +25,24 @@ class PresetConfig(TransformerConfig):
     dial: int | None = Field(
         None,
         ge=1,
-        description="one number for the size: fills in those of num_layers (= dial), d_model (64 a layer) and num_heads (heads of 64; from 12 layers on of 128, "
-        "d_model rounded up to whole heads) that are not given",
+        description="one number for the size: fills in those of num_layers (= dial), d_model (width_per_layer a layer) and num_heads (heads of 64; from 12 layers "
+        "on of 128, d_model rounded up to whole heads) that are not given, and key/value heads in groups where the preset has these",
     )
+    width_per_layer: int = Field(64, ge=2, description="with dial: d_model / num_layers; below 64, heads are as narrow")
 
     @model_validator(mode="before")
     @classmethod
     def _sizes_from_the_dial(cls, data: Any) -> Any:
-        dial = data.get("dial", cls.model_fields["dial"].default) if isinstance(data, dict) else None
-        return {**dialled(dial), **data} if isinstance(dial, int) and dial >= 1 else data
+        if not isinstance(data, dict):
+            return data
+        dial, width = (data.get(key, cls.model_fields[key].default) for key in ("dial", "width_per_layer"))
+        if not (isinstance(dial, int) and isinstance(width, int) and dial >= 1 and width >= 2):
+            return data
+        sizes: dict[str, Any] = {**dialled(dial, width), **data}
+        attention = cls.model_fields["attention"].default
+        if "attention" not in data and attention["name"] == "gqa" and isinstance(sizes["num_heads"], int):
+            sizes["attention"] = {**attention, "num_kv_heads": grouped(sizes["num_heads"])}
+        return sizes
 
     @model_validator(mode="before")
     @classmethod
@@ -48,14 +57,19 @@ class PresetConfig(TransformerConfig):
         return named
 
 
-def dialled(dial: int) -> dict[str, int]:
-    """num_layers, d_model and num_heads of one number: width grows with depth, as in nanochat, here 64 a layer.
+def dialled(dial: int, width_per_layer: int = 64) -> dict[str, int]:
+    """num_layers, d_model and num_heads of one number: width grows with depth, as in nanochat.
 
     Example: 4 -> 4 layers, d_model 256, 4 heads of 64; 20 -> 20 layers, d_model 1280, 10 heads of 128.
     """
-    head_dim = WIDE_HEAD if dial >= DEEP else NARROW_HEAD
-    num_heads = -(-WIDTH_PER_LAYER * dial // head_dim)
+    head_dim = width_per_layer if width_per_layer < NARROW_HEAD else WIDE_HEAD if dial >= DEEP else NARROW_HEAD
+    num_heads = -(-width_per_layer * dial // head_dim)
     return {"num_layers": dial, "d_model": num_heads * head_dim, "num_heads": num_heads}
+
+
+def grouped(num_heads: int) -> int:
+    """Key/value heads for so many query heads: groups as small as can be, but of at least two. 4 -> 2, 9 -> 3, 7 -> 1."""
+    return next((num_heads // size for size in range(2, num_heads + 1) if num_heads % size == 0), 1)
 
 
 class DialConfig(PresetConfig):
@@ -93,6 +107,77 @@ class Qwen3Config(PresetConfig):
     head: Annotated[Part, Seam("heads")] = use("tied")
 
 
+class Gemma3Config(PresetConfig):
+    """Gemma 3: five layers that see a window to one that sees all, one key/value head, normalised queries and keys, geglu, norms on
+    both sides, embedding times sqrt(d_model), tied head. Its windows are of 512 or 1024 tokens; global layers turn with base
+    1,000,000 there, here all layers have one base."""
+
+    attention: Annotated[Part, Seam("attentions")] = use("local_global", pattern="LLLLLG", window=64, num_kv_heads=1, qk_norm=True)
+    feedforward: Annotated[Part, Seam("feedforwards")] = use("geglu", multiple=6.0)
+    wiring: Annotated[Part, Seam("wirings")] = use("sandwich")
+    embedding: Annotated[Part, Seam("embeddings")] = use("scaled")
+    head: Annotated[Part, Seam("heads")] = use("tied")
+
+
+class DeepseekConfig(PresetConfig):
+    """DeepSeek-V3: latent attention, one shared and many routed experts, sigmoid router balanced by a bias, a second token foretold.
+
+    The head learns its second token only with `objective: {name: multi_token, k: 2, weights: [1, 0.3]}`; with next_token its
+    blocks stay as they were drawn. DeepSeek's first layers have a dense feedforward instead of experts, which is left out.
+    """
+
+    attention: Annotated[Part, Seam("attentions")] = use("mla")
+    feedforward: Annotated[Part, Seam("feedforwards")] = use("moe", num_experts=8, top_k=2, num_shared=1, router="sigmoid", gate_scale=2.5)
+    head: Annotated[Part, Seam("heads")] = use("multi_token_sequential")
+
+
+class LoopedConfig(PresetConfig):
+    """One block, run num_layers times; the embedded tokens are added again before each pass, and norms on both sides hold the
+    stream's size."""
+
+    wiring: Annotated[Part, Seam("wirings")] = use("sandwich")
+    depth: Annotated[Part, Seam("depths")] = use("looped", inject=True)
+
+
+class NgptConfig(PresetConfig):
+    """nGPT: stream, queries, keys and the rows of matrices have unit norm, and each block is a step on the sphere.
+
+    Matrices are normed in the forward pass, not after every step (see feeb_models/sphere.py). The paper warms up for no
+    steps and decays no weights: `schedule: {warmup: 0}` and `optimizer: {weight_decay: 0}` are the recipe's to say.
+    """
+
+    attention: Annotated[Part, Seam("attentions")] = use("ngpt")
+    feedforward: Annotated[Part, Seam("feedforwards")] = use("ngpt", multiple=4.0)
+    norm: Annotated[Part, Seam("norms")] = use("rmsnorm", learnable=False)
+    wiring: Annotated[Part, Seam("wirings")] = use("ngpt")
+    head: Annotated[Part, Seam("heads")] = use("ngpt")
+    initialisation: Annotated[Part, Seam("initialisations")] = use("fan_in", residual_scale=False)
+
+
+class ModdedConfig(PresetConfig):
+    """What the GPT-2 speedrun settled on: relu^2, normalised queries and keys, half of each head turned, value residual and value
+    embeddings, learnt shares of stream and embedding, skips from the first half to the second, capped logits, norms without
+    gain, what adds to the stream and the head zero at first. Its optimizer is Muon: `optimizer: muon`."""
+
+    attention: Annotated[Part, Seam("attentions")] = use("mha", qk_norm=True, value_residual="learnt", value_embeddings=True)
+    feedforward: Annotated[Part, Seam("feedforwards")] = use("relu_squared")
+    norm: Annotated[Part, Seam("norms")] = use("rmsnorm", learnable=False)
+    position: Annotated[Part, Seam("positions")] = use("rope", fraction=0.5)
+    wiring: Annotated[Part, Seam("wirings")] = use("residual_lambdas")
+    depth: Annotated[Part, Seam("depths")] = use("unet")
+    embedding: Annotated[Part, Seam("embeddings")] = use("normed")
+    head: Annotated[Part, Seam("heads")] = use("linear", softcap=15.0)
+    initialisation: Annotated[Part, Seam("initialisations")] = use("normal", zero_residual=True, zero_head=True)
+
+
+class GatedDeltaHybridConfig(PresetConfig):
+    """Three layers of gated delta rule to one of full attention with normalised queries and keys, swiglu: three quarters of the
+    layers keep a state of fixed size instead of a cache."""
+
+    attention: Annotated[Part, Seam("attentions")] = use("interleaved", pattern="AAAB", a=use("gated_delta"), b=use("mha", qk_norm=True))
+    feedforward: Annotated[Part, Seam("feedforwards")] = use("swiglu")
+
+
 def specs() -> Iterable[ArchitectureSpec]:
     yield ArchitectureSpec(
         "dial",
@@ -124,5 +209,55 @@ def specs() -> Iterable[ArchitectureSpec]:
         build=BUILD,
         summary="Qwen3: Llama's parts with normalised queries and keys and a tied head.",
         reference="arXiv:2505.09388",
+        since="1.1",
+    )
+    yield ArchitectureSpec(
+        "gemma3",
+        Gemma3Config,
+        build=BUILD,
+        summary="Gemma 3: local and global layers 5:1, geglu, norms on both sides, tied head.",
+        reference="arXiv:2503.19786",
+        since="1.1",
+    )
+    # as of its head, what predicts further gets no gradient from the next token's loss
+    yield ArchitectureSpec(
+        "deepseek",
+        DeepseekConfig,
+        build=BUILD,
+        summary="DeepSeek-V3: latent attention, shared and routed experts, two tokens ahead; use objective multi_token.",
+        reference="arXiv:2412.19437",
+        breaks=("gradient_everywhere", "compile_parity"),
+        since="1.1",
+    )
+    yield ArchitectureSpec(
+        "looped",
+        LoopedConfig,
+        build=BUILD,
+        summary="One block run again and again, the embedding added before each pass.",
+        reference="arXiv:1807.03819",
+        since="1.1",
+    )
+    yield ArchitectureSpec(
+        "ngpt",
+        NgptConfig,
+        build=BUILD,
+        summary="nGPT: everything on the unit sphere, with learnt step sizes.",
+        reference="arXiv:2410.01131",
+        since="1.1",
+    )
+    yield ArchitectureSpec(
+        "modded",
+        ModdedConfig,
+        build=BUILD,
+        summary="The GPT-2 speedrun: relu^2, value residual and embeddings, lambdas, skips, capped logits.",
+        reference="https://github.com/KellerJordan/modded-nanogpt",
+        since="1.1",
+    )
+    yield ArchitectureSpec(
+        "gated_delta_hybrid",
+        GatedDeltaHybridConfig,
+        build=BUILD,
+        summary="Three layers of gated delta rule to one of full attention.",
+        reference="arXiv:2412.06464",
         since="1.1",
     )

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import feebcore as feeb
-from feeb_models.attentions import MultiHeadConfig
+from feeb_models.attentions import GatedDeltaConfig, MultiHeadConfig
+from feeb_models.attentions.gated_delta import GatedDelta
 from feeb_models.attentions.grouped import GroupedQueryAttention
 from feeb_models.norms import NormConfig
 from feeb_models.objectives import NextTokenConfig
@@ -144,6 +145,35 @@ ATTENTIONS = {
 }
 
 
+def mutant_recurrence(**members: Any) -> Part:
+    """gated_delta with some of its methods replaced."""
+    broken = type("Mutant", (GatedDelta,), members)
+    spec = feeb.AttentionSpec("mutant", GatedDeltaConfig, build=lambda config, block: broken(config, block), summary="A broken part.")
+    return Part("attentions", spec, GatedDeltaConfig(chunk=5))
+
+
+def state_over_documents(self: Any, q: Tensor, k: Tensor, v: Tensor, log_keep: Tensor, write: Tensor, state: Tensor, mask: Tensor | None) -> Any:
+    return GatedDelta.recurrence(self, q, k, v, log_keep, write, state, None)
+
+
+def state_forgotten(self: Any, x_BTW: Tensor, context: Context) -> Any:
+    """As if nothing had been before, whatever the cache holds."""
+    inputs, state = GatedDelta.past(self, x_BTW, context)
+    return inputs, torch.zeros_like(state)
+
+
+def convolution_turned_round(self: Any, past: Tensor, x_BTW: Tensor, mask: Tensor | None) -> Tensor:
+    return GatedDelta.convolved(self, past, x_BTW.flip(1), None).flip(1)
+
+
+RECURRENCES = {
+    "state seen by the next document": (mutant_recurrence(recurrence=state_over_documents), "document_isolation"),
+    "state not kept": (mutant_recurrence(past=state_forgotten), "cache_parity"),
+    "convolution sees the future": (mutant_recurrence(convolved=convolution_turned_round), "causality"),
+    "state not declared": (mutant_recurrence(cache_bytes_fixed=0), "counts_are_measured"),
+}
+
+
 def mutant_norm(forward: Callable[[Tensor], Tensor], evaluation: Callable[[Tensor], Tensor] | None = None) -> Part:
     class Mutant(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -203,7 +233,11 @@ OBJECTIVES = {
     ),
 }
 
-MUTANTS = {name: (seam, *pair) for seam, family in (("attentions", ATTENTIONS), ("norms", NORMS), ("objectives", OBJECTIVES)) for name, pair in family.items()}
+MUTANTS = {
+    name: (seam, *pair)
+    for seam, family in (("attentions", ATTENTIONS | RECURRENCES), ("norms", NORMS), ("objectives", OBJECTIVES))
+    for name, pair in family.items()
+}
 
 
 @pytest.mark.parametrize("name", MUTANTS)
@@ -213,9 +247,9 @@ def test_mutant_is_caught_by_its_check(name: str) -> None:
     assert not result.passed, f"{name} passed {wanted}"
 
 
-TWINS = {"attentions": mutant_attention(mix), "norms": mutant_norm(rms), "objectives": mutant_objective(lambda b: b)}
+TWINS = {"attentions": mutant_attention(mix), "recurrences": mutant_recurrence(), "norms": mutant_norm(rms), "objectives": mutant_objective(lambda b: b)}
 
 
 @pytest.mark.parametrize("seam", TWINS)
 def test_the_unbroken_form_of_the_mutants_passes(seam: str, failures: Callable[[str, Part], list[str]]) -> None:
-    assert failures(seam, TWINS[seam]) == []
+    assert failures(TWINS[seam].seam, TWINS[seam]) == []

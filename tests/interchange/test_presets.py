@@ -5,9 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from pydantic import ValidationError
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
-from feebcore.model.build import choose, count_architecture
+from feebcore.model.build import build_model, choose, count_architecture
+from feebcore.registry import BUILTIN, get_registry
+
+ARCHITECTURES = [spec.name for seam, spec in get_registry().parts() if seam == "architectures" and spec.distribution == BUILTIN]
 
 
 def config_of(value: Any) -> Any:
@@ -35,6 +41,34 @@ def test_a_dial_that_is_no_size_is_an_error() -> None:
     for dial in (0, "big"):
         with pytest.raises(ValidationError, match="dial"):
             config_of({"name": "llama", "dial": dial})
+
+
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name != "transformer"])
+def test_every_preset_has_a_dial_that_fits_at_any_size(name: str) -> None:
+    for dial in (1, 3, 4, 7, 12, 13):
+        config = config_of({"name": name, "dial": dial})
+        assert (config.num_layers, config.d_model % config.num_heads) == (dial, 0)
+
+
+def test_the_dial_can_be_narrower_and_sets_groups_of_key_value_heads() -> None:
+    config = config_of({"name": "dial", "dial": 3, "width_per_layer": 16})
+    assert (config.num_layers, config.d_model, config.num_heads) == (3, 48, 3)
+    groups = [config_of({"name": "llama", "dial": dial}).attention.config.num_kv_heads for dial in (1, 4, 7, 9, 20)]
+    assert groups == [1, 2, 1, 3, 5]
+    assert config_of({"name": "qwen3", "dial": 8, "attention": {"num_kv_heads": 8}}).attention.config.num_kv_heads == 8
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@torch.no_grad()
+def test_declared_parameters_and_flops_are_the_measured_ones(name: str) -> None:
+    """Exactly, over layers enough for every pattern and rows longer than a local window and a chunk."""
+    model = build_model(choose("architectures", {"name": name, "num_layers": 8, "d_model": 64, "num_heads": 4}), 97, 160)
+    counts = model.count()
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model.head(model(torch.zeros(1, 160, dtype=torch.int64)).hidden)
+    assert counts.total == sum(p.numel() for p in model.parameters())
+    assert counts.flops_per_token * 160 == counter.get_total_flops()
+    assert counts.flops_per_token_causal < counts.flops_per_token
 
 
 def test_options_without_a_name_keep_the_rest_of_the_preset() -> None:

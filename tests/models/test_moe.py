@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json.decoder
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +19,7 @@ from feeb_models.feedforwards import grouped
 from feebcore.model.build import build_model, choose
 from feebcore.model.context import Context
 from feebcore.model.parts import Position
-from feebcore.protocols import BlockShape
+from feebcore.protocols import Batch, BlockShape
 from feebcore.testing import candidate
 from feebcore.testing.framework import iterate
 
@@ -362,3 +364,25 @@ def test_experts_are_drawn_as_the_dense_layers_are() -> None:
 def test_options_that_cannot_work_are_refused(options: dict[str, Any], says: str) -> None:
     with pytest.raises(ValidationError, match=says):
         choose("feedforwards", {"name": "moe", **options})
+
+
+def test_latent_attention_with_experts_learns_three_thousand_tokens_by_heart() -> None:
+    """The notebook's B1 and B2 at a reduced size: the same latents, shallow and narrow; text, a byte a token, a quarter a step."""
+    text = Path(json.decoder.__file__).read_bytes()[: 48 * 64 + 1]
+    data = torch.tensor(list(text))
+    inputs, targets = data[:-1].view(4, 12, 64), data[1:].view(4, 12, 64)
+    attention = {"name": "mla", "query_latent": 8, "kv_latent": 16, "content_dim": 16, "rope_dim": 8}
+    moe = {"name": "moe", "num_experts": 4, "top_k": 2, "num_shared": 2}
+    part = choose("architectures", {"name": "transformer", "num_layers": 1, "d_model": 128, "num_heads": 8, "attention": attention, "feedforward": moe})
+    model = build_model(part, 128, 64, seed=0)
+    objective = choose("objectives", "next_token").build()
+    optimizer = torch.optim.Adam(model.parameters(), lr=4e-3)
+    losses = [math.inf]
+    while sum(losses[-4:]) / 4 >= 0.1 and len(losses) <= 400:
+        quarter = len(losses) % 4
+        found = objective(model, Batch(inputs[quarter], targets[quarter]))
+        optimizer.zero_grad()
+        (found.loss_sum / found.count).backward()
+        optimizer.step()
+        losses.append(float(found.metrics["nats"] / found.count))
+    assert sum(losses[-4:]) / 4 < 0.1

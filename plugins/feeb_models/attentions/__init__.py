@@ -83,6 +83,25 @@ class ScaledConfig(PartConfig):
     inner: Annotated[Part, Seam("attentions")] = use("mha")
 
 
+class GatedDeltaConfig(PartConfig):
+    value_dim: int | None = Field(None, ge=1, description="dimensions of a head's value; default head_dim, the paper takes twice as many")
+    conv: int = Field(4, ge=1, description="tokens, each its own among them, that a short convolution mixes into queries, keys and values; 1: none")
+    chunk: int = Field(64, ge=1, description="tokens that are computed side by side; changes cost, not the result")
+    example: ClassVar[dict[str, Any]] = {"chunk": 5}  # so that a short row has several
+
+
+class InterleavedConfig(PartConfig):
+    """A recipe that changes an option of `a` or `b` without naming the part means the default part."""
+
+    pattern: str = Field("AAAB", pattern="^[AB]+$", description="one letter a layer, repeated")
+    a: Annotated[Part, Seam("attentions")] = use("gated_delta")
+    b: Annotated[Part, Seam("attentions")] = use("mha")
+
+
+class NgptConfig(PartConfig):
+    scale: float = Field(1.0, gt=0, description="of the learnt gains on normalised queries and keys, at first")
+
+
 def check_groups(num_kv_heads: int, num_heads: int) -> None:
     if num_heads % num_kv_heads:
         fits = [n for n in range(1, num_heads + 1) if num_heads % n == 0]
@@ -179,6 +198,30 @@ def specs() -> Iterable[AttentionSpec]:
         summary="Another attention, its result multiplied by a constant.",
         since="1.1",
         equation="y = scale inner(x)",
+    )
+    yield AttentionSpec(
+        "gated_delta",
+        GatedDeltaConfig,
+        build="feeb_models.attentions.gated_delta:build_gated_delta",
+        summary="A linear recurrence that forgets by a gate and overwrites by the delta rule: a state of fixed size instead of a cache.",
+        reference="arXiv:2412.06464",
+        since="1.1",
+    )
+    yield AttentionSpec(
+        "interleaved",
+        InterleavedConfig,
+        build="feeb_models.attentions.interleaved:build_interleaved",
+        summary="Two attentions in a pattern over layers, such as three linear ones to one that sees all.",
+        reference="arXiv:2403.19887",
+        since="1.1",
+    )
+    yield AttentionSpec(
+        "ngpt",
+        NgptConfig,
+        build="feeb_models.attentions.ngpt:build_ngpt",
+        summary="Queries and keys of unit norm with learnt gains, from matrices of unit rows.",
+        reference="arXiv:2410.01131",
+        since="1.1",
     )
     yield AttentionSpec(
         "none",

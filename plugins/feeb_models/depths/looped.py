@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from feeb_models.depths import ConvergedConfig, HaltingConfig, LoopedConfig
 from feebcore.model.context import Context
-from feebcore.model.counting import count_cache, count_flops
+from feebcore.model.counting import add_caches, count_cache, count_flops
 from feebcore.model.transformer import stream_maps
 from feebcore.protocols import BlockShape
 
@@ -50,8 +50,8 @@ class Looped(nn.Module):
         each = [count_flops(self.blocks[i], length) for i in self.order]
         return sum(full for full, _ in each), sum(causal for _, causal in each)
 
-    def cache_bytes(self) -> int:
-        return sum(count_cache(self.blocks[i]) for i in self.order)
+    def cache_bytes(self) -> tuple[int, int]:
+        return add_caches(count_cache(self.blocks[i]) for i in self.order)
 
 
 class Halting(Looped):

@@ -191,6 +191,14 @@ def specs() -> Iterable[FeedforwardSpec]:
         equation="y = W2 gelu(a * W1 x + b)      a, b [F] learnt, 1 and 0 at first",
     )
     yield FeedforwardSpec(
+        "ngpt",
+        SwigluConfig,
+        build="feeb_models.feedforwards.ngpt:build_ngpt",
+        summary="W2 (s_u W1 x * silu(s_v W3 x)) with unit rows or columns and learnt gains.",
+        reference="arXiv:2410.01131",
+        since="1.1",
+    )
+    yield FeedforwardSpec(
         "moe",
         MoeConfig,
         build="feeb_models.feedforwards.moe:build_moe",

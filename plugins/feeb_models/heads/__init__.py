@@ -61,6 +61,13 @@ def specs() -> Iterable[HeadSpec]:
         since="1.1",
         equation="logits = E W z      W [rank, C], E [V, rank] of its own or, tied, that of embedding factorised",
     )
+    yield HeadSpec(
+        "ngpt",
+        build="feeb_models.heads.ngpt:build_ngpt",
+        summary="Cosines with a token's vector, times a learnt gain a token.",
+        reference="arXiv:2410.01131",
+        since="1.1",
+    )
     # what predicts further gets no gradient from the next token's loss, by which the contract judges
     yield HeadSpec(
         "multi_token",

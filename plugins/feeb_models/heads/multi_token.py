@@ -45,8 +45,8 @@ class _NextTokenCounted(LinearHead):
         flops = 2.0 * length * self.weight.numel()
         return flops, flops
 
-    def cache_bytes(self) -> int:
-        return 0
+    def cache_bytes(self) -> tuple[int, int]:
+        return 0, 0
 
     def context(self, model: Transformer, batch: Batch, output: ModelOutput) -> Context:
         """A fresh one, whose auxiliary losses go to those of `output`."""

@@ -15,6 +15,7 @@ class NormalConfig(PartConfig):
     std: float = Field(0.02, gt=0)
     embedding_std: float | None = Field(None, gt=0, description="default: std")
     residual_scale: bool = Field(True, description="what is added to the stream starts smaller by sqrt(2 num_layers)")
+    zero_residual: bool = Field(False, description="what is added to the stream starts at zero: every block is the identity at first")
     zero_head: bool = Field(False, description="an untied head starts at zero, so the first loss is exactly ln V")
 
 

@@ -12,10 +12,11 @@ from feebcore.model.parts import ResidualLinear
 
 
 def build_normal(config: NormalConfig) -> Callable[[nn.Module, int], None]:
-    """Matrices ~ N(0, std^2); those that add to the stream ~ N(0, std^2 / 2L); biases 0."""
+    """Matrices ~ N(0, std^2); those that add to the stream ~ N(0, std^2 / 2L), or 0; biases 0."""
 
     def initialise(model: nn.Module, num_layers: int) -> None:
         residual_std = config.std / math.sqrt(2 * num_layers) if config.residual_scale else config.std
+        residual_std = 0.0 if config.zero_residual else residual_std
         for module in model.modules():
             if callable(draw := getattr(module, "draw", None)):
                 draw(config.std, residual_std)

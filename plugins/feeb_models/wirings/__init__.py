@@ -26,6 +26,10 @@ class ResidualLambdasConfig(PartConfig):
     start: float = Field(0.0, description="l1 at first")
 
 
+class NgptConfig(PartConfig):
+    initial: float = Field(0.05, gt=0, description="the step sizes at first; about 1 / num_layers")
+
+
 class HyperConnectionsConfig(PartConfig):
     num_streams: int = Field(4, ge=1, description="copies of the stream, mixed anew before attention and before feedforward")
     dynamic: bool = Field(True, description="the mix depends on the token; false: it is the same for all tokens")
@@ -93,6 +97,14 @@ def _norm_places() -> Iterable[WiringSpec]:
         reference="arXiv:2501.00656",
         since="1.1",
         equation="u = r + norm(a(r));   r' = u + norm(m(u))",
+    )
+    yield WiringSpec(
+        "ngpt",
+        NgptConfig,
+        build=f"{places}:build_ngpt",
+        summary="On the unit sphere: u(r + alpha (u(a(r)) - r)), then so with m; u(x) = x / |x|, alpha learnt a channel.",
+        reference="arXiv:2410.01131",
+        since="1.1",
     )
     yield WiringSpec(
         "layerscale",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from feeb_models.wirings import LayerScaleConfig, ResidualScaleConfig
+from feeb_models.sphere import LearntScale, unit
+from feeb_models.wirings import LayerScaleConfig, NgptConfig, ResidualScaleConfig
 from feeb_models.wirings.basic import Make
 from feebcore.config import NoOptions
 from feebcore.model.context import Context
@@ -70,6 +71,22 @@ class LayerScale(nn.Module):
         return stream_BTC + self.feedforward_scale * self.feedforward(self.feedforward_norm(stream_BTC), context)
 
 
+class Ngpt(nn.Module):
+    """r = u(r + alpha (u(a(r)) - r)); r = u(r + beta (u(m(r)) - r)), u(x) = x / |x|, alpha and beta [C] learnt (arXiv:2410.01131,
+    equations 10 and 11). The embedded tokens are normed by u too; the model's norm is not used."""
+
+    def __init__(self, make_attention: Make, make_feedforward: Make, d_model: int, initial: float) -> None:
+        super().__init__()
+        self.attention, self.feedforward = make_attention(), make_feedforward()
+        self.attention_step = LearntScale(d_model, initial, d_model**-0.5)
+        self.feedforward_step = LearntScale(d_model, initial, d_model**-0.5)
+
+    def forward(self, stream_BTC: Tensor, context: Context) -> Tensor:
+        stream_BTC = unit(stream_BTC)  # changes nothing after another such block
+        stream_BTC = unit(stream_BTC + self.attention_step() * (unit(self.attention(stream_BTC, context)) - stream_BTC))
+        return unit(stream_BTC + self.feedforward_step() * (unit(self.feedforward(stream_BTC, context)) - stream_BTC))
+
+
 def build_postnorm(config: NoOptions, make_attention: Make, make_feedforward: Make, make_norm: Make) -> nn.Module:
     return PostNorm(make_attention, make_feedforward, make_norm, 1.0)
 
@@ -92,3 +109,7 @@ def build_output_norm(config: NoOptions, make_attention: Make, make_feedforward:
 
 def build_layerscale(config: LayerScaleConfig, make_attention: Make, make_feedforward: Make, make_norm: Make, block: BlockShape) -> nn.Module:
     return LayerScale(make_attention, make_feedforward, make_norm, block.d_model, config.initial)
+
+
+def build_ngpt(config: NgptConfig, make_attention: Make, make_feedforward: Make, make_norm: Make, block: BlockShape) -> nn.Module:
+    return Ngpt(make_attention, make_feedforward, block.d_model, config.initial)

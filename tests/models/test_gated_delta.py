@@ -1,0 +1,126 @@
+"""The gated delta rule against its recurrence, written plainly a token at a time; its state in the cache; patterns over layers."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from feebcore.model.build import build_model, choose, count_architecture
+from feebcore.model.context import Context, attention_mask
+from feebcore.model.parts import Position
+from feebcore.protocols import BlockShape
+from feebcore.testing.models import enliven
+
+B, T, C, H, K, V, VOCAB = 2, 13, 32, 4, 8, 6, 61
+
+
+def alone(**options: Any) -> Any:
+    part = choose("attentions", {"name": "gated_delta", "value_dim": V, **options})
+    module = part.build(BlockShape(C, H, K, T, 0, 4, None, Position(), VOCAB))
+    enliven(module)
+    return module
+
+
+def some_x() -> Tensor:
+    return torch.randn(B, T, C, generator=torch.Generator().manual_seed(0))
+
+
+def plainly(m: nn.Module, x_TC: Tensor) -> Tensor:
+    """One document [T,C] in double precision: arXiv:2412.06464, equation 10, with section 3.4's convolutions, gates and norm."""
+    m = m.double()
+    x = x_TC.double()
+    raw, filters = x @ m.qkv.weight.T, m.filter.view(m.conv, -1)
+    mixed = torch.stack([sum(filters[j] * raw[t - j] for j in range(m.conv) if t >= j) for t in range(len(x))])
+    mixed = (mixed * mixed.sigmoid()).view(len(x), H, 2 * K + V)
+    forget, write = (x @ m.rates.weight.T).view(len(x), 2, H).unbind(1)
+    kept, write = torch.exp(-m.decay.exp() * torch.log1p(torch.exp(forget + m.shift))), write.sigmoid()
+    out = torch.zeros(len(x), H, V, dtype=torch.float64)
+    for h in range(H):
+        state = torch.zeros(V, K, dtype=torch.float64)
+        for t in range(len(x)):
+            q, k, v = mixed[t, h, :K], mixed[t, h, K : 2 * K], mixed[t, h, 2 * K :]
+            q, k = q / q.norm(), k / k.norm()
+            state = kept[t, h] * state @ (torch.eye(K) - write[t, h] * torch.outer(k, k)) + write[t, h] * torch.outer(v, k)
+            o = state @ q
+            out[t, h] = o / (o.square().mean() + 1e-5).sqrt() * m.norm.weight
+    gate = x @ m.gate.weight.T
+    return (out.flatten(1) * gate * gate.sigmoid()) @ m.out.weight.T
+
+
+@pytest.mark.parametrize(("chunk", "conv"), [(1, 4), (4, 2), (64, 4)])
+@torch.no_grad()
+def test_chunks_of_any_size_follow_the_recurrence(chunk: int, conv: int) -> None:
+    module, x = alone(chunk=chunk, conv=conv), some_x()
+    found = module(x, Context(Position()))
+    for b in range(B):
+        torch.testing.assert_close(found[b].double(), plainly(module, x[b]), rtol=1e-4, atol=1e-5)
+        module.float()
+
+
+@pytest.mark.parametrize("chunk", [3, 5, 64])
+@torch.no_grad()
+def test_documents_begin_anew_wherever_they_lie_in_chunks(chunk: int) -> None:
+    module, x = alone(chunk=chunk), some_x()
+    doc_ids = torch.tensor([[0] * 6 + [1] + [2] * 6, [-1] * 3 + [0] * 10])
+    found = module(x, Context(Position(), mask_BTS=attention_mask(doc_ids, doc_ids)))
+    for row, start, stop in ((0, 0, 6), (0, 6, 7), (0, 7, 13), (1, 3, 13)):
+        torch.testing.assert_close(found[row, start:stop].double(), plainly(module, x[row, start:stop]), rtol=1e-4, atol=1e-5)
+        module.float()
+
+
+@torch.no_grad()
+def test_the_cache_is_a_state_that_does_not_grow_and_rows_can_be_chosen() -> None:
+    part = choose("architectures", {"name": "transformer", "num_layers": 2, "d_model": C, "num_heads": H, "attention": "gated_delta"})
+    model = build_model(part, VOCAB, T, seed=1)
+    enliven(model)
+    counts, tokens = model.count(), torch.randint(VOCAB, (B, T), generator=torch.Generator().manual_seed(4))
+    assert counts.cache_bytes_per_token == 0
+    assert counts.cache_bytes_fixed == 2 * 4 * H * (K * K + 3 * 3 * K)
+    cache = model.new_cache(B, T)
+    model(tokens[:, :7], cache=cache)
+    shapes = [[x.shape for x in state] for state in cache.states]
+    cache.select(torch.tensor([1, 0]))
+    found = model(tokens[[1, 0], 7:8], cache=cache).hidden
+    assert not cache.slots
+    assert [[x.shape for x in state] for state in cache.states] == shapes
+    torch.testing.assert_close(found, model(tokens[[1, 0]]).hidden[:, 7:8], rtol=1e-4, atol=1e-4)
+
+
+def test_forgetting_starts_between_one_and_a_thousand_tokens() -> None:
+    module = alone()
+    torch.manual_seed(0)
+    module.draw(0.02, 0.02)
+    memory = 1 / (module.decay.exp() * torch.log1p(module.shift.exp()))
+    assert memory.min() > 1 / 1.7
+    assert memory.max() < 1001
+    assert math.isclose(float(module.filter.detach().abs().max()), 0.5, rel_tol=0.05)
+
+
+def test_a_pattern_over_layers_gives_each_layer_its_attention() -> None:
+    value = {"name": "gated_delta_hybrid", "num_layers": 6, "d_model": C, "num_heads": H}
+    model = build_model(choose("architectures", value), VOCAB, T)
+    assert [type(b.attention).__name__ for b in model.depth.blocks] == ["GatedDelta"] * 3 + ["GroupedQueryAttention"] + ["GatedDelta"] * 2
+    counts = count_architecture(choose("architectures", value), VOCAB, T)
+    assert counts.cache_bytes_per_token == 2 * C * 4
+    assert counts.cache_bytes_fixed == 5 * 4 * H * (K * K + 3 * 3 * K)
+
+
+@torch.no_grad()
+def test_a_hybrid_decodes_through_states_and_cache_as_it_trains_documents_and_padding_included() -> None:
+    model = build_model(choose("architectures", {"name": "gated_delta_hybrid", "num_layers": 4, "d_model": C, "num_heads": H}), VOCAB, T, seed=1)
+    enliven(model)
+    tokens, doc_ids = torch.randint(VOCAB, (B, T), generator=torch.Generator().manual_seed(4)), torch.tensor([[0] * 5 + [1] * 8, [-1] * 2 + [0] * 11])
+    whole, cache, parts = model(tokens, doc_ids=doc_ids).hidden, model.new_cache(B, T), []
+    for start, stop in ((0, 4), (4, 7), (7, 8), (8, 13)):
+        parts.append(model(tokens[:, start:stop], doc_ids=doc_ids[:, start:stop], cache=cache).hidden)
+    torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-4, atol=1e-4)
+
+
+def test_the_cost_a_token_does_not_grow_with_the_row() -> None:
+    value = {"name": "transformer", "num_layers": 2, "d_model": C, "num_heads": H, "attention": "gated_delta"}
+    short, long = (count_architecture(choose("architectures", value), VOCAB, n).flops_per_token for n in (64, 640))
+    assert short == long
