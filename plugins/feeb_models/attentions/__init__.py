@@ -206,6 +206,8 @@ def specs() -> Iterable[AttentionSpec]:
         summary="A linear recurrence that forgets by a gate and overwrites by the delta rule: a state of fixed size instead of a cache.",
         reference="arXiv:2412.06464",
         since="1.1",
+        equation="S_t = a_t S_{t−1} + k_t (b_t (v_t − a_t S_{t−1}ᵀ k_t))ᵀ, o_t = S_tᵀ q_t, y = W_out (rms(o) gain * silu(W_g x)), a head\n"
+        "q, k, v = silu(conv(W x)), q and k of unit norm;  a = exp(−A softplus(W_a x + d)), b = σ(W_b x)",
     )
     yield AttentionSpec(
         "interleaved",
@@ -214,6 +216,7 @@ def specs() -> Iterable[AttentionSpec]:
         summary="Two attentions in a pattern over layers, such as three linear ones to one that sees all.",
         reference="arXiv:2403.19887",
         since="1.1",
+        equation="y = a(x) in layers where the pattern, repeated, has an A, else b(x)",
     )
     yield AttentionSpec(
         "ngpt",
@@ -222,6 +225,8 @@ def specs() -> Iterable[AttentionSpec]:
         summary="Queries and keys of unit norm with learnt gains, from matrices of unit rows.",
         reference="arXiv:2410.01131",
         since="1.1",
+        equation="q = s u(rot_t(W_q x)), k = s u(rot_s(W_k x)), y = W_out [softmax(√D q kᵀ) v]_h, u(x) = x / |x|\n"
+        "s learnt; rows of W_q, W_k, W_v and columns of W_out have unit norm",
     )
     yield AttentionSpec(
         "none",

@@ -67,6 +67,7 @@ def specs() -> Iterable[HeadSpec]:
         summary="Cosines with a token's vector, times a learnt gain a token.",
         reference="arXiv:2410.01131",
         since="1.1",
+        equation="logits_v = s_v cos(z, E_v), s_v learnt, 1 at first",
     )
     # what predicts further gets no gradient from the next token's loss, by which the contract judges
     yield HeadSpec(

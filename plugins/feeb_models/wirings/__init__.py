@@ -105,6 +105,7 @@ def _norm_places() -> Iterable[WiringSpec]:
         summary="On the unit sphere: u(r + alpha (u(a(r)) - r)), then so with m; u(x) = x / |x|, alpha learnt a channel.",
         reference="arXiv:2410.01131",
         since="1.1",
+        equation="r = u(r);  r = u(r + α (u(a(r)) − r));  r = u(r + β (u(m(r)) − r)), u(x) = x / |x|, α and β [C] learnt",
     )
     yield WiringSpec(
         "layerscale",
