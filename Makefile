@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: quickstart test install lint format docs clean
+.PHONY: quickstart test install lint format docs notebook clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/feeb run experiments/quickstart.yaml
@@ -32,6 +32,15 @@ format: $(VENV)/.installed-dev
 
 docs: $(VENV)/.installed-dev
 	$(BIN)/python docs/make_reference.py
+
+# the pages of the notebook's families at quick scale; half an hour on two cores
+notebook: $(VENV)/.installed
+	for family in a b c d; do \
+	  $(BIN)/feeb run experiments/notebook-$$family.yaml --quick --jobs 2 || exit 1; \
+	  mkdir -p docs/notebook/notebook-$$family; \
+	  cp $$(ls -dt data/findings/notebook-$$family-quick-* | head -1)/page.md docs/notebook/notebook-$$family/; \
+	  cp $$(ls -dt data/findings/notebook-$$family-quick-* | head -1)/figure.png docs/notebook/notebook-$$family/; \
+	done
 
 $(VENV)/.made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

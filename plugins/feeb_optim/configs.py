@@ -92,6 +92,9 @@ class MuonConfig(AdamWConfig):
     momentum_warmup: int = Field(0, ge=0, description="steps over which momentum rises from 0.85")
     nesterov: bool = True
     ns_steps: int = Field(5, ge=1, description="Newton-Schulz iterations")
+    ns_precision: Literal["auto", "bf16", "fp32"] = Field(
+        "auto", description="of these iterations, whatever the run's precision; auto: bf16 where the hardware has it. In bf16 the order of sums shows sooner"
+    )
     betas: tuple[float, float] = (0.8, 0.95)
     eps: float = Field(1e-10, gt=0)
     weight_decay: float = Field(0.0, ge=0)

@@ -6,7 +6,7 @@
 for the role 'matrix'; AdamW for the other roles. NorMuon (arXiv:2510.05491) divides each row of NewtonSchulz5(u) by the
 root of an average of its mean square and then brings the matrix back to the norm it had, so that rates are those of Muon.
 
-Matrices of one shape, transposed or not, are orthogonalised as one batch, in bf16 where the hardware has it: 9 ms a step
+Matrices of one shape, transposed or not, are orthogonalised as one batch, in bf16 where the hardware has it (`ns_precision`): 9 ms a step
 for twelve 256 x 256 matrices on two cores, 46 ms in fp32. Sharded ones are gathered, and every rank does all of it.
 """
 
@@ -68,15 +68,18 @@ def _through_gram(x_NRC: Tensor, steps: int) -> Tensor:
     return product_NRR @ x_NRC
 
 
-def orthogonalise_all(matrices: list[Tensor], steps: int) -> list[Tensor]:
-    """Each matrix [..., R, C] of the list orthogonalised, in its dtype; those of one shape as one batch."""
+def orthogonalise_all(matrices: list[Tensor], steps: int, precision: str = "auto") -> list[Tensor]:
+    """Each matrix [..., R, C] of the list orthogonalised; those of one shape as one batch. precision: auto, bf16 or fp32, of the
+    iterations; what is returned has the matrices' dtype."""
     batches: dict[tuple[int, int], list[tuple[int, Tensor]]] = collections.defaultdict(list)
     for i, matrix in enumerate(matrices):
         for x_RC in matrix.reshape(-1, *matrix.shape[-2:]).unbind():
             rows, columns = x_RC.shape
             batches[min(rows, columns), max(rows, columns)].append((i, x_RC if rows <= columns else x_RC.mT))
     found: list[list[Tensor]] = [[] for _ in matrices]
-    dtype = torch.bfloat16 if has_fast_bf16(matrices[0].device) else torch.float32
+    if precision == "auto":
+        precision = "bf16" if has_fast_bf16(matrices[0].device) else "fp32"
+    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
     for batch in batches.values():
         result_NRC = orthogonalise(torch.stack([x for _, x in batch]).to(dtype), steps).to(matrices[0].dtype)
         for (i, _), x_RC in zip(batch, result_NRC.unbind(), strict=True):
@@ -100,7 +103,7 @@ class Muon(MatrixOptimizer):
         weights, gradients, buffers = locals_of(parameters), gradients_of(parameters), state_of(self, parameters, "momentum")
         torch._foreach_lerp_(buffers, gradients, 1 - momentum)
         updates = torch._foreach_lerp(gradients, buffers, momentum) if config.nesterov else buffers
-        directions = orthogonalise_all([whole(u, p) for u, p in zip(updates, parameters, strict=True)], config.ns_steps)
+        directions = orthogonalise_all([whole(u, p) for u, p in zip(updates, parameters, strict=True)], config.ns_steps, config.ns_precision)
         if "row_beta" in group:
             directions = self._even_rows(group["row_beta"], parameters, list(directions))
         if group["weight_decay"]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from feeb_optim.muon import COEFFICIENTS, orthogonalise
+from feeb_optim.muon import COEFFICIENTS, orthogonalise, orthogonalise_all
 from feebcore.model.build import choose
 from feebcore.protocols import ParamGroup
 from feebcore.train.checkpoint import optimizer_state, restore_optimizer
@@ -162,3 +162,11 @@ def test_newton_schulz_keeps_fp32s_precision_whatever_the_spectrum(shape, kind):
             gram = x @ x.T
             x = a * x + (b * gram + c * gram @ gram) @ x
         np.testing.assert_allclose(made, x, atol=5e-5)
+
+
+def test_newton_schulz_runs_in_the_precision_that_is_asked_for() -> None:
+    x_RC = torch.randn(32, 48, generator=torch.Generator().manual_seed(0))
+    exact = orthogonalise(x_RC.double()[None])[0]
+    error = {p: (orthogonalise_all([x_RC], 5, p)[0] - exact).abs().max().item() for p in ("bf16", "fp32")}
+    assert error["fp32"] < 1e-5
+    assert 1e-4 < error["bf16"] < 0.05

@@ -206,6 +206,7 @@ def specs() -> Iterable[AttentionSpec]:
         summary="A linear recurrence that forgets by a gate and overwrites by the delta rule: a state of fixed size instead of a cache.",
         reference="arXiv:2412.06464",
         since="1.1",
+        breaks=("averages_values",),
         equation="S_t = a_t S_{t−1} + k_t (b_t (v_t − a_t S_{t−1}ᵀ k_t))ᵀ, o_t = S_tᵀ q_t, y = W_out (rms(o) gain * silu(W_g x)), a head\n"
         "q, k, v = silu(conv(W x)), q and k of unit norm;  a = exp(−A softplus(W_a x + d)), b = σ(W_b x)",
     )
@@ -216,6 +217,7 @@ def specs() -> Iterable[AttentionSpec]:
         summary="Two attentions in a pattern over layers, such as three linear ones to one that sees all.",
         reference="arXiv:2403.19887",
         since="1.1",
+        breaks=("averages_values",),
         equation="y = a(x) in layers where the pattern, repeated, has an A, else b(x)",
     )
     yield AttentionSpec(
