@@ -11,6 +11,7 @@ import torch
 from feebcore.artifacts import StageOutput
 from feebcore.protocols import Batch
 from feebcore.recipe import load, load_study
+from feebcore.registry import use_registry
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 RECIPES = sorted(EXPERIMENTS.glob("*.yaml"))
@@ -45,9 +46,10 @@ def test_variant_trains_and_learns_a_batch(family, variant, recipe, tmp_path) ->
     layers = min(SMALL["num_layers"], data["architecture"]["num_layers"])
     data["architecture"] |= SMALL | {"num_layers": layers}
     changes = {"seq_len": T, "batch_size": ROWS, "max_steps": STEPS, "callbacks": ["metrics"], "compile": "off", "threads": 1, "log_every": 1, "eval_every": 0}
-    section = TrainSection.model_validate(data | changes | {"schedule": "constant", "precision": "fp32", "prefetch": 0})
+    section = TrainSection.model_validate(data | changes | {"schedule": "constant", "precision": "fp32", "prefetch": 0}, context={"registry": recipe.registry})
     out = StageOutput(tmp_path)
-    result = train_model(section, OneBatch(), None, None, tmp_path, out, vocab_size=VOCAB, checkpoint=False, save=False)
+    with use_registry(recipe.registry):
+        result = train_model(section, OneBatch(), None, None, tmp_path, out, vocab_size=VOCAB, checkpoint=False, save=False)
     out.close()
     first, last = (float(line.split('"loss": ')[1].split(",")[0]) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()[:: STEPS - 1])
     assert result.metrics["steps"] == STEPS

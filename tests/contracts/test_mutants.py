@@ -148,7 +148,9 @@ ATTENTIONS = {
 def mutant_recurrence(**members: Any) -> Part:
     """gated_delta with some of its methods replaced."""
     broken = type("Mutant", (GatedDelta,), members)
-    spec = feeb.AttentionSpec("mutant", GatedDeltaConfig, build=lambda config, block: broken(config, block), summary="A broken part.")
+    spec = feeb.AttentionSpec(
+        "mutant", GatedDeltaConfig, build=lambda config, block: broken(config, block), summary="A broken part.", breaks=("averages_values",)
+    )
     return Part("attentions", spec, GatedDeltaConfig(chunk=5))
 
 

@@ -67,12 +67,13 @@ from feebcore.train import precision
 
 assert precision.keep_freed_memory()
 
-def faults():
+def faults(tensors):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.ones(1 << 23)  # 32 MB: 8,192 pages
+    [torch.ones(1 << 23) for _ in range(tensors)]  # 32 MB each: 8,192 pages
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-print(min(faults() for _ in range(5)))
+faults(6)  # glibc puts an aligned tensor into what held one only if there is a little room beside it: as here, with 2 more
+print(min(faults(4) for _ in range(5)))
 """
 
 
@@ -80,4 +81,4 @@ print(min(faults() for _ in range(5)))
 def test_large_tensors_of_the_next_step_reuse_memory_without_page_faults() -> None:
     # in the main thread of a process of its own, as training is: the heaps of other threads are handed back all the same
     found = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
-    assert int(found.stdout) < 1000
+    assert int(found.stdout) < 8192  # of 32,768, which it takes where memory is handed back

@@ -227,6 +227,7 @@ def specs() -> Iterable[AttentionSpec]:
         summary="Queries and keys of unit norm with learnt gains, from matrices of unit rows.",
         reference="arXiv:2410.01131",
         since="1.1",
+        breaks=("only_distance_counts", "residual_maps_are_last"),  # gains come after the rotation; W_out is normed as it is used
         equation="q = s u(rot_t(W_q x)), k = s u(rot_s(W_k x)), y = W_out [softmax(√D q kᵀ) v]_h, u(x) = x / |x|\n"
         "s learnt; rows of W_q, W_k, W_v and columns of W_out have unit norm",
     )
