@@ -218,6 +218,16 @@ def load_study(path: str | Path, overrides: Sequence[str] = (), registry: Regist
     found = findings_of(data, lines)
     for name, variant in unknown_variants(found, variants).items():
         raise RecipeError(f"{lines.of(['findings', name, 'expect'])}: finding {name!r} names {variant!r}; {did_you_mean(variant, variants)}")
+    for name, finding in found.items():
+        if isinstance(stages := data.get("stages"), list) and finding.stage not in [str(stage).rpartition("/")[2] for stage in stages]:
+            raise RecipeError(
+                f"{lines.of(['findings', name])}: finding {name!r} is of stage {finding.stage!r}; {did_you_mean(finding.stage, map(str, stages))}"
+            )
+    if len(set(seeds)) < len(seeds):
+        raise RecipeError(f"{lines.of(['seeds'])}: seeds names one twice")
+    for variant, changes in variants.items():
+        if "seed" in (changes or {}):
+            raise RecipeError(f"{lines.of(['variants', variant, 'seed'])}: a variant cannot set the recipe's seed; list `seeds:`, or set a stage's own")
     recipes = []
     for (variant, changes), seed in itertools.product(variants.items(), seeds):
         cell = copy.deepcopy(data) | {"seed": seed}

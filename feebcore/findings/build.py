@@ -35,15 +35,11 @@ def write_page(members: Sequence[Recipe], runs: Runs, lost: Mapping[str, str], w
     runs: what was built. lost: members that diverged, with what was said. command: what made the runs, for the page.
     """
     findings = findings_of(members[0].data)
-    if not findings or not any(runs.values()):
+    if not findings or not any(finding.stage in stages for stages in runs.values() for finding in findings.values()):
         return None
     name = str(members[0].data.get("name") or members[0].path.stem)
-    identity = {
-        "revision": REVISION,
-        "findings": {key: finding.model_dump(mode="json") for key, finding in findings.items()},
-        "runs": {m.name: {stage: a.fingerprint for stage, a in runs.get(m.name, {}).items()} for m in members},
-        "lost": sorted(lost),
-    }
+    result = make(members, findings, runs, lost)
+    identity = {"revision": REVISION, "result": result}
     fingerprint = digest_of(identity)[:12]
     with workspace.building(KIND, name, fingerprint) as place:
         if isinstance(place, Artifact):
@@ -52,9 +48,8 @@ def write_page(members: Sequence[Recipe], runs: Runs, lost: Mapping[str, str], w
         out = StageOutput(place)
         try:
             environment = describe_environment()
-            result = make(members, findings, runs, lost, command)
             write_json(place / "result.json", result)
-            write_atomic(place / "page.md", page.text(result))
+            write_atomic(place / "page.md", page.text(result, command, environment))
             write_atomic(place / "figure.png", page.figure(result))
             out.content("result.json")
             return commit(
@@ -62,7 +57,7 @@ def write_page(members: Sequence[Recipe], runs: Runs, lost: Mapping[str, str], w
                 stage=KIND,
                 label=name,
                 fingerprint=fingerprint,
-                identity=identity,
+                identity={"revision": REVISION, "result": digest_of(result)},
                 metrics=_metrics(result),
                 section={},
                 inputs={f"{m.name}/{stage}": a for m in members for stage, a in runs.get(m.name, {}).items()},
@@ -74,37 +69,38 @@ def write_page(members: Sequence[Recipe], runs: Runs, lost: Mapping[str, str], w
             out.close()
 
 
-def make(members: Sequence[Recipe], findings: Mapping[str, Finding], runs: Runs, lost: Mapping[str, str], command: str) -> dict[str, Any]:
+def make(members: Sequence[Recipe], findings: Mapping[str, Finding], runs: Runs, lost: Mapping[str, str]) -> dict[str, Any]:
     """Everything the page says, as plain JSON."""
     seeds = list(dict.fromkeys(member.seed for member in members))
     by_place = {(member.variant, member.seed): member.name for member in members}
     variants = list(dict.fromkeys(member.variant for member in members))
-    trained = [stages[STAGE] for stages in runs.values() if STAGE in stages]
-    guessing = math.log(_vocabulary(trained[0])) if trained else math.nan
 
-    def value(variant: str, seed: int, step: int | None, finding: Finding, metric: str) -> float | None:
-        artifact = runs.get(by_place[variant, seed], {}).get(finding.stage)
-        return None if artifact is None else measure(artifact, metric, step)
+    def value(variant: str, seed: int, step: int | None, finding: Finding) -> float | None:
+        name = by_place[variant, seed]
+        artifact = runs.get(name, {}).get(finding.stage)
+        if artifact is None and name not in lost:
+            raise FeebError(f"{name} was not made: it failed, or its stage {finding.stage} was not asked for")
+        if artifact is None:
+            return None
+        if isinstance(finding.expectation, Trains):
+            return measure(artifact, "val_loss") / math.log(_vocabulary(artifact))
+        return measure(artifact, finding.metric, step)
 
     judged: dict[str, Judgement] = {}
     for name, finding in findings.items():
-        metric = "val_loss" if isinstance(finding.expectation, Trains) else finding.metric
         try:
-            judged[name] = judge(finding.expectation, seeds, functools.partial(value, finding=finding, metric=metric), guessing)
+            judged[name] = judge(finding.expectation, seeds, functools.partial(value, finding=finding))
         except FeebError as error:
             judged[name] = Judgement("cannot tell", str(error))
-    tested = [name for name, judgement in judged.items() if judgement.found is not None]
+    tested = [name for name, judgement in judged.items() if judgement.found is not None and judgement.margin is None]
     adjusted = dict(zip(tested, holm([judged[name].found.p for name in tested])[0], strict=True))  # type: ignore[union-attr]
     metrics = [runs[m.name][STAGE].metrics for m in members if STAGE in runs.get(m.name, {})]
     return {
         "name": members[0].data.get("name") or members[0].path.stem,
         "description": members[0].description,
-        "command": command,
         "seeds": seeds,
-        "guessing": guessing if trained else None,
         "tokens": sorted({m["tokens"] for m in metrics}),
         "parameters": sorted(m["parameters"]["total"] for m in metrics),
-        "environment": describe_environment(),
         "findings": [_row(name, finding, judged[name], adjusted.get(name)) for name, finding in findings.items()],
         "variants": [_variant(variant, seeds, by_place, runs, lost) for variant in variants],
     }
@@ -112,9 +108,11 @@ def make(members: Sequence[Recipe], findings: Mapping[str, Finding], runs: Runs,
 
 def _row(name: str, finding: Finding, judgement: Judgement, p_holm: float | None) -> dict[str, Any]:
     found = judgement.found
-    numbers = (
-        {} if found is None else {"difference": found.mean, "low": found.low, "high": found.high, "p": found.p, "p_holm": p_holm, "pairs": found.num_pairs}
-    )
+    numbers: dict[str, Any] = {}
+    if found is not None:
+        numbers = {"difference": found.mean, "low": found.low, "high": found.high, "pairs": found.num_pairs}
+    if found is not None and p_holm is not None:
+        numbers |= {"p": found.p, "p_holm": p_holm}
     return {
         "name": name,
         **finding.model_dump(mode="json"),

@@ -93,7 +93,10 @@ def parse(text: str) -> Expectation:
     """Raises ValueError, which says what to write."""
     words = text.split()
     if len(words) > 1 and words[-1] == "trains":
-        return Trains(tuple(_variant(word.rstrip(",")).variant for word in words[:-1] if word != "and"))
+        terms = [_variant(word.rstrip(",")) for word in words[:-1] if word != "and"]
+        if any(term.step is not None for term in terms):
+            raise ValueError(f"{text!r}: `trains` speaks of the end of a run; leave the step out")
+        return Trains(tuple(term.variant for term in terms))
     signs = [i for i, word in enumerate(words) if word in RELATIONS]
     if len(signs) != 1:
         raise ValueError(f"{text!r}: write `a < b`, `a > b`, `a = b within 1%` or `a trains`, with a space on each side of a sign")
@@ -118,7 +121,7 @@ def _side(words: list[str], text: str) -> tuple[Term, ...]:
     while i < len(words):
         word = words[i]
         if not expecting:
-            if word not in "+-":
+            if word not in ("+", "-"):
                 raise ValueError(f"{text!r}: {word!r} follows a term; join terms by ` + ` or ` - `")
             factor, expecting = (1.0 if word == "+" else -1.0), True
         elif _NUMBER.match(word) and words[i + 1 : i + 2] == ["*"]:

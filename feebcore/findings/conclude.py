@@ -31,7 +31,8 @@ def conclude(
     if wrong:
         told = "\n".join(f"{name}: {error}" for name, error in itertools.islice(wrong.items(), 5))
         more = f"\nand {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        raise StageFailed(f"{len(wrong)} of {len(members)} members failed; what the others made is kept.\n{told}{more}")
+        of_others = f"; what the others say stands in {page.file('page.md')}" if page is not None else ""
+        raise StageFailed(f"{len(wrong)} of {len(members)} members failed; what the others made is kept{of_others}.\n{told}{more}")
     return page
 
 

@@ -1,7 +1,7 @@
 """Agrees, disagrees, cannot tell: what paired runs say of an expectation. Pure functions of numbers.
 
 Each seed gives one value of `left - right`; the interval is the t interval over seeds at 95 %, for this finding alone. Numbers
-are compared with variants as they are. A seed in which a variant that is named has no number (it diverged) is in no interval.
+are compared with variants as they are. Where a run that is named diverged, nothing is told of a relation: what is left is a choice of runs.
 """
 
 from __future__ import annotations
@@ -31,58 +31,57 @@ class Judgement:
     lost: int = 0
 
 
-def judge(expectation: Expectation, seeds: Sequence[int], value: Value, guessing: float) -> Judgement:
-    """guessing: the held-out loss of an even guess, nats per token; `value` of metric 'val_loss' is asked for by `trains` alone."""
-    if isinstance(expectation, Trains):
-        return _trains(expectation, seeds, value, guessing)
-    return _relation(expectation, seeds, value)
+def judge(expectation: Expectation, seeds: Sequence[int], value: Value) -> Judgement:
+    """value: of the finding's metric; for `trains` the held-out loss as a share of an even guess over the run's vocabulary."""
+    return _trains(expectation, seeds, value) if isinstance(expectation, Trains) else _relation(expectation, seeds, value)
 
 
 BETTER_THAN_GUESSING = 0.9
 """A run trains when its held-out loss is below this share of an even guess."""
 
 
-def _trains(expectation: Trains, seeds: Sequence[int], value: Value, guessing: float) -> Judgement:
+def _trains(expectation: Trains, seeds: Sequence[int], value: Value) -> Judgement:
     lost, worst = [], 0.0
     for variant in expectation.variants:
-        losses = [value(variant, seed, None) for seed in seeds]
-        bad = sum(loss is None or not loss < BETTER_THAN_GUESSING * guessing for loss in losses)
+        shares = [value(variant, seed, None) for seed in seeds]
+        bad = sum(share is None or not share < BETTER_THAN_GUESSING for share in shares)
         if bad:
             lost.append(f"{variant}: {bad} of {len(seeds)} runs diverged or learned nothing")
-        worst = max([worst, *(loss for loss in losses if loss is not None)])
+        worst = max([worst, *(share for share in shares if share is not None)])
     if lost:
         return Judgement("disagrees", "; ".join(lost))
-    return Judgement("agrees", f"every run ends below {worst:.2f} nats a token; an even guess has {guessing:.2f}")
+    return Judgement("agrees", f"every run ends at {worst:.2f} of the loss of an even guess, or below")
 
 
 def _relation(expectation: Relation, seeds: Sequence[int], value: Value) -> Judgement:
     pairs = [(_sum(expectation.left, seed, value), _sum(expectation.right, seed, value)) for seed in seeds]
     whole = [(left, right) for left, right in pairs if left is not None and right is not None]
-    lost = len(pairs) - len(whole)
+    if lost := len(pairs) - len(whole):
+        return Judgement("cannot tell", f"{lost} of {len(pairs)} seeds had a run that diverged", lost=lost)
     if len(whole) < 2:
-        names = ", ".join(variants_of(expectation))
-        return Judgement("cannot tell", f"fewer than 2 seeds have numbers of all of {names}", lost=lost)
+        return Judgement("cannot tell", "one seed tells nothing of the scatter")
     differences = [left - right for left, right in whole]
     found = paired(differences)
-    margin = None
     if expectation.sign == "=":
         scale = abs(sum(right for _, right in whole) / len(whole)) / 100 if expectation.in_percent else 1.0
-        margin = expectation.within * scale
-        kind: Kind = "agrees" if max(-found.low, found.high) <= margin else "disagrees" if found.low > margin or found.high < -margin else "cannot tell"
-        why = {"agrees": "the interval lies within the margin", "disagrees": "the interval lies outside the margin"}.get(
-            kind, "the interval crosses the margin"
-        )
-    else:
-        wanted = -1.0 if expectation.sign == "<" else 1.0
-        ends = sorted((wanted * found.low, wanted * found.high))
-        clear = found.p <= found.alpha
-        kind = "agrees" if clear and ends[0] > 0 else "disagrees" if clear and ends[1] < 0 else "cannot tell"
-        why = {"agrees": "the interval excludes 0", "disagrees": "the interval lies on the other side of 0"}.get(kind, "the interval holds 0")
-    if lost:
-        why += f"; {lost} of {len(pairs)} seeds had a run without a number"
-        if kind == "agrees":
-            kind, why = "cannot tell", f"{why}, so what is left is a choice of runs"
-    return Judgement(kind, why, found, margin, tuple(differences), lost)
+        return _same(found, expectation.within * scale, tuple(differences))
+    wanted = -1.0 if expectation.sign == "<" else 1.0
+    if found.sd == 0.0:
+        if len(variants_of(expectation)) > 1 or found.mean == 0.0:
+            return Judgement("cannot tell", "every seed gives the same difference, which tells nothing of the scatter", found, None, tuple(differences))
+        return Judgement("agrees" if wanted * found.mean > 0 else "disagrees", "every seed gives the same number", found, None, tuple(differences))
+    kind: Kind = "cannot tell" if found.p > found.alpha else "agrees" if wanted * found.mean > 0 else "disagrees"
+    why = {"agrees": "the interval excludes 0", "disagrees": "the interval lies on the other side of 0"}.get(kind, "the interval holds 0")
+    return Judgement(kind, why, found, None, tuple(differences))
+
+
+def _same(found: Paired, margin: float, differences: tuple[float, ...]) -> Judgement:
+    """Agrees when the whole interval lies within the margin, which is two one-sided tests at 2.5 % (Schuirmann 1987)."""
+    if max(-found.low, found.high) <= margin:
+        return Judgement("agrees", "the interval lies within the margin", found, margin, differences)
+    if found.low > margin or found.high < -margin:
+        return Judgement("disagrees", "the interval lies outside the margin", found, margin, differences)
+    return Judgement("cannot tell", "the interval crosses the margin", found, margin, differences)
 
 
 def _sum(terms: Sequence[Term], seed: int, value: Value) -> float | None:

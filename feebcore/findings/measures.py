@@ -21,17 +21,18 @@ def measure(artifact: Artifact, metric: str, step: int | None = None) -> float:
         row = _at(rows, step)
         if row is None:
             raise FeebError(
-                f"{artifact.path}: probe {name!r} wrote nothing{'' if step is None else f' at step {step}'}; name it in pretrain.callbacks, and see its `every`"
+                f"{artifact.path}: probe {name!r} wrote nothing{'' if step is None else f' at step {step}'}; name it in pretrain.callbacks (a finished run is not trained again for that: remove its folder), and see its `every`"
             )
         return _number(_walk(row, path, metric), metric)
     key = "val_bits_per_byte" if metric == HELD_OUT else metric
     if step is None and key in artifact.metrics:
         return _number(artifact.metrics[key], metric)
-    rows = [row for row in read_jsonl(artifact.path / LOG) if metric in row and (metric != HELD_OUT or row["split"] == "val")]
+    split = "val" if metric == HELD_OUT else "train"
+    rows = [row for row in read_jsonl(artifact.path / LOG) if metric in row and row.get("split", split) == split]
     row = _at(rows, step)
     if row is None:
         raise FeebError(
-            f"{artifact.path}: no {metric!r}{'' if step is None else f' at step {step}'} in {LOG}; eval_every and log_every say at which steps there are rows"
+            f"{artifact.path}: no {metric!r}{'' if step is None else f' at step {step}'} in {LOG}; eval_every and log_every say at which steps there are rows (a finished run is not trained again for them)"
         )
     return _number(row[metric], metric)
 

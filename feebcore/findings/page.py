@@ -11,9 +11,8 @@ from feebcore.report.style import LIGHT, Theme, compact, new_figure, png, styled
 COLUMNS = ("finding", "it says", "here it would be seen as", "seen", "verdict")
 
 
-def text(result: Mapping[str, Any]) -> str:
-    """page.md."""
-    environment = result["environment"]
+def text(result: Mapping[str, Any], command: str, environment: Mapping[str, Any]) -> str:
+    """page.md. command: what makes the runs; environment: as feebcore.provenance describes it."""
     kinds = [finding["kind"] for finding in result["findings"]]
     counts = ", ".join(f"{kinds.count(kind)} {word}" for kind, word in (("agrees", "agree"), ("disagrees", "disagree"), ("cannot tell", "cannot be told")))
     lines = [
@@ -21,7 +20,7 @@ def text(result: Mapping[str, Any]) -> str:
         "",
         result["description"],
         "",
-        f"    {result['command']}",
+        f"    {command}",
         "",
         f"{len(result['findings'])} findings: {counts}. {len(result['variants'])} variants, {len(result['seeds'])} seeds each; {_scale(result)}.",
         f"torch {environment['packages'].get('torch', '?')}, {environment['cpus']} CPUs, {environment['machine']}.",
@@ -61,9 +60,8 @@ def _finding(finding: Mapping[str, Any]) -> str:
     seen = finding["why"]
     if "difference" in finding:
         margin = f", margin {finding['margin']:.3g}" if finding["margin"] is not None else ""
-        seen = f"{finding['difference']:+.4g} ({finding['low']:+.4g} to {finding['high']:+.4g}){margin}; p {p_text(finding['p'])}, of all together {p_text(finding['p_holm'])}"
-        if finding["lost"]:
-            seen += f"; {finding['why']}"
+        chance = f"; p {p_text(finding['p'])}, of all together {p_text(finding['p_holm'])}" if "p" in finding else ""
+        seen = f"{finding['difference']:+.4g} ({finding['low']:+.4g} to {finding['high']:+.4g}){margin}{chance}"
     return f"| {finding['name']} | {_cell(finding['says'])} | `{_cell(expected)}` | {_cell(seen)} | **{finding['kind']}** |"
 
 
@@ -72,11 +70,11 @@ def _cell(text: str) -> str:
 
 
 def _reading(result: Mapping[str, Any]) -> list[str]:
-    tested = sum("difference" in finding for finding in result["findings"])
+    tested = sum("p" in finding for finding in result["findings"])
     return [
         "A finding's number is its left side minus its right, with the paired t interval over seeds at 95 %. It *agrees* when the interval lies where the",
         "expectation says, *disagrees* when it lies wholly on the other side, and else the runs *cannot tell*. Each interval is for its finding alone:",
-        f"of {tested} such, {0.05 * tested:.1f} would miss by chance; the p of all together is corrected for that by Holm's procedure. All of it is about this",
+        f"of {tested} with a p, {0.05 * tested:.1f} would be called by chance; the p of all together is corrected for that by Holm's procedure. All of it is about this",
         "size, text and budget and about new seeds of these recipes; a finding at another scale may be right there and wrong here.",
     ]
 

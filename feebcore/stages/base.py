@@ -20,7 +20,7 @@ from feebcore.files import digest_of, explain, write_json
 from feebcore.provenance import describe_environment, describe_plugins, plugin_sources
 from feebcore.recipe import Recipe
 from feebcore.registry import use_registry
-from feebcore.stages.process import ALMOST_AT_ONCE, run_in_processes
+from feebcore.stages.process import ALMOST_AT_ONCE, IN_THREADS, run_in_processes
 
 Listener = Callable[[dict[str, Any]], None]
 
@@ -197,7 +197,11 @@ def stop_on_signals(out: StageOutput) -> Iterator[None]:
     started others pass it on.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield
+        IN_THREADS.add(out)
+        try:
+            yield
+        finally:
+            IN_THREADS.discard(out)
         return
 
     first: float | None = None

@@ -97,13 +97,18 @@ def outcome_name(rank: int) -> str:
 
 
 _RUNNING: set[Workers] = set()
+IN_THREADS: set[StageOutput] = set()
+"""Outputs of stages that run inside threads of this process, which no signal reaches."""
 
 
-def stop_running() -> None:
-    """Ask the workers of every stage that threads of this process wait for to save and end, as a signal asks those that the
-    main thread waits for. A second call kills them."""
+def stop_running(kill: bool = False) -> None:
+    """Ask every stage at work in threads of this process to save and end, as a signal asks the one of the main thread; who has
+    been asked is not asked again. kill: workers end at once."""
     for workers in list(_RUNNING):
-        workers.ask()
+        if kill or not workers.asked:
+            workers.ask()
+    for out in list(IN_THREADS):
+        out.stop_requested = True
 
 
 class Workers:

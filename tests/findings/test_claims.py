@@ -40,7 +40,7 @@ def values(**means: float):
 
 
 def kind(text: str, **means: float) -> str:
-    return judge(parse(text), SEEDS, values(**means), guessing=6.0).kind
+    return judge(parse(text), SEEDS, values(**means)).kind
 
 
 def test_a_difference_is_told_from_its_opposite_and_from_none() -> None:
@@ -55,7 +55,7 @@ def test_sameness_needs_the_whole_interval_within_the_margin() -> None:
     assert kind("a = b within 1%", a=2.0, b=2.0) == "agrees"
     assert kind("a = b within 1%", a=2.0, b=2.1) == "disagrees"
     assert kind("a = b within 0.001", a=2.0, b=2.0) == "cannot tell"
-    assert judge(parse("a = b within 1%"), SEEDS, values(a=2.0, b=2.0), 6.0).margin == pytest.approx(0.0207, abs=0.001)
+    assert judge(parse("a = b within 1%"), SEEDS, values(a=2.0, b=2.0)).margin == pytest.approx(0.0207, abs=0.001)
 
 
 def test_differences_of_differences_and_of_steps() -> None:
@@ -64,20 +64,26 @@ def test_differences_of_differences_and_of_steps() -> None:
     assert kind("a > 10 * b", a=30.0, b=2.0) == "agrees"
 
 
-def test_runs_without_a_number_are_counted_and_nothing_is_claimed_of_the_rest() -> None:
+def test_nothing_is_told_of_what_is_left_where_runs_diverged() -> None:
     whole = values(a=2.0, b=2.1)
-    lost = judge(parse("a < b"), SEEDS, lambda v, s, t: None if (v, s) == ("a", 1) else whole(v, s, t), 6.0)
-    assert (lost.kind, lost.lost) == ("cannot tell", 1)
-    assert "1 of 4 seeds" in lost.why
-    none = judge(parse("a < b"), SEEDS, lambda v, s, t: None if v == "a" else whole(v, s, t), 6.0)
-    assert none.kind == "cannot tell"
-    assert none.found is None
+    for text in ("a < b", "a > b", "a = b within 1"):
+        lost = judge(parse(text), SEEDS, lambda v, s, t: None if (v, s) == ("a", 1) else whole(v, s, t))
+        assert (lost.kind, lost.lost, lost.found) == ("cannot tell", 1, None)
+        assert "1 of 4 seeds" in lost.why
+
+
+def test_seeds_that_all_say_the_same_settle_a_bound_but_no_difference() -> None:
+    same = lambda variant, seed, step: {"a": 0.0, "b": 1.0}[variant]  # noqa: E731
+    assert judge(parse("a < 0.5"), SEEDS, same).kind == "agrees"
+    assert judge(parse("a > 0.5"), SEEDS, same).kind == "disagrees"
+    assert judge(parse("a < b"), SEEDS, same).kind == "cannot tell"
 
 
 def test_training_is_told_from_guessing_and_from_diverging() -> None:
-    assert kind("a trains", a=2.0) == "agrees"
-    assert kind("a trains", a=5.9) == "disagrees"
-    assert judge(parse("a trains"), SEEDS, lambda v, s, t: None, 6.0).kind == "disagrees"
+    """The value is the loss as a share of an even guess."""
+    assert kind("a trains", a=0.4) == "agrees"
+    assert kind("a trains", a=0.99) == "disagrees"
+    assert judge(parse("a trains"), SEEDS, lambda v, s, t: None).kind == "disagrees"
 
 
 def test_by_chance_alone_a_finding_is_called_in_one_of_twenty() -> None:
@@ -86,7 +92,7 @@ def test_by_chance_alone_a_finding_is_called_in_one_of_twenty() -> None:
     called = 0
     for _ in range(2000):
         table = {(name, seed): noise.gauss(0, 1) for name in "ab" for seed in SEEDS}
-        called += judge(parse("a < b"), SEEDS, lambda v, s, t, table=table: table[v, s], 1.0).kind != "cannot tell"
+        called += judge(parse("a < b"), SEEDS, lambda v, s, t, table=table: table[v, s]).kind != "cannot tell"
     assert abs(called / 2000 - 0.05) < 3 * math.sqrt(0.05 * 0.95 / 2000)
 
 
@@ -101,12 +107,24 @@ quick: {seeds: [0, 1], download.split_modulus: 7}
 
 def test_a_recipe_says_where_its_finding_is_wrong(tmp_path) -> None:
     path = tmp_path / "study.yaml"
-    path.write_text(RECIPE + "findings:\n  one: {says: it helps, expect: wide < narow}\n")
+    path.write_text(RECIPE + "findings:\n  one: {says: it helps, expect: wide < narow, stage: download}\n")
     with pytest.raises(RecipeError, match=r"study\.yaml:8.*finding 'one' names 'narow'; did you mean 'narrow'"):
         load_study(path)
     path.write_text(RECIPE + "findings:\n  one: {says: it helps, expect: wide, metrik: x}\n")
     with pytest.raises(RecipeError, match=r"study\.yaml:8.*expect.*write `a < b`(.|\n)*unknown key 'findings\.one\.metrik'"):
         load_study(path)
+
+
+def test_seeds_variants_and_stages_that_make_no_study_are_refused(tmp_path) -> None:
+    path = tmp_path / "study.yaml"
+    for text, what in (
+        (RECIPE + "seeds: [0, 0]\n", "names one twice"),
+        (RECIPE.replace("narrow: {}", "narrow: {seed: 3}"), "cannot set the recipe's seed"),
+        (RECIPE + "findings: {x: {says: a, expect: wide < narrow, stage: downlod}}\n", r"is of stage 'downlod'; did you mean 'download'"),
+    ):
+        path.write_text(text)
+        with pytest.raises(RecipeError, match=what):
+            load_study(path)
 
 
 def test_quick_is_the_recipe_at_the_scale_it_names(tmp_path) -> None:

@@ -64,7 +64,7 @@ def run(
     members = load_study(recipe, set)
     space = Workspace(workspace)
     stages = [stage] if stage else None
-    started = time.monotonic()
+    started, began = time.monotonic(), time.time()
     display = Display(quiet=json)
     page = None
     if _nothing_to_do(members, space, stages):
@@ -76,7 +76,7 @@ def run(
     else:
         results = _as_flow(stage, recipe, set, space, display, jobs)
     if page is not None:
-        results[members[0].name]["findings"] = _row(page, "built", 0.0)
+        results[members[0].name]["findings"] = _row(page, "built" if page.manifest["finished"] > began else "reused", 0.0)
     if json:
         _print_json(results, space, time.monotonic() - started)
     else:
@@ -114,7 +114,7 @@ def _in_this_process(
     members: Sequence[Recipe], space: Workspace, stages: list[str] | None, display: Display
 ) -> tuple[dict[str, dict[str, Any]], dict[str, FeebError]]:
     """Results and failures by member; the only member's failure is raised."""
-    from feebcore.errors import FeebError, Interrupted
+    from feebcore.errors import FeebError, Interrupted, StageFailed
 
     results: dict[str, dict[str, Any]] = {member.name: {} for member in members}
     failures: dict[str, FeebError] = {}
@@ -124,10 +124,10 @@ def _in_this_process(
                 _build_member(member, space, stages, display, results[member.name])
             except Interrupted:
                 raise
-            except FeebError as error:
+            except Exception as error:  # a plugin's stage may raise anything
                 if len(members) == 1:
                     raise
-                failures[member.name] = error
+                failures[member.name] = error if isinstance(error, FeebError) else StageFailed(f"{type(error).__name__}: {error}")
                 display.note(f"{member.name} failed, the others go on: {error}")
     return results, failures
 

@@ -11,6 +11,7 @@ import contextlib
 import contextvars
 import functools
 import itertools
+import os
 import re
 import signal
 import threading
@@ -38,7 +39,7 @@ from feeb_pipelines.summary import flat_metrics, headline, highlights, number
 from feeb_pipelines.task_runners import open_task_runner
 from feebcore.artifacts import Artifact, Workspace, read_artifact
 from feebcore.data.fan_out import offering
-from feebcore.errors import FeebError, Interrupted
+from feebcore.errors import FeebError, Interrupted, StageFailed
 from feebcore.findings.conclude import command_of, conclude
 from feebcore.recipe import Recipe, load_study
 from feebcore.stages.base import PlanItem, build, plan_stage, stages_for
@@ -72,6 +73,7 @@ def run_stages(stages: Sequence[str] | None, recipe: str, overrides: Sequence[st
     """
     if jobs < 1:
         raise FeebError(f"jobs: {jobs}; at least one member has to be at work")
+    began = time.time()
     members = load_study(recipe, list(overrides or ()))
     space = Workspace(workspace)
     flow_run_id = UUID(str(runtime.flow_run.id))
@@ -88,7 +90,8 @@ def run_stages(stages: Sequence[str] | None, recipe: str, overrides: Sequence[st
         _describe_run(title, results)
         page = conclude(members, results, failures, space, command_of(recipe, overrides or ()))
         if page is not None:
-            result = {"path": str(page.path), "fingerprint": page.fingerprint, "status": "built", "seconds": 0.0, "metrics": page.metrics}
+            status = "built" if page.manifest["finished"] > began else "reused"
+            result = {"path": str(page.path), "fingerprint": page.fingerprint, "status": status, "seconds": 0.0, "metrics": page.metrics}
             results[members[0].name]["findings"] = result
             create_markdown_artifact(page.file("page.md").read_text(), key=slug(f"{title}-findings"), description="What the study's runs say of its findings")
         return results
@@ -114,14 +117,15 @@ def _run_members(
             outcome = _run_member(member, member.name, only, space, results[member.name], asked)
         except Interrupted:
             raise
-        except FeebError as error:
+        except Exception as error:  # a stage inside this process may raise anything
             if len(members) == 1:
                 raise
-            failures[member.name] = error
-            get_run_logger().warning("%s failed, the others go on: %s", member.name, error)
-            return
-        if isinstance(outcome, State):
-            stopped.append(outcome)
+            failures[member.name] = error if isinstance(error, FeebError) else StageFailed(f"{type(error).__name__}: {error}")
+            get_run_logger().warning("%s failed, the others go on: %s", member.name, error, exc_info=not isinstance(error, FeebError))
+        else:
+            failures.pop(member.name, None)  # its inputs may have been had at the second try
+            if isinstance(outcome, State):
+                stopped.append(outcome)
 
     if jobs == 1 or len(members) == 1:
         for member in members:
@@ -135,7 +139,8 @@ def _run_members(
     with _stopping(asked), ThreadPoolExecutor(jobs, thread_name_prefix="member") as pool:
         futures = [pool.submit(contextvars.copy_context().run, one, member, stages) for member in members]
         while wait(futures, timeout=0.2).not_done:
-            pass
+            if asked.is_set():
+                stop_running()  # again and again: a member may just have been about to begin
     for future in futures:
         future.result()
     if asked.is_set() and not stopped:
@@ -145,7 +150,7 @@ def _run_members(
 
 @contextlib.contextmanager
 def _stopping(asked: threading.Event) -> Iterator[None]:
-    """SIGINT and SIGTERM ask the members that are at work to save and end, and let no other begin; a second one kills them."""
+    """SIGINT and SIGTERM ask the members that are at work to save and end, and let no other begin; a second one ends everything at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -153,11 +158,12 @@ def _stopping(asked: threading.Event) -> Iterator[None]:
 
     def stop(number: int, frame: Any) -> None:
         nonlocal first
-        if first is not None and time.monotonic() - first < ALMOST_AT_ONCE:
-            return
-        first = first or time.monotonic()
-        asked.set()
-        stop_running()
+        if first is None:
+            first = time.monotonic()
+            asked.set()
+        elif time.monotonic() - first >= ALMOST_AT_ONCE:
+            stop_running(kill=True)
+            os._exit(128 + number)
 
     old = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
