@@ -46,14 +46,14 @@ class PartConfig(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _options_without_a_name_mean_the_default_part(cls, data: Any) -> Any:
+    def _options_without_a_name_are_for_the_default_part(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
         named = dict(data)
         for key, field in cls.model_fields.items():
             value, default = data.get(key), field.default
             if isinstance(value, dict) and "name" not in value and isinstance(default, dict) and any(isinstance(m, Seam) for m in field.metadata):
-                named[key] = {"name": default["name"], **value}
+                named[key] = {**default, **value}
         return named
 
 

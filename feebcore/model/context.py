@@ -8,13 +8,15 @@ is no mask at all: attention is plainly causal.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from feebcore.model.attention import attend, attention_weights, window_block_mask, window_mask
 from feebcore.model.parts import Position
+
+C = TypeVar("C", bound="Cache")
 
 PADDING = -1
 EMPTY = -2  # the document id of a cache slot that holds nothing yet
@@ -28,7 +30,8 @@ class Context:
     tokens_BT and start_BTC: what the model was given, and the stream before the first block. shared: what one layer leaves
     for later ones in the same forward pass (values, keys), under names of the part's own. losses: auxiliary terms, means
     over the batch, each a scalar; add to what is there with `add_loss`. local_gradients: each layer learns for itself, see
-    Transformer.forward; begun: the first block has run.
+    Transformer.forward; begun: the first block has run. want_layers: every layer's stream is asked for, else a depth may leave
+    out all but the last. positions_BT, doc_ids_BT [B,T] of these tokens; None: 0..T-1, one document a row.
     """
 
     position: Position
@@ -42,6 +45,9 @@ class Context:
     shared: dict[str, Any] = field(default_factory=dict)
     local_gradients: bool = False
     begun: bool = False
+    want_layers: bool = False
+    positions_BT: Tensor | None = None
+    doc_ids_BT: Tensor | None = None
 
     def add_loss(self, name: str, value: Tensor) -> None:
         """Another auxiliary term; those of one name are summed over layers."""
@@ -80,6 +86,7 @@ class Cache:
     The n-th attention call of a forward pass that extends owns slot n, so blocks that run several times or hold several
     attentions need no numbering, and those that keep nothing need no slot. A part may keep any tensors [B,H,T,D], as many
     as it likes. A part whose past fits into tensors of a fixed size keeps these with `carry` instead, numbered the same way.
+    A depth whose blocks see fewer tokens keeps a cache for these with `also`.
     """
 
     def __init__(self, batch: int, length: int, device: torch.device | str) -> None:
@@ -89,6 +96,7 @@ class Cache:
         self.plain = True  # one document a row, no padding: no mask needed
         self.slots: list[tuple[Tensor, ...]] = []
         self.states: list[tuple[Tensor, ...]] = []
+        self.others: list[Cache] = []
         self._turn = self._state_turn = 0
         self._new = 0
 
@@ -112,6 +120,10 @@ class Cache:
             return positions_BT, None
         return positions_BT, attention_mask(doc_ids_BT, self.doc_ids_BS[:, :end], start)
 
+    def newest_doc_ids(self) -> Tensor:
+        """[B,T] of the tokens that this pass began with."""
+        return self.doc_ids_BS[:, self.filled : self.filled + self._new]
+
     def extend(self, *new_BHTD: Tensor) -> tuple[Tensor, ...]:
         if self._turn == len(self.slots):
             self.slots.append(tuple(x.new_zeros(*x.shape[:2], self.length, x.shape[3]) for x in new_BHTD))
@@ -128,6 +140,14 @@ class Cache:
         self._state_turn += 1
         return self.states[self._state_turn - 1]
 
+    def also(self, kind: type[C], length: int) -> C:
+        """A cache of this kind for shorter rows, made at the first call; at most one a model."""
+        if not self.others:
+            self.others.append(kind(self.batch, length, self.doc_ids_BS.device))
+        (other,) = self.others
+        assert isinstance(other, kind)
+        return other
+
     def finish(self) -> None:
         """The forward pass is over: its tokens are part of the past."""
         self.filled += self._new
@@ -139,6 +159,8 @@ class Cache:
         self.doc_ids_BS, self.next_position_B = self.doc_ids_BS[rows], self.next_position_B[rows]
         self.slots = [tuple(kept[rows] for kept in slot) for slot in self.slots]
         self.states = [tuple(kept[rows] for kept in state) for state in self.states]
+        for other in self.others:
+            other.select(rows)
 
 
 def attention_mask(query_doc_ids_BT: Tensor, key_doc_ids_BS: Tensor, start: int = 0) -> Tensor:

@@ -59,7 +59,7 @@ class Transformer(nn.Module):
         want_layers: also the stream after every layer. local_gradients: what layers after the first are given is detached.
         """
         context, positions = self.make_context(tokens_BT, positions, doc_ids, cache)
-        context.local_gradients = local_gradients
+        context.local_gradients, context.want_layers = local_gradients, want_layers
         stream_BTC = self.position.add(self.embed(tokens_BT, context), positions)
         if self.config.dropout:
             stream_BTC = F.dropout(stream_BTC, self.config.dropout, self.training)
@@ -87,7 +87,10 @@ class Transformer(nn.Module):
         # compiled, the dense mask is then dead code and never made, unless a part reads it
         by_blocks = cache is None and doc_ids is not None and doc_ids.device.type == "cuda" and torch.compiler.is_compiling()
         block_mask = document_block_mask(doc_ids) if by_blocks else None  # type: ignore[arg-type]
-        return Context(self.position, self.position.prepare(T, positions), mask_BTS, cache, block_mask, tokens_BT=tokens_BT), positions
+        if cache is not None:
+            doc_ids = cache.newest_doc_ids()
+        prepared = self.position.prepare(T, positions)
+        return Context(self.position, prepared, mask_BTS, cache, block_mask, tokens_BT=tokens_BT, positions_BT=positions, doc_ids_BT=doc_ids), positions
 
     def embed(self, tokens_BT: Tensor, context: Context) -> Tensor:
         """[B,T,C]: tokens as vectors, without their places."""

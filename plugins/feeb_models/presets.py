@@ -6,12 +6,14 @@ normalises queries and keys. Loads no torch.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
 from feeb_models import TransformerConfig
+from feeb_models.depths import PatchesConfig
 from feebcore import Part, Seam, use
 from feebcore.specs import ArchitectureSpec
 
@@ -43,18 +45,6 @@ class PresetConfig(TransformerConfig):
         if "attention" not in data and attention["name"] == "gqa" and isinstance(sizes["num_heads"], int):
             sizes["attention"] = {**attention, "num_kv_heads": grouped(sizes["num_heads"])}
         return sizes
-
-    @model_validator(mode="before")
-    @classmethod
-    def _options_without_a_name_keep_the_preset(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
-            return data
-        named = dict(data)
-        for key, field in cls.model_fields.items():
-            value = data.get(key)
-            if isinstance(value, dict) and "name" not in value and isinstance(field.default, dict) and any(isinstance(m, Seam) for m in field.metadata):
-                named[key] = {**field.default, **value}
-        return named
 
 
 def dialled(dial: int, width_per_layer: int = 64) -> dict[str, int]:
@@ -178,6 +168,25 @@ class GatedDeltaHybridConfig(PresetConfig):
     feedforward: Annotated[Part, Seam("feedforwards")] = use("swiglu")
 
 
+class BytePatchesConfig(PresetConfig):
+    """Bytes read in patches that end with words: hashed n-grams at the entry, one layer on bytes that sees a window, num_layers layers on
+    patches that see all, one layer on bytes again. Its tokenizer is `byte`. Of the byte latent transformer it has the n-grams and the
+    two scales; patches end where words do, as in SpaceByte, not where a small model is surprised."""
+
+    attention: Annotated[Part, Seam("attentions")] = use("local_global", pattern="LGL", window=64)
+    depth: Annotated[Part, Seam("depths")] = use("patches", boundaries="words")
+    embedding: Annotated[Part, Seam("embeddings")] = use("hash_ngrams", buckets=5000)
+
+    @model_validator(mode="after")
+    def _layers_on_bytes_see_a_window(self) -> Self:
+        depth = self.depth.config
+        if "attention" not in self.model_fields_set and isinstance(depth, PatchesConfig):
+            pattern = "L" * depth.before + "G" * self.num_layers + "L" * depth.after
+            seen = self.attention.config.model_copy(update={"pattern": pattern})
+            object.__setattr__(self, "attention", dataclasses.replace(self.attention, config=seen))
+        return self
+
+
 def specs() -> Iterable[ArchitectureSpec]:
     yield ArchitectureSpec(
         "dial",
@@ -259,5 +268,13 @@ def specs() -> Iterable[ArchitectureSpec]:
         build=BUILD,
         summary="Three layers of gated delta rule to one of full attention.",
         reference="arXiv:2412.06464",
+        since="1.1",
+    )
+    yield ArchitectureSpec(
+        "byte_patches",
+        BytePatchesConfig,
+        build=BUILD,
+        summary="Bytes in patches that end with words: most layers take one step a word; use tokenizer byte.",
+        reference="arXiv:2404.14408, arXiv:2412.09871",
         since="1.1",
     )

@@ -46,6 +46,15 @@ class ConvergedConfig(LoopedConfig):
     while_training: bool = Field(False, description="stop in training too; false: training runs all passes")
 
 
+class PatchesConfig(PartConfig):
+    """num_layers blocks run on patches; those before and after them, on every token, come on top."""
+
+    before: int = Field(1, ge=1, description="blocks on every token before the ones on patches; they write what a patch holds into its boundary")
+    after: int = Field(1, ge=0, description="blocks on every token after them")
+    boundaries: Literal["stride", "words"] = Field("stride", description="every `size` tokens; or, of tokenizer byte, after a word, once in `size` bytes at most")
+    size: int = Field(4, ge=1, description="tokens a patch; of words the fewest it is counted with")
+
+
 def specs() -> Iterable[DepthSpec]:
     yield DepthSpec(
         "separate",
@@ -95,4 +104,14 @@ def specs() -> Iterable[DepthSpec]:
         reference="https://github.com/KellerJordan/modded-nanogpt",
         since="1.1",
         equation="s_l = r_l,   r_{l+1} = B_l(r_l)  in the first half;   r_{l+1} = B_l(r_l + w_l s_{L−1−l})  in the second      w_l 0 at first",
+    )
+    yield DepthSpec(
+        "patches",
+        PatchesConfig,
+        build="feeb_models.depths.patches:build_patches",
+        summary="Most layers run on patches of tokens, one step for several bytes; a few before and after run on each.",
+        reference="arXiv:2404.14408, arXiv:2412.09871",
+        since="1.1",
+        equation="x = before(r);   g = B_L ∘ … ∘ B_1 (x at boundaries);   r' = after(x_t + g_b − x_b),  b the last boundary ≤ t\n"
+        "boundaries: every `size` tokens of a document, or the first end of a word in each `size` bytes",
     )
