@@ -198,6 +198,9 @@ class Batch:
 
 
 class Objective(Protocol):
+    """`extra_flops(model, length) -> (trained, frozen)`, where it has it: forward FLOPs of one sequence beyond one run of the model and
+    its head, of what learns and of what does not."""
+
     def __call__(self, model: LanguageModel, batch: Batch) -> ObjectiveOutput: ...
 
 

@@ -143,7 +143,8 @@ class WiringSpec(PartSpec):
 
 class DepthSpec(PartSpec):
     """build: `(config, num_layers, make_block) -> nn.Module`: how blocks are stacked (separate, looped). `make_block(layer)`
-    makes one. An argument named `block` gets the BlockShape of layer 0."""
+    makes one. An argument named `block` gets the BlockShape of layer 0. Called `(stream, context)`, it returns the stream after
+    every layer, `num_streams` of them."""
 
 
 class EmbeddingSpec(PartSpec):
@@ -162,7 +163,8 @@ class InitialisationSpec(PartSpec):
 
 
 class ObjectiveSpec(PartSpec):
-    """build: `(config) -> Objective`: what is minimised; `(model, batch) -> ObjectiveOutput`."""
+    """build: `(config) -> Objective`: what is minimised; `(model, batch) -> ObjectiveOutput`. One that runs more than the model and
+    its head once has `extra_flops(model, length) -> (trained, frozen)`."""
 
 
 class OptimizerSpec(PartSpec):

@@ -83,11 +83,11 @@ def measure(recipe: Recipe, inputs: Mapping[str, Artifact], folder: Path, steps:
 
 
 def _flops_per_step(section: Any, tokens: Artifact) -> float:
-    """Counted training FLOPs: 3 x forward with full T x T attention and head."""
-    from feebcore.model.build import count_architecture
+    """Counted training FLOPs: 3 x forward with full T x T attention and head, and what the objective runs besides."""
+    from feebcore.model.build import count_training
 
     vocab_size = read_json(tokens.file("tokens.json"))["vocab_size"]
-    return 3.0 * count_architecture(section.architecture, vocab_size, section.seq_len).flops_per_token * section.batch_size * section.seq_len
+    return count_training(section.architecture, section.objective, vocab_size, section.seq_len)[1] * section.batch_size * section.seq_len
 
 
 def flops_per_step(recipe: Recipe, tokens: Artifact) -> float:

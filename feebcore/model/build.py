@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from feebcore.config import Part
+from feebcore.model.counting import training_flops
 from feebcore.protocols import Counts
 
 if TYPE_CHECKING:
@@ -29,6 +30,14 @@ def count_architecture(architecture: Part, vocab_size: int, seq_len: int) -> Cou
     """Counts of an architecture without allocating its weights."""
     with torch.device("meta"):
         return architecture.build(vocab_size, seq_len).count()
+
+
+def count_training(architecture: Part, objective: Part, vocab_size: int, seq_len: int) -> tuple[Counts, float]:
+    """Counts of an architecture, and training FLOPs a token under an objective, without allocating its weights."""
+    learning = objective.build()
+    with torch.device("meta"):
+        model = architecture.build(vocab_size, seq_len)
+    return model.count(), training_flops(model, learning, seq_len)
 
 
 def choose(seam: str, value: Any, registry: Registry | None = None) -> Part:

@@ -10,6 +10,7 @@ whose children do not each run once a forward pass overrides the walk with `flop
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from torch import nn
 
@@ -34,6 +35,19 @@ def count_model(model: nn.Module, seq_len: int) -> Counts:
         cache_bytes_per_token=per_token,
         cache_bytes_fixed=fixed,
     )
+
+
+def training_flops(model: nn.Module, objective: Any, seq_len: int) -> float:
+    """Training FLOPs a token: three forwards of what learns and one of what does not. An objective that runs more than the model
+    and its head once says what, with `extra_flops(model, length) -> (trained, frozen)`: forward FLOPs of a sequence."""
+    extra = getattr(objective, "extra_flops", None)
+    trained, frozen = extra(model, seq_len) if callable(extra) else (0.0, 0.0)
+    return 3.0 * model.count().flops_per_token + (3.0 * trained + frozen) / seq_len  # type: ignore[operator]
+
+
+def count_streams(model: nn.Module) -> int:
+    """How many layers `want_layers` gives: those that the depth says it has (`num_streams`)."""
+    return int(model.depth.num_streams)  # type: ignore[union-attr, arg-type]
 
 
 def count_flops(module: nn.Module, length: int) -> tuple[float, float]:

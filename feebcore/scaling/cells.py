@@ -49,11 +49,11 @@ def with_overrides(section: Config, overrides: Mapping[str, Any]) -> Config:
 
 def measure_with(train: TrainSection, vocab_size: int) -> Measure:
     """The exact cost of `train` under overrides, from a model that has no weights (meta device)."""
-    from feebcore.model.build import count_architecture
+    from feebcore.model.build import count_training
 
     def measure(overrides: Mapping[str, Any]) -> Cost:
         section = with_overrides(train, overrides)
-        counts = count_architecture(section.architecture, vocab_size, section.seq_len)
-        return Cost(counts, 3.0 * counts.flops_per_token, section.batch_size, section.seq_len)
+        counts, flops_per_token = count_training(section.architecture, section.objective, vocab_size, section.seq_len)
+        return Cost(counts, flops_per_token, section.batch_size, section.seq_len)
 
     return measure

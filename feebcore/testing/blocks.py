@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from feebcore.model.build import build_model, choose
 from feebcore.model.parts import Position, ResidualLinear
@@ -142,6 +144,29 @@ def futures_learn(subject: Candidate) -> None:
     loss.backward()
     dead = [name for name, p in model.head.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
     require(not dead, f"no gradient in head parameters {', '.join(dead[:5])}")
+
+
+@check("heads", meaning="What further tokens cost in training is not what `future_flops` says, so comparisons at equal FLOPs are off.")
+@torch.no_grad()
+def future_flops_are_measured(subject: Candidate) -> None:
+    model, stream = small_model(subject), some_tokens(1, LENGTH + 1)
+    if not hasattr(model.head, "futures"):
+        return
+    batch = Batch(stream[:, :-1], stream[:, 1:])
+    output = model(batch.tokens)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        for hidden, head in model.head.futures(model, batch, output):
+            head(hidden)
+    declared, measured = sum(model.head.future_flops(model, LENGTH)), counter.get_total_flops()
+    require(declared == measured, f"declares {declared:.0f} FLOPs a sequence, FlopCounterMode sees {measured}")
+
+
+@check("depths", meaning="Objectives on every layer count on another number of layers than they get; set `num_streams` to how many streams are returned.")
+@torch.no_grad()
+def streams_are_counted(subject: Candidate) -> None:
+    model = small_model(subject)
+    found, declared = len(model(some_tokens(), want_layers=True).layers), getattr(model.depth, "num_streams", None)
+    require(found == declared, f"returns {found} streams, num_streams is {declared}")
 
 
 @check(

@@ -20,7 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
+from feebcore.model.counting import count_flops
 from feebcore.protocols import Batch, ModelOutput, ObjectiveOutput
 from feebcore.testing.framework import Candidate, check, require
 
@@ -302,3 +305,20 @@ def _slopes(objective: Callable[..., ObjectiveOutput], logits: Tensor, batch: Ba
     with torch.no_grad():
         there, back = (evaluate(objective, Table(logits + sign * step), batch, seed).loss_sum for sign in (1, -1))
     return (table.logits.grad * direction).sum().item(), (there - back).item() / 1e-2
+
+
+@check("objectives", meaning="It computes more, or less, than is counted, so comparisons at equal FLOPs are off; say what it runs besides in `extra_flops`.")
+@torch.no_grad()
+def extra_flops_are_declared(subject: Candidate) -> None:
+    from feebcore.model.build import build_model, choose
+
+    objective, batch = subject.part.build(), everywhere(example()[1])
+    head = {"name": "multi_token", "num_futures": 3, "softcap": 30.0}  # capped: a plain matrix goes through an operation that the counter does not see
+    model = build_model(choose("architectures", {"name": "transformer", "d_model": 16, "num_heads": 2, "num_layers": 3, "head": head}), VOCAB, LENGTH)
+    evaluate(objective, model, batch)  # one may look at the model first
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        evaluate(objective, model, batch)
+    extra = getattr(objective, "extra_flops", None)
+    trained = extra(model, LENGTH)[0] if callable(extra) else 0.0  # what does not learn runs where the counter does not see it
+    declared, measured = ROWS * (count_flops(model, LENGTH)[0] + trained), counter.get_total_flops()
+    require(declared == measured, f"declares {declared:.0f} forward FLOPs with the model's and its head's, FlopCounterMode sees {measured}")

@@ -35,6 +35,7 @@ class TrainRun:
 
     data: `data.batch(step)`, counted from 0, is the whole batch of a step (all ranks), on the CPU; the same step, the
     same batch. Asking for one leaves the training's own reading alone. listeners: what `tell` calls.
+    flops_per_token: of training, model and objective.
     metrics of `on_step_end`: step, loss (nats per target), lr, grad_norm, tokens, seconds, data_wait, elapsed.
     """
 
@@ -47,6 +48,7 @@ class TrainRun:
     step: int = 0
     tokenizer_folder: Path | None = None
     precision: str = "fp32"
+    flops_per_token: float = 0.0
     extra: dict[str, Any] = field(default_factory=dict)
     data: Any = None
     listeners: list[Callable[[str, int, dict[str, Any]], None]] = field(default_factory=list)

@@ -14,6 +14,7 @@ from torch import nn
 from feebcore.data.loader import Prefetch
 from feebcore.errors import FeebError, Interrupted
 from feebcore.model.build import build_model
+from feebcore.model.counting import training_flops
 from feebcore.model.groups import param_groups
 from feebcore.model.io import load_model, save_model
 from feebcore.protocols import Batch
@@ -71,16 +72,17 @@ def train_model(
         device = parallel.device
         model = (_fresh_model(section, vocab_size, device) if model is None else model).to(device)
         counts = model.count()  # type: ignore[operator]
-        flops_per_step = 3 * counts.flops_per_token * section.batch_size * section.seq_len
+        objective = section.objective.build()
+        flops_per_token = training_flops(model, objective, section.seq_len)
         data = Repeated(data, section.overfit_batches) if section.overfit_batches else data
         run = TrainRun(section, model, device, Path(folder), out, name, tokenizer_folder=tokenizer_folder, data=data)
-        run.precision = resolve_precision(section.precision, device)
+        run.precision, run.flops_per_token = resolve_precision(section.precision, device), flops_per_token
         if section.activation_checkpointing:
             checkpoint_activations(model)
         if run.precision == "fp8":
             precision.convert_to_fp8(model)
         hyperparameters.freeze(param_groups(model, frozen=True), section.param_groups)
-        gradients = Gradients(LossModule(model, section.objective.build(), run.precision, device), parallel, section.micro_batch, out.log)
+        gradients = Gradients(LossModule(model, objective, run.precision, device), parallel, section.micro_batch, out.log)
         optimizer = build_optimizer(section, model)
         schedules = (section.momentum_schedule, section.weight_decay_schedule)
         rates = hyperparameters.Hyperparameters(
@@ -98,7 +100,7 @@ def train_model(
             if val_store is not None and section.eval_every
             else None,
             checkpointing=checkpoint,
-            training_flops=flops_per_step * section.max_steps / parallel.world,
+            training_flops=flops_per_token * section.batch_size * section.seq_len * section.max_steps / parallel.world,
         )
         for callback in callbacks.values():
             stack.callback(callback.on_close)
@@ -106,7 +108,7 @@ def train_model(
         trainer.settle()
         run.model = model = _whole(section, model, vocab_size, parallel)
         metrics = _metrics(trainer, progress) | {
-            "flops": 3 * counts.flops_per_token * progress.tokens,
+            "flops": flops_per_token * progress.tokens,
             "parameters": {"total": counts.total, "non_embedding": counts.non_embedding, "matmul": counts.matmul},
         }
         if parallel.is_main:

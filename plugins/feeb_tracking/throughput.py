@@ -19,7 +19,7 @@ class Throughput(Probe):
     spent waiting for a batch; outside: share of all time that went to probes, held-out looks and checkpoints; memory of
     the process in bytes, its peak so far (and CUDA's, where there is some).
 
-    mfu: model FLOPs (three forwards, full attention) a second, by the FLOP/s of a matrix product measured on this
+    mfu: training FLOPs (three forwards, full attention, what the objective runs besides) a second, by the FLOP/s of a matrix product measured on this
     machine (`matmul_peak`). The first step of a process, which may compile, is left out. State: none: a row after a resume
     is about the steps since then.
     """
@@ -30,7 +30,7 @@ class Throughput(Probe):
     def on_start(self, run: TrainRun) -> None:
         super().on_start(run)
         self.peak = matmul_peak(run.device, run.precision)
-        self.flops_per_token = 3 * run.model.count().flops_per_token  # type: ignore[operator]
+        self.flops_per_token = run.flops_per_token
         self.ranks = torch.distributed.get_world_size() if torch.distributed.is_available() and torch.distributed.is_initialized() else 1
         self.last: dict[str, Any] | None = None
         self.seconds = self.waited = 0.0

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import feebcore as feeb
+from feeb_models.depths.separate import Separate
 from feeb_models.feedforwards import FeedforwardConfig, MoeConfig
 from feeb_models.feedforwards.dense import Feedforward, gelu
 from feeb_models.feedforwards.moe import MixtureOfExperts
@@ -215,13 +216,16 @@ class CopyOfTheTable(nn.Module):
         return (2.0 * length * self.draws[0].numel(),) * 2
 
 
-def sequential(change: Callable[[Batch], Batch] = lambda batch: batch, detach: bool = False) -> Part:
-    """Heads for further tokens that are given another batch to read."""
+def sequential(change: Callable[[Batch], Batch] = lambda batch: batch, detach: bool = False, flops: Callable[..., list[float]] | None = None) -> Part:
+    """Heads for further tokens that are given another batch to read, or say that they cost something else."""
 
     class Mutant(SequentialHeads):
         def futures(self, model: Any, batch: Batch, output: ModelOutput) -> Any:
             found = super().futures(model, change(batch), output)
             return [(hidden.detach(), module) for hidden, module in found] if detach else found
+
+        def future_flops(self, model: Any, length: int) -> list[float]:
+            return flops(model, length) if flops else super().future_flops(model, length)
 
     def build(config: SequentialConfig, vocab_size: int, d_model: int, embedding: nn.Module, block: Any, make_block: Any) -> nn.Module:
         return Mutant(config, vocab_size, d_model, make_block, lambda: block.make_norm(d_model))
@@ -239,6 +243,7 @@ HEADS = {
     "table copied, not shared": (head(lambda config, vocab_size, d_model, embedding: CopyOfTheTable(embedding)), "saves_and_loads"),
     "FLOPs of the head twice": (tied(extra_flops=lambda self, T: (4.0 * T * self.weight.numel(),) * 2), "counts_are_measured"),
     "further tokens read as inputs": (sequential(one_token_on), "futures_do_not_peek"),
+    "further tokens cost nothing": (sequential(flops=lambda model, length: [0.0, 0.0]), "future_flops_are_measured"),
     "heads for further tokens never learn": (sequential(detach=True), "futures_learn"),
 }
 
@@ -273,6 +278,16 @@ def attention_detached(self: PreNorm, x: Tensor, context: Context) -> Tensor:
     x = x + self.attention(self.attention_norm(x), context).detach()
     return x + self.feedforward(self.feedforward_norm(x), context)
 
+
+class LastStreamTwice(Separate):
+    def forward(self, stream_BTC: Tensor, context: Context) -> list[Tensor]:
+        streams = super().forward(stream_BTC, context)
+        return [*streams, streams[-1]]
+
+
+DEPTHS = {
+    "a stream too many": (part(feeb.DepthSpec, "depths", lambda config, num_layers, make: LastStreamTwice(num_layers, make)), "streams_are_counted"),
+}
 
 WIRINGS = {
     "attention made and not called": (wiring(without_attention), "gradient_everywhere"),
@@ -316,7 +331,7 @@ INITIALISATIONS = {
     "all weights alike": (initialisation(all_alike), "built_from_the_seed_alone"),
 }
 
-FAMILIES = (FEEDFORWARDS, POSITIONS, HEADS, EMBEDDINGS, WIRINGS, INITIALISATIONS)
+FAMILIES = (FEEDFORWARDS, POSITIONS, HEADS, EMBEDDINGS, WIRINGS, DEPTHS, INITIALISATIONS)
 MUTANTS = {name: pair for family in FAMILIES for name, pair in family.items()}
 
 
@@ -336,6 +351,7 @@ TWINS = {
     "further tokens": sequential(),
     "embedding": embedding(lambda x: x),
     "wiring": wiring(PreNorm.forward),
+    "depth": part(feeb.DepthSpec, "depths", lambda config, num_layers, make: Separate(num_layers, make)),
     "initialisation": initialisation(),
 }
 

@@ -123,6 +123,7 @@ def multi_token(**changes: Any) -> Part:
                     patch.setattr(multi_token_file, name, change)
                 return objective(model, batch)
 
+        run.extra_flops = objective.extra_flops  # type: ignore[attr-defined]
         return run
 
     return part(build, MultiTokenConfig, k=3)
@@ -178,7 +179,15 @@ class SelectedInBatch(Selective):
         return super().__call__(Flat(), one_row)  # type: ignore[arg-type]
 
 
+class UncountedHeads(AllLayer):
+    """Every layer's logits cost nothing, it says."""
+
+    def extra_flops(self, model: LanguageModel, length: int) -> tuple[float, float]:
+        return 0.0, 0.0
+
+
 OTHERS = {
+    "heads of earlier layers not counted": (part(UncountedHeads, choose("objectives", "all_layer").spec.config), "extra_flops_are_declared"),
     "layers averaged over places": (part(MeanOverPlaces, choose("objectives", "all_layer").spec.config), "adds_up_over_rows"),
     "layers' loss half detached": (part(DetachedLoss, choose("objectives", "all_layer").spec.config), "gradient_matches_differences"),
     "selected among the rows of a micro-batch": (part(SelectedInBatch, SelectiveConfig, share=0.3), "adds_up_over_rows"),

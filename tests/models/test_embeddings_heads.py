@@ -210,7 +210,7 @@ def test_sequential_futures_follow_the_paper() -> None:
     model, stream = transformer(head={"name": "multi_token_sequential", "num_futures": 3}), some_tokens(3, 13)
     batch = batch_of(stream)
     output = model(batch.tokens)
-    h, found = output.hidden, model.head.futures(model, batch, output)
+    h, found = output.hidden, list(model.head.futures(model, batch, output))
     for k, step in enumerate(model.head.steps, 1):
         T = 12 - k + 1  # places whose token t_{i+k} exists
         joined = torch.cat([step.stream_norm(h[:, :T]), step.token_norm(model.embedding(stream[:, k : k + T]))], -1) @ step.join.weight.T
@@ -237,7 +237,7 @@ def test_auxiliary_losses_of_futures_reach_the_output(head: str) -> None:
         block.register_forward_hook(lambda m, inputs, result: inputs[1].add_loss("balance", torch.tensor(1.0)))
     output = model(batch.tokens)
     assert output.losses["balance"] == 2
-    model.head.futures(model, batch, output)
+    list(model.head.futures(model, batch, output))
     assert output.losses["balance"] == 4
 
 

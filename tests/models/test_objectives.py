@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from feebcore.config import identity_of
 from feebcore.model.build import build_model, choose
+from feebcore.model.counting import count_flops, training_flops
 from feebcore.model.io import save_model
 from feebcore.protocols import Batch, LanguageModel, ModelOutput
 from feebcore.testing import candidate
@@ -480,3 +481,11 @@ def test_a_frozen_model_is_no_part_of_what_is_trained(name: str) -> None:
     loss_sum, count, _ = module(some.tokens, some.targets, some.mask, some.doc_ids, None)
     assert loss_sum.dtype == torch.float32
     assert all(g is not None and g.isfinite().all() for g in gradients(model, loss_sum / count).values())
+
+
+@pytest.mark.parametrize("name", ["distillation", "selective"])
+def test_a_model_that_does_not_learn_costs_one_forward(name: str) -> None:
+    model, folder = transformer(), str(model_folder())
+    learning = objective(name, **{"teacher" if name == "distillation" else "reference": folder})
+    frozen = count_flops(build_like_the_folder(), T)[0]
+    assert training_flops(model, learning, T) == pytest.approx((3 * count_flops(model, T)[0] + frozen) / T, rel=1e-12)

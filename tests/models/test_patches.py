@@ -43,7 +43,10 @@ def rows() -> Tensor:
 def test_bytes_that_end_words() -> None:
     table = ends_words(258)
     assert [chr(i) for i in range(128) if not table[i]] == [c for c in map(chr, range(128)) if c.isalnum()]
-    assert table[0xC3] and not table[0xA9] and table[256] and table[257]
+    assert table[0xC3]
+    assert not table[0xA9]
+    assert table[256]
+    assert table[257]
 
 
 @pytest.mark.parametrize(("size", "words"), [(4, False), (3, True), (6, True), (1, True), (5, False)])
@@ -82,7 +85,8 @@ def test_blocks_on_patches_see_the_boundaries_alone(words: bool) -> None:
             wanted.append(stream := given + (short - given[:, at])[:, last])
         for block in depth.after:
             wanted.append(stream := block(stream, context))
-        assert found.layers is not None and len(found.layers) == len(wanted) == 6
+        assert found.layers is not None
+        assert len(found.layers) == len(wanted) == 6
         for layer, want in zip(found.layers, wanted, strict=True):
             torch.testing.assert_close(layer[row : row + 1], want, rtol=1e-4, atol=1e-4)
 

@@ -179,3 +179,11 @@ def test_tokens_flops_and_counts_are_reported(tmp_path):
     assert metrics["flops"] == 3 * counts.flops_per_token * 3 * B * T
     assert metrics["parameters"]["total"] == counts.total
     assert (tmp_path / "model" / "model.safetensors").exists()
+
+
+def test_flops_include_what_the_objective_runs_besides(tmp_path):
+    counts, steps = build_model(section().architecture, VOCAB, T).count(), 2
+    layers = section().architecture.config.num_layers
+    head = 2 * section().architecture.config.d_model * VOCAB
+    metrics = run(tmp_path, section(max_steps=steps, objective="all_layer"), checkpoint=False, save=False).metrics
+    assert metrics["flops"] == 3 * (counts.flops_per_token + (layers - 1) * head) * steps * B * T

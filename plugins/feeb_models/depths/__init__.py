@@ -51,7 +51,9 @@ class PatchesConfig(PartConfig):
 
     before: int = Field(1, ge=1, description="blocks on every token before the ones on patches; they write what a patch holds into its boundary")
     after: int = Field(1, ge=0, description="blocks on every token after them")
-    boundaries: Literal["stride", "words"] = Field("stride", description="every `size` tokens; or, of tokenizer byte, after a word, once in `size` bytes at most")
+    boundaries: Literal["stride", "words"] = Field(
+        "stride", description="every `size` tokens; or, of tokenizer byte, after a word, once in `size` bytes at most"
+    )
     size: int = Field(4, ge=1, description="tokens a patch; of words the fewest it is counted with")
 
 

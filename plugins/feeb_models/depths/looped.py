@@ -27,6 +27,7 @@ class Looped(nn.Module):
     def __init__(self, config: LoopedConfig, num_layers: int, make_block: MakeBlock, d_model: int) -> None:
         super().__init__()
         self.order = config.passes(num_layers)
+        self.num_streams = len(self.order)
         self.blocks = nn.ModuleList(make_block(i) for i in range(max(self.order) + 1))
         self.inject = config.inject
         self.widen, self.narrow = stream_maps(self.blocks)

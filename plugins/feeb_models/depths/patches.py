@@ -39,16 +39,21 @@ class Patches(nn.Module):
     def __init__(self, config: PatchesConfig, num_layers: int, make_block: MakeBlock, vocab_size: int) -> None:
         super().__init__()
         first, second = config.before, config.before + num_layers
+        self.num_streams = second + config.after
         self.size, self.words = config.size, config.boundaries == "words"
         self.before = nn.ModuleList(make_block(i) for i in range(first))
         self.blocks = nn.ModuleList(make_block(i) for i in range(first, second))
         self.after = nn.ModuleList(make_block(i) for i in range(second, second + config.after))
         if self.words:
             if vocab_size > BYTES:
-                raise ValueError(f"depth patches: boundaries words reads token ids as bytes, and there are {vocab_size}; use tokenizer byte, or boundaries stride")
+                raise ValueError(
+                    f"depth patches: boundaries words reads token ids as bytes, and there are {vocab_size}; use tokenizer byte, or boundaries stride"
+                )
             self.register_buffer("ends_words", ends_words(vocab_size), persistent=False)
         if add_caches(count_cache(block) for block in self.blocks)[1]:
-            raise ValueError("depth patches: this attention keeps a state of fixed size for each row, and rows reach boundaries at different times; choose another")
+            raise ValueError(
+                "depth patches: this attention keeps a state of fixed size for each row, and rows reach boundaries at different times; choose another"
+            )
 
     def forward(self, stream_BTC: Tensor, context: Context) -> list[Tensor]:
         streams = []
@@ -194,7 +199,7 @@ class PatchCache(Cache):
         P, device = docs_BP.shape[1], docs_BP.device
         total_B = self.filled_B + count_B
         S = int(total_B.max())
-        if S > self.length:
+        if self.length < S:
             self._grow(max(S, 2 * self.length))
         self._turn, self._new = 0, P
         # column `length` is no slot: it takes what is no boundary

@@ -1,4 +1,5 @@
-"""How blocks are stacked. Called `(stream [B,T,C], context)`, a depth returns the stream after every layer, in order."""
+"""How blocks are stacked. Called `(stream [B,T,C], context)`, a depth returns the stream after every layer, in order;
+`num_streams` says how many."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ class Separate(nn.Module):
     def __init__(self, num_layers: int, make_block: Callable[[int], nn.Module]) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(make_block(layer) for layer in range(num_layers))
+        self.num_streams = num_layers
 
     def forward(self, stream_BTC: Tensor, context: Context) -> list[Tensor]:
         streams = []

@@ -2,13 +2,14 @@
 
 A head is called `(hidden [...,C]) -> logits [...,V]` and predicts the next token. One that can predict further has
 
-    futures(model, batch, output) -> list[tuple[hidden_BTC, head_module]]
+    futures(model, batch, output) -> Iterable[tuple[hidden_BTC, head_module]]
 
-where `output = model(batch.tokens, …)` for the same batch. Entry k, counted from 1, predicts the token k + 1 places after the
+where `output = model(batch.tokens, …)` for the same batch, and an entry is best made when it is asked for. Entry k, counted from 1, predicts the token k + 1 places after the
 input position: of `batch.targets`, position t is to be compared with targets[:, t + k]. `head_module(hidden_BTC)` makes its logits
 and may have `plain_weight`, as any head, so `linear_cross_entropy(head_module, hidden_BTC, …)` takes the pair. The caller leaves
 out places whose target does not exist, does not count or belongs to another document; only there may hidden states rest on
-tokens that are made up. Entry k may read targets up to place t + k - 1, never the one it predicts. Auxiliary losses of what runs
+tokens that are made up. `future_flops(model, length) -> list[float]`: forward FLOPs of each entry on one sequence, its logits
+included. Entry k may read targets up to place t + k - 1, never the one it predicts. Auxiliary losses of what runs
 here are added to `output.losses`: read those afterwards.
 """
 

@@ -1,12 +1,12 @@
 """Heads that also predict tokens after the next one, for objectives that ask (see `futures` in feeb_models/heads/__init__.py).
 
 The head itself is a matrix and predicts the next token. What predicts further is not run by scoring and generation, nor by
-objectives that do not ask for it, and so it is left out of declared FLOPs and cache: training with it costs more than counted.
+objectives that do not ask for it, and so it is left out of the model's FLOPs and cache; an objective that asks counts `future_flops`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from feeb_models.heads import MultiTokenConfig, SequentialConfig
 from feeb_models.heads.linear import LinearHead
 from feebcore.model.context import Context
+from feebcore.model.counting import count_flops
 from feebcore.model.transformer import Transformer, stream_maps
 from feebcore.protocols import Batch, BlockShape, ModelOutput
 
 Make = Callable[[], nn.Module]
 MakeBlock = Callable[[int], nn.Module]
-Futures = list[tuple[Tensor, nn.Module]]
+Futures = Iterator[tuple[Tensor, nn.Module]]
 
 
 class Tower(nn.Module):
@@ -71,9 +72,15 @@ class ParallelHeads(_NextTokenCounted):
         self.num_blocks = config.num_blocks
 
     def futures(self, model: Transformer, batch: Batch, output: ModelOutput) -> Futures:
+        if self.num_blocks:
+            yield from ((tower(output.hidden, self.context(model, batch, output))[1], self) for tower in self.towers)
+        else:
+            yield from ((output.hidden, matrix) for matrix in self.matrices)
+
+    def future_flops(self, model: nn.Module, length: int) -> list[float]:
         if not self.num_blocks:
-            return [(output.hidden, matrix) for matrix in self.matrices]
-        return [(tower(output.hidden, self.context(model, batch, output))[1], self) for tower in self.towers]
+            return [count_flops(matrix, length)[0] for matrix in self.matrices]
+        return [count_flops(tower, length)[0] + self.flops(length)[0] for tower in self.towers]
 
 
 class SequentialHeads(_NextTokenCounted):
@@ -89,15 +96,17 @@ class SequentialHeads(_NextTokenCounted):
         self.steps = nn.ModuleList(_Step(d_model, make_block, make_norm) for _ in range(config.num_futures))
 
     def futures(self, model: Transformer, batch: Batch, output: ModelOutput) -> Futures:
-        found: Futures = []
         stream_BTC = output.hidden
         tokens_BT = batch.targets.clamp(0, model.vocab_size - 1)  # targets that do not count may hold anything
         for step in self.steps:
             context = self.context(model, batch, output)
             stream_BTC, hidden_BTC = step(stream_BTC, model.embed(tokens_BT, context), context)
-            found.append((hidden_BTC, self))
+            yield hidden_BTC, self
             tokens_BT = torch.cat([tokens_BT[:, 1:], tokens_BT[:, -1:]], dim=1)
-        return found
+
+    def future_flops(self, model: nn.Module, length: int) -> list[float]:
+        embedded = count_flops(model.embedding, length)[0]  # type: ignore[arg-type]
+        return [embedded + count_flops(step, length)[0] + self.flops(length)[0] for step in self.steps]
 
 
 class _Step(nn.Module):

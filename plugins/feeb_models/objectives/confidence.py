@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from feeb_models.objectives import ConfidenceConfig
-from feeb_models.objectives.pieces import by_chunks, counted_everywhere, run_with_layers, with_auxiliary
+from feeb_models.objectives.pieces import by_chunks, counted_everywhere, earlier_heads, run_with_layers, with_auxiliary
 from feebcore.protocols import Batch, LanguageModel, Objective, ObjectiveOutput
 
 LEAST_NATS = 1e-6  # log(1 - exp(-ce)) has no floor
@@ -71,6 +71,9 @@ class Confidence:
         nats = (true_BT * weight_BT).sum()
         loss_sum = with_auxiliary(loss_sum + self.next_token * nats, count, output)
         return ObjectiveOutput(loss_sum, count, {"nats": nats.detach()} | metrics)
+
+    def extra_flops(self, model: LanguageModel, length: int) -> tuple[float, float]:
+        return earlier_heads(model, length), 0.0
 
     def cost(self, ce_BT: Tensor, fired_BT: Tensor) -> Tensor:
         """[B,T]: what a unit of confidence costs: ce where the place stops, else 1, or -1 where confidence is rewarded."""

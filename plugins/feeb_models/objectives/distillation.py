@@ -42,6 +42,9 @@ class Distillation:
         loss_sum = (1 - self.weight) * nats + self.weight * self.temperature**2 * kl
         return ObjectiveOutput(with_auxiliary(loss_sum, count, output), count, {"nats": nats.detach(), "kl": kl.detach()})
 
+    def extra_flops(self, model: LanguageModel, length: int) -> tuple[float, float]:
+        return 0.0, self.teacher.flops(length)
+
 
 def build_distillation(config: DistillationConfig) -> Objective:
     return Distillation(config)

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from feebcore.model.counting import count_flops
 from feebcore.model.io import load_model
 from feebcore.protocols import Batch
 
@@ -39,6 +40,10 @@ class Frozen:
         if batch.tokens.shape[1] > self.seq_len:
             raise ValueError(f"{self.label} was made for seq_len {self.seq_len}, the batch has {batch.tokens.shape[1]} tokens a row")
         return _hidden(self.digest, self.width, batch.tokens, batch.positions, batch.doc_ids, _in_bf16(batch.tokens))
+
+    def flops(self, length: int) -> float:
+        """Forward FLOPs of the model and its head on one sequence."""
+        return count_flops(self.model, length)[0]
 
     def logits(self, hidden_NC: Tensor) -> Tensor:
         """[N,V] fp32."""

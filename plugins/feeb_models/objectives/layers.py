@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from feeb_models.objectives import AllLayerConfig, LocalGradientsConfig
-from feeb_models.objectives.pieces import counted, counted_everywhere, run_with_layers, with_auxiliary
+from feeb_models.objectives.pieces import counted, counted_everywhere, earlier_heads, run_with_layers, with_auxiliary
 from feebcore.model.loss import linear_cross_entropy
 from feebcore.protocols import Batch, LanguageModel, Objective, ObjectiveOutput
 
@@ -35,6 +35,9 @@ class AllLayer:
             loss_sum = loss_sum + scale * loss.loss_sum
         metrics = {"nats": losses[-1].nats} | {f"nats_layer_{i}": loss.nats for i, loss in enumerate(losses)} | metrics
         return ObjectiveOutput(with_auxiliary(loss_sum, losses[0].count, output), losses[0].count, metrics)
+
+    def extra_flops(self, model: LanguageModel, length: int) -> tuple[float, float]:
+        return earlier_heads(model, length), 0.0
 
     def run_options(self) -> dict[str, Any]:
         return {}

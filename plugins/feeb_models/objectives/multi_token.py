@@ -8,6 +8,8 @@ has fewer places from which it can be foretold, weighs no more than others.
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 
@@ -34,6 +36,10 @@ class MultiToken:
             metrics |= {f"nats_{distance}": further.nats, f"share_{distance}": further.count}
         return ObjectiveOutput(with_auxiliary(loss_sum, loss.count, output), loss.count, metrics)
 
+    def extra_flops(self, model: LanguageModel, length: int) -> tuple[float, float]:
+        flops = getattr(model.head, "future_flops", None)
+        return (sum(flops(model, length)[: self.config.k - 1]) if callable(flops) else 0.0), 0.0
+
     def futures(self, model: LanguageModel, batch: Batch, output: ModelOutput) -> list[tuple[Tensor, nn.Module]]:
         wanted = self.config.k - 1
         if not wanted:
@@ -42,10 +48,10 @@ class MultiToken:
             raise ValueError(
                 f"objective multi_token: head {type(model.head).__name__} predicts the next token only; choose a head that has `futures`, or set k: 1"
             )
-        found = model.head.futures(model, batch, output)  # type: ignore[operator]
+        found = list(itertools.islice(model.head.futures(model, batch, output), wanted))  # type: ignore[operator]
         if len(found) < wanted:
             raise ValueError(f"objective multi_token: k: {self.config.k} needs {wanted} tokens after the next one, but the head predicts {len(found)}")
-        return found[:wanted]
+        return found
 
 
 def targets_at(batch: Batch, distance: int) -> tuple[Tensor, Tensor]:

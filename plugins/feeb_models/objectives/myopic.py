@@ -14,6 +14,7 @@ from feeb_models.objectives import NextTokenConfig
 from feeb_models.objectives.next_token import NextToken
 from feebcore.model.context import Cache, attention_mask, positions_in_documents
 from feebcore.protocols import Batch, LanguageModel, ModelOutput, Objective
+from feebcore.train.probing import find_places
 
 MOST_DIFFERENCE = 0.03  # of the hidden states' size; bf16 stays below
 
@@ -55,6 +56,12 @@ class Myopic(NextToken):
             self.prove(model, batch)
         cache = detached_past(batch)
         return model(batch.tokens, positions=batch.positions, doc_ids=batch.doc_ids, cache=cache)
+
+    def extra_flops(self, model: LanguageModel, length: int) -> tuple[float, float]:
+        """The past's scores and values once more."""
+        places = find_places(model)  # type: ignore[arg-type]
+        parts = [model.depth.get_submodule(name) for name in places.attention]  # type: ignore[attr-defined]
+        return sum(m.extra_flops(length)[0] for part in parts for m in part.modules() if callable(getattr(m, "extra_flops", None))), 0.0
 
     @torch.no_grad()
     def prove(self, model: LanguageModel, batch: Batch) -> None:

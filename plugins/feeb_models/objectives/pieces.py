@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from feebcore.model.counting import count_flops, count_streams
 from feebcore.model.loss import MOST_LOGITS
 from feebcore.protocols import Batch, LanguageModel, ModelOutput
 
@@ -45,6 +46,11 @@ def run_with_layers(name: str, model: LanguageModel, batch: Batch, **more: Any) 
             "and have `final_norm`, as architecture transformer does"
         )
     return output, [*(final_norm(stream_BTC) for stream_BTC in output.layers[:-1]), output.hidden]
+
+
+def earlier_heads(model: LanguageModel, length: int) -> float:
+    """Forward FLOPs of the head on every layer but the last, for one sequence."""
+    return (count_streams(model) - 1) * count_flops(model.head, length)[0]  # type: ignore[arg-type]
 
 
 def by_chunks(function: Callable[..., tuple[Tensor, ...]], *rows: Tensor, vocab_size: int, most_logits: int = MOST_LOGITS) -> tuple[Tensor, ...]:

@@ -41,6 +41,9 @@ class Selective:
         metrics = {"nats": loss_sum.detach(), "excess": (excess_BT * kept_BT).sum()}
         return ObjectiveOutput(with_auxiliary(loss_sum, count, output), count, metrics)
 
+    def extra_flops(self, model: LanguageModel, length: int) -> tuple[float, float]:
+        return 0.0, 0.0 if self.reference is None else self.reference.flops(length)
+
 
 def highest(score_BT: Tensor, mask_BT: Tensor, share: float) -> Tensor:
     """[B,T] bool: in each row, of the places where mask is True, the `share` with the highest scores, rounded up."""
