@@ -256,13 +256,14 @@ def findings_of(data: Mapping[str, Any], lines: _Lines | None = None) -> dict[st
 
 
 def quick_overrides(path: str | Path) -> list[str]:
-    """What `--quick` puts before the texts of --set: the recipe's `quick:` section, and a name of its own. Raises RecipeError."""
+    """What `--quick` puts before the texts of --set: the recipe's `quick:` section, and a name of its own. A key with null is
+    left as the recipe has it, whatever the recipe that it extends says. Raises RecipeError."""
     data, lines = _merged(Path(path), ())
     quick = data.get("quick")
     if not quick or not isinstance(quick, dict):
         raise RecipeError(f"{lines.of(['quick'])}: the recipe has no `quick:` section, a mapping of keys to the values that make it small")
     name = str(data.get("name") or Path(path).stem)
-    return [f"name={name}-quick", *(f"{key}={json.dumps(value)}" for key, value in quick.items())]
+    return [f"name={name}-quick", *(f"{key}={json.dumps(value)}" for key, value in quick.items() if value is not None)]
 
 
 def from_resolved(data: Mapping[str, Any], path: Path, registry: Registry | None = None) -> Recipe:

@@ -20,7 +20,7 @@ from feebcore.stages.base import identity, stages_for
 from feebcore.stages.pretrain import PretrainConfig, check_training
 
 STAGE = "pretrain"
-REVISION = 1
+REVISION = 2
 """Of what a comparison means; a higher one makes finished comparisons be judged anew."""
 
 Budget = Literal["tokens", "flops", "time"]

@@ -10,7 +10,7 @@ from typing import Any
 from feebcore.compare import statistics
 from feebcore.compare.plan import RateChoice, Settings, Side, order_differences
 from feebcore.compare.statistics import CurvePoint, Difference
-from feebcore.compare.verdict import judge
+from feebcore.compare.verdict import judge, p_text
 from feebcore.studies import Row
 
 ASSUMPTIONS = (
@@ -73,6 +73,25 @@ def headline(result: Mapping[str, Any]) -> dict[str, Any]:
     differences = {v["name"]: {"value": v["difference"], "low": v["low"], "high": v["high"]} for v in result["variants"]}
     kinds = {v["name"]: v["kind"] for v in result["variants"]}
     return {"verdict": " ".join(result["verdict"]), "kinds": kinds, "difference": differences, "runs": len(result["runs"])}
+
+
+def numbers_of(side: Mapping[str, Any], variant: Mapping[str, Any] | None) -> list[str]:
+    """For a row of a table: bits per byte, difference, interval, p and compute multiplier; variant None: of the baseline."""
+    measured = "" if side["mean"] is None else f"{side['mean']:.4f}" + ("" if side["sd"] is None else f" ± {side['sd']:.4f}")
+    if variant is None:
+        return [measured, "baseline", "", "", ""]
+    if variant["difference"] is None:
+        return [measured, "cannot tell", "", "", "cannot tell"]
+    interval = f"{variant['low']:+.4f} to {variant['high']:+.4f}"
+    return [measured, f"{variant['difference']:+.4f}", interval, p_text(variant["p"]), _multiplier(variant["multiplier"]["compute"])]
+
+
+def _multiplier(found: Mapping[str, float | None]) -> str:
+    """1.4 (1.2 to 1.7); an end that lies outside the baseline's curve is a question mark."""
+    if found["value"] is None:
+        return "cannot tell"
+    ends = " to ".join("?" if found[end] is None else f"{found[end]:.2f}" for end in ("low", "high"))
+    return f"{found['value']:.2f} ({ends})"
 
 
 def text(result: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from feebcore.artifacts import Artifact, StageOutput, Workspace, commit
-from feebcore.compare import cost, figure, report
+from feebcore.compare import cost, figure, page, report
 from feebcore.compare.plan import (
     STAGE,
     RateChoice,
@@ -49,10 +49,12 @@ COST_STEPS = {"time": 40, "flops": 8, "tokens": 8}
 """Steps that are timed, by budget: for equal time they decide, else they only tell memory."""
 
 
-def compare(recipes: Sequence[Recipe], settings: Settings, workspace: Workspace, listener: Listener | None = None, in_process: bool = False) -> Artifact:
-    """The finished comparison of `recipes`, the baseline first: its artifact has result.json, verdict.txt and figure.png.
+def compare(
+    recipes: Sequence[Recipe], settings: Settings, workspace: Workspace, listener: Listener | None = None, in_process: bool = False, command: str = ""
+) -> Artifact:
+    """The finished comparison of `recipes`, the baseline first: its artifact has result.json, verdict.txt, page.md and figure.png.
 
-    in_process: everything in this process, else each run in one of its own. Raises RecipeError where the recipes cannot be
+    in_process: everything in this process, else each run in one of its own. command: what was typed, for the page. Raises RecipeError where the recipes cannot be
     compared, before anything is built; Interrupted when asked to stop.
     """
     sides = sides_of(recipes, settings)
@@ -81,6 +83,8 @@ def compare(recipes: Sequence[Recipe], settings: Settings, workspace: Workspace,
                 result = comparison.run()
                 inputs = shared | comparison.artifacts()
             _write(place, result)
+            described = str(sides[0].recipe.data.get("description", ""))
+            write_atomic(place / "page.md", page.text(result, name, described, command, environment))
             out.content("result.json")
             return commit(
                 out,

@@ -44,6 +44,9 @@ def test_the_difference_is_that_of_the_runs_artifacts(done, result):
     (variant,) = result["variants"]
     assert variant["difference"] == pytest.approx(sum(losses["wide", s] - losses["base", s] for s in (0, 1)) / 2)
     assert result["verdict"] == [variant["sentence"]]
+    page = (done[1].path / "page.md").read_text()
+    assert variant["sentence"] in page
+    assert f"{variant['difference']:+.4f}" in page
     assert (done[1].path / "verdict.txt").read_text().startswith(variant["sentence"])
     assert (done[1].path / "figure.png").read_bytes().startswith(b"\x89PNG")
 

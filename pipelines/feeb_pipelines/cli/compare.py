@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json as json_module
+import shlex
 import sys
 import time
 from collections.abc import Mapping
@@ -30,6 +31,7 @@ def compare(
     name: Annotated[str, Parameter(help="Of the comparison; default: the recipes' names.", show_default=False)] = "",
     set: Set = [],  # noqa: B006
     workspace: WorkspaceOption = None,
+    quick: Annotated[bool, Parameter(help="At the small scale that the recipes' `quick:` sections set.", negative=(), show_default=False)] = False,
     in_process: Annotated[bool, Parameter(help="All runs in this process: for a debugger, or many very small runs.", negative=(), show_default=False)] = False,
     json: Json = False,
 ) -> int:
@@ -43,6 +45,7 @@ def compare(
         feeb compare baseline.yaml idea.yaml
         feeb compare baseline.yaml idea.yaml other.yaml --budget flops --seeds 8 --effect 0.005
         feeb compare baseline.yaml baseline.yaml --no-rate-probe
+        feeb compare experiments/k-heads.yaml --quick --budget flops
     """
     from feeb_pipelines.cli.display import Display
     from feeb_pipelines.cli.run import _interruptible
@@ -53,11 +56,11 @@ def compare(
     settings = _settings(
         seeds=seeds, budget=budget, effect=effect, rates="report" if own_rate else "best" if rate_probe else "off", curve=_factors(curve), name=name
     )
-    members = _members(recipes, set)
+    members = _members(recipes, set, quick)
     started = time.monotonic()
     display = Display(quiet=json)
     with display, _interruptible():
-        artifact = run_comparison(members, settings, Workspace(workspace), display, in_process)
+        artifact = run_comparison(members, settings, Workspace(workspace), display, in_process, _command(recipes, settings, set, quick))
     result = read_json(artifact.file("result.json"))
     seconds = time.monotonic() - started
     if json:
@@ -89,12 +92,27 @@ def _settings(**options: Any) -> Settings:
         raise FeebError("\n".join(problems)) from None
 
 
-def _members(recipes: tuple[str, ...], overrides: list[str]) -> list[Recipe]:
+def _command(recipes: tuple[str, ...], settings: Settings, overrides: list[str], quick: bool) -> str:
+    """What was typed, but for how it was run; for the page."""
+    defaults = type(settings)()
+    words = ["feeb", "compare", *recipes, *(["--quick"] if quick else [])]
+    for option in ("seeds", "budget", "effect", "name"):
+        if (value := getattr(settings, option)) != getattr(defaults, option):
+            words += [f"--{option}", str(value)]
+    words += {"best": [], "report": ["--own-rate"], "off": ["--no-rate-probe"]}[settings.rates]
+    if settings.curve != defaults.curve:
+        words += ["--curve", ",".join(f"{factor:g}" for factor in settings.curve) or "none"]
+    return shlex.join([*words, *(word for text in overrides for word in ("--set", text))])
+
+
+def _members(recipes: tuple[str, ...], overrides: list[str], quick: bool = False) -> list[Recipe]:
     """Each recipe's variants, or the recipe itself; the seeds that it names are the comparison's to choose."""
-    from feebcore.recipe import load, load_study
+    from feebcore.recipe import load, load_study, quick_overrides
 
     found: list[Recipe] = []
+    given = overrides
     for path in recipes:
+        overrides = [*quick_overrides(path), *given] if quick else given
         members = {member.variant: member for member in reversed(load_study(path, overrides))}
         if list(members) == [""]:
             found.append(load(path, overrides))
@@ -122,33 +140,18 @@ def _show(result: Mapping[str, Any], path: str, display: Display, reused: bool) 
         out.print(note, style="dim", markup=False)
     if reused:
         out.print("nothing to do: the comparison is finished already")
-    out.print(f"figure: {path}/figure.png", markup=False)
+    out.print(f"page: {path}/page.md", markup=False)
 
 
 def _row(side: Mapping[str, Any], variant: Mapping[str, Any] | None) -> list[str]:
     from feeb_pipelines.summary import number
-    from feebcore.compare.verdict import p_text
+    from feebcore.compare.report import numbers_of
     from feebcore.report.style import byte_size
 
-    measured = "" if side["mean"] is None else f"{side['mean']:.4f}" + ("" if side["sd"] is None else f" ± {side['sd']:.4f}")
-    judged = ["baseline", "", "", ""]
-    if variant is not None and variant["difference"] is not None:
-        interval = f"{variant['low']:+.4f} to {variant['high']:+.4f}"
-        judged = [f"{variant['difference']:+.4f}", interval, p_text(variant["p"]), _multiplier(variant["multiplier"]["compute"])]
-    elif variant is not None:
-        judged = ["cannot tell", "", "", "cannot tell"]
     speed = "" if side["tokens_per_second"] is None else number(side["tokens_per_second"])
     memory = "" if side["memory_bytes"] is None else byte_size(side["memory_bytes"])
     runs = f"{len(side['diverged'])} of {len(side['seeds'])}"
-    return [side["name"], measured, *judged, speed, memory, number(side["steps"]), f"{side['rate']['factor']:g} x", runs]
-
-
-def _multiplier(found: Mapping[str, float | None]) -> str:
-    """1.4 (1.2 to 1.7); an end that lies outside the baseline's curve is a question mark."""
-    if found["value"] is None:
-        return "cannot tell"
-    ends = " to ".join("?" if found[end] is None else f"{found[end]:.2f}" for end in ("low", "high"))
-    return f"{found['value']:.2f} ({ends})"
+    return [side["name"], *numbers_of(side, variant), speed, memory, number(side["steps"]), f"{side['rate']['factor']:g} x", runs]
 
 
 compare.usage = "Usage: feeb compare BASELINE RECIPE… [OPTIONS]"  # type: ignore[attr-defined]

@@ -1,0 +1,54 @@
+"""page.md of a comparison: the verdict, every recipe beside the baseline, what a reader must know, the figure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from feebcore.compare.report import numbers_of
+from feebcore.report.style import compact
+
+EQUAL = {"tokens": "training tokens", "flops": "training FLOPs", "time": "seconds of training"}
+
+
+def text(result: Mapping[str, Any], name: str, description: str, command: str, environment: Mapping[str, Any]) -> str:
+    """description: of the baseline's recipe. command: what makes the page; '' where no command did."""
+    variants = {variant["name"]: variant for variant in result["variants"]}
+    lines = [
+        f"# {name}",
+        *(["", description] if description else []),
+        *(["", f"    {command}"] if command else []),
+        "",
+        f"{len(result['sides'])} recipes with equal {EQUAL[result['budget']]}, {result['seeds']} pairs of seeds; {_scale(result['sides'])}.",
+        f"torch {environment['packages'].get('torch', '?')}, {environment['cpus']} CPUs, {environment['machine']}.",
+        "",
+        *(f"- {sentence}" for sentence in result["verdict"]),
+        "",
+        "![Differences and their intervals](figure.png)",
+        "",
+        "| recipe | parameters | bits per byte | beside the baseline | interval | p | compute multiplier | steps | tokens/s | rate | diverged |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+        *(_row(side, variants.get(side["name"])) for side in result["sides"]),
+        "",
+        "Intervals and p are corrected for the number of recipes. The compute multiplier is how many times a recipe's training FLOPs the baseline",
+        "needs for its loss.",
+        "",
+        *(f"- {note}" for note in (*result["notes"], *result["assumptions"])),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _scale(sides: Sequence[Mapping[str, Any]]) -> str:
+    base = sides[0]
+    size = f"{compact(base['parameters']['total'])} parameters, " if base["parameters"] else ""
+    return f"the baseline has {size}{compact(base['tokens'])} training tokens and {compact(base['flops'])} training FLOPs a run"
+
+
+def _row(side: Mapping[str, Any], variant: Mapping[str, Any] | None) -> str:
+    cells = numbers_of(side, variant)
+    size = compact(side["parameters"]["total"]) if side["parameters"] else ""
+    speed = "" if side["tokens_per_second"] is None else compact(side["tokens_per_second"])
+    diverged = len(side["diverged"]) or ""
+    row = [side["name"], size, *cells, f"{side['steps']:,}", speed, f"{side['rate']['factor']:g} x", diverged]
+    return "| " + " | ".join(map(str, row)) + " |"
