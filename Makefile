@@ -33,13 +33,20 @@ format: $(VENV)/.installed-dev
 docs: $(VENV)/.installed-dev
 	$(BIN)/python docs/make_reference.py
 
-# the pages of the notebook's families at quick scale; half an hour on two cores
+# the pages of the notebook's families and comparisons at quick scale; an hour on two cores
 notebook: $(VENV)/.installed
 	for family in a b c d; do \
 	  $(BIN)/feeb run experiments/notebook-$$family.yaml --quick --jobs 2 || exit 1; \
+	  made=$$(ls -dt data/findings/notebook-$$family-quick-* | head -1); \
 	  mkdir -p docs/notebook/notebook-$$family; \
-	  cp $$(ls -dt data/findings/notebook-$$family-quick-* | head -1)/page.md docs/notebook/notebook-$$family/; \
-	  cp $$(ls -dt data/findings/notebook-$$family-quick-* | head -1)/figure.png docs/notebook/notebook-$$family/; \
+	  cp $$made/page.md $$made/figure.png $$made/curves.png docs/notebook/notebook-$$family/ || exit 1; \
+	done
+	for pair in k-heads:flops byte-patches:flops all-layer:time; do \
+	  name=$${pair%:*}; \
+	  $(BIN)/feeb compare experiments/$$name.yaml --quick --budget $${pair#*:} || exit 1; \
+	  made=$$(ls -dt data/compare/$$name-quick-* | head -1); \
+	  mkdir -p docs/notebook/$$name; \
+	  cp $$made/page.md $$made/figure.png docs/notebook/$$name/ || exit 1; \
 	done
 
 $(VENV)/.made:

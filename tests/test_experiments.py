@@ -1,4 +1,4 @@
-"""Every recipe under experiments/ loads, and every variant of the notebook's families trains."""
+"""Every recipe under experiments/ loads, and every variant of the notebook's families and comparisons trains."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from feebcore.registry import use_registry
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 RECIPES = sorted(EXPERIMENTS.glob("*.yaml"))
-FAMILIES = [path for path in RECIPES if path.name.startswith("notebook-") and path.stem != "notebook-base"]
+FAMILIES = [path for path in RECIPES if any(member.variant for member in load_study(path))]
 SMALL = {"num_layers": 2, "d_model": 32, "num_heads": 2}
 VOCAB, T, ROWS, STEPS = 61, 16, 4, 12
 

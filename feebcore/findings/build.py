@@ -1,4 +1,4 @@
-"""The page of a study as an artifact: `findings/<name>-<fingerprint>/` with page.md, result.json and figure.png."""
+"""The page of a study as an artifact: `findings/<name>-<fingerprint>/` with page.md, result.json, figure.png and curves.png."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from typing import Any, get_args
 from feebcore.artifacts import Artifact, StageOutput, Workspace, commit
 from feebcore.compare.statistics import holm
 from feebcore.errors import FeebError
-from feebcore.files import digest_of, read_json, write_atomic, write_json
+from feebcore.files import digest_of, read_json, read_jsonl, write_atomic, write_json
 from feebcore.findings import page
 from feebcore.findings.claims import Finding, Trains
 from feebcore.findings.judge import Judgement, Kind, judge
-from feebcore.findings.measures import measure
+from feebcore.findings.measures import LOG, measure
 from feebcore.provenance import describe_environment
 from feebcore.recipe import Recipe, findings_of
 
 STAGE = "pretrain"
 KIND = "findings"
-REVISION = 1
+REVISION = 2
 """Of what the page says; a higher one makes it be written anew."""
 
 Runs = Mapping[str, Mapping[str, Artifact]]
@@ -51,6 +51,7 @@ def write_page(members: Sequence[Recipe], runs: Runs, lost: Mapping[str, str], w
             write_json(place / "result.json", result)
             write_atomic(place / "page.md", page.text(result, command, environment))
             write_atomic(place / "figure.png", page.figure(result))
+            write_atomic(place / "curves.png", page.curves(result))
             out.content("result.json")
             return commit(
                 out,
@@ -137,11 +138,19 @@ def _variant(variant: str, seeds: Sequence[int], by_place: Mapping[tuple[str, in
         "bits_per_byte": losses,
         "mean": plain.fmean(numbers) if numbers else None,
         "sd": plain.stdev(numbers) if len(numbers) > 1 else None,
+        "curve": _curve([a for a in found if a is not None]),
         "final_loss": [None if a is None else a.metrics.get("final_loss") for a in found],
         "tokens_per_second": plain.median(speeds) if speeds else None,
         "parameters": sizes[0] if sizes else None,
         "diverged": {str(seed): lost[by_place[variant, seed]] for seed in seeds if by_place[variant, seed] in lost},
     }
+
+
+def _curve(finished: Sequence[Artifact]) -> list[list[float]]:
+    """[step, nats of the next token in the batches since the last row, mean over runs], where every run has a row."""
+    rows = [{row["step"]: row.get("nats", row["loss"]) for row in read_jsonl(a.path / LOG) if row.get("split") == "train"} for a in finished]
+    common = sorted(set.intersection(*map(set, rows))) if rows else []
+    return [[step, plain.fmean(values)] for step in common if all(map(math.isfinite, values := [r[step] for r in rows]))]
 
 
 def _metrics(result: Mapping[str, Any]) -> dict[str, Any]:

@@ -41,6 +41,8 @@ def text(result: Mapping[str, Any], command: str, environment: Mapping[str, Any]
         "|---|---|---|---|---|---|---|",
         *(_variant(variant, result["variants"][0]) for variant in result["variants"]),
         "",
+        "![Training loss of every variant over that of the first](curves.png)",
+        "",
         "± is the standard deviation over seeds. Tokens/s are medians of runs that ran side by side.",
         "",
     ]
@@ -107,4 +109,30 @@ def figure(result: Mapping[str, Any], theme: Theme = LIGHT) -> bytes:
         axes.set_xlabel("bits per byte, held-out text (left is better)")
         axes.set_title(f"{result['name']}: seeds and means; the line is {variants[0]['name']}")
         axes.grid(axis="y", visible=False)
+        return png(drawn)
+
+
+PANELS = 6  # a row
+
+
+def curves(result: Mapping[str, Any], theme: Theme = LIGHT) -> bytes:
+    """PNG: a panel a variant, its training loss laid over that of the first variant."""
+    first, *others = result["variants"]
+    shown = others or [first]
+    columns = min(PANELS, len(shown))
+    lines = -(-len(shown) // columns)
+    with styled(theme):
+        drawn = new_figure(1.2 + 1.9 * columns, 0.9 + 1.5 * lines)
+        panels = drawn.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
+        for panel, variant in zip(panels.flat, shown, strict=False):
+            if variant["curve"]:
+                panel.plot(*zip(*variant["curve"], strict=True), color=theme.series[0])
+            if first["curve"]:
+                panel.plot(*zip(*first["curve"], strict=True), color=theme.muted, linewidth=1.0)
+            panel.set_title(variant["name"] + ("" if variant["curve"] else " (diverged)"), fontsize=7.5, pad=3)
+        for panel in panels.flat[len(shown) :]:
+            panel.set_visible(False)
+        drawn.supxlabel("step", fontsize=9)
+        drawn.supylabel("next token, nats", fontsize=9)
+        drawn.suptitle(f"{result['name']}: training loss over that of {first['name']} (grey), means over seeds", fontsize=10, x=0.01, ha="left")
         return png(drawn)

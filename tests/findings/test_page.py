@@ -10,6 +10,7 @@ import pytest
 from feeb_pipelines.cli.run import run
 from feebcore.artifacts import Workspace
 from feebcore.errors import StageFailed
+from feebcore.files import read_jsonl
 from feebcore.recipe import load_study
 
 STUDY = """
@@ -72,6 +73,11 @@ def test_the_page_says_what_the_runs_said(study: Path, tmp_path: Path, capsys: p
     assert "| rate | a higher rate learns faster | `fast < slow` |" in page
     assert "no 'charm'" in page
     assert (folder / "figure.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    fast = next(v for v in result["variants"] if v["name"] == "fast")
+    logs = [read_jsonl(path) for path in sorted((space / "pretrain").glob("study-fast-*/metrics.jsonl"))]
+    wanted = [[step, sum(r["loss"] for rows in logs for r in rows if r["step"] == step and r["split"] == "train") / len(logs)] for step in (3, 6)]
+    assert fast["curve"] == [[step, pytest.approx(loss)] for step, loss in wanted]
     assert not [p for p in Workspace(space).unreferenced() if "exploding" not in p.name]
 
 

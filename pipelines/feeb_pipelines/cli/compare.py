@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json as json_module
+import re
 import shlex
 import sys
 import time
@@ -28,7 +29,7 @@ def compare(
     rate_probe: Annotated[bool, Parameter(help="Find each recipe's best learning rate first, in short runs.", negative="--no-rate-probe")] = True,
     own_rate: Annotated[bool, Parameter(help="Train at each recipe's own rate; the probe only reports.", negative=(), show_default=False)] = False,
     curve: Annotated[str, Parameter(help="Other budgets of the baseline, as factors, for the compute multiplier; none: no curve.")] = "0.5,2",
-    name: Annotated[str, Parameter(help="Of the comparison; default: the recipes' names.", show_default=False)] = "",
+    name: Annotated[str, Parameter(help="Of the comparison; default: the recipes' names, or that of the one recipe.", show_default=False)] = "",
     set: Set = [],  # noqa: B006
     workspace: WorkspaceOption = None,
     quick: Annotated[bool, Parameter(help="At the small scale that the recipes' `quick:` sections set.", negative=(), show_default=False)] = False,
@@ -57,10 +58,13 @@ def compare(
         seeds=seeds, budget=budget, effect=effect, rates="report" if own_rate else "best" if rate_probe else "off", curve=_factors(curve), name=name
     )
     members = _members(recipes, set, quick)
+    if len(recipes) == 1 and not name:
+        called = str(members[0].data.get("name") or members[0].path.stem)
+        settings = settings.model_copy(update={"name": re.sub(r"[^\w.-]+", "-", called).lstrip(".")})
     started = time.monotonic()
     display = Display(quiet=json)
     with display, _interruptible():
-        artifact = run_comparison(members, settings, Workspace(workspace), display, in_process, _command(recipes, settings, set, quick))
+        artifact = run_comparison(members, settings, Workspace(workspace), display, in_process, _command(recipes, settings, set, quick, name))
     result = read_json(artifact.file("result.json"))
     seconds = time.monotonic() - started
     if json:
@@ -92,13 +96,14 @@ def _settings(**options: Any) -> Settings:
         raise FeebError("\n".join(problems)) from None
 
 
-def _command(recipes: tuple[str, ...], settings: Settings, overrides: list[str], quick: bool) -> str:
+def _command(recipes: tuple[str, ...], settings: Settings, overrides: list[str], quick: bool, name: str) -> str:
     """What was typed, but for how it was run; for the page."""
     defaults = type(settings)()
     words = ["feeb", "compare", *recipes, *(["--quick"] if quick else [])]
-    for option in ("seeds", "budget", "effect", "name"):
+    for option in ("seeds", "budget", "effect"):
         if (value := getattr(settings, option)) != getattr(defaults, option):
             words += [f"--{option}", str(value)]
+    words += ["--name", name] if name else []
     words += {"best": [], "report": ["--own-rate"], "off": ["--no-rate-probe"]}[settings.rates]
     if settings.curve != defaults.curve:
         words += ["--curve", ",".join(f"{factor:g}" for factor in settings.curve) or "none"]
@@ -117,7 +122,8 @@ def _members(recipes: tuple[str, ...], overrides: list[str], quick: bool = False
         if list(members) == [""]:
             found.append(load(path, overrides))
         else:
-            found += [dataclasses.replace(m, name=m.name.removesuffix(f"-seed{m.seed}")) for m in reversed(members.values())]
+            alone = len(recipes) == 1  # then the variant says all
+            found += [dataclasses.replace(m, name=m.variant if alone else m.name.removesuffix(f"-seed{m.seed}")) for m in reversed(members.values())]
     return found
 
 
