@@ -83,6 +83,11 @@ def reference_page(registry: Registry) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _when(item: Any) -> str:
+    some = ", ".join(name.partition("/")[2] for name in item.always)
+    return " *(with `--full`" + (f"; of {some} always" if some else "") + ")*"
+
+
 def contracts_page() -> str:
     """Every check, under the seams that it belongs to."""
     from feebcore.testing import checks_for
@@ -90,7 +95,7 @@ def contracts_page() -> str:
     by_seams: dict[tuple[str, ...], dict[str, str]] = {}
     for seam in hookspecs.SEAMS:
         for item in checks_for(seam):
-            by_seams.setdefault(item.seams, {})[item.name] = item.meaning + (" *(with `--full`)*" if item.full else "")
+            by_seams.setdefault(item.seams, {})[item.name] = item.meaning + (_when(item) if item.full else "")
     lines = [
         "# Contracts",
         "",

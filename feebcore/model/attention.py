@@ -28,16 +28,18 @@ def attend(
     softcap: float = 0.0,
     block_mask: Any = None,
     bias_HTS: Tensor | None = None,
+    dropout: float = 0.0,
 ) -> Tensor:
     """[B,H,T,D]. Query head h reads key head h // (H / G). mask_BTS: True = may see; None = causal (T = S), or
     everything (T = 1). softcap: scores become softcap * tanh(scores / softcap); 0 leaves them. block_mask: what mask_BTS
     says as `document_block_mask` does; wins over it. bias_HTS: added to the scores, after the cap. Values may be wider or
-    narrower than keys; the result is as wide as they are."""
+    narrower than keys; the result is as wide as they are. dropout: share of the weights that is set to 0, the others grow; not with block_mask."""
     if block_mask is not None:
+        assert not dropout
         return _by_blocks(q_BHTD, k_BGSD, v_BGSD, block_mask, softcap, bias_HTS)
     assert mask_BTS is not None or q_BHTD.shape[2] in (1, k_BGSD.shape[2])
     if softcap or _explicit_is_faster(q_BHTD, k_BGSD, v_BGSD):
-        return _explicit(q_BHTD, k_BGSD, v_BGSD, mask_BTS, softcap, bias_HTS)
+        return _explicit(q_BHTD, k_BGSD, v_BGSD, mask_BTS, softcap, bias_HTS, dropout)
     grouped = q_BHTD.shape[1] != k_BGSD.shape[1]
     if grouped and q_BHTD.device.type == "cpu":  # its flash kernel knows no groups
         k_BGSD, v_BGSD = (x.repeat_interleave(q_BHTD.shape[1] // x.shape[1], dim=1) for x in (k_BGSD, v_BGSD))
@@ -46,11 +48,14 @@ def attend(
     causal = mask_BTS is None and q_BHTD.shape[2] > 1
     if bias_HTS is not None:  # the kernels take one mask: what may not be seen becomes -inf in the bias
         mask_B1TS, causal = _hidden(bias_HTS[None], mask_BTS).to(q_BHTD.dtype), False
-    return F.scaled_dot_product_attention(q_BHTD, k_BGSD, v_BGSD, mask_B1TS, is_causal=causal, enable_gqa=grouped)
+    return F.scaled_dot_product_attention(q_BHTD, k_BGSD, v_BGSD, mask_B1TS, dropout, is_causal=causal, enable_gqa=grouped)
 
 
-def attention_weights(q_BHTD: Tensor, k_BGSD: Tensor, mask_BTS: Tensor | None = None, softcap: float = 0.0, bias_HTS: Tensor | None = None) -> Tensor:
-    """[B,H,T,S] fp32, rows that sum to 1: what `attend` multiplies the values with, for parts that use the weights otherwise."""
+def attention_weights(
+    q_BHTD: Tensor, k_BGSD: Tensor, mask_BTS: Tensor | None = None, softcap: float = 0.0, bias_HTS: Tensor | None = None, dropout: float = 0.0
+) -> Tensor:
+    """[B,H,T,S] fp32, rows that sum to 1 (before dropout): what `attend` multiplies the values with, for parts that use the weights
+    otherwise."""
     B, H, T, D = q_BHTD.shape
     G, S = k_BGSD.shape[1:3]
     q_BGND = (q_BHTD * D**-0.5).reshape(B, G, H // G * T, D)
@@ -59,7 +64,7 @@ def attention_weights(q_BHTD: Tensor, k_BGSD: Tensor, mask_BTS: Tensor | None = 
         scores_BHTS = softcap * torch.tanh(scores_BHTS / softcap)
     if bias_HTS is not None:
         scores_BHTS = scores_BHTS + bias_HTS
-    return _hidden(scores_BHTS, mask_BTS).softmax(-1)
+    return F.dropout(_hidden(scores_BHTS, mask_BTS).softmax(-1), dropout)
 
 
 def _explicit_is_faster(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor) -> bool:
@@ -114,10 +119,12 @@ def _by_blocks(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, block_mask: Any, 
     return flex_attention(q_BHTD, k_BGSD, v_BGSD, score_mod=score_mod, block_mask=block_mask, enable_gqa=grouped)
 
 
-def _explicit(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, mask_BTS: Tensor | None, softcap: float, bias_HTS: Tensor | None = None) -> Tensor:
+def _explicit(
+    q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, mask_BTS: Tensor | None, softcap: float, bias_HTS: Tensor | None = None, dropout: float = 0.0
+) -> Tensor:
     B, H, T, _ = q_BHTD.shape
     G, S, D = v_BGSD.shape[1:]
-    weights_BHTS = attention_weights(q_BHTD, k_BGSD, mask_BTS, softcap, bias_HTS)
+    weights_BHTS = attention_weights(q_BHTD, k_BGSD, mask_BTS, softcap, bias_HTS, dropout)
     return (weights_BHTS.to(v_BGSD.dtype).view(B, G, H // G * T, S) @ v_BGSD).view(B, H, T, D)
 
 

@@ -31,7 +31,7 @@ class Context:
     for later ones in the same forward pass (values, keys), under names of the part's own. losses: auxiliary terms, means
     over the batch, each a scalar; add to what is there with `add_loss`. local_gradients: each layer learns for itself, see
     Transformer.forward; begun: the first block has run. want_layers: every layer's stream is asked for, else a depth may leave
-    out all but the last. positions_BT, doc_ids_BT [B,T] of these tokens; None: 0..T-1, one document a row.
+    out all but the last. dropout: share of the attention weights that this pass sets to 0. positions_BT, doc_ids_BT [B,T] of these tokens; None: 0..T-1, one document a row.
     """
 
     position: Position
@@ -46,6 +46,7 @@ class Context:
     local_gradients: bool = False
     begun: bool = False
     want_layers: bool = False
+    dropout: float = 0.0
     positions_BT: Tensor | None = None
     doc_ids_BT: Tensor | None = None
 
@@ -64,7 +65,7 @@ class Context:
         """`attend` of feebcore/model/attention.py with this pass's masks and the position's bias. window: each query sees so
         many tokens, itself among them; 0: all."""
         T, S = q_BHTD.shape[2], k_BGSD.shape[2]
-        mask_BTS, block_mask = self.mask_BTS, self.block_mask
+        mask_BTS, block_mask = self.mask_BTS, None if self.dropout else self.block_mask  # FlexAttention knows no dropout
         if window and window < S:
             if block_mask is not None:
                 block_mask = window_block_mask(block_mask, window)
@@ -73,11 +74,11 @@ class Context:
                 mask_BTS = None if mask_BTS is None else mask_BTS[..., -reach:]
             if T > 1 and block_mask is None:
                 mask_BTS = window_mask(mask_BTS, T, S, window, k_BGSD.device)
-        return attend(q_BHTD, k_BGSD, v_BGSD, mask_BTS, softcap, block_mask, self.position.bias(T, S))
+        return attend(q_BHTD, k_BGSD, v_BGSD, mask_BTS, softcap, block_mask, self.position.bias(T, S), self.dropout)
 
     def weights(self, q_BHTD: Tensor, k_BGSD: Tensor, softcap: float = 0.0) -> Tensor:
         """[B,H,T,S] fp32: what `attend` multiplies the values with."""
-        return attention_weights(q_BHTD, k_BGSD, self.mask_BTS, softcap, self.position.bias(q_BHTD.shape[2], k_BGSD.shape[2]))
+        return attention_weights(q_BHTD, k_BGSD, self.mask_BTS, softcap, self.position.bias(q_BHTD.shape[2], k_BGSD.shape[2]), self.dropout)
 
 
 class Cache:

@@ -89,8 +89,12 @@ class Transformer(nn.Module):
         block_mask = document_block_mask(doc_ids) if by_blocks else None  # type: ignore[arg-type]
         if cache is not None:
             doc_ids = cache.newest_doc_ids()
+        dropout = self.config.attention_dropout if self.training else 0.0
         prepared = self.position.prepare(T, positions)
-        return Context(self.position, prepared, mask_BTS, cache, block_mask, tokens_BT=tokens_BT, positions_BT=positions, doc_ids_BT=doc_ids), positions
+        context = Context(
+            self.position, prepared, mask_BTS, cache, block_mask, tokens_BT=tokens_BT, positions_BT=positions, doc_ids_BT=doc_ids, dropout=dropout
+        )
+        return context, positions
 
     def embed(self, tokens_BT: Tensor, context: Context) -> Tensor:
         """[B,T,C]: tokens as vectors, without their places."""

@@ -36,16 +36,30 @@ class Candidate:
     def spec(self) -> PartSpec:
         return self.part.spec
 
+    @property
+    def has_a_name(self) -> bool:
+        """Whether the registry finds this very part by its name, as any process can."""
+        from feebcore.errors import FeebError
+        from feebcore.registry import get_registry
+
+        try:
+            return (self.registry or get_registry()).resolve(self.seam, self.part.name) is self.spec
+        except FeebError:
+            return False
+
 
 @dataclass(frozen=True)
 class Check:
-    """meaning: one sentence, what a failure means and which mistake usually causes it. full: slow, run only when asked for."""
+    """meaning: one sentence, what a failure means and which mistake usually causes it. full: slow, run only when asked for, and
+    always on the built-in parts in `always`. elsewhere: other processes build the part, so a plugin must offer it by its name."""
 
     name: str
     seams: tuple[str, ...]  # empty: every seam
     meaning: str
     run: Callable[[Candidate], None]
     full: bool = False
+    always: tuple[str, ...] = ()
+    elsewhere: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,13 +78,15 @@ class CheckResult:
 _CHECKS: dict[str, Check] = {}
 
 
-def check(*seams: str, meaning: str, full: bool = False) -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
+def check(
+    *seams: str, meaning: str, full: bool = False, always: tuple[str, ...] = (), elsewhere: bool = False
+) -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
     """Register a function as the check of its name on these seams (none: on every seam)."""
 
     def register(function: Callable[[Any], None]) -> Callable[[Any], None]:
         name = function.__name__
         assert name not in _CHECKS or _CHECKS[name].run.__module__ == function.__module__, f"two checks are called {name}"
-        _CHECKS[name] = Check(name, seams, meaning, function, full)
+        _CHECKS[name] = Check(name, seams, meaning, function, full, always, elsewhere)
         return function
 
     return register
@@ -162,6 +178,7 @@ def iterate(subject: Candidate, only: Iterable[str] = (), full: bool = False) ->
 def applicable(subject: Candidate, only: Iterable[str] = (), full: bool = False) -> list[Check]:
     """The checks of these names; without names all but the slow ones, and with `full` all. Of a part that cannot be built
     here only whether it is well formed."""
-    wanted = set(only)
-    asked = [c for c in checks_for(subject.seam) if (c.name in wanted if wanted else full or not c.full)]
+    wanted, name = set(only), f"{subject.seam}/{subject.part.name}"
+    asked = [c for c in checks_for(subject.seam) if (c.name in wanted if wanted else full or not c.full or name in c.always)]
+    asked = [c for c in asked if wanted or not c.elsewhere or subject.has_a_name]
     return [c for c in asked if subject.complete or c.name == "well_formed"]

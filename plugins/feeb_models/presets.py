@@ -69,7 +69,8 @@ class DialConfig(PresetConfig):
 
 
 class Gpt2Config(PresetConfig):
-    """Learned positions, layer norms and biases everywhere, gelu of four times the width, tied head. GPT-2's dropout of 0.1 is left off."""
+    """Learned positions, layer norms and biases everywhere, gelu of four times the width, tied head. GPT-2's dropout
+    of 0.1 is left off; `dropout` and `attention_dropout` set it."""
 
     attention: Annotated[Part, Seam("attentions")] = use("mha", bias=True)
     feedforward: Annotated[Part, Seam("feedforwards")] = use("gelu", bias=True)

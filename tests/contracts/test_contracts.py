@@ -41,11 +41,15 @@ def test_part_keeps_its_contract_with_other_options(seam: str, value: dict[str, 
 def test_two_processes_find_the_gradient_of_one_and_slow_checks_wait_to_be_asked_for() -> None:
     names = {c.name for c in applicable(candidate("norms", "rmsnorm"))}
     assert "causality" in names
-    assert "two_rank_parity" not in names
-    assert {c.name for c in applicable(candidate("norms", "rmsnorm"), full=True)} == names | {"two_rank_parity"}
+    assert "two_rank_parity" in names
+    of = lambda name, **options: {c.name for c in applicable(candidate("architectures", name), **options)}  # noqa: E731
+    assert of("looped", full=True) - of("looped") == {"inductor_parity"}
+    assert of("gpt2", full=True) == of("gpt2")
     control = candidate("norms", "batchnorm")
     for subject in (candidate("norms", "rmsnorm"), control):
         assert [str(r) for r in iterate(subject, ["two_rank_parity"]) if not r.passed] == []
+    nameless = replace(control.part, spec=replace(control.part.spec))  # no other process finds it
+    assert names - {c.name for c in applicable(candidate("norms", nameless))} == {"two_rank_parity"}
     told = replace(control.part, spec=replace(control.part.spec, breaks=()))
     (result,) = iterate(candidate("norms", told), ["two_rank_parity"])
     assert "from 2 ranks: differs by" in result.message

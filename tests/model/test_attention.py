@@ -52,3 +52,16 @@ def test_the_form_for_compiled_bf16_has_the_gradients_of_the_other() -> None:
         a, b = (torch.autograd.grad((form(q, k, v, mask, 0.0) * weight).sum(), (q, k, v)) for form in (attend, _explicit))
         for x, y in zip(a, b, strict=True):
             torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("softcap", [0.0, 50.0], ids=["kernel", "explicit"])
+def test_dropout_drops_weights_and_keeps_their_mean(softcap):
+    torch.manual_seed(0)
+    q, k = torch.randn(1, 2, 4, 8), torch.randn(1, 2, 4, 8)
+    v = torch.eye(4).expand(1, 2, 4, 4).contiguous()  # so that what comes out is the weights
+    whole = attend(q, k, v, softcap=softcap)
+    draws = torch.stack([attend(q, k, v, softcap=softcap, dropout=0.25) for _ in range(4000)])
+    kept = draws[:, whole > 0] != 0
+    assert kept.float().mean().item() == pytest.approx(0.75, abs=0.01)
+    torch.testing.assert_close(draws[0][draws[0] != 0], whole[draws[0] != 0] / 0.75)
+    torch.testing.assert_close(draws.mean(0), whole, atol=0.03, rtol=0)

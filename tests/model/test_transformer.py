@@ -135,6 +135,16 @@ def test_dropout_acts_in_training_only() -> None:
     assert torch.equal(model(tokens).hidden, model(tokens).hidden)
 
 
+@pytest.mark.parametrize("attention", ["mha", "mla", "no_value", "differential", {"name": "sliding_window", "window": 3}])
+def test_attention_dropout_acts_in_training_only(attention) -> None:
+    model = build_model(transformer(attention_dropout=0.5, attention=attention), 50, 16)
+    plain = build_model(transformer(attention=attention), 50, 16)
+    tokens, doc_ids = torch.randint(50, (2, 9)), torch.tensor([0] * 4 + [1] * 5).expand(2, -1)
+    for options in ({}, {"doc_ids": doc_ids}):
+        assert not torch.equal(model.train()(tokens, **options).hidden, model(tokens, **options).hidden)
+        assert torch.equal(model.eval()(tokens, **options).hidden, plain(tokens, **options).hidden)
+
+
 def test_roles_of_parameters() -> None:
     model = build_model(transformer(position="learned", norm="layernorm"), 50, 16)
     roles = {g.role: g.names for g in param_groups(model)}
