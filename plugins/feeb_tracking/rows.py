@@ -12,7 +12,7 @@ from feebcore.train.callbacks import Callback, TrainRun, make_row
 class RowLogger(Callback):
     """Calls `write(row)` for every row. State: what has been summed since the last row.
 
-    loss: mean over the steps since the last row, nats per target. data_wait: seconds of these steps spent waiting for
+    loss, and nats where the objective tells those of the next token: means over the steps since the last row, per target. data_wait: seconds of these steps spent waiting for
     data. tokens: all so far. elapsed: seconds in the loop so far. Rows of held-out looks have split 'val'.
     """
 
@@ -28,13 +28,16 @@ class RowLogger(Callback):
         sums = self.sums
         if math.isfinite(metrics["loss"]):  # else the step was skipped
             sums["loss"] += metrics["loss"]
+            sums["nats"] = sums.get("nats", 0.0) + metrics.get("nats", 0.0)
             sums["steps"] += 1
         sums["seconds"] += metrics["seconds"]
         sums["data_wait"] += metrics["data_wait"]
         if step % self.every == 0 or step == self.run.section.max_steps:
             shown = {k: v for k, v in metrics.items() if k not in ("step", "seconds")}
             rate = (metrics["tokens"] - sums["tokens_before"]) / sums["seconds"] if sums["seconds"] else 0.0
-            means = {"loss": sums["loss"] / sums["steps"] if sums["steps"] else math.nan, "data_wait": sums["data_wait"], "tokens_per_second": rate}
+            mean = lambda key: sums.get(key, 0.0) / sums["steps"] if sums["steps"] else math.nan  # noqa: E731
+            means = {"loss": mean("loss")} | ({"nats": mean("nats")} if "nats" in metrics else {})
+            means |= {"data_wait": sums["data_wait"], "tokens_per_second": rate}
             self.write(make_row(step, "train", shown | means))
             self.sums = zero_sums(metrics["tokens"])
 
@@ -52,4 +55,4 @@ class RowLogger(Callback):
 
 
 def zero_sums(tokens: int) -> dict[str, float]:
-    return {"loss": 0.0, "steps": 0, "seconds": 0.0, "data_wait": 0.0, "tokens_before": tokens}
+    return {"loss": 0.0, "nats": 0.0, "steps": 0, "seconds": 0.0, "data_wait": 0.0, "tokens_before": tokens}

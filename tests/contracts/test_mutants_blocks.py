@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import feebcore as feeb
+from feeb_models.depths import PatchesConfig
+from feeb_models.depths.patches import Boundaries, Patches
 from feeb_models.depths.separate import Separate
 from feeb_models.feedforwards import FeedforwardConfig, MoeConfig
 from feeb_models.feedforwards.dense import Feedforward, gelu
@@ -285,7 +287,39 @@ class LastStreamTwice(Separate):
         return [*streams, streams[-1]]
 
 
+def patches(**members: Any) -> Part:
+    """Depth patches with members of `Boundaries` replaced while it runs."""
+
+    class Mutant(Patches):
+        def forward(self, stream_BTC: Tensor, context: Context) -> list[Tensor]:
+            with pytest.MonkeyPatch.context() as patch:
+                for name, member in members.items():
+                    patch.setattr(Boundaries, name, member)
+                return super().forward(stream_BTC, context)
+
+    build = lambda config, num_layers, make_block, block: Mutant(config, num_layers, make_block, block.vocab_size)  # noqa: E731
+    return part(feeb.DepthSpec, "depths", build, PatchesConfig)
+
+
+right_spread = Boundaries.spread
+
+
+def spread_too_early(self: Boundaries, change_BPC: Tensor, held: Any) -> Tensor:
+    """A token is given what the next boundary changed."""
+    return right_spread(self, change_BPC.roll(-1, 1), held)
+
+
+def spread_from_the_left(self: Boundaries, change_BPC: Tensor, held: Any) -> Tensor:
+    """As if the short rows of all rows stood at the left, whatever stands there."""
+    shifted, self.shift_B1 = self.shift_B1, torch.zeros_like(self.shift_B1)
+    found = right_spread(self, change_BPC, held)
+    self.shift_B1 = shifted
+    return found
+
+
 DEPTHS = {
+    "patches given out a patch too early": (patches(spread=spread_too_early), "causality"),
+    "short rows read from the wrong end": (patches(spread=spread_from_the_left), "left_padding_parity"),
     "a stream too many": (part(feeb.DepthSpec, "depths", lambda config, num_layers, make: LastStreamTwice(num_layers, make)), "streams_are_counted"),
 }
 
@@ -351,6 +385,7 @@ TWINS = {
     "further tokens": sequential(),
     "embedding": embedding(lambda x: x),
     "wiring": wiring(PreNorm.forward),
+    "patches": patches(),
     "depth": part(feeb.DepthSpec, "depths", lambda config, num_layers, make: Separate(num_layers, make)),
     "initialisation": initialisation(),
 }

@@ -386,3 +386,19 @@ def test_latent_attention_with_experts_learns_three_thousand_tokens_by_heart() -
         optimizer.step()
         losses.append(float(found.metrics["nats"] / found.count))
     assert sum(losses[-4:]) / 4 < 0.1
+
+
+@pytest.mark.parametrize("capacity", [None, 1.0])
+def test_padding_loads_no_expert_and_takes_no_place(capacity: float | None) -> None:
+    moe = made(num_experts=4, top_k=2, capacity=capacity, balance_loss=1.0, z_loss=1.0).train()
+    x = torch.randn(2, 9, 16, generator=torch.Generator().manual_seed(0))
+    doc_ids = torch.tensor([[-1, -1, -1, 0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0, -1, -1, -1]])
+    real = doc_ids >= 0
+    padded, alone = (Context(Position(), doc_ids_BT=ids) for ids in (doc_ids, None))
+    found, wanted = moe(x, padded), moe(x[real].view(2, 6, 16), alone)
+    if capacity is None:
+        torch.testing.assert_close(found[real].view(2, 6, 16), wanted)
+    for name in ("router_balance", "router_z"):
+        torch.testing.assert_close(padded.losses[name], alone.losses[name])
+    noise = x + 5 * ~real[..., None]
+    torch.testing.assert_close(moe(noise, Context(Position(), doc_ids_BT=doc_ids))[real], found[real])

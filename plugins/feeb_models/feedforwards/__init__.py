@@ -209,6 +209,7 @@ def specs() -> Iterable[FeedforwardSpec]:
         since="1.1",
         equation="y = shared(x) + Σ_{e in top_k of p} gate_scale p_e expert_e(x),   p = softmax(W_r x),   expert_e(x) = W2_e (silu(W1_e x) * W3_e x)\n"
         "loss + balance_loss E Σ_e f_e P_e      f_e: share of a row's choices that fell on e, P_e: mean of p_e over the row",
+        revision=2,  # padding is left out of loads, losses and capacity
     )
     yield FeedforwardSpec(
         "product_key_memory",

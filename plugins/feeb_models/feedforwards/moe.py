@@ -5,8 +5,8 @@
 Experts are narrow feedforwards, their weights stacked [E, out, in]. Dropless by default: choices are sorted by expert and
 each expert multiplies the rows it got (grouped.py), so no token's result depends on another's. With `capacity` c an expert
 takes at most ceil(c K T / E) tokens of a row of T in training, the first ones; later ones get nothing from it. That stays
-causal and keeps rows apart, but what a packed document gets then depends on the documents before it in the row. In
-evaluation nothing is dropped.
+causal and keeps rows apart, but what a packed document gets then depends on the documents before it in the row. Padding takes
+no place. In evaluation nothing is dropped.
 
 Cost a token: (num_shared + K) experts; with capacity c num_shared + c K, as empty places are multiplied too.
 """
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from feeb_models.feedforwards import MoeConfig
 from feeb_models.feedforwards.dense import ACTIVATIONS
 from feeb_models.feedforwards.grouped import grouped_linear
-from feeb_models.feedforwards.routers import BiasedRouter, Router, balance_loss, z_loss
+from feeb_models.feedforwards.routers import BiasedRouter, Router, Routing, balance_loss, z_loss
 from feebcore.model.context import Context
 from feebcore.model.parts import ResidualLinear
 from feebcore.protocols import BlockShape
@@ -87,7 +87,8 @@ class MixtureOfExperts(nn.Module):
         self.shared = SharedExperts(block.d_model, config.num_shared * hidden, config.activation) if config.num_shared else None
 
     def forward(self, x_BTC: Tensor, context: Context | None = None) -> Tensor:
-        routing = self.router(x_BTC)
+        doc_ids_BT = None if context is None else context.doc_ids_BT
+        routing = self.router(x_BTC, None if doc_ids_BT is None else doc_ids_BT >= 0)
         if self.training and context is not None:
             if self.config.balance_weight:
                 context.add_loss("router_balance", self.config.balance_weight * balance_loss(routing))
@@ -95,9 +96,9 @@ class MixtureOfExperts(nn.Module):
                 context.add_loss("router_z", self.config.z_loss * z_loss(routing))
         kind = x_BTC.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x_BTC.dtype
-        mix = self._limited if self.config.capacity is not None and self.training else self._dropless
+        limited = self.config.capacity is not None and self.training
         with torch.autocast(kind, enabled=False):
-            y_BTC = mix(x_BTC.to(dtype), routing.experts_BTK, routing.gates_BTK).to(dtype)
+            y_BTC = (self._limited(x_BTC.to(dtype), routing) if limited else self._dropless(x_BTC.to(dtype), *routing[:2])).to(dtype)
         return y_BTC if self.shared is None else y_BTC + self.shared(x_BTC)
 
     def _dropless(self, x_BTC: Tensor, experts_BTK: Tensor, gates_BTK: Tensor) -> Tensor:
@@ -108,9 +109,12 @@ class MixtureOfExperts(nn.Module):
         chosen_JC = self.experts.grouped(sorted_JC, ends_1E[0]).index_select(0, place_1J[0])
         return (chosen_JC.view(B, T, K, C) * gates_BTK[..., None]).sum(2)
 
-    def _limited(self, x_BTC: Tensor, experts_BTK: Tensor, gates_BTK: Tensor) -> Tensor:
+    def _limited(self, x_BTC: Tensor, routing: Routing) -> Tensor:
         B, T, C = x_BTC.shape
-        K, E, S = experts_BTK.shape[-1], self.config.num_experts, self.places(T)
+        K, E, S = routing.experts_BTK.shape[-1], self.config.num_experts, self.places(T)
+        experts_BTK = routing.experts_BTK
+        if routing.real_BT is not None:  # padding takes no place: it stands after the last expert's
+            experts_BTK = experts_BTK.masked_fill(~routing.real_BT[..., None], E)
         experts_BJ = experts_BTK.reshape(B, T * K)
         order_BJ, place_BJ, ends_BE = by_expert(experts_BJ, E)
         starts_BE = torch.cat([torch.zeros_like(ends_BE[:, :1]), ends_BE[:, :-1]], 1)
@@ -120,11 +124,12 @@ class MixtureOfExperts(nn.Module):
         source_BES = order_BJ.gather(1, filled_BES.flatten(1)).view(B, E, S) // K + T * row_B[:, None, None]
         given_ENC = x_BTC.reshape(-1, C).index_select(0, source_BES.transpose(0, 1).flatten()).view(E, B * S, C)
         made_NC = self.experts.batched(given_ENC).flatten(0, 1)
-        rank_BJ = place_BJ - starts_BE.gather(1, experts_BJ)
-        slot_BJ = (experts_BJ * B + row_B[:, None]) * S + rank_BJ.clamp(max=S - 1)
+        taken_BJ = experts_BJ.clamp(max=E - 1)
+        rank_BJ = (place_BJ - starts_BE.gather(1, taken_BJ)).masked_fill(experts_BJ == E, S)
+        slot_BJ = (taken_BJ * B + row_B[:, None]) * S + rank_BJ.clamp(max=S - 1)
         chosen_BTKC = made_NC.index_select(0, slot_BJ.flatten()).view(B, T, K, C)
         kept_BTK = (rank_BJ < S).view(B, T, K)
-        return (chosen_BTKC * (gates_BTK * kept_BTK)[..., None]).sum(2)
+        return (chosen_BTKC * (routing.gates_BTK * kept_BTK)[..., None]).sum(2)
 
     def places(self, length: int) -> int:
         """How many of a row's tokens an expert takes at most."""

@@ -23,13 +23,15 @@ from feebcore.protocols import BlockShape
 
 class Routing(NamedTuple):
     """experts [B,T,K] int64, gates [B,T,K]; of all experts: logits and shares [B,T,E] (these sum to 1), load [B,E] int64:
-    how many of a row's tokens chose each."""
+    how many of a row's tokens chose each. real [B,T] bool: tokens that are no padding, None where all are; padding is routed, but
+    neither loads, losses nor capacity know of it."""
 
     experts_BTK: Tensor
     gates_BTK: Tensor
     logits_BTE: Tensor
     shares_BTE: Tensor
     load_BE: Tensor
+    real_BT: Tensor | None = None
 
 
 class Router(nn.Module):
@@ -42,7 +44,7 @@ class Router(nn.Module):
         self.noise = config.noise if config.router == "gumbel" else 0.0
         self.scores = nn.Linear(block.d_model, config.num_experts, bias=False)
 
-    def forward(self, x_BTC: Tensor) -> Routing:
+    def forward(self, x_BTC: Tensor, real_BT: Tensor | None = None) -> Routing:
         with torch.autocast(x_BTC.device.type, enabled=False):
             logits_BTE = F.linear(x_BTC.float(), self.scores.weight.float())
             scores_BTE, shares_BTE = self.score(logits_BTE)
@@ -51,8 +53,9 @@ class Router(nn.Module):
             if self.normalise:
                 gates_BTK = gates_BTK / gates_BTK.sum(-1, keepdim=True).clamp(min=1e-20)
         number_E = torch.arange(self.num_experts, device=x_BTC.device)
-        load_BE = (experts_BTK[..., None] == number_E).sum((1, 2))
-        return Routing(experts_BTK, gates_BTK * self.gate_scale, logits_BTE, shares_BTE, load_BE)
+        chosen_BTKE = experts_BTK[..., None] == number_E
+        load_BE = (chosen_BTKE if real_BT is None else chosen_BTKE & real_BT[..., None, None]).sum((1, 2))
+        return Routing(experts_BTK, gates_BTK * self.gate_scale, logits_BTE, shares_BTE, load_BE, real_BT)
 
     def score(self, logits_BTE: Tensor) -> tuple[Tensor, Tensor]:
         """Each expert's score, and the scores as shares of 1."""
@@ -86,11 +89,11 @@ class BiasedRouter(Router):
         self.register_buffer("counted", torch.zeros(config.num_experts))
         self.register_buffer("seen", torch.zeros(config.num_experts, block.d_model))
 
-    def forward(self, x_BTC: Tensor) -> Routing:
+    def forward(self, x_BTC: Tensor, real_BT: Tensor | None = None) -> Routing:
         counts = self.training and torch.is_grad_enabled()
         if counts:
             self._balance()
-        routing = super().forward(x_BTC)
+        routing = super().forward(x_BTC, real_BT)
         if counts:
             with torch.no_grad():
                 self.counted.add_(_over_ranks(routing.load_BE.sum(0).to(self.counted.dtype)))
@@ -125,10 +128,17 @@ def balance_loss(routing: Routing) -> Tensor:
     1 when balanced, E when all goes to one (arXiv:2101.03961, equation 4). A row at a time (arXiv:2412.19437, equation 17),
     so that it does not depend on how a batch is cut into micro-batches.
     """
-    chosen_BE = routing.load_BE / routing.load_BE.sum(-1, keepdim=True)
-    return routing.load_BE.shape[-1] * (chosen_BE * routing.shares_BTE.mean(1)).sum(-1).mean()
+    chosen_BE = routing.load_BE / routing.load_BE.sum(-1, keepdim=True).clamp(min=1)
+    return routing.load_BE.shape[-1] * (chosen_BE * mean_of_real(routing.shares_BTE, routing.real_BT)).sum(-1).mean()
 
 
 def z_loss(routing: Routing) -> Tensor:
     """Mean of (log sum_e exp logit_e)^2: keeps the router's logits small (arXiv:2202.08906, equation 5)."""
-    return routing.logits_BTE.logsumexp(-1).square().mean()
+    return mean_of_real(routing.logits_BTE.logsumexp(-1, keepdim=True).square(), routing.real_BT).mean()
+
+
+def mean_of_real(x_BTE: Tensor, real_BT: Tensor | None) -> Tensor:
+    """[B,E]: the mean over a row's tokens that are no padding; 0 for a row of padding."""
+    if real_BT is None:
+        return x_BTE.mean(1)
+    return (x_BTE * real_BT[..., None]).sum(1) / real_BT.sum(1, keepdim=True).clamp(min=1)

@@ -134,6 +134,7 @@ def specs() -> Iterable[ObjectiveSpec]:
         reference="arXiv:2404.19737",
         since="1.1",
         equation="loss = Σ_{j=1…k} w_j (1/N) Σ_t −log p_j(token_{t+j})      p_1: the head; p_j: its future j − 1",
+        revision=2,  # counts the FLOPs of all that it runs
     )
     yield ObjectiveSpec(
         "all_layer",
@@ -143,6 +144,7 @@ def specs() -> Iterable[ObjectiveSpec]:
         reference="arXiv:1910.10073",
         since="1.1",
         equation="loss = Σ_l (1/N) Σ_t −log softmax(head(norm(r_l,t)))[token_{t+1}],  l = 1 … L      reduce mean: / L",
+        revision=2,  # counts the FLOPs of all that it runs
     )
     yield ObjectiveSpec(
         "local_gradients",
@@ -152,6 +154,7 @@ def specs() -> Iterable[ObjectiveSpec]:
         reference="arXiv:1901.08164",
         since="1.1",
         equation="as all_layer, with r_{l+1} = B_l(sg(r_l)) for every block but the first",
+        revision=2,  # counts the FLOPs of all that it runs
     )
     yield ObjectiveSpec(
         "confidence",
@@ -162,6 +165,7 @@ def specs() -> Iterable[ObjectiveSpec]:
         equation="ce_l = −log p_l(token_{t+1}),   p_l = max softmax(head(norm(r_l)));   form 1: loss = ce_L − Σ_l ce_l / L\n"
         "form 2: ce_L + Σ_l log(1 − exp(−ce_l)) / L with mean ce_l;   3: Σ_l live_l p_l ce_l;   4: Σ_l live_l p_l (ce_l where it stops, else 1)\n"
         "form 5: as 4 with live, stops and ce of layer l − 1;   all: mean over t",
+        revision=2,  # counts the FLOPs of all that it runs
     )
     yield ObjectiveSpec(
         "selective",
@@ -172,6 +176,7 @@ def specs() -> Iterable[ObjectiveSpec]:
         since="1.1",
         equation="loss = mean of −log p(token_{t+1}) over the `share` of each window with the largest excess\n"
         "excess_t = −log p(token_{t+1}) + log p_reference(token_{t+1})      without a reference: −log p(token_{t+1})",
+        revision=2,  # counts the FLOPs of all that it runs
     )
     yield ObjectiveSpec(
         "distillation",
@@ -181,6 +186,7 @@ def specs() -> Iterable[ObjectiveSpec]:
         reference="arXiv:1503.02531",
         since="1.1",
         equation="loss = (1 − weight) CE + weight τ² KL(softmax(logits_teacher / τ) || softmax(logits / τ)),   τ = temperature",
+        revision=2,  # counts the FLOPs of all that it runs
     )
     yield ObjectiveSpec(
         "myopic",
@@ -190,4 +196,5 @@ def specs() -> Iterable[ObjectiveSpec]:
         reference="arXiv:2404.00859",
         since="1.1",
         equation="as next_token, with att over sg(k_s), sg(v_s) for s < t and k_t, v_t: the loss is the same, the gradient is not",
+        revision=2,  # counts the FLOPs of all that it runs
     )
