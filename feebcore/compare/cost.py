@@ -87,7 +87,7 @@ def _flops_per_step(section: Any, tokens: Artifact) -> float:
     from feebcore.model.build import count_training
 
     vocab_size = read_json(tokens.file("tokens.json"))["vocab_size"]
-    return count_training(section.architecture, section.objective, vocab_size, section.seq_len)[1] * section.batch_size * section.seq_len
+    return count_training(section.architecture, section.objective.build(), vocab_size, section.seq_len)[1] * section.batch_size * section.seq_len
 
 
 def flops_per_step(recipe: Recipe, tokens: Artifact) -> float:

@@ -32,12 +32,11 @@ def count_architecture(architecture: Part, vocab_size: int, seq_len: int) -> Cou
         return architecture.build(vocab_size, seq_len).count()
 
 
-def count_training(architecture: Part, objective: Part, vocab_size: int, seq_len: int) -> tuple[Counts, float]:
-    """Counts of an architecture, and training FLOPs a token under an objective, without allocating its weights."""
-    learning = objective.build()
+def count_training(architecture: Part, objective: Any, vocab_size: int, seq_len: int) -> tuple[Counts, float]:
+    """Counts of an architecture, and training FLOPs a token under an objective (built), without allocating its weights."""
     with torch.device("meta"):
         model = architecture.build(vocab_size, seq_len)
-    return model.count(), training_flops(model, learning, seq_len)
+    return model.count(), training_flops(model, objective, seq_len)
 
 
 def choose(seam: str, value: Any, registry: Registry | None = None) -> Part:

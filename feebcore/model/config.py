@@ -21,7 +21,9 @@ class TransformerConfig(PartConfig):
     num_heads: int = Field(4, ge=1)
     head_dim: int | None = Field(None, ge=1, description="width of one head; default d_model / num_heads")
     dropout: float = Field(0.0, ge=0.0, lt=1.0, description="on the embedding and on what attention and feedforward add to the stream")
-    attention_dropout: float = Field(0.0, ge=0.0, lt=1.0, description="on the weights with which attention takes its mean of values")
+    attention_dropout: float = Field(
+        0.0, ge=0.0, lt=1.0, description="on the weights with which attention takes its mean of values; recurrences, as gated_delta, have none"
+    )
     attention: Annotated[Part, Seam("attentions")]
     feedforward: Annotated[Part, Seam("feedforwards")]
     norm: Annotated[Part, Seam("norms")]

@@ -31,7 +31,7 @@ class Context:
     for later ones in the same forward pass (values, keys), under names of the part's own. losses: auxiliary terms, means
     over the batch, each a scalar; add to what is there with `add_loss`. local_gradients: each layer learns for itself, see
     Transformer.forward; begun: the first block has run. want_layers: every layer's stream is asked for, else a depth may leave
-    out all but the last. dropout: share of the attention weights that this pass sets to 0. positions_BT, doc_ids_BT [B,T] of these tokens; None: 0..T-1, one document a row.
+    out all but the last. dropout: share of the attention weights that this pass sets to 0. window: no attention sees more tokens than these, itself among them; 0: no such limit. positions_BT, doc_ids_BT [B,T] of these tokens; None: 0..T-1, one document a row.
     """
 
     position: Position
@@ -47,6 +47,7 @@ class Context:
     begun: bool = False
     want_layers: bool = False
     dropout: float = 0.0
+    window: int = 0
     positions_BT: Tensor | None = None
     doc_ids_BT: Tensor | None = None
 
@@ -65,6 +66,7 @@ class Context:
         """`attend` of feebcore/model/attention.py with this pass's masks and the position's bias. window: each query sees so
         many tokens, itself among them; 0: all."""
         T, S = q_BHTD.shape[2], k_BGSD.shape[2]
+        window = min(window, self.window) if window and self.window else window or self.window
         mask_BTS, block_mask = self.mask_BTS, None if self.dropout else self.block_mask  # FlexAttention knows no dropout
         if window and window < S:
             if block_mask is not None:
@@ -78,7 +80,9 @@ class Context:
 
     def weights(self, q_BHTD: Tensor, k_BGSD: Tensor, softcap: float = 0.0) -> Tensor:
         """[B,H,T,S] fp32: what `attend` multiplies the values with."""
-        return attention_weights(q_BHTD, k_BGSD, self.mask_BTS, softcap, self.position.bias(q_BHTD.shape[2], k_BGSD.shape[2]), self.dropout)
+        T, S = q_BHTD.shape[2], k_BGSD.shape[2]
+        mask_BTS = window_mask(self.mask_BTS, T, S, self.window, k_BGSD.device) if 0 < self.window < S else self.mask_BTS
+        return attention_weights(q_BHTD, k_BGSD, mask_BTS, softcap, self.position.bias(T, S), self.dropout)
 
 
 class Cache:

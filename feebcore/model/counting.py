@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import nn
 
 from feebcore.protocols import Counts
@@ -46,8 +47,15 @@ def training_flops(model: nn.Module, objective: Any, seq_len: int) -> float:
 
 
 def count_streams(model: nn.Module) -> int:
-    """How many layers `want_layers` gives: those that the depth says it has (`num_streams`)."""
-    return int(model.depth.num_streams)  # type: ignore[union-attr, arg-type]
+    """How many layers `want_layers` gives: what `model.depth` says (`num_streams`), else what a pass over one token shows."""
+    known = getattr(getattr(model, "depth", None), "num_streams", None)
+    if known is not None:
+        return int(known)
+    was_training = model.training
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        layers = model.eval()(torch.zeros(1, 1, dtype=torch.int64, device=next(model.parameters()).device), want_layers=True).layers
+    model.train(was_training)
+    return len(layers)
 
 
 def count_flops(module: nn.Module, length: int) -> tuple[float, float]:

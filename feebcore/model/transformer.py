@@ -36,6 +36,8 @@ class Transformer(nn.Module):
     def __init__(self, config: TransformerConfig, vocab_size: int, seq_len: int) -> None:
         super().__init__()
         self.config, self.vocab_size, self.seq_len = config, vocab_size, seq_len
+        more = getattr(config.depth.config, "all_layers", None)
+        self.all_layers = more(config.num_layers) if more else config.num_layers  # a depth may make more than num_layers
         self.embedding = config.embedding.build_with(vocab_size, config.d_model, block=self._shape(0))
         self.position = config.position.build(self._shape(0))
         self.depth = self.make_depth()
@@ -122,13 +124,16 @@ class Transformer(nn.Module):
             lambda dim=config.d_model: keep("norm", layer, config.norm.build(dim)),
             block=shape,
         )
+        block.layer = layer
         block.register_forward_pre_hook(detached_where_local)
         return keep("block", layer, block)
 
     def _shape(self, layer: int) -> BlockShape:
         c = self.config
         position = getattr(self, "position", None)
-        return BlockShape(c.d_model, c.num_heads, c.width_of_head, self.seq_len, layer, c.num_layers, lambda dim: c.norm.build(dim), position, self.vocab_size)
+        return BlockShape(
+            c.d_model, c.num_heads, c.width_of_head, self.seq_len, layer, self.all_layers, lambda dim: c.norm.build(dim), position, self.vocab_size
+        )
 
     def _dropped(self, make: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
         """`make`, with dropout on what the module returns."""

@@ -51,9 +51,13 @@ def measure_with(train: TrainSection, vocab_size: int) -> Measure:
     """The exact cost of `train` under overrides, from a model that has no weights (meta device)."""
     from feebcore.model.build import count_training
 
+    built: dict[Part, Any] = {}  # an objective may load a teacher
+
     def measure(overrides: Mapping[str, Any]) -> Cost:
         section = with_overrides(train, overrides)
-        counts, flops_per_token = count_training(section.architecture, section.objective, vocab_size, section.seq_len)
+        if (objective := built.get(section.objective)) is None:
+            objective = built[section.objective] = section.objective.build()
+        counts, flops_per_token = count_training(section.architecture, objective, vocab_size, section.seq_len)
         return Cost(counts, flops_per_token, section.batch_size, section.seq_len)
 
     return measure

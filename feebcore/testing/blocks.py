@@ -152,6 +152,7 @@ def future_flops_are_measured(subject: Candidate) -> None:
     model, stream = small_model(subject), some_tokens(1, LENGTH + 1)
     if not hasattr(model.head, "futures"):
         return
+    require(hasattr(model.head, "future_flops"), "has `futures` and no `future_flops(model, length)`")
     batch = Batch(stream[:, :-1], stream[:, 1:])
     output = model(batch.tokens)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:

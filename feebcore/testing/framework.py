@@ -38,12 +38,13 @@ class Candidate:
 
     @property
     def has_a_name(self) -> bool:
-        """Whether the registry finds this very part by its name, as any process can."""
+        """Whether a plugin offers this very part, so that any process finds it by its name."""
         from feebcore.errors import FeebError
         from feebcore.registry import get_registry
 
         try:
-            return (self.registry or get_registry()).resolve(self.seam, self.part.name) is self.spec
+            found = (self.registry or get_registry()).resolve(self.seam, self.part.name)
+            return found is self.spec and bool(self.spec.origin)
         except FeebError:
             return False
 

@@ -314,11 +314,15 @@ def extra_flops_are_declared(subject: Candidate) -> None:
 
     objective, batch = subject.part.build(), everywhere(example()[1])
     head = {"name": "multi_token", "num_futures": 3, "softcap": 30.0}  # capped: a plain matrix goes through an operation that the counter does not see
-    model = build_model(choose("architectures", {"name": "transformer", "d_model": 16, "num_heads": 2, "num_layers": 3, "head": head}), VOCAB, LENGTH)
-    evaluate(objective, model, batch)  # one may look at the model first
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        evaluate(objective, model, batch)
-    extra = getattr(objective, "extra_flops", None)
-    trained = extra(model, LENGTH)[0] if callable(extra) else 0.0  # what does not learn runs where the counter does not see it
-    declared, measured = ROWS * (count_flops(model, LENGTH)[0] + trained), counter.get_total_flops()
-    require(declared == measured, f"declares {declared:.0f} forward FLOPs with the model's and its head's, FlopCounterMode sees {measured}")
+    sizes = {"name": "transformer", "d_model": 16, "num_heads": 2, "num_layers": 3, "head": head}
+    for depth in ("separate", "looped"):
+        model = build_model(choose("architectures", {**sizes, "depth": depth}), VOCAB, LENGTH)
+        evaluate(objective, model, batch)  # one may look at the model first
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            evaluate(objective, model, batch)
+        extra = getattr(objective, "extra_flops", None)
+        trained = extra(model, LENGTH)[0] if callable(extra) else 0.0  # what does not learn runs where the counter does not see it
+        declared, measured = ROWS * (count_flops(model, LENGTH)[0] + trained), counter.get_total_flops()
+        require(
+            declared == measured, f"with depth {depth} declares {declared:.0f} forward FLOPs, the model's and its head's among them; measured are {measured}"
+        )

@@ -127,6 +127,6 @@ def checkpoint_activations(model: nn.Module) -> int:
 
 
 def blocks_of(model: Any) -> list[nn.Module]:
-    """The residual blocks of a transformer: the members of the lists that `model.depth` holds, each once."""
-    lists = [m for m in getattr(model, "depth", nn.Module()).modules() if isinstance(m, nn.ModuleList)]
-    return list(dict.fromkeys(block for one in lists[:1] for block in one))
+    """The residual blocks of a transformer: the members of the lists that `model.depth` itself holds, each once."""
+    lists = [m for m in getattr(model, "depth", nn.Module()).children() if isinstance(m, nn.ModuleList)]
+    return list(dict.fromkeys(block for one in lists for block in one))

@@ -6,14 +6,12 @@ normalises queries and keys. Loads no torch.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
 from feeb_models import TransformerConfig
-from feeb_models.depths import PatchesConfig
 from feebcore import Part, Seam, use
 from feebcore.specs import ArchitectureSpec
 
@@ -174,18 +172,8 @@ class BytePatchesConfig(PresetConfig):
     patches that see all, one layer on bytes again. Its tokenizer is `byte`. Of the byte latent transformer it has the n-grams and the
     two scales; patches end where words do, as in SpaceByte, not where a small model is surprised."""
 
-    attention: Annotated[Part, Seam("attentions")] = use("local_global", pattern="LGL", window=64)
-    depth: Annotated[Part, Seam("depths")] = use("patches", boundaries="words")
+    depth: Annotated[Part, Seam("depths")] = use("patches", boundaries="words", window=64)
     embedding: Annotated[Part, Seam("embeddings")] = use("hash_ngrams", buckets=5000)
-
-    @model_validator(mode="after")
-    def _layers_on_bytes_see_a_window(self) -> Self:
-        depth = self.depth.config
-        if "attention" not in self.model_fields_set and isinstance(depth, PatchesConfig):
-            pattern = "L" * depth.before + "G" * self.num_layers + "L" * depth.after
-            seen = self.attention.config.model_copy(update={"pattern": pattern})
-            object.__setattr__(self, "attention", dataclasses.replace(self.attention, config=seen))
-        return self
 
 
 def specs() -> Iterable[ArchitectureSpec]:

@@ -14,6 +14,7 @@ from feebcore.model.context import Context
 from feebcore.testing import candidate
 from feebcore.testing.framework import iterate
 from feebcore.testing.models import enliven
+from feebcore.train.step import blocks_of, checkpoint_activations
 
 LENGTH = 48
 TEXT = b"def f(x_1): return x_1 + 22  # caf\xc3\xa9 au lait is it"
@@ -141,7 +142,91 @@ def test_what_cannot_be_read_in_patches_is_said() -> None:
         transformer(depth="patches", attention="gated_delta")
 
 
-def test_the_preset_gives_layers_on_bytes_a_window() -> None:
-    part = choose("architectures", {"name": "byte_patches", "num_layers": 3, "depth": {"before": 2}})
-    assert part.config.attention.config.pattern == "LLGGGL"  # type: ignore[attr-defined]
-    assert part.config.depth.config.boundaries == "words"  # type: ignore[attr-defined]
+@torch.no_grad()
+def test_only_blocks_on_every_token_have_the_window() -> None:
+    depth = {"name": "patches", "size": 4, "after": 2}
+    model, wide = transformer(3, depth=depth | {"window": 5}), transformer(3, depth=depth)
+    seen: list[int] = []
+    for block in (*model.depth.before, *model.depth.blocks, *model.depth.after):
+        block.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[1].window))
+    assert not torch.allclose(model(rows()).hidden, wide(rows()).hidden, atol=1e-3)
+    assert seen == [5, 0, 0, 0, 5, 5]
+    narrow = transformer(3, depth="separate", attention={"name": "sliding_window", "window": 5})
+    limited = transformer(3, depth="separate")
+    limited.depth.register_forward_pre_hook(lambda module, inputs: setattr(inputs[1], "window", 5))
+    torch.testing.assert_close(limited(rows()).hidden, narrow(rows()).hidden)
+
+
+def test_the_preset_holds_its_window_whatever_else_is_chosen() -> None:
+    part = choose("architectures", {"name": "byte_patches", "num_layers": 3, "depth": {"before": 2}, "attention": {"name": "gqa", "num_kv_heads": 2}})
+    depth = part.config.depth.config  # type: ignore[attr-defined]
+    assert (depth.boundaries, depth.window, depth.before) == ("words", 64, 2)
+
+
+def test_a_layers_own_loss_reaches_that_layer_alone() -> None:
+    model = transformer(2, depth={"name": "patches", "size": 4})
+    names = [name for name, _ in model.depth.named_parameters()]
+    for layer, owner in enumerate(("before.0", "blocks.0", "blocks.1", "after.0")):
+        model.zero_grad()
+        streams = model(rows(), want_layers=True, local_gradients=True).layers
+        streams[layer].square().sum().backward()
+        reached = {".".join(name.split(".")[:2]) for name in names if model.depth.get_parameter(name).grad is not None}
+        assert reached == {owner}, layer
+
+
+@torch.no_grad()
+def test_every_layer_is_told_through_the_cache_too() -> None:
+    model, tokens = transformer(3, depth={"name": "patches", "size": 5}), rows()
+    whole, cache = model(tokens, want_layers=True).layers, model.new_cache(3, LENGTH)
+    steps = [model(tokens[:, t : t + 1], cache=cache, want_layers=True).layers for t in range(LENGTH)]
+    for layer, wanted in enumerate(whole):
+        torch.testing.assert_close(torch.cat([streams[layer] for streams in steps], 1), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_a_row_does_not_depend_on_the_boundaries_of_others() -> None:
+    moe = {"name": "moe", "num_experts": 4, "capacity": 4.0, "z_loss": 0.1}
+    model = transformer(2, depth={"name": "patches", "size": 2, "boundaries": "words"}, feedforward=moe).train()
+    letters, spaces = torch.full((1, LENGTH), ord("a")), torch.tensor([[ord("a"), ord(" ")] * (LENGTH // 2)])
+    letters[0, [7, 20]] = ord(" ")
+    docs = torch.zeros(1, LENGTH, dtype=torch.int64)
+    for options in (lambda n: {}, lambda n: {"doc_ids": docs.expand(n, -1)}):
+        together = model(torch.cat([letters, spaces]), **options(2))
+        alone = [model(tokens, **options(1)) for tokens in (letters, spaces)]
+        for row, output in enumerate(alone):
+            torch.testing.assert_close(output.hidden[0], together.hidden[row], rtol=1e-4, atol=1e-4)
+        for name, loss in together.losses.items():
+            torch.testing.assert_close(sum(output.losses[name] for output in alone) / 2, loss)
+
+
+def test_packed_rows_compile_few_times() -> None:
+    model, tokens, passes = transformer(1, depth={"name": "patches", "size": 4}), rows(), []
+
+    def counting(module: Any, inputs: Any) -> Any:
+        passes.append(module)
+        return module.forward
+
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda docs: model(tokens, doc_ids=docs).hidden, backend=counting, dynamic=False)
+    for cut in range(1, 17):
+        docs = (torch.arange(LENGTH) >= 2 * cut).long().expand(3, -1)
+        torch.testing.assert_close(compiled(docs), model(tokens, doc_ids=docs).hidden, rtol=1e-4, atol=1e-4)
+    assert len(passes) < 12
+
+
+def test_blocks_on_bytes_and_on_patches_are_checkpointed_and_numbered() -> None:
+    model = transformer(3, depth={"name": "patches", "before": 2, "window": 5}, initialisation="depth_scaled")
+    assert [block.layer for block in blocks_of(model)] == list(range(6))
+    fresh = build_model(
+        choose("architectures", {"name": "transformer", "num_layers": 3, "d_model": 64, "depth": "patches", "initialisation": "depth_scaled"}), 258, 32
+    )
+    sizes = [block.feedforward.out.weight.std().item() for block in blocks_of(fresh)]
+    assert sizes == pytest.approx([0.02 / (2 * layer) ** 0.5 for layer in range(1, 6)], rel=0.05)
+    batch, grads = rows(), []
+    for checkpointed in (False, True):
+        model.zero_grad()
+        if checkpointed:
+            assert checkpoint_activations(model) == 6
+        model(batch).hidden.square().sum().backward()
+        grads.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    for one, other in zip(*grads, strict=True):
+        torch.testing.assert_close(one, other)

@@ -40,7 +40,7 @@ class CrossLayerAttention(nn.Module):
             context.shared[self.key] = context.extend(k_BTGD.transpose(1, 2), v_BTGD.transpose(1, 2))
         elif self.key not in context.shared:
             raise FeebError(
-                f"attention cross_layer: layer {self.layer} has no keys of its own, and the layer that makes them did not run before it; set share: 1"
+                f"attention cross_layer: layer {self.layer} has no keys of its own, and the layer that makes them did not run before it; set share: 1, or let no group begin before, and end after, the patches of depth patches"
             )
         k_BGSD, v_BGSD = context.shared[self.key]
         y_BHTD = context.attend(q_BTHD.transpose(1, 2), k_BGSD, v_BGSD, self.softcap)

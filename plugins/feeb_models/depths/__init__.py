@@ -55,6 +55,10 @@ class PatchesConfig(PartConfig):
         "stride", description="every `size` tokens; or, of tokenizer byte, after a word, once in `size` bytes at most"
     )
     size: int = Field(4, ge=1, description="tokens a patch; of words the fewest it is counted with")
+    window: int = Field(0, ge=0, description="tokens that attention in blocks on every token sees, its own among them; 0: all")
+
+    def all_layers(self, num_layers: int) -> int:
+        return self.before + num_layers + self.after
 
 
 def specs() -> Iterable[DepthSpec]:

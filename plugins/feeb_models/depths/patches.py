@@ -11,7 +11,8 @@ Where boundaries lie, each document tells for itself and from its past alone:
     stride   every `size` tokens from its first on (arXiv:2110.13711 shortens sequences so, with pooling)
     words    the byte after a word, of these the first in each `size` bytes (arXiv:2404.14408, which has no such limit)
 
-so a row of T tokens has at most ceil(T / size), which is what compute and cache are counted for. The byte latent transformer
+so a document of T tokens has at most ceil(T / size), which is what compute and cache are counted for; in packed rows each further
+document may add one (and experts with a capacity have places by the fullest row of the batch). The byte latent transformer
 (arXiv:2412.09871) also cuts where a small model is surprised, and pools by cross-attention; neither is done here.
 """
 
@@ -27,6 +28,7 @@ from torch import Tensor, nn
 from feeb_models.depths import PatchesConfig
 from feebcore.model.context import PADDING, Cache, Context
 from feebcore.model.counting import add_caches, count_cache, count_flops
+from feebcore.model.transformer import detached
 from feebcore.protocols import BlockShape
 
 MakeBlock = Callable[[int], nn.Module]
@@ -40,7 +42,7 @@ class Patches(nn.Module):
         super().__init__()
         first, second = config.before, config.before + num_layers
         self.num_streams = second + config.after
-        self.size, self.words = config.size, config.boundaries == "words"
+        self.window, self.size, self.words = config.window, config.size, config.boundaries == "words"
         self.before = nn.ModuleList(make_block(i) for i in range(first))
         self.blocks = nn.ModuleList(make_block(i) for i in range(first, second))
         self.after = nn.ModuleList(make_block(i) for i in range(second, second + config.after))
@@ -56,26 +58,28 @@ class Patches(nn.Module):
             )
 
     def forward(self, stream_BTC: Tensor, context: Context) -> list[Tensor]:
+        near = dataclasses.replace(context, window=min(context.window or self.window, self.window or context.window))
         streams = []
         for block in self.before:
-            stream_BTC = block(stream_BTC, context)
+            stream_BTC = block(stream_BTC, near)
             streams.append(stream_BTC)
         cache = context.cache
         held = None if cache is None else cache.also(PatchCache, -(-cache.length // self.size))
         found = self.boundaries(context, held, *stream_BTC.shape[:2])
+        inner = found.context(near, held, context.window)
         patches = found.gather(stream_BTC)
-        given_BPC, inner = patches, found.context(context, held)
+        given_BTC, given_BPC = (detached(stream_BTC), detached(patches)) if context.local_gradients else (stream_BTC, patches)
         for i, block in enumerate(self.blocks):
             if found.P:  # a decoding step without a boundary costs the first and last blocks only
                 patches = block(patches, inner)
+            before_B1C = None if held is None else held.before(i, patches - given_BPC, found.count_B)
             if context.want_layers or i == len(self.blocks) - 1:
-                streams.append(stream_BTC + found.spread(patches - given_BPC, held))
+                streams.append(given_BTC + found.spread(patches - given_BPC, before_B1C))
         if held is not None:
             held.finish()
-        context.begun = inner.begun
         stream_BTC = streams[-1]
         for block in self.after:
-            stream_BTC = block(stream_BTC, context)
+            stream_BTC = block(stream_BTC, near)
             streams.append(stream_BTC)
         return streams
 
@@ -105,8 +109,14 @@ class Patches(nn.Module):
             boundary_BT = opens_BT
         if known is not None:
             known["doc"].copy_(docs_BT[:, -1:])
-        most = math.ceil(length / self.size) if plain and held is None else None
-        return Boundaries(boundary_BT, here_BT, docs_BT, most)
+        most = math.ceil(length / self.size)
+        if plain and held is None:
+            return Boundaries(boundary_BT, here_BT, docs_BT, most)
+        number = int(boundary_BT.sum(1).max())
+        if held is not None:
+            return Boundaries(boundary_BT, here_BT, docs_BT, number, to_the_right=True)
+        step = max(1, most // 4)  # few different lengths: each is compiled anew
+        return Boundaries(boundary_BT, here_BT, docs_BT, -(-number // step) * step, packed=True)
 
     def flops(self, length: int) -> tuple[float, float]:
         each = [count_flops(block, length) for block in (*self.before, *self.after)]
@@ -124,22 +134,21 @@ NOWHERE = -3  # the document of no token
 class Boundaries:
     """Which tokens of a pass are boundaries, and the way to and from the short rows [B,P,…] that hold them.
 
-    most: P, where rows are known to have no more; they stand at the left then, with nothing of use after them. None: P is counted,
-    and they stand at the right, so that the last ones of all rows are in line, with what is cached before them.
+    Rows with fewer than P stand at the left, with copies of the first token after them, which count as padding; `to_the_right` is for
+    rows that go on from a cache, so that the last ones of all rows are in line. packed: rows hold several documents.
     """
 
-    def __init__(self, boundary_BT: Tensor, positions_BT: Tensor, docs_BT: Tensor, most: int | None) -> None:
+    def __init__(self, boundary_BT: Tensor, positions_BT: Tensor, docs_BT: Tensor, P: int, to_the_right: bool = False, packed: bool = False) -> None:
         B, T = boundary_BT.shape
         device = boundary_BT.device
+        self.P, self.packed = P, packed
         self.number_BT = boundary_BT.cumsum(1)
         self.count_B = self.number_BT[:, -1]
-        self.P = int(self.count_B.max()) if most is None else most
-        self.shift_B1 = torch.zeros_like(self.count_B)[:, None] if most is not None else (self.P - self.count_B)[:, None]
-        self.plain = most is not None
-        slot_BT = torch.where(boundary_BT, self.number_BT - 1 + self.shift_B1, self.P)  # the last column takes what is no boundary
+        self.shift_B1 = (P - self.count_B if to_the_right else torch.zeros_like(self.count_B))[:, None]
+        slot_BT = torch.where(boundary_BT, self.number_BT - 1 + self.shift_B1, P)  # the last column takes what is no boundary
         place_T = torch.arange(T, device=device).expand(B, -1)
-        self.index_BP = torch.zeros(B, self.P + 1, dtype=torch.int64, device=device).scatter(1, slot_BT, place_T)[:, : self.P]
-        at_P = torch.arange(self.P, device=device)
+        self.index_BP = torch.zeros(B, P + 1, dtype=torch.int64, device=device).scatter(1, slot_BT, place_T)[:, :P]
+        at_P = torch.arange(P, device=device)
         self.real_BP = (at_P >= self.shift_B1) & (at_P < self.shift_B1 + self.count_B[:, None])
         self.positions_BP = positions_BT.gather(1, self.index_BP)
         self.docs_BP = torch.where(self.real_BP, docs_BT.gather(1, self.index_BP), PADDING)
@@ -148,19 +157,19 @@ class Boundaries:
         """[B,T,…] to [B,P,…]."""
         return x[torch.arange(len(x), device=x.device)[:, None], self.index_BP]
 
-    def spread(self, change_BPC: Tensor, held: PatchCache | None) -> Tensor:
-        """[B,T,C]: for each token that of its patch's boundary; before a row's first one that of the call before, or 0."""
+    def spread(self, change_BPC: Tensor, before_B1C: Tensor | None) -> Tensor:
+        """[B,T,C]: for each token that of its patch's boundary; before a row's first one `before`, or 0."""
         B, _, C = change_BPC.shape
-        first_B1C = change_BPC.new_zeros(B, 1, C) if held is None else held.before(change_BPC, self.count_B)
+        first_B1C = change_BPC.new_zeros(B, 1, C) if before_B1C is None else before_B1C
         slot_BT = torch.where(self.number_BT > 0, self.number_BT + self.shift_B1, 0)
         return torch.cat([first_B1C, change_BPC], 1).gather(1, slot_BT[..., None].expand(-1, -1, C))
 
-    def context(self, outer: Context, held: PatchCache | None) -> Context:
+    def context(self, outer: Context, held: PatchCache | None, window: int) -> Context:
         """What the blocks on patches are given. Layers share values and keys among themselves only."""
         mask_BPS = None
         if held is not None:
             mask_BPS = held.begin_patches(self.docs_BP, self.real_BP, self.count_B)
-        elif not self.plain:
+        elif self.packed:
             slots = torch.arange(self.P, device=self.docs_BP.device)
             mask_BPS = (self.docs_BP[:, :, None] == self.docs_BP[:, None, :]) & (slots[None, :] <= slots[:, None])
         return dataclasses.replace(
@@ -169,6 +178,7 @@ class Boundaries:
             mask_BTS=mask_BPS,
             cache=held,
             block_mask=None,
+            window=window,
             tokens_BT=None if outer.tokens_BT is None else self.gather(outer.tokens_BT),
             start_BTC=None if outer.start_BTC is None else self.gather(outer.start_BTC),
             positions_BT=self.positions_BP,
@@ -185,7 +195,7 @@ class PatchCache(Cache):
         super().__init__(batch, length, device)
         self.filled_B = torch.zeros(batch, dtype=torch.int64, device=device)
         self.row_state: dict[str, Tensor] = {}
-        self.change_B1C: Tensor | None = None
+        self.changes: dict[int, Tensor] = {}
 
     def last(self, batch: int, device: torch.device) -> dict[str, Tensor]:
         """Of each row's last token [B,1]: its document, whether it ended a word, whether its stretch had its boundary. Written in place."""
@@ -225,20 +235,23 @@ class PatchCache(Cache):
             found.append(read)
         return tuple(found)
 
-    def before(self, change_BPC: Tensor, count_B: Tensor) -> Tensor:
-        """[B,1,C]: what each row's last boundary of earlier calls changed; the newest takes its place at `finish`."""
-        old = change_BPC.new_zeros(len(change_BPC), 1, change_BPC.shape[2]) if self.change_B1C is None else self.change_B1C
-        self._next_B1C = torch.where(count_B[:, None, None] > 0, change_BPC[:, -1:], old) if change_BPC.shape[1] else old
-        return old
+    def before(self, layer: int, change_BPC: Tensor, count_B: Tensor) -> Tensor:
+        """[B,1,C]: what this layer changed at each row's last boundary of earlier calls. The newest takes its place."""
+        old_B1C = self.changes.get(layer)
+        if old_B1C is None:
+            old_B1C = change_BPC.new_zeros(len(change_BPC), 1, change_BPC.shape[2])
+        if change_BPC.shape[1]:
+            self.changes[layer] = torch.where(count_B[:, None, None] > 0, change_BPC[:, -1:], old_B1C)
+        return old_B1C
 
     def finish(self) -> None:
-        self.filled_B, self.change_B1C, self._new = self._total_B, self._next_B1C, 0
+        self.filled_B, self._new = self._total_B, 0
 
     def select(self, rows: Tensor) -> None:
         super().select(rows)
         self.filled_B = self.filled_B[rows]
         self.row_state = {name: state[rows] for name, state in self.row_state.items()}
-        self.change_B1C = None if self.change_B1C is None else self.change_B1C[rows]
+        self.changes = {layer: change[rows] for layer, change in self.changes.items()}
 
     def _grow(self, length: int) -> None:
         """Packed documents each begin with a boundary, so a row of many may need more slots."""

@@ -8,7 +8,6 @@ one matrix that makes queries, keys and values counts as one map, so its `out` i
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
 
 from torch import Tensor, nn
@@ -93,16 +92,16 @@ def build_depth_scaled(config: DepthScaledConfig) -> Initialise:
     looped counts as the layer of its first pass; outside of layers, as with all num_layers."""
 
     def run(model: nn.Module, num_layers: int) -> None:
+        layers = {
+            f"{name}.": block.layer + 1
+            for name, block in model.get_submodule("depth").named_modules(prefix="depth")
+            if isinstance(getattr(block, "layer", None), int)
+        }
+
         def draw(name: str, linear: nn.Linear, scale: float) -> None:
-            layer = layer_number(name) or num_layers
+            layer = next((number for block, number in layers.items() if name.startswith(block)), num_layers)
             normal(linear.weight, config.std / math.sqrt(2 * layer) if isinstance(linear, ResidualLinear) else config.std)
 
         initialise(model, num_layers, config.std, True, draw, normal)
 
     return run
-
-
-def layer_number(name: str) -> int | None:
-    """3 for 'depth.blocks.2.attention.out': layers count from 1."""
-    found = re.match(r"depth\.\w+\.(\d+)\.", name)
-    return int(found[1]) + 1 if found else None

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from feebcore.model.counting import count_flops
 from feebcore.model.io import load_model
+from feebcore.model.transformer import Transformer
 from feebcore.protocols import Batch
 
 _MODELS: weakref.WeakValueDictionary[str, nn.Module] = weakref.WeakValueDictionary()
@@ -43,7 +44,9 @@ class Frozen:
 
     def flops(self, length: int) -> float:
         """Forward FLOPs of the model and its head on one sequence."""
-        return count_flops(self.model, length)[0]
+        if isinstance(self.model, Transformer):
+            return count_flops(self.model, length)[0]
+        return length * self.model.count().flops_per_token  # type: ignore[operator]
 
     def logits(self, hidden_NC: Tensor) -> Tensor:
         """[N,V] fp32."""

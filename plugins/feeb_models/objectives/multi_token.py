@@ -37,8 +37,11 @@ class MultiToken:
         return ObjectiveOutput(with_auxiliary(loss_sum, loss.count, output), loss.count, metrics)
 
     def extra_flops(self, model: LanguageModel, length: int) -> tuple[float, float]:
-        flops = getattr(model.head, "future_flops", None)
-        return (sum(flops(model, length)[: self.config.k - 1]) if callable(flops) else 0.0), 0.0
+        if self.config.k == 1 or not hasattr(model.head, "futures"):
+            return 0.0, 0.0
+        if not hasattr(model.head, "future_flops"):
+            raise ValueError(f"objective multi_token: head {type(model.head).__name__} does not say what its futures cost; give it future_flops(model, length)")
+        return sum(model.head.future_flops(model, length)[: self.config.k - 1]), 0.0  # type: ignore[operator]
 
     def futures(self, model: LanguageModel, batch: Batch, output: ModelOutput) -> list[tuple[Tensor, nn.Module]]:
         wanted = self.config.k - 1

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from feeb_models.objectives import NextTokenConfig
 from feeb_models.objectives.next_token import NextToken
-from feebcore.model.context import Cache, attention_mask, positions_in_documents
+from feebcore.model.context import C, Cache, attention_mask, positions_in_documents
+from feebcore.model.counting import count_flops
 from feebcore.protocols import Batch, LanguageModel, ModelOutput, Objective
-from feebcore.train.probing import find_places
 
 MOST_DIFFERENCE = 0.03  # of the hidden states' size; bf16 stays below
 
@@ -27,12 +27,16 @@ class DetachedPast(Cache):
             positions_BT = positions_in_documents(doc_ids_BT)
         if doc_ids_BT is None:
             doc_ids_BT = torch.zeros_like(self.doc_ids_BS)
+        self.doc_ids_BS, self._new = doc_ids_BT, length
         self_TT = torch.eye(length, dtype=torch.bool, device=doc_ids_BT.device)
         past_BTT = attention_mask(doc_ids_BT, doc_ids_BT) & ~self_TT
         return positions_BT, torch.cat([past_BTT, self_TT.expand_as(past_BTT)], dim=2)
 
     def extend(self, *new_BHTD: Tensor) -> tuple[Tensor, ...]:
         return tuple(torch.cat([x.detach(), x], dim=2) for x in new_BHTD)
+
+    def also(self, kind: type[C], length: int) -> C:
+        raise ValueError("objective myopic: the model's depth keeps a cache for fewer tokens, and that past cannot be detached; choose depth separate")
 
     def finish(self) -> None:
         """Nothing is kept."""
@@ -58,10 +62,10 @@ class Myopic(NextToken):
         return model(batch.tokens, positions=batch.positions, doc_ids=batch.doc_ids, cache=cache)
 
     def extra_flops(self, model: LanguageModel, length: int) -> tuple[float, float]:
-        """The past's scores and values once more."""
-        places = find_places(model)  # type: ignore[arg-type]
-        parts = [model.depth.get_submodule(name) for name in places.attention]  # type: ignore[attr-defined]
-        return sum(m.extra_flops(length)[0] for part in parts for m in part.modules() if callable(getattr(m, "extra_flops", None))), 0.0
+        """The past's scores and values once more: causal FLOPs are half of them. Of latent attention, which then multiplies latents, this
+        is too little."""
+        full, causal = count_flops(model.depth, length)  # type: ignore[attr-defined]
+        return 2 * (full - causal), 0.0
 
     @torch.no_grad()
     def prove(self, model: LanguageModel, batch: Batch) -> None:
