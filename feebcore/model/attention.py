@@ -48,7 +48,7 @@ def attend(
     causal = mask_BTS is None and q_BHTD.shape[2] > 1
     if bias_HTS is not None:  # the kernels take one mask: what may not be seen becomes -inf in the bias
         mask_B1TS, causal = _hidden(bias_HTS[None], mask_BTS).to(q_BHTD.dtype), False
-    return F.scaled_dot_product_attention(q_BHTD, k_BGSD, v_BGSD, mask_B1TS, dropout, is_causal=causal, enable_gqa=grouped)
+    return F.scaled_dot_product_attention(q_BHTD, k_BGSD, v_BGSD, mask_B1TS, dropout_p=dropout, is_causal=causal, enable_gqa=grouped)
 
 
 def attention_weights(

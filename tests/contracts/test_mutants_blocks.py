@@ -63,8 +63,8 @@ def moe(route: Callable[[Router, Routing], Routing] = lambda router, routing: ro
             return (made or MixtureOfExperts._dropless)(self, x_BTC, experts_BTK, gates_BTK)
 
     class MutantRouter(Router):
-        def forward(self, x_BTC: Tensor) -> Routing:
-            return route(self, super().forward(x_BTC))
+        def forward(self, x_BTC: Tensor, real_BT: Tensor | None = None) -> Routing:
+            return route(self, super().forward(x_BTC, real_BT))
 
     def build(config: MoeConfig, block: Any) -> nn.Module:
         mutant = Mutant(config, block)
@@ -298,21 +298,21 @@ def patches(**members: Any) -> Part:
                 return super().forward(stream_BTC, context)
 
     build = lambda config, num_layers, make_block, block: Mutant(config, num_layers, make_block, block.vocab_size)  # noqa: E731
-    return part(feeb.DepthSpec, "depths", build, PatchesConfig)
+    return part(feeb.DepthSpec, "depths", build, PatchesConfig, boundaries="words")
 
 
 right_spread = Boundaries.spread
 
 
-def spread_too_early(self: Boundaries, change_BPC: Tensor, held: Any) -> Tensor:
+def spread_too_early(self: Boundaries, change_BPC: Tensor, before_B1C: Tensor | None) -> Tensor:
     """A token is given what the next boundary changed."""
-    return right_spread(self, change_BPC.roll(-1, 1), held)
+    return right_spread(self, change_BPC.roll(-1, 1), before_B1C)
 
 
-def spread_from_the_left(self: Boundaries, change_BPC: Tensor, held: Any) -> Tensor:
+def spread_from_the_left(self: Boundaries, change_BPC: Tensor, before_B1C: Tensor | None) -> Tensor:
     """As if the short rows of all rows stood at the left, whatever stands there."""
     shifted, self.shift_B1 = self.shift_B1, torch.zeros_like(self.shift_B1)
-    found = right_spread(self, change_BPC, held)
+    found = right_spread(self, change_BPC, before_B1C)
     self.shift_B1 = shifted
     return found
 

@@ -57,7 +57,7 @@ def test_sizes_of_a_prenorm_model_equal_those_of_its_equation():
 
 def a_part(make):
     """A stranger's part, by its factory alone."""
-    return SimpleNamespace(build_with=lambda *inputs, **offered: make(*inputs))
+    return SimpleNamespace(config=None, build_with=lambda *inputs, **offered: make(*inputs))
 
 
 def test_a_parallel_block_has_nothing_between():
