@@ -1,7 +1,8 @@
 """What a transformer is made of, and the sizes that must fit. Loads no torch.
 
 Part configs may have `check_shape(d_model, num_heads, head_dim)`: it raises ValueError, saying what to change, when
-the part cannot stand in a model of these sizes. It is called while the recipe loads.
+the part cannot stand in a model of these sizes. It is called while the recipe loads. `check_tokenizer(name) -> list[str]`, likewise,
+says what is wrong with the recipe's tokenizer.
 """
 
 from __future__ import annotations

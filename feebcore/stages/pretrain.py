@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, field_validator
 
 from feebcore.artifacts import Artifact, StageOutput
-from feebcore.config import Execution
+from feebcore.config import Execution, Part, parts_in
 from feebcore.errors import ArtifactError, did_you_mean
 from feebcore.files import read_json
 from feebcore.train.config import TrainSection, checkpoint_of
@@ -48,6 +48,10 @@ def check(section: PretrainConfig, recipe: Recipe) -> list[str]:
     wanted = getattr(section.architecture.config, "vocab_size", None)
     if size and wanted and wanted != size:
         problems.append(f"architecture.vocab_size: {wanted}, but stage tokenizer makes a vocabulary of {size}; leave it out or make them equal")
+    if isinstance(part, Part):  # parts may have a say about what tokens are
+        for chosen in parts_in(section.architecture):
+            told = getattr(chosen.config, "check_tokenizer", None)
+            problems += [f"architecture: {chosen.name} {text}" for text in (told(part.name) if told else [])]
     return problems + _check_sources(section, recipe)
 
 

@@ -102,13 +102,14 @@ def test_an_altered_token_shard_is_refused(recipe, tmp_path):
         ("pretrain.order={name: mixture, proportions: {files: 1}, phases: [{begin_step: 9, proportions: {files: 1}}]}", "the run ends after 6"),
         ("download.held_out_sources=[web]", "held_out_sources: no source 'web'"),
         ("download.held_out_sources=[files]", "every source is held out"),
+        ("pretrain.architecture=byte_patches tokenizer.tokenizer=char", "patches with boundaries words reads tokens as bytes, and the tokenizer is char"),
         ("pretrain.keep_best=1 pretrain.eval_every=0", "keep_best: it needs looks"),
         ("pretrain.weight_decay_schedule=linear pretrain.optimizer={name: adamw, weight_decay: 0}", "weight_decay is 0"),
     ],
 )
 def test_what_cannot_work_is_said_before_anything_runs(recipe, change, message):
     with pytest.raises(RecipeError, match=message.replace("(", r"\(")):
-        load(recipe, re.split(r" (?=pretrain\.)", change))
+        load(recipe, re.split(r" (?=pretrain\.|tokenizer\.)", change))
 
 
 def test_the_weights_a_run_starts_from_are_part_of_its_identity(recipe, tmp_path):

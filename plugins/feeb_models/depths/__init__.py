@@ -57,6 +57,11 @@ class PatchesConfig(PartConfig):
     size: int = Field(4, ge=1, description="tokens a patch; of words the fewest it is counted with")
     window: int = Field(0, ge=0, description="tokens that attention in blocks on every token sees, its own among them; 0: all")
 
+    def check_tokenizer(self, name: str) -> list[str]:
+        if self.boundaries == "words" and name != "byte":
+            return [f"with boundaries words reads tokens as bytes, and the tokenizer is {name}; set tokenizer: byte, or boundaries: stride"]
+        return []
+
     def all_layers(self, num_layers: int) -> int:
         return self.before + num_layers + self.after
 
