@@ -37,7 +37,7 @@ docs: $(VENV)/.installed-dev
 notebook: $(VENV)/.installed
 	for family in a b c d; do \
 	  $(BIN)/feeb run experiments/notebook-$$family.yaml --quick --jobs 2 || exit 1; \
-	  made=$$(ls -dt data/findings/notebook-$$family-quick-* | head -1); \
+	  made=$$(ls -dt data/claims/notebook-$$family-quick-* | head -1); \
 	  mkdir -p docs/notebook/notebook-$$family; \
 	  cp $$made/page.md $$made/figure.png $$made/curves.png docs/notebook/notebook-$$family/ || exit 1; \
 	done

@@ -21,10 +21,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from feebcore.model.build import build_model, choose
+from feebcore.model.build import build_model, resolve_part
 from feebcore.model.groups import param_groups
 from feebcore.protocols import Batch
-from feebcore.train.hyperparameters import build_optimizer
+from feebcore.train.optimizer_schedules import build_optimizer
 
 VOCAB, LENGTH = 32_000, 1024
 ARCHITECTURE = {
@@ -53,15 +53,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    model = build_model(choose("architectures", ARCHITECTURE), VOCAB, LENGTH, seed=0)
+    model = build_model(resolve_part("architectures", ARCHITECTURE), VOCAB, LENGTH, seed=0)
     counts = model.count()
     print(
         f"{counts.total / 1e6:.1f} M parameters, {counts.matmul / 1e6:.1f} M of them in products, {counts.cache_bytes_per_token} cache bytes a token, "
         f"{3e-9 * counts.flops_per_token:.2f} GFLOP a trained token"
     )
     text, random = tokens(), torch.Generator().manual_seed(0)
-    objective = choose("objectives", "next_token").build()
-    optimizer = build_optimizer(choose("optimizers", {"name": "adamw", "lr": arguments.rate}), param_groups(model))
+    objective = resolve_part("objectives", "next_token").build()
+    optimizer = build_optimizer(resolve_part("optimizers", {"name": "adamw", "lr": arguments.rate}), param_groups(model))
     for step in range(arguments.steps):
         began = time.perf_counter()
         starts = torch.randint(len(text) - LENGTH - 1, (arguments.batch,), generator=random)

@@ -17,8 +17,8 @@ import time
 
 import torch
 
-from feebcore.model.build import build_model, choose
-from feebcore.train.compiling import compiled
+from feebcore.model.build import build_model, resolve_part
+from feebcore.train.compilation import compiled
 from feebcore.train.precision import execution, resolve_precision
 from feebcore.train.step import LossModule
 
@@ -30,9 +30,9 @@ BATCH = 16
 def step_seconds(sizes: dict[str, int], steps: int, cpu_time: bool, compile_step: bool) -> tuple[float, float]:
     """(median seconds, declared training FLOPs) of one step."""
     architecture = {"name": "transformer", "num_layers": sizes["layers"], "d_model": sizes["width"], "num_heads": sizes["width"] // 32}
-    model = build_model(choose("architectures", architecture), sizes["vocabulary"], sizes["window"])
+    model = build_model(resolve_part("architectures", architecture), sizes["vocabulary"], sizes["window"])
     cpu = torch.device("cpu")
-    module = LossModule(model, choose("objectives", "next_token").build(), resolve_precision("auto", cpu), cpu)
+    module = LossModule(model, resolve_part("objectives", "next_token").build(), resolve_precision("auto", cpu), cpu)
     forward = compiled(module) if compile_step else module
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     tokens = torch.randint(sizes["vocabulary"], (BATCH, sizes["window"]))

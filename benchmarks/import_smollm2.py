@@ -40,11 +40,11 @@ def text_of(num_files: int) -> list[str]:
 
 def imported(file: Path, seq_len: int) -> tuple[Any, Any]:
     from feebcore.api import open_model
-    from feebcore.model.build import choose
+    from feebcore.model.build import resolve_part
 
     with tempfile.TemporaryDirectory() as folder:
         begun = time.perf_counter()
-        choose("importers", {"name": "gguf", "seq_len": seq_len}).build()(file, Path(folder) / "model")
+        resolve_part("importers", {"name": "gguf", "seq_len": seq_len}).build()(file, Path(folder) / "model")
         model, tokenizer = open_model(Path(folder) / "model")
         print(f"imported in {time.perf_counter() - begun:.0f} s: {model.count().total / 1e6:.1f} M parameters")
         return model, tokenizer
@@ -74,7 +74,7 @@ def compare(file: Path, num_files: int, seq_len: int, max_windows: int) -> dict[
         windows += [ids[i : i + seq_len - 1] for i in range(0, len(ids), seq_len - 1)]
     for ids in windows[:: max(1, len(windows) // max_windows)][:max_windows]:
         row = torch.tensor([[tokenizer.bos_id, *ids]])
-        a, b = ours.head(ours(row).hidden), theirs(row).logits
+        a, b = ours.lm_head(ours(row).hidden), theirs(row).logits
         found["logits_difference"] = max(found["logits_difference"], (a - b).abs().max().item())
         found["logits_largest"] = max(found["logits_largest"], b.abs().max().item())
         for name, logits in (("feeb", a), ("transformers", b)):

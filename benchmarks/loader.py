@@ -50,9 +50,9 @@ def write(root: Path, num_tokens: int, compress: bool = False) -> np.ndarray:
     return flat
 
 
-def part(seam: str, name: str, **options: object) -> Part:
-    spec = get_registry().resolve(seam, name)
-    return Part(seam, spec, spec.config(**options))
+def part(kind: str, name: str, **options: object) -> Part:
+    spec = get_registry().resolve(kind, name)
+    return Part(kind, spec, spec.config(**options))
 
 
 def seconds(call: Callable[[], object], rounds: int = 1, clock: Callable[[], float] = time.perf_counter) -> float:
@@ -91,7 +91,7 @@ def measure(folder: Path, megabytes: int, seq_len: int, batch: int, rounds: int)
     print(f"{size}: opened in {opened * 1e3:.0f} ms, with all tokens hashed {checked * 1e3:.0f} ms")
     windows(store, flat, batch, seq_len + 1, rounds)
     for packing, order in (("concat", "shuffled"), ("bestfit", "shuffled"), ("bos_aligned", "shuffled"), ("concat", "curriculum")):
-        chosen = part("packings", packing), part("orders", order)
+        chosen = part("packings", packing), part("data_orders", order)
         build = functools.partial(make_batches, store, *chosen, batch, seq_len, 0, 10_000)
         made, loaded = seconds(build), seconds(build)
         data = build()
@@ -107,7 +107,7 @@ def waiting(store: TokenStore, seq_len: int, batch: int, step_seconds: float = 0
     rng = np.random.default_rng(0)
     matrix = rng.standard_normal((600, 600)).astype(np.float32)
     for packing in ("concat", "bestfit"):
-        data = make_batches(store, part("packings", packing, document_mask=True), part("orders", "shuffled"), batch, seq_len, 0)
+        data = make_batches(store, part("packings", packing, document_mask=True), part("data_orders", "shuffled"), batch, seq_len, 0)
         with Prefetch(data) as source:
             waits = []
             for step in range(60):

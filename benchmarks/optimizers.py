@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from feebcore.model.build import build_model, choose
+from feebcore.model.build import build_model, resolve_part
 from feebcore.model.groups import param_groups
 from feebcore.protocols import Batch
-from feebcore.train.hyperparameters import Hyperparameters, build_optimizer
+from feebcore.train.optimizer_schedules import OptimizerSchedules, build_optimizer
 
 SIZES = {"4.2 M": (4, 256), "12 M": (6, 384)}
 NAMES = ["adamw", "adam", "sgd", "lion", "adafactor", "ademamix", "schedule_free", "muon", "normuon", "soap", "grokfast"]
@@ -48,7 +48,7 @@ MIDDLE = {
 
 
 def transformer(layers: int, width: int, vocab: int, length: int, seed: int = 0) -> Any:
-    part = choose("architectures", {"name": "transformer", "num_layers": layers, "d_model": width, "num_heads": width // 64 or 1})
+    part = resolve_part("architectures", {"name": "transformer", "num_layers": layers, "d_model": width, "num_heads": width // 64 or 1})
     return build_model(part, vocab, length, seed)
 
 
@@ -62,7 +62,7 @@ def step_times(layers: int, width: int, names: list[str], rounds: int, clock: An
     gradients = [torch.randn_like(p) * 1e-3 for g in groups for p in g.parameters]
     parameters = [p for g in groups for p in g.parameters]
     optimizers = {"torch AdamW": torch.optim.AdamW(parameters, lr=1e-4, fused=True)}
-    optimizers |= {name: build_optimizer(choose("optimizers", name), groups) for name in names}
+    optimizers |= {name: build_optimizer(resolve_part("optimizers", name), groups) for name in names}
     found: dict[str, list[float]] = {name: [] for name in optimizers}
     for number in range(rounds + 1):
         for name, optimizer in optimizers.items():
@@ -108,8 +108,8 @@ def scaled(options: dict[str, Any], name: str, factor: float) -> dict[str, Any]:
     if "optimizer" in options:
         inner = options["optimizer"]
         return options | {"optimizer": {"name": inner["name"], **scaled({k: v for k, v in inner.items() if k != "name"}, inner["name"], factor)}}
-    config = choose("optimizers", {"name": name, **options}).config
-    rates = {k: getattr(config, k) for k in ("lr", "embedding_lr", "head_lr", "vector_lr")}
+    config = resolve_part("optimizers", {"name": name, **options}).config
+    rates = {k: getattr(config, k) for k in ("lr", "embedding_lr", "lm_head_lr", "vector_lr")}
     return options | {k: v * factor for k, v in rates.items() if v is not None}
 
 
@@ -123,10 +123,10 @@ def trained(name: str, options: dict[str, Any], arguments: argparse.Namespace, s
     length, batch, steps = 64, 16, arguments.steps
     torch.manual_seed(seed)
     model = transformer(arguments.layers, arguments.width, 256, length, seed)
-    objective = choose("objectives", "next_token").build()
-    optimizer = build_optimizer(choose("optimizers", {"name": name, **options}), param_groups(model))
+    objective = resolve_part("objectives", "next_token").build()
+    optimizer = build_optimizer(resolve_part("optimizers", {"name": name, **options}), param_groups(model))
     schedule = "constant" if name == "schedule_free" else "cosine"
-    rates = Hyperparameters(optimizer, choose("schedules", {"name": schedule, "warmup_fraction": 0.1}).build(steps))
+    rates = OptimizerSchedules(optimizer, resolve_part("schedules", {"name": schedule, "warmup_fraction": 0.1}).build(steps))
     for step in range(steps):
         rates.apply(step)
         found = objective(model, windows(texts[0], batch, length, seed * 1_000_003 + step))

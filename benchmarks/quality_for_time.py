@@ -28,11 +28,11 @@ WINDOW = 128
 TIMED_STEPS = 12
 
 SHAPE = {"norm": {"name": "rmsnorm", "learnable": False}, "attention": {"name": "mha", "qk_norm": True}, "feedforward": "relu_squared"}
-INITIAL = {"name": "normal", "std": 0.05, "embedding_std": 1.0, "zero_head": True}
+INITIAL = {"name": "normal", "std": 0.05, "embedding_std": 1.0, "zero_lm_head": True}
 
 
 def ours(layers: int, width: int, batch: int, rate: float, embedding: float = 0.02, head: float = 0.004) -> dict[str, Any]:
-    return {"layers": layers, "width": width, "batch": batch, "lr": rate, "embedding_lr": embedding, "head_lr": head}
+    return {"layers": layers, "width": width, "batch": batch, "lr": rate, "embedding_lr": embedding, "lm_head_lr": head}
 
 
 def theirs(layers: int, width: int, batch: int, rate: float) -> dict[str, Any]:
@@ -53,10 +53,10 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
 def batches(artifact: Path, batch: int) -> Any:
     from feebcore.data.loader import make_batches
     from feebcore.data.store import TokenStore
-    from feebcore.model.build import choose
+    from feebcore.model.build import resolve_part
 
     store = TokenStore.open(artifact / "tokens.zarr", "train")
-    return make_batches(store, choose("packings", "concat"), choose("orders", "shuffled"), batch, WINDOW, 0)
+    return make_batches(store, resolve_part("packings", "concat"), resolve_part("data_orders", "shuffled"), batch, WINDOW, 0)
 
 
 def vocabulary(artifact: Path) -> int:
@@ -77,7 +77,7 @@ def train_ours(setting: dict[str, Any], artifact: Path, steps: int) -> tuple[Any
     layers, width, batch = (setting[name] for name in names)
     section = TrainSection.model_validate(
         {
-            "architecture": {"name": "transformer", "num_layers": layers, "d_model": width, "num_heads": width // 32, **SHAPE, "initialisation": INITIAL},
+            "architecture": {"name": "transformer", "num_layers": layers, "d_model": width, "num_heads": width // 32, **SHAPE, "initialization": INITIAL},
             "optimizer": {"name": "muon", **{k: v for k, v in setting.items() if k not in names}},
             "schedule": {"name": "wsd", "warmup_steps": min(20, steps), "decay_fraction": 0.6},
             "seq_len": WINDOW,
@@ -153,7 +153,7 @@ def adapted(module: Any, vocab: int) -> Any:
     class Adapter(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.module, self.head, self.vocab_size, self.seq_len = module, module.lm_head, vocab, WINDOW
+            self.module, self.lm_head, self.vocab_size, self.seq_len = module, module.lm_head, vocab, WINDOW
 
         def forward(self, tokens: torch.Tensor) -> ModelOutput:
             return ModelOutput(self.module.base_model(input_ids=tokens).last_hidden_state)

@@ -1,6 +1,6 @@
 """The standard run: the same small model with one part exchanged, for every part of docs/parts.md.
 
-    python benchmarks/standard_run.py [--only seam/name …] [--quick] [--seeds 3] [--workers 2] [--out docs/standard-run.json]
+    python benchmarks/standard_run.py [--only kind/name …] [--quick] [--seeds 3] [--workers 2] [--out docs/standard-run.json]
 
 A byte model of a quarter of a million parameters learns the source of the standard library without its tests: the same
 windows in the same order for every part of a seed, uncompiled, fp32, one thread a run, and is then scored on files that it
@@ -44,14 +44,14 @@ KEYS = {
     "feedforwards": "feedforward",
     "norms": "norm",
     "positions": "position",
-    "wirings": "wiring",
-    "depths": "depth",
+    "blocks": "block",
+    "stacks": "stack",
     "embeddings": "embedding",
-    "heads": "head",
-    "initialisations": "initialisation",
+    "lm_heads": "lm_head",
+    "initializations": "initialization",
 }
-"""Seams of a model's parts, and the key of each in an architecture."""
-SEAMS = (*KEYS, "objectives", "optimizers", "schedules")
+"""Extension points of a model's parts, and the key of each in an architecture."""
+KINDS = (*KEYS, "objectives", "optimizers", "schedules")
 SIZES = {"num_layers": 4, "d_model": 64, "num_heads": 4}
 VOCABULARY, WINDOW, BATCH, STEPS, QUICK_STEPS = 256, 128, 8, 100, 8
 SCORED = 64  # batches of held-out text
@@ -66,11 +66,11 @@ BASELINE: dict[str, dict[str, Any]] = {
     "feedforwards": {"name": "gelu"},
     "norms": {"name": "rmsnorm"},
     "positions": {"name": "rope"},
-    "wirings": {"name": "prenorm"},
-    "depths": {"name": "separate"},
+    "blocks": {"name": "prenorm"},
+    "stacks": {"name": "sequential"},
     "embeddings": {"name": "standard"},
-    "heads": {"name": "linear"},
-    "initialisations": {"name": "normal"},
+    "lm_heads": {"name": "linear"},
+    "initializations": {"name": "normal"},
     "objectives": {"name": "next_token"},
     "optimizers": {"name": "adamw", "lr": 3e-3},  # in 200 steps 6e-3 gave 3.43 in place of 3.48 bits, with more scatter over three seeds
     "schedules": {"name": "cosine", "warmup_fraction": 0.1},
@@ -81,13 +81,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "attentions/gqa": {"num_kv_heads": 2},
     "attentions/sliding_window": {"window": 32},
     "attentions/local_global": {"window": 32, "pattern": "LLLG"},
-    "feedforwards/product_key_memory": {"num_keys": 32, "heads": 2, "top_k": 8, "key_dim": 32},
-    "feedforwards/peer": {"num_keys": 32, "heads": 4, "top_k": 8, "key_dim": 32},
-    "feedforwards/ultramem": {"num_keys": 32, "heads": 2, "top_k": 8, "key_dim": 32},
-    "embeddings/factorised": {"rank": 16},
+    "feedforwards/product_key_memory": {"num_keys": 32, "lm_heads": 2, "top_k": 8, "key_dim": 32},
+    "feedforwards/peer": {"num_keys": 32, "lm_heads": 4, "top_k": 8, "key_dim": 32},
+    "feedforwards/ultramem": {"num_keys": 32, "lm_heads": 2, "top_k": 8, "key_dim": 32},
+    "embeddings/factorized": {"rank": 16},
     "embeddings/hash_ngrams": {"sizes": [3, 4, 5], "buckets": 2000},
-    "heads/factorised": {"rank": 16},
-    "heads/multi_token": {"num_futures": 1},
+    "heads/factorized": {"rank": 16},
+    "heads/multi_token": {"num_mtp": 1},
     "objectives/selective": {"reference": TEACHER},
     "objectives/distillation": {"teacher": TEACHER},
     # rates that benchmarks/optimizers.py found on a model twice as wide
@@ -105,7 +105,7 @@ WITH: dict[str, dict[str, dict[str, Any]]] = {
     # parts that need another one
     "heads/multi_token": {"objectives": {"name": "multi_token", "k": 2}},
     "heads/multi_token_sequential": {"objectives": {"name": "multi_token", "k": 2}},
-    "objectives/multi_token": {"heads": {"name": "multi_token", "num_futures": 1}},
+    "objectives/multi_token": {"lm_heads": {"name": "multi_token", "num_mtp": 1}},
     "optimizers/schedule_free": {"schedules": {"name": "constant", "warmup_fraction": 0.1}},
 }
 
@@ -132,21 +132,21 @@ def settings(steps: int = STEPS) -> dict[str, Any]:
     }
 
 
-def chosen(seam: str, name: str) -> dict[str, dict[str, Any]]:
-    """A part for every seam: those of the baseline, but for this one and what it needs."""
-    label = f"{seam}/{name}"
-    if seam == "baseline" or BASELINE[seam]["name"] == name:
+def chosen(kind: str, name: str) -> dict[str, dict[str, Any]]:
+    """A part for every kind: those of the baseline, but for this one and what it needs."""
+    label = f"{kind}/{name}"
+    if kind == "baseline" or BASELINE[kind]["name"] == name:
         return BASELINE
-    return BASELINE | {seam: {"name": name, **OPTIONS.get(label, {})}} | WITH.get(label, {})
+    return BASELINE | {kind: {"name": name, **OPTIONS.get(label, {})}} | WITH.get(label, {})
 
 
 def architecture(parts: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    return {"name": "transformer", **SIZES, **{key: parts[seam] for seam, key in KEYS.items()}}
+    return {"name": "transformer", **SIZES, **{key: parts[kind] for kind, key in KEYS.items()}}
 
 
-def own_options(seam: str, name: str) -> dict[str, Any]:
+def own_options(kind: str, name: str) -> dict[str, Any]:
     """What was chosen for a part beside its defaults, with the parts it was given."""
-    label = f"{seam}/{name}"
+    label = f"{kind}/{name}"
     return OPTIONS.get(label, {}) | {KEYS.get(other, other.removesuffix("s")): part for other, part in WITH.get(label, {}).items()}
 
 
@@ -186,15 +186,15 @@ class Trainer:
     def __init__(self, parts: dict[str, dict[str, Any]], seed: int, steps: int) -> None:
         import torch
 
-        from feebcore.model.build import build_model, choose
+        from feebcore.model.build import build_model, resolve_part
         from feebcore.model.groups import param_groups
-        from feebcore.train.hyperparameters import Hyperparameters, build_optimizer
+        from feebcore.train.optimizer_schedules import OptimizerSchedules, build_optimizer
 
-        self.architecture = choose("architectures", architecture(parts))
+        self.architecture = resolve_part("architectures", architecture(parts))
         self.model = build_model(self.architecture, VOCABULARY, WINDOW, seed)
-        self.objective, self.objective_name = choose("objectives", parts["objectives"]).build(), parts["objectives"]["name"]
-        self.optimizer = build_optimizer(choose("optimizers", parts["optimizers"]), param_groups(self.model))
-        self.rates = Hyperparameters(self.optimizer, choose("schedules", parts["schedules"]).build(steps))
+        self.objective, self.objective_name = resolve_part("objectives", parts["objectives"]).build(), parts["objectives"]["name"]
+        self.optimizer = build_optimizer(resolve_part("optimizers", parts["optimizers"]), param_groups(self.model))
+        self.rates = OptimizerSchedules(self.optimizer, resolve_part("schedules", parts["schedules"]).build(steps))
         self.seconds: list[float] = []
         torch.manual_seed(seed)  # of objectives that draw
 
@@ -217,20 +217,20 @@ class Trainer:
     def bits_per_byte(self, data: Any) -> float:
         import torch
 
-        from feebcore.model.build import choose
+        from feebcore.model.build import resolve_part
 
         if hasattr(self.optimizer, "eval"):
             self.optimizer.eval()
         self.model.eval()
-        score = choose("objectives", "next_token").build()
+        score = resolve_part("objectives", "next_token").build()
         with torch.no_grad():
             results = [score(self.model, batch_of(data, 10**9 + i)) for i in range(SCORED)]
         return float(sum(r.metrics["nats"] for r in results) / sum(r.count for r in results)) / math.log(2)
 
 
-def run(seam: str, name: str, seed: int, steps: int, teacher: str = "") -> dict[str, Any]:
+def run(kind: str, name: str, seed: int, steps: int, teacher: str = "") -> dict[str, Any]:
     """One row. teacher: folder of the model that stands for TEACHER. Raises what the part raises, RuntimeError at the limits."""
-    parts = with_teacher(chosen(seam, name), teacher)
+    parts = with_teacher(chosen(kind, name), teacher)
     train, held_out, _ = texts()
     trainer, beside = Trainer(parts, seed, steps), Trainer(BASELINE, seed, steps)
     counts = trainer.model.count()
@@ -258,7 +258,7 @@ def run(seam: str, name: str, seed: int, steps: int, teacher: str = "") -> dict[
 
 
 def with_teacher(parts: dict[str, dict[str, Any]], folder: str) -> dict[str, dict[str, Any]]:
-    return {seam: {key: folder if value == TEACHER else value for key, value in part.items()} for seam, part in parts.items()}
+    return {kind: {key: folder if value == TEACHER else value for key, value in part.items()} for kind, part in parts.items()}
 
 
 def needs_teacher(label: str) -> bool:
@@ -283,11 +283,11 @@ def work() -> None:
     for line in sys.stdin:
         job = json.loads(line)
         try:
-            if job["seam"] == "teacher":
+            if job["kind"] == "teacher":
                 make_teacher(job["teacher"], job["steps"])
                 row = {}
             else:
-                row = run(job["seam"], job["name"], job["seed"], job["steps"], job["teacher"])
+                row = run(job["kind"], job["name"], job["seed"], job["steps"], job["teacher"])
         except Exception as error:
             row = {"failed": f"{type(error).__name__}: {error}"[:300]}
         print(json.dumps(row), file=out, flush=True)
@@ -330,11 +330,11 @@ class Worker:
 
 
 def labels() -> list[tuple[str, str]]:
-    """(seam, name) of all that is run: the baseline, then every built-in part that is not of it."""
+    """(kind, name) of all that is run: the baseline, then every built-in part that is not of it."""
     from feebcore.registry import Registry
 
     registry = Registry()
-    found = [(s, spec.name) for s in SEAMS for _, spec in registry.parts(s) if spec.distribution == "feeb" and spec.name != BASELINE[s]["name"]]
+    found = [(s, spec.name) for s in KINDS for _, spec in registry.parts(s) if spec.distribution == "feeb" and spec.name != BASELINE[s]["name"]]
     return [("baseline", "baseline"), *found]
 
 
@@ -367,7 +367,7 @@ def load(path: Path, head: dict[str, Any]) -> dict[str, Any]:
 
 def save(path: Path, results: dict[str, Any]) -> None:
     """One run a line, so that a changed run is a changed line."""
-    runs = sorted(results["runs"], key=lambda r: ((-1 if r["seam"] == "baseline" else SEAMS.index(r["seam"])), r["name"], r["seed"]))
+    runs = sorted(results["runs"], key=lambda r: ((-1 if r["kind"] == "baseline" else KINDS.index(r["kind"])), r["name"], r["seed"]))
     head = json.dumps({k: v for k, v in results.items() if k != "runs"}, indent=1, ensure_ascii=False)
     body = ",\n".join(json.dumps(r, ensure_ascii=False) for r in runs)
     temporary = path.with_suffix(".tmp")
@@ -375,13 +375,13 @@ def save(path: Path, results: dict[str, Any]) -> None:
     temporary.replace(path)
 
 
-def identity(seam: str, name: str, seed: int) -> dict[str, Any]:
-    return {"seam": seam, "name": name, "options": own_options(seam, name), "seed": seed}
+def identity(kind: str, name: str, seed: int) -> dict[str, Any]:
+    return {"kind": kind, "name": name, "options": own_options(kind, name), "seed": seed}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="*", default=[], metavar="SEAM/NAME", help="these parts, or SEAM for all of it; the baseline always")
+    parser.add_argument("--only", nargs="*", default=[], metavar="KIND/NAME", help="these parts, or KIND for all of it; the baseline always")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_STEPS} steps, one seed, nothing kept unless --out is given")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2, help="runs side by side, a thread each")
@@ -400,19 +400,19 @@ def main() -> None:
     wanted = [(s, n) for s, n in everything if not given.only or s == "baseline" or s in given.only or f"{s}/{n}" in given.only]
     head = describe(" ".join([COMMAND, *sys.argv[1:]]), steps)
     results = load(path, head) if path else {**head, "runs": []}
-    done = [{k: r[k] for k in ("seam", "name", "options", "seed")} for r in results["runs"] if "failed" not in r]
+    done = [{k: r[k] for k in ("kind", "name", "options", "seed")} for r in results["runs"] if "failed" not in r]
     jobs: queue.Queue[dict[str, Any]] = queue.Queue()
-    for seam, name in wanted:
+    for kind, name in wanted:
         for seed in range(seeds):
-            if identity(seam, name, seed) not in done:
-                jobs.put(identity(seam, name, seed))
+            if identity(kind, name, seed) not in done:
+                jobs.put(identity(kind, name, seed))
     total, began, lock = jobs.qsize(), time.monotonic(), threading.Lock()
     failures: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         teacher = str(Path(folder) / "teacher")
-        if any(needs_teacher(f"{j['seam']}/{j['name']}") for j in list(jobs.queue)):
+        if any(needs_teacher(f"{j['kind']}/{j['name']}") for j in list(jobs.queue)):
             first = Worker()
-            if failed := first.do({"seam": "teacher", "teacher": teacher, "steps": steps}).get("failed"):
+            if failed := first.do({"kind": "teacher", "teacher": teacher, "steps": steps}).get("failed"):
                 raise SystemExit(f"the teacher: {failed}")
             first.close()
 
@@ -425,11 +425,11 @@ def main() -> None:
                     break
                 row = job | worker.do({**job, "steps": steps, "teacher": teacher})
                 with lock:
-                    results["runs"] = [r for r in results["runs"] if any(r[k] != job[k] for k in ("seam", "name", "seed"))] + [row]
+                    results["runs"] = [r for r in results["runs"] if any(r[k] != job[k] for k in ("kind", "name", "seed"))] + [row]
                     if path:
                         save(path, results)
                     if "failed" in row:
-                        failures.append(f"{row['seam']}/{row['name']}")
+                        failures.append(f"{row['kind']}/{row['name']}")
                     print(line_of(row, total - jobs.qsize(), total, time.monotonic() - began), flush=True)
             worker.close()
 
@@ -442,7 +442,7 @@ def main() -> None:
 
 
 def line_of(row: dict[str, Any], number: int, total: int, seconds: float) -> str:
-    label = f"{number:>4}/{total} {seconds:>6.0f} s  {row['seam']}/{row['name']} seed {row['seed']}: "
+    label = f"{number:>4}/{total} {seconds:>6.0f} s  {row['kind']}/{row['name']} seed {row['seed']}: "
     if "failed" in row:
         return label + f"FAILED: {row['failed']}"
     return (

@@ -15,8 +15,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from train_speed import SHAPES, swiglu_width
 
-from feebcore.model.build import build_model, choose
-from feebcore.train.compiling import compiled
+from feebcore.model.build import build_model, resolve_part
+from feebcore.train.compilation import compiled
 from feebcore.train.precision import execution, resolve_precision
 from feebcore.train.step import LossModule
 
@@ -43,12 +43,12 @@ def main() -> None:
     parser.add_argument("--eager", action="store_true")
     args = parser.parse_args()
     layers, width, heads, window, batch, vocab = SHAPES[args.shape]
-    sizes = {"num_layers": layers, "d_model": width, "num_heads": heads, "head": "tied"}
+    sizes = {"num_layers": layers, "d_model": width, "num_heads": heads, "lm_head": "tied"}
     model = build_model(
-        choose("architectures", {"name": "transformer", **sizes, "feedforward": {"name": "swiglu", "hidden": swiglu_width(width)}}), vocab, window
+        resolve_part("architectures", {"name": "transformer", **sizes, "feedforward": {"name": "swiglu", "hidden": swiglu_width(width)}}), vocab, window
     )
     cpu = torch.device("cpu")
-    module = LossModule(model, choose("objectives", "next_token").build(), resolve_precision("auto", cpu), cpu)
+    module = LossModule(model, resolve_part("objectives", "next_token").build(), resolve_precision("auto", cpu), cpu)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     tokens = torch.randint(vocab, (batch, window))
     with execution(args.threads or len(os.sched_getaffinity(0)), True):

@@ -115,7 +115,7 @@ def our_step(name: str, shape: tuple[int, ...], precision: str, threads: int) ->
     parts: dict[str, Any] = {"attention": {"name": "mha", "bias": True}, "feedforward": {"name": "gelu", "bias": True}, "norm": "layernorm"}
     if name == "feeb-llama":
         parts = {"feedforward": {"name": "swiglu", "hidden": swiglu_width(width)}}
-    parts |= {"position": "learned" if name == "feeb-gpt2" else "rope", "head": "tied"}
+    parts |= {"position": "learned" if name == "feeb-gpt2" else "rope", "lm_head": "tied"}
     section = TrainSection.model_validate(
         {
             "architecture": {"name": "transformer", "num_layers": layers, "d_model": width, "num_heads": heads, **parts},

@@ -1,4 +1,4 @@
-"""Writes docs/seams.md, docs/reference.md, docs/contracts.md and docs/parts.md from the code: hook docstrings, specs, configs and their comments.
+"""Writes docs/extension-points.md, docs/reference.md, docs/contracts.md and docs/parts.md from the code: hook docstrings, specs, configs and their comments.
 
 `make docs` runs it; a test fails when the files are out of date.
 """
@@ -17,34 +17,34 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from feebcore import hookspecs
-from feebcore.config import KeyRole, Part, Seam
+from feebcore.config import KeyRole, Part, PartKey
 from feebcore.registry import Registry
 
 DOCS = Path(__file__).resolve().parent
 
 
 def seams_page(registry: Registry) -> str:
-    """Every seam: what a part is, what its factory is called with, a complete example, the built-in parts."""
+    """Every kind: what a part is, what its factory is called with, a complete example, the built-in parts."""
     lines = [
-        "# Seams",
+        "# Extension points",
         "",
-        "Every choice in feeb is a part, and every kind of part is a seam: one hook, one typed record. A plugin is a module",
+        "Every choice in feeb is a part, and every kind of part is a kind: one hook, one typed record. A plugin is a module",
         "with some of these hook functions; [write-a-plugin.md](write-a-plugin.md) starts from nothing. This page is written by",
         "`make docs` from feebcore/hookspecs.py and feebcore/specs.py, and a test executes every example.",
         "",
-        "| seam | hook | a part is | built-in parts |",
+        "| kind | hook | a part is | built-in parts |",
         "|---|---|---|---|",
     ]
-    for seam in hookspecs.SEAMS:
-        what = first_line(getattr(hookspecs, f"feeb_{seam}"))
-        names = ", ".join(f"`{spec.name}`" for _, spec in registry.parts(seam) if spec.distribution == "feeb") or "none yet"
-        lines.append(f"| [{seam}](#{seam}) | `feeb_{seam}` | {what[0].lower() + what[1:].rstrip('.')} | {names} |")
-    for seam, kind in hookspecs.SEAMS.items():
-        hook = getattr(hookspecs, f"feeb_{seam}")
+    for kind in hookspecs.KINDS:
+        what = first_line(getattr(hookspecs, f"feeb_{kind}"))
+        names = ", ".join(f"`{spec.name}`" for _, spec in registry.parts(kind) if spec.distribution == "feeb") or "none yet"
+        lines.append(f"| [{kind}](#{kind}) | `feeb_{kind}` | {what[0].lower() + what[1:].rstrip('.')} | {names} |")
+    for kind, kind in hookspecs.KINDS.items():
+        hook = getattr(hookspecs, f"feeb_{kind}")
         example = textwrap.dedent(inspect.getdoc(hook).partition("Example::")[2]).strip()
         lines += [
             "",
-            f"## {seam}",
+            f"## {kind}",
             "",
             first_line(hook),
             "",
@@ -54,11 +54,11 @@ def seams_page(registry: Registry) -> str:
             example,
             "```",
         ]
-        for _, spec in registry.parts(seam):
+        for _, spec in registry.parts(kind):
             if spec.distribution == "feeb":
                 reference = f" ({spec.reference})" if spec.reference else ""
                 lines += ["", f"**{spec.name}**: {spec.summary}{reference}"]
-                if seam != "stages":
+                if kind != "stages":
                     lines += options_table(spec.config)
     return "\n".join(lines) + "\n"
 
@@ -68,7 +68,7 @@ def reference_page(registry: Registry) -> str:
     lines = [
         "# Recipe keys",
         "",
-        "Every key of every stage, written by `make docs` from the code. The options of the parts are in [seams.md](seams.md).",
+        "Every key of every stage, written by `make docs` from the code. The options of the parts are in [extension-points.md](extension-points.md).",
         "*identity* keys change the result and so the fingerprint; *execution* keys say how the work is done and *observation*",
         "keys what is watched: neither causes work to be done again.",
         "",
@@ -89,21 +89,21 @@ def _when(item: Any) -> str:
 
 
 def contracts_page() -> str:
-    """Every check, under the seams that it belongs to."""
+    """Every check, under the kinds that it belongs to."""
     from feebcore.testing import checks_for
 
-    by_seams: dict[tuple[str, ...], dict[str, str]] = {}
-    for seam in hookspecs.SEAMS:
-        for item in checks_for(seam):
-            by_seams.setdefault(item.seams, {})[item.name] = item.meaning + (_when(item) if item.full else "")
+    by_kinds: dict[tuple[str, ...], dict[str, str]] = {}
+    for kind in hookspecs.KINDS:
+        for item in checks_for(kind):
+            by_kinds.setdefault(item.kinds, {})[item.name] = item.meaning + (_when(item) if item.full else "")
     lines = [
         "# Contracts",
         "",
         "What `feeb check` runs on a part, and what a failure means; written by `make docs` from feebcore/testing.",
         "[write-a-plugin.md](write-a-plugin.md#check-it) says how to run the checks, also from pytest.",
     ]
-    for seams, checks in by_seams.items():
-        lines += ["", f"## {', '.join(seams) or 'all seams'}", "", "| check | a failure means |", "|---|---|"]
+    for kinds, checks in by_kinds.items():
+        lines += ["", f"## {', '.join(kinds) or 'all kinds'}", "", "| check | a failure means |", "|---|---|"]
         lines += [f"| `{name}` | {meaning} |" for name, meaning in checks.items()]
     return "\n".join(lines) + "\n"
 
@@ -130,11 +130,11 @@ def option_rows(config: type[BaseModel], prefix: str, inherited: str = "identity
 
 
 def type_name(field: Any) -> str:
-    seam = next((m.seam for m in field.metadata if isinstance(m, Seam)), None)
-    if seam:
-        return f"part of [{seam}](seams.md#{seam})"
+    kind = next((m.kind for m in field.metadata if isinstance(m, PartKey)), None)
+    if kind:
+        return f"part of [{kind}](extension-points.md#{kind})"
     text = field.annotation.__name__ if inspect.isclass(field.annotation) and not hasattr(field.annotation, "__args__") else str(field.annotation)
-    text = re.sub(r"typing\.Annotated\[feebcore\.config\.Part, Seam\(seam='(\w+)'\)\]", r"part of \1", text)
+    text = re.sub(r"typing\.Annotated\[feebcore\.config\.Part, PartKey\(kind='(\w+)'\)\]", r"part of \1", text)
     return text.replace("typing.", "").replace("feebcore.config.", "").replace("|", "or")
 
 
@@ -181,7 +181,7 @@ def first_line(hook: Any) -> str:
 def pages() -> dict[Path, str]:
     registry = Registry(strict=True)
     return {
-        DOCS / "seams.md": seams_page(registry),
+        DOCS / "extension-points.md": seams_page(registry),
         DOCS / "reference.md": reference_page(registry),
         DOCS / "contracts.md": contracts_page(),
         DOCS / "parts.md": beside("parts_page").parts_page(registry, default_text),

@@ -21,10 +21,10 @@ ROOT = Path(__file__).resolve().parents[1]
 
 SYMBOLS = """\
 r       the stream [T, C]; r_t of one token, r_l before layer l       C, T   d_model, tokens of a window
-x       what a sublayer is given, in most wirings norm(r)             L, l   num_layers, a layer, from 0 where nothing else is said
+x       what a sublayer is given, in most blocks norm(r)             L, l   num_layers, a layer, from 0 where nothing else is said
 y       what a sublayer returns                                       H, h   num_heads, a head;  D: head_dim
 a, m    attention and feedforward of a block, m2 and a2 second ones   V, F   vocab_size, hidden width of a feedforward
-norm    the model's norm, each time with a gain of its own            W, E   learnt matrices, learnt tables
+norm    the model's norm, each time with a gain of its own            W, E   learned matrices, learned tables
 z       what the head reads, norm(r_L)                                t, s   places of a query and of a key, from 0
 A B     matrix product      A * B  element by element      [A; B]  one below the other      [y_h]_h  all heads side by side
 rot_t   the position's rotation of queries and keys        b       the position's bias on scores; both absent unless it says so
@@ -41,15 +41,15 @@ def parts_page(registry: Registry, default_text: Callable[[Any], str]) -> str:
     results = json.loads(standard.RESULTS.read_text(encoding="utf-8")) if standard.RESULTS.exists() else {}
     if results and results["settings"] != standard.settings():
         results = {}  # of another standard model
-    table = [result_row(standard, results, seam, spec) for seam in standard.SEAMS for spec in built_in(registry, seam)]
+    table = [result_row(standard, results, kind, spec) for kind in standard.KINDS for spec in built_in(registry, kind)]
     lines = [
         "# Parts",
         "",
         "What each part computes, where it is from, what it costs, and how it did in one short run that is the same for all. What a",
-        "seam asks of its parts, with an example, stands in [seams.md](seams.md). This page is written by `make docs` from the specs and",
+        "kind asks of its parts, with an example, stands in [extension-points.md](extension-points.md). This page is written by `make docs` from the specs and",
         f"from {'[standard-run.json](standard-run.json)' if results else 'standard-run.json, which is not there yet'}; a test keeps it up to date.",
         "",
-        *(f"- [{seam}](#{seam})" for seam in standard.SEAMS),
+        *(f"- [{kind}](#{kind})" for kind in standard.KINDS),
         "- [the standard run](#the-standard-run)",
         "",
         "In equations:",
@@ -58,16 +58,16 @@ def parts_page(registry: Registry, default_text: Callable[[Any], str]) -> str:
         SYMBOLS,
         "```",
         "",
-        "Equations are those of the default options, or name the option. Defaults are listed; what options mean is said in seams.md.",
+        "Equations are those of the default options, or name the option. Defaults are listed; what options mean is said in extension-points.md.",
     ]
-    for seam in standard.SEAMS:
-        lines += ["", f"## {seam}"]
-        for spec in built_in(registry, seam):
+    for kind in standard.KINDS:
+        lines += ["", f"## {kind}"]
+        for spec in built_in(registry, kind):
             lines += ["", f"**{spec.name}**: {spec.summary}{references(spec.reference)}", "", "```text", spec.equation or "(not given)", "```"]
             if options := ", ".join(
                 f"`{key}: {default_text(field).strip('`')}`" for key, field in spec.config.model_fields.items() if not key.endswith("_content")
             ):
-                lines += ["", f"Options: {options}. [Meaning](seams.md#{seam})"]
+                lines += ["", f"Options: {options}. [Meaning](extension-points.md#{kind})"]
     return "\n".join([*lines, "", *standard_section(standard, results), *table]) + "\n"
 
 
@@ -85,7 +85,7 @@ def standard_section(standard: ModuleType, results: dict[str, Any]) -> list[str]
         "What it can say is little. The model is tiny and far from trained. Only the baseline's rate was looked for, among four; twice that rate",
         "was a little better for it. Optimizers have the rates found for them on a model twice as wide; so their rows compare those rates",
         "as much as the optimizers. What needs size, length, time, another rate or another",
-        "initialisation looks worse here than it is. The interval is that of Student's t for three paired",
+        "initialization looks worse here than it is. The interval is that of Student's t for three paired",
         "differences, 4.3 standard errors to each side, so only large effects stand out. A part is called better or worse only where its 95 %",
         "interval leaves out zero, and no allowance is made for so many comparisons: of a hundred parts that change nothing,",
         "about five would be called so. `feeb compare` is the instrument for a real question.",
@@ -106,20 +106,20 @@ def standard_section(standard: ModuleType, results: dict[str, Any]) -> list[str]
             lines += [f"The baseline: {values} bits per byte (seeds {', '.join(str(s) for s in scores)}).", ""]
     return [
         *lines,
-        "| seam | part | options other than default | parameters | FLOPs a token | cache bytes a token | tokens/s | speed | bits per byte − baseline's [95 %] | |",
+        "| kind | part | options other than default | parameters | FLOPs a token | cache bytes a token | tokens/s | speed | bits per byte − baseline's [95 %] | |",
         "|---|---|---|--:|--:|--:|--:|--:|---|---|",
     ]
 
 
-def result_row(standard: ModuleType, results: dict[str, Any], seam: str, spec: PartSpec) -> str:
-    is_baseline = standard.BASELINE[seam]["name"] == spec.name
-    own = {k: v for k, v in standard.BASELINE[seam].items() if k != "name"} if is_baseline else standard.own_options(seam, spec.name)
+def result_row(standard: ModuleType, results: dict[str, Any], kind: str, spec: PartSpec) -> str:
+    is_baseline = standard.BASELINE[kind]["name"] == spec.name
+    own = {k: v for k, v in standard.BASELINE[kind].items() if k != "name"} if is_baseline else standard.own_options(kind, spec.name)
     options = ", ".join(f"{k} {text_of(v)}" for k, v in own.items())
-    note = standard.NOTES.get(f"{seam}/{spec.name}", "")
-    costs = cost(standard, seam, spec.name)
+    note = standard.NOTES.get(f"{kind}/{spec.name}", "")
+    costs = cost(standard, kind, spec.name)
     counts = [f"{costs.total:,}", f"{costs.flops_per_token:,.0f}", f"{costs.cache_bytes_per_token:,}"]
-    head = [seam, f"`{spec.name}`", "; ".join(filter(None, [options, note])), *counts]
-    runs = runs_of(results, "baseline", "baseline", {}) if is_baseline else runs_of(results, seam, spec.name, own)
+    head = [kind, f"`{spec.name}`", "; ".join(filter(None, [options, note])), *counts]
+    runs = runs_of(results, "baseline", "baseline", {}) if is_baseline else runs_of(results, kind, spec.name, own)
     if not runs:
         return cells(*head, "", "", "not run", "baseline" if is_baseline else "")
     if failed := next((r["failed"] for r in runs.values() if "failed" in r), None):
@@ -142,20 +142,20 @@ def difference(runs: dict[int, dict[str, Any]], baseline: dict[int, dict[str, An
     return f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]", verdict
 
 
-def runs_of(results: dict[str, Any], seam: str, name: str, options: dict[str, Any]) -> dict[int, dict[str, Any]]:
+def runs_of(results: dict[str, Any], kind: str, name: str, options: dict[str, Any]) -> dict[int, dict[str, Any]]:
     """By seed; those with other options are of another table."""
-    found = [r for r in results.get("runs", []) if (r["seam"], r["name"], r["options"]) == (seam, name, options)]
+    found = [r for r in results.get("runs", []) if (r["kind"], r["name"], r["options"]) == (kind, name, options)]
     return {r["seed"]: r for r in sorted(found, key=lambda r: r["seed"])}
 
 
-def cost(standard: ModuleType, seam: str, name: str) -> Any:
-    from feebcore.model.build import choose, count_architecture
+def cost(standard: ModuleType, kind: str, name: str) -> Any:
+    from feebcore.model.build import count_architecture, resolve_part
 
-    return count_architecture(choose("architectures", standard.architecture(standard.chosen(seam, name))), standard.VOCABULARY, standard.WINDOW)
+    return count_architecture(resolve_part("architectures", standard.architecture(standard.chosen(kind, name))), standard.VOCABULARY, standard.WINDOW)
 
 
-def built_in(registry: Registry, seam: str) -> list[PartSpec]:
-    return [spec for _, spec in registry.parts(seam) if spec.distribution == "feeb"]
+def built_in(registry: Registry, kind: str) -> list[PartSpec]:
+    return [spec for _, spec in registry.parts(kind) if spec.distribution == "feeb"]
 
 
 def references(text: str) -> str:

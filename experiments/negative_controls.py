@@ -11,7 +11,7 @@ def build_double_softmax(config):
 
     def objective(model, batch):
         hidden = model(batch.tokens, positions=batch.positions, doc_ids=batch.doc_ids).hidden
-        logits = model.head(hidden).float()[..., : model.vocab_size]
+        logits = model.lm_head(hidden).float()[..., : model.vocab_size]
         loss = nn.functional.cross_entropy(logits.softmax(-1).flatten(0, 1), batch.targets.flatten(), reduction="sum")
         return ObjectiveOutput(loss, batch.targets.numel())
 

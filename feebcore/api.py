@@ -210,18 +210,18 @@ def generate(
     top_k: int | None = None,
     top_p: float | None = None,
     min_p: float | None = None,
-    processors: Sequence[Any] = (),
+    logits_processors: Sequence[Any] = (),
     seed: int = 0,
 ) -> str | list[str]:
     """Continue one text or several with a model; returns what was added, without the end token.
 
-    temperature 0 takes the likeliest token. processors: names or `{name: …}` of seam processors, run before
+    temperature 0 takes the likeliest token. logits_processors: names or `{name: …}` of kind logits_processors, run before
     temperature, top_k, top_p and min_p, which run in this order. Raises DataError where a prompt fills the context.
     """
     from feebcore.generate.decoding import greedy
     from feebcore.generate.engine import encode_prompt
     from feebcore.generate.engine import generate as run_engine
-    from feebcore.model.build import choose
+    from feebcore.model.build import resolve_part
 
     if temperature < 0:
         raise ValueError(f"temperature {temperature} must be at least 0")
@@ -231,14 +231,14 @@ def generate(
         "top_p": ("p", top_p),
         "min_p": ("min_p", min_p),
     }
-    wanted = [*processors, *({"name": n, key: v} for n, (key, v) in named.items() if v is not None)]
+    wanted = [*logits_processors, *({"name": n, key: v} for n, (key, v) in named.items() if v is not None)]
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
     completions = run_engine(
         opened.model,
         [encode_prompt(opened.tokenizer, text) for text in texts],
         max_new_tokens,
         opened.tokenizer.eos_id,
-        [choose("processors", value).build() for value in wanted],
+        [resolve_part("logits_processors", value).build() for value in wanted],
         greedy if temperature == 0 else None,
         seed,
     )

@@ -198,14 +198,14 @@ class Workspace:
                 raise explain(error, folder) from error
             yield folder
 
-    def adopt(self, source: Path, stage: str, label: str, note: str = "") -> Artifact:
+    def import_folder(self, source: Path, stage: str, label: str, note: str = "") -> Artifact:
         """Copy a folder made elsewhere into the workspace as a finished artifact of `stage`."""
         source = Path(source)
         if not source.is_dir() or not any(source.iterdir()):
             raise ArtifactError(f"{source} is no folder with files in it")
         files = _hashed(source)
         digest = _content_digest(files, ())
-        fingerprint = digest_of({"adopted": digest, "stage": stage})[:12]
+        fingerprint = digest_of({"imported": digest, "stage": stage})[:12]
         with self.building(stage, label, fingerprint) as folder:
             if isinstance(folder, Artifact):
                 return folder
@@ -217,7 +217,7 @@ class Workspace:
                 stage=stage,
                 label=label,
                 fingerprint=fingerprint,
-                identity={"adopted": digest, "note": note},
+                identity={"imported": digest, "note": note},
                 metrics={},
                 section={},
                 inputs={},

@@ -8,7 +8,7 @@ artifact. `Execution[...]` marks keys that say how the work is done (device, mic
         max_steps: int                                                  # identity
         device: Execution[str] = "auto"
         checkpoint_every: Observation[int] = 100
-        optimizer: Annotated[Part, Seam("optimizers")] = use("adamw")   # another part, chosen by name
+        optimizer: Annotated[Part, PartKey("optimizers")] = default_part("adamw")   # another part, chosen by name
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class PartConfig(BaseModel):
         named = dict(data)
         for key, field in cls.model_fields.items():
             value, default = data.get(key), field.default
-            if isinstance(value, dict) and "name" not in value and isinstance(default, dict) and any(isinstance(m, Seam) for m in field.metadata):
+            if isinstance(value, dict) and "name" not in value and isinstance(default, dict) and any(isinstance(m, PartKey) for m in field.metadata):
                 named[key] = {**default, **value}
         return named
 
@@ -69,7 +69,7 @@ class NoOptions(PartConfig):
 class Part:
     """A part chosen in a recipe: its spec and its validated options. `build(...)` makes the thing itself."""
 
-    seam: str
+    kind: str
     spec: PartSpec
     config: PartConfig
     shared: bool = False  # other plugins claim the bare name too
@@ -93,25 +93,25 @@ class Part:
         return {"name": self.name, **self.config.model_dump(mode="json")}
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Part) and (self.seam, self.spec.full_name, self.config) == (
-            other.seam,
+        return isinstance(other, Part) and (self.kind, self.spec.full_name, self.config) == (
+            other.kind,
             other.spec.full_name,
             other.config,
         )
 
     def __hash__(self) -> int:
-        return hash((self.seam, self.spec.full_name))
+        return hash((self.kind, self.spec.full_name))
 
 
 @dataclass(frozen=True)
-class Seam:
-    """Marks a `Part` key with the seam its part comes from; resolves names while a config is validated.
+class PartKey:
+    """Marks a `Part` key with the kind its part comes from; resolves names while a config is validated.
 
     Accepts `name`, `{name: …, option: …}` or a `Part`. The registry is taken from the validation context
     (`{"registry": …}`), else the process-wide one.
     """
 
-    seam: str
+    kind: str
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
         return core_schema.with_info_plain_validator_function(
@@ -123,18 +123,18 @@ class Seam:
         from feebcore.registry import get_registry
 
         if isinstance(value, Part):
-            if value.seam != self.seam:
-                raise PydanticCustomError("part", f"a part of seam {value.seam!r} where {self.seam!r} is wanted")
+            if value.kind != self.kind:
+                raise PydanticCustomError("part", f"a part of kind {value.kind!r} where {self.kind!r} is wanted")
             return value
         if isinstance(value, str):
             name, options = value, {}
         elif isinstance(value, dict) and isinstance(value.get("name"), str):
             name, options = value["name"], {k: v for k, v in value.items() if k != "name"}
         else:
-            raise PydanticCustomError("part", f"write a name of seam {self.seam!r}, or {{name: …, option: …}}; `feeb parts {self.seam}` lists them")
+            raise PydanticCustomError("part", f"write a name of kind {self.kind!r}, or {{name: …, option: …}}; `feeb parts {self.kind}` lists them")
         registry = (info.context or {}).get("registry") or get_registry()
         try:
-            spec = registry.resolve(self.seam, name)
+            spec = registry.resolve(self.kind, name)
         except FeebError as error:
             raise PydanticCustomError("part", "{why}", {"why": str(error)}) from None
         try:
@@ -147,10 +147,10 @@ class Seam:
             why = "; ".join(f"{'.'.join(map(str, d['loc'])) or 'options'}: {d['msg']}" for d in details)
             context = {"why": f"{spec.name}: {why}", "details": details, "known": sorted(spec.config.model_fields)}
             raise PydanticCustomError("part_options", "{why}", context) from None
-        return Part(self.seam, spec, config, registry.shared(self.seam, spec.name))
+        return Part(self.kind, spec, config, registry.shared(self.kind, spec.name))
 
 
-def use(name: str, **options: Any) -> Any:
+def default_part(name: str, **options: Any) -> Any:
     """The default of a `Part` key: a part by name, resolved when the config is validated."""
     return {"name": name, **options}
 

@@ -18,11 +18,11 @@ class RecipeError(FeebError):
 
 
 class UnknownPartError(FeebError):
-    """No plugin offers a part of this name on this seam."""
+    """No plugin offers a part of this name on this kind."""
 
 
 class PartClashError(FeebError):
-    """Two distributions claim one bare name on one seam."""
+    """Two distributions claim one bare name on one kind."""
 
 
 class PluginError(FeebError):

@@ -1,7 +1,7 @@
-"""Every seam of the system: one hook per kind of part, in the order of specs.py.
+"""Every kind of the system: one hook per kind of part, in the order of specs.py.
 
 A plugin is a module with some of these functions, decorated with `@feebcore.hookimpl`. Each takes no argument
-and yields specs. The docstring of each hook is a plugin; docs/seams.md explains and a test executes them.
+and yields specs. The docstring of each hook is a plugin; docs/extension-points.md explains and a test executes them.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def feeb_sources() -> Iterable[specs.SourceSpec]:  # type: ignore[empty-body]
 
 @hookspec
 def feeb_filters() -> Iterable[specs.FilterSpec]:  # type: ignore[empty-body]
-    """Document filters, normalisers and deduplication, polars LazyFrame to LazyFrame.
+    """Document filters, normalizers and deduplication, polars LazyFrame to LazyFrame.
 
     Example::
 
@@ -97,7 +97,7 @@ def feeb_packings() -> Iterable[specs.PackingSpec]:  # type: ignore[empty-body]
 
 
 @hookspec
-def feeb_orders() -> Iterable[specs.OrderSpec]:  # type: ignore[empty-body]
+def feeb_data_orders() -> Iterable[specs.DataOrderSpec]:  # type: ignore[empty-body]
     """The order of windows.
 
     Example::
@@ -105,8 +105,8 @@ def feeb_orders() -> Iterable[specs.OrderSpec]:  # type: ignore[empty-body]
         import feebcore as feeb
 
         @feeb.hookimpl
-        def feeb_orders():
-            yield feeb.OrderSpec("easy_first", build="idea:build", summary="Short documents first.")
+        def feeb_data_orders():
+            yield feeb.DataOrderSpec("easy_first", build="idea:build", summary="Short documents first.")
     """
 
 
@@ -154,7 +154,7 @@ def feeb_feedforwards() -> Iterable[specs.FeedforwardSpec]:  # type: ignore[empt
 
 @hookspec
 def feeb_norms() -> Iterable[specs.NormSpec]:  # type: ignore[empty-body]
-    """Block part: normalisation.
+    """Block part: normalization.
 
     Example::
 
@@ -176,12 +176,12 @@ def feeb_positions() -> Iterable[specs.PositionSpec]:  # type: ignore[empty-body
 
         @feeb.hookimpl
         def feeb_positions():
-            yield feeb.PositionSpec("linear", build="idea:build", summary="A learnt ramp.")
+            yield feeb.PositionSpec("linear", build="idea:build", summary="A learned ramp.")
     """
 
 
 @hookspec
-def feeb_wirings() -> Iterable[specs.WiringSpec]:  # type: ignore[empty-body]
+def feeb_blocks() -> Iterable[specs.BlockSpec]:  # type: ignore[empty-body]
     """Block part: residual topology and norm placement.
 
     Example::
@@ -189,13 +189,13 @@ def feeb_wirings() -> Iterable[specs.WiringSpec]:  # type: ignore[empty-body]
         import feebcore as feeb
 
         @feeb.hookimpl
-        def feeb_wirings():
-            yield feeb.WiringSpec("postnorm", build="idea:build", summary="Norm after the sum.")
+        def feeb_blocks():
+            yield feeb.BlockSpec("postnorm", build="idea:build", summary="Norm after the sum.")
     """
 
 
 @hookspec
-def feeb_depths() -> Iterable[specs.DepthSpec]:  # type: ignore[empty-body]
+def feeb_stacks() -> Iterable[specs.StackSpec]:  # type: ignore[empty-body]
     """Block part: how blocks are stacked.
 
     Example::
@@ -203,8 +203,8 @@ def feeb_depths() -> Iterable[specs.DepthSpec]:  # type: ignore[empty-body]
         import feebcore as feeb
 
         @feeb.hookimpl
-        def feeb_depths():
-            yield feeb.DepthSpec("twice", build="idea:build", summary="Every block runs twice.")
+        def feeb_stacks():
+            yield feeb.StackSpec("twice", build="idea:build", summary="Every block runs twice.")
     """
 
 
@@ -223,7 +223,7 @@ def feeb_embeddings() -> Iterable[specs.EmbeddingSpec]:  # type: ignore[empty-bo
 
 
 @hookspec
-def feeb_heads() -> Iterable[specs.HeadSpec]:  # type: ignore[empty-body]
+def feeb_lm_heads() -> Iterable[specs.LMHeadSpec]:  # type: ignore[empty-body]
     """Block part: vectors to scores.
 
     Example::
@@ -231,13 +231,13 @@ def feeb_heads() -> Iterable[specs.HeadSpec]:  # type: ignore[empty-body]
         import feebcore as feeb
 
         @feeb.hookimpl
-        def feeb_heads():
-            yield feeb.HeadSpec("cosine", build="idea:build", summary="Cosine with the embedding.")
+        def feeb_lm_heads():
+            yield feeb.LMHeadSpec("cosine", build="idea:build", summary="Cosine with the embedding.")
     """
 
 
 @hookspec
-def feeb_initialisations() -> Iterable[specs.InitialisationSpec]:  # type: ignore[empty-body]
+def feeb_initializations() -> Iterable[specs.InitializationSpec]:  # type: ignore[empty-body]
     """Block part: initial weights.
 
     Example::
@@ -245,14 +245,14 @@ def feeb_initialisations() -> Iterable[specs.InitialisationSpec]:  # type: ignor
         import feebcore as feeb
 
         @feeb.hookimpl
-        def feeb_initialisations():
-            yield feeb.InitialisationSpec("orthogonal", build="idea:build", summary="Orthogonal matrices.")
+        def feeb_initializations():
+            yield feeb.InitializationSpec("orthogonal", build="idea:build", summary="Orthogonal matrices.")
     """
 
 
 @hookspec
 def feeb_objectives() -> Iterable[specs.ObjectiveSpec]:  # type: ignore[empty-body]
-    """What is minimised.
+    """What is minimized.
 
     Example::
 
@@ -300,7 +300,7 @@ def feeb_schedules() -> Iterable[specs.ScheduleSpec]:  # type: ignore[empty-body
 
 
 @hookspec
-def feeb_rate_rules() -> Iterable[specs.RateRuleSpec]:  # type: ignore[empty-body]
+def feeb_lr_scalings() -> Iterable[specs.LRScalingSpec]:  # type: ignore[empty-body]
     """How rate and batch transfer across size.
 
     Example::
@@ -308,8 +308,8 @@ def feeb_rate_rules() -> Iterable[specs.RateRuleSpec]:  # type: ignore[empty-bod
         import feebcore as feeb
 
         @feeb.hookimpl
-        def feeb_rate_rules():
-            yield feeb.RateRuleSpec("inverse_width", build="idea:build", summary="Rate falls with width.")
+        def feeb_lr_scalings():
+            yield feeb.LRScalingSpec("inverse_width", build="idea:build", summary="Rate falls with width.")
     """
 
 
@@ -328,7 +328,7 @@ def feeb_callbacks() -> Iterable[specs.CallbackSpec]:  # type: ignore[empty-body
 
 
 @hookspec
-def feeb_processors() -> Iterable[specs.ProcessorSpec]:  # type: ignore[empty-body]
+def feeb_logits_processors() -> Iterable[specs.LogitsProcessorSpec]:  # type: ignore[empty-body]
     """Logits processors.
 
     Example::
@@ -336,13 +336,13 @@ def feeb_processors() -> Iterable[specs.ProcessorSpec]:  # type: ignore[empty-bo
         import feebcore as feeb
 
         @feeb.hookimpl
-        def feeb_processors():
-            yield feeb.ProcessorSpec("no_digits", build="idea:build", summary="Forbids digits.")
+        def feeb_logits_processors():
+            yield feeb.LogitsProcessorSpec("no_digits", build="idea:build", summary="Forbids digits.")
     """
 
 
 @hookspec
-def feeb_decoders() -> Iterable[specs.DecoderSpec]:  # type: ignore[empty-body]
+def feeb_samplers() -> Iterable[specs.SamplerSpec]:  # type: ignore[empty-body]
     """Decoding strategies.
 
     Example::
@@ -350,8 +350,8 @@ def feeb_decoders() -> Iterable[specs.DecoderSpec]:  # type: ignore[empty-body]
         import feebcore as feeb
 
         @feeb.hookimpl
-        def feeb_decoders():
-            yield feeb.DecoderSpec("second_best", build="idea:build", summary="Takes the runner-up.")
+        def feeb_samplers():
+            yield feeb.SamplerSpec("second_best", build="idea:build", summary="Takes the runner-up.")
     """
 
 
@@ -456,30 +456,30 @@ def feeb_exporters() -> Iterable[specs.ExporterSpec]:  # type: ignore[empty-body
     """
 
 
-SEAMS: dict[str, type[specs.PartSpec]] = {
+KINDS: dict[str, type[specs.PartSpec]] = {
     "stages": specs.StageSpec,
     "sources": specs.SourceSpec,
     "filters": specs.FilterSpec,
     "tokenizers": specs.TokenizerSpec,
     "packings": specs.PackingSpec,
-    "orders": specs.OrderSpec,
+    "data_orders": specs.DataOrderSpec,
     "architectures": specs.ArchitectureSpec,
     "attentions": specs.AttentionSpec,
     "feedforwards": specs.FeedforwardSpec,
     "norms": specs.NormSpec,
     "positions": specs.PositionSpec,
-    "wirings": specs.WiringSpec,
-    "depths": specs.DepthSpec,
+    "blocks": specs.BlockSpec,
+    "stacks": specs.StackSpec,
     "embeddings": specs.EmbeddingSpec,
-    "heads": specs.HeadSpec,
-    "initialisations": specs.InitialisationSpec,
+    "lm_heads": specs.LMHeadSpec,
+    "initializations": specs.InitializationSpec,
     "objectives": specs.ObjectiveSpec,
     "optimizers": specs.OptimizerSpec,
     "schedules": specs.ScheduleSpec,
-    "rate_rules": specs.RateRuleSpec,
+    "lr_scalings": specs.LRScalingSpec,
     "callbacks": specs.CallbackSpec,
-    "processors": specs.ProcessorSpec,
-    "decoders": specs.DecoderSpec,
+    "logits_processors": specs.LogitsProcessorSpec,
+    "samplers": specs.SamplerSpec,
     "algorithms": specs.AlgorithmSpec,
     "tasks": specs.TaskSpec,
     "benchmarks": specs.BenchmarkSpec,
@@ -488,4 +488,4 @@ SEAMS: dict[str, type[specs.PartSpec]] = {
     "importers": specs.ImporterSpec,
     "exporters": specs.ExporterSpec,
 }
-"""Seam name to the spec class its hook yields; the hook of seam `x` is `feeb_x`."""
+"""PartKey name to the spec class its hook yields; the hook of kind `x` is `feeb_x`."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-Progress = Callable[[float, float], None]
+ProgressFn = Callable[[float, float], None]
 """`progress(done, total)` in whatever unit the caller announced."""
 
 
@@ -39,7 +39,7 @@ class Source(Protocol):
     `provenance() -> dict`, JSON that says what exactly was read (a commit, versions); both end in statistics.json.
     """
 
-    def fetch(self, folder: Path, progress: Progress) -> None: ...
+    def fetch(self, folder: Path, progress: ProgressFn) -> None: ...
     def documents(self, folder: Path) -> Iterator[Document]: ...
 
 
@@ -63,7 +63,7 @@ class Tokenizer(Protocol):
 
 
 class TokenizerTrainer(Protocol):
-    def train(self, texts: Callable[[], Iterable[str]], folder: Path, progress: Progress) -> Tokenizer: ...
+    def train(self, texts: Callable[[], Iterable[str]], folder: Path, progress: ProgressFn) -> Tokenizer: ...
     def load(self, folder: Path) -> Tokenizer: ...
 
 
@@ -90,7 +90,7 @@ class Packing(Protocol):
     def windows(self, indices: np.ndarray) -> PackedWindows: ...  # indices int64 [B]
 
 
-class Order(Protocol):
+class DataOrder(Protocol):
     """`order(samples int64 [B]) -> windows int64 [B]`: which window each sample index of the run gets; stateless.
 
     It may have `epochs(num_samples) -> dict[str, float]`: how often each source is seen by a run of so many samples.
@@ -100,7 +100,7 @@ class Order(Protocol):
 
 
 @dataclass(frozen=True)
-class OrderContext:
+class DataOrderContext:
     """What an order may know of the run, for those whose factory names an argument `context`.
 
     max_steps: 0 where it is not known. packing, store: to look into windows. sources: the windows of each source, when the
@@ -135,7 +135,7 @@ class BlockShape:
 
 @dataclass
 class ModelOutput:
-    """hidden [B,T,C] after the final norm: `model.head(hidden)` makes logits [.., V]. layers: per-layer streams
+    """hidden [B,T,C] after the final norm: `model.lm_head(hidden)` makes logits [.., V]. layers: per-layer streams
     when asked for. losses: auxiliary terms, each a scalar."""
 
     hidden: Tensor
@@ -150,7 +150,7 @@ class LanguageModel(Protocol):
     marks padding. `head(hidden) -> logits`. `new_cache(batch, length) -> Cache`. `count() -> Counts`.
     """
 
-    head: nn.Module
+    lm_head: nn.Module
     vocab_size: int
     seq_len: int
 
@@ -206,7 +206,7 @@ class Objective(Protocol):
 
 @dataclass
 class ParamGroup:
-    """Parameters that share a role. role: 'matrix' (2-D weights inside blocks), 'embedding', 'head', 'vector'
+    """Parameters that share a role. role: 'matrix' (2-D weights inside blocks), 'embedding', 'lm_head', 'vector'
     (norms, biases, scalars). names and parameters run in parallel."""
 
     role: str
@@ -218,7 +218,7 @@ class ParamGroup:
 
 
 @dataclass(frozen=True)
-class Instance:
+class Problem:
     """One problem of a task. key: canonical text whose SHA-256 decides the split. answer: one right completion."""
 
     prompt: str
@@ -228,13 +228,13 @@ class Instance:
 
 
 class Task(Protocol):
-    """`instance(rng)` draws a problem; `reward(instance, completion)` in [0, 1] never runs the completion.
+    """`problem(rng)` draws a problem; `reward(instance, completion)` in [0, 1] never runs the completion.
     max_completion_tokens bounds a completion, EOS included."""
 
     max_completion_tokens: int
 
-    def instance(self, rng: np.random.Generator) -> Instance: ...
-    def reward(self, instance: Instance, completion: str) -> float: ...
+    def problem(self, rng: np.random.Generator) -> Problem: ...
+    def reward(self, instance: Problem, completion: str) -> float: ...
 
 
 # --- scaling ----------------------------------------------------------------------------------------------------

@@ -43,15 +43,15 @@ def describe_environment() -> dict[str, Any]:
 
 
 def describe_plugins(recipe: Recipe, stage: str) -> list[dict[str, str]]:
-    """Every part a stage uses: seam, full name, revision, version of its distribution, origin."""
+    """Every part a stage uses: kind, full name, revision, version of its distribution, origin."""
     entry = recipe.stages[stage]
-    rows = [("stages", entry.spec)] + [(p.seam, p.spec) for p in plugins_used(recipe, stage)]
+    rows = [("stages", entry.spec)] + [(p.kind, p.spec) for p in plugins_used(recipe, stage)]
     seen, found = set(), []
-    for seam, spec in rows:
-        if (seam, spec.full_name) in seen:
+    for kind, spec in rows:
+        if (kind, spec.full_name) in seen:
             continue
-        seen.add((seam, spec.full_name))
-        found.append({"seam": seam, "part": spec.full_name, "revision": str(spec.revision), "version": _version(spec.distribution), "origin": spec.origin})
+        seen.add((kind, spec.full_name))
+        found.append({"kind": kind, "part": spec.full_name, "revision": str(spec.revision), "version": _version(spec.distribution), "origin": spec.origin})
     return found
 
 

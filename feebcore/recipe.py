@@ -9,7 +9,7 @@
     variants: {wide: {pretrain.architecture.d_model: 512}}       # a study: the recipe once per variant …
     seeds: [0, 1, 2]                                             # … and per seed
     quick: {pretrain.max_steps: 60}                              # what `feeb run --quick` sets: the same at a small scale
-    findings: {wide: {says: width helps, expect: wide < narrow}} # what its runs are to say (feebcore/findings)
+    claims: {wide: {claim: width helps, expect: wide < narrow}} # what its runs are to say (feebcore/claims)
 
 Scalars follow YAML 1.2: `off` is a word, `1e-4` a number. `load` raises RecipeError with file, line and key.
 """
@@ -29,13 +29,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from feebcore.claims.claim import Claim, unknown_variants
 from feebcore.config import Part, StageConfig, parts_in
 from feebcore.errors import PartClashError, RecipeError, UnknownPartError, did_you_mean
-from feebcore.findings.claims import Finding, unknown_variants
 from feebcore.registry import Registry, get_registry
 from feebcore.specs import Need, StageSpec, load_object
 
-TOP_KEYS = ("name", "description", "extends", "plugins", "seed", "stages", "variants", "seeds", "quick", "findings")
+TOP_KEYS = ("name", "description", "extends", "plugins", "seed", "stages", "variants", "seeds", "quick", "claims")
 
 
 @dataclass(frozen=True)
@@ -215,14 +215,12 @@ def load_study(path: str | Path, overrides: Sequence[str] = (), registry: Regist
     seeds = data.get("seeds") or [data.get("seed", 0)]
     if not isinstance(seeds, list) or not all(isinstance(s, int) and not isinstance(s, bool) for s in seeds):
         raise RecipeError(f"{lines.of(['seeds'])}: seeds is a list of whole numbers")
-    found = findings_of(data, lines)
+    found = claims_of(data, lines)
     for name, variant in unknown_variants(found, variants).items():
-        raise RecipeError(f"{lines.of(['findings', name, 'expect'])}: finding {name!r} names {variant!r}; {did_you_mean(variant, variants)}")
-    for name, finding in found.items():
-        if isinstance(stages := data.get("stages"), list) and finding.stage not in [str(stage).rpartition("/")[2] for stage in stages]:
-            raise RecipeError(
-                f"{lines.of(['findings', name])}: finding {name!r} is of stage {finding.stage!r}; {did_you_mean(finding.stage, map(str, stages))}"
-            )
+        raise RecipeError(f"{lines.of(['claims', name, 'expect'])}: claim {name!r} names {variant!r}; {did_you_mean(variant, variants)}")
+    for name, claim in found.items():
+        if isinstance(stages := data.get("stages"), list) and claim.stage not in [str(stage).rpartition("/")[2] for stage in stages]:
+            raise RecipeError(f"{lines.of(['claims', name])}: claim {name!r} is of stage {claim.stage!r}; {did_you_mean(claim.stage, map(str, stages))}")
     if len(set(seeds)) < len(seeds):
         raise RecipeError(f"{lines.of(['seeds'])}: seeds names one twice")
     for variant, changes in variants.items():
@@ -239,18 +237,18 @@ def load_study(path: str | Path, overrides: Sequence[str] = (), registry: Regist
     return recipes
 
 
-def findings_of(data: Mapping[str, Any], lines: _Lines | None = None) -> dict[str, Finding]:
-    """The findings of a recipe's merged YAML, by name. Raises RecipeError."""
+def claims_of(data: Mapping[str, Any], lines: _Lines | None = None) -> dict[str, Claim]:
+    """The claims of a recipe's merged YAML, by name. Raises RecipeError."""
     lines = lines or _Lines()
-    raw = data.get("findings") or {}
+    raw = data.get("claims") or {}
     if not isinstance(raw, dict) or not all(isinstance(value, dict) for value in raw.values()):
-        raise RecipeError(f"{lines.of(['findings'])}: findings is a mapping of names to {{says: ..., expect: ...}}")
+        raise RecipeError(f"{lines.of(['claims'])}: claims is a mapping of names to {{claim: ..., expect: ...}}")
     found = {}
     for name, value in raw.items():
         try:
-            found[name] = Finding.model_validate(value)
+            found[name] = Claim.model_validate(value)
         except ValidationError as error:
-            problems = [_sentence(["findings", name, *item["loc"]], dict(item), Finding.model_fields, lines) for item in error.errors(include_url=False)]
+            problems = [_sentence(["claims", name, *item["loc"]], dict(item), Claim.model_fields, lines) for item in error.errors(include_url=False)]
             raise RecipeError("\n".join(problems)) from None
     return found
 

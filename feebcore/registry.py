@@ -48,7 +48,7 @@ class Registry:
 
     def __init__(self, files: tuple[Path, ...] = (), strict: bool | None = None, entry_points: bool = True) -> None:
         self.plugins: list[PluginInfo] = []
-        self._parts: dict[str, dict[str, list[PartSpec]]] = {seam: {} for seam in hookspecs.SEAMS}
+        self._parts: dict[str, dict[str, list[PartSpec]]] = {kind: {} for kind in hookspecs.KINDS}
         self._strict = os.environ.get("FEEB_PLUGINS_STRICT") == "1" if strict is None else strict
         if entry_points:
             for entry in sorted(importlib.metadata.entry_points(group="feeb"), key=_built_in_first):
@@ -56,31 +56,31 @@ class Registry:
         for file in files:
             self._add_file(Path(file))
 
-    def resolve(self, seam: str, name: str) -> PartSpec:
-        """The spec that `name`, bare or full, means on `seam`. Raises UnknownPartError or PartClashError."""
-        offered = self._parts[seam]
+    def resolve(self, kind: str, name: str) -> PartSpec:
+        """The spec that `name`, bare or full, means on `kind`. Raises UnknownPartError or PartClashError."""
+        offered = self._parts[kind]
         distribution, _, bare = name.rpartition("/")
         found = [s for s in offered.get(bare, []) if distribution in ("", s.distribution)]
         if not found:
             broken = dict.fromkeys(f"{p.distribution} ({p.problem})" for p in self.plugins if p.problem)
             hint = f". Plugins that are not loaded: {'; '.join(broken)}." if broken else ""
-            raise UnknownPartError(f"no part {name!r} on seam {seam!r}; {did_you_mean(name, offered)}{hint}")
+            raise UnknownPartError(f"no part {name!r} on kind {kind!r}; {did_you_mean(name, offered)}{hint}")
         strangers = [s for s in found if s.distribution != BUILTIN]
         if len(found) > 1 and len(strangers) == 1 and _introduced_later(found, strangers[0]):
             return strangers[0]
         if len(found) > 1:
             where = " and ".join(f"{s.full_name} ({s.origin})" for s in found)
-            raise PartClashError(f"{seam}: {name!r} is claimed by {where}; write the full name in the recipe, as {found[0].full_name!r}")
+            raise PartClashError(f"{kind}: {name!r} is claimed by {where}; write the full name in the recipe, as {found[0].full_name!r}")
         return found[0]
 
-    def shared(self, seam: str, name: str) -> bool:
+    def shared(self, kind: str, name: str) -> bool:
         """Whether several plugins claim the bare name, so that only a full one is sure to mean the same part again."""
-        return len(self._parts[seam].get(name, [])) > 1
+        return len(self._parts[kind].get(name, [])) > 1
 
-    def parts(self, seam: str | None = None) -> list[tuple[str, PartSpec]]:
-        """All (seam, spec), by seam in the order of hookspecs.py and then by name."""
-        seams = [seam] if seam else list(self._parts)
-        return [(s, spec) for s in seams for name in sorted(self._parts[s]) for spec in self._parts[s][name]]
+    def parts(self, kind: str | None = None) -> list[tuple[str, PartSpec]]:
+        """All (kind, spec), by kind in the order of hookspecs.py and then by name."""
+        kinds = [kind] if kind else list(self._parts)
+        return [(s, spec) for s in kinds for name in sorted(self._parts[s]) for spec in self._parts[s][name]]
 
     def _add_entry_point(self, entry: importlib.metadata.EntryPoint) -> None:
         distribution = entry.dist.name if entry.dist else entry.name
@@ -118,22 +118,22 @@ class Registry:
         try:
             for name in vars(module):
                 if name.startswith("feeb_") and hasattr(getattr(module, name), "feeb_impl") and not hasattr(hookspecs, name):
-                    raise PluginError(f"there is no hook {name!r}; {did_you_mean(name, ('feeb_' + s for s in hookspecs.SEAMS))}")
+                    raise PluginError(f"there is no hook {name!r}; {did_you_mean(name, ('feeb_' + s for s in hookspecs.KINDS))}")
             manager.register(module)
             manager.check_pending()
-            for seam, kind in hookspecs.SEAMS.items():
-                for specs in getattr(manager.hook, f"feeb_{seam}")():
-                    found += [(seam, _checked(spec, kind, seam, info)) for spec in specs]
+            for kind, spec_class in hookspecs.KINDS.items():
+                for specs in getattr(manager.hook, f"feeb_{kind}")():
+                    found += [(kind, _checked(spec, spec_class, kind, info)) for spec in specs]
         except Exception as error:
             self._failed(info, f"{type(error).__name__}: {error}" if not isinstance(error, PluginError) else str(error), error)
             return
         if not found:
             self._failed(info, "it has no hook function (decorate them with @feebcore.hookimpl)", None)
             return
-        for seam, spec in found:
-            same = self._parts[seam].setdefault(spec.name, [])
+        for kind, spec in found:
+            same = self._parts[kind].setdefault(spec.name, [])
             if any(s.distribution == spec.distribution for s in same):
-                self._failed(info, f"it offers {seam} part {spec.name!r} twice", None)
+                self._failed(info, f"it offers {kind} part {spec.name!r} twice", None)
                 continue
             same.append(spec)
         self.plugins.append(dataclasses.replace(info, num_parts=len(found)))
@@ -159,13 +159,13 @@ def _refused(distribution: str, entry: str) -> str:
     return ""
 
 
-def _checked(spec: PartSpec, kind: type[PartSpec], seam: str, info: PluginInfo) -> PartSpec:
-    if not isinstance(spec, kind):
-        raise PluginError(f"feeb_{seam} must yield {kind.__name__}, not {type(spec).__name__}")
+def _checked(spec: PartSpec, spec_class: type[PartSpec], kind: str, info: PluginInfo) -> PartSpec:
+    if not isinstance(spec, spec_class):
+        raise PluginError(f"feeb_{kind} must yield {spec_class.__name__}, not {type(spec).__name__}")
     if not _NAME.fullmatch(spec.name):
-        raise PluginError(f"{seam}: {spec.name!r} is no name; use lower-case letters, digits, '_', '-' and '.'")
+        raise PluginError(f"{kind}: {spec.name!r} is no name; use lower-case letters, digits, '_', '-' and '.'")
     if not spec.build:
-        raise PluginError(f"{seam}: part {spec.name!r} has no build")
+        raise PluginError(f"{kind}: part {spec.name!r} has no build")
     if spec.api.split(".")[0] != API_VERSION.split(".")[0]:
         raise PluginError(f"part {spec.name!r} is written for plugin interface {spec.api}; this feeb has {API_VERSION}")
     return dataclasses.replace(spec, distribution=info.distribution, origin=info.origin)

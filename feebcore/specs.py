@@ -1,4 +1,4 @@
-"""The typed records that hooks yield, one kind per seam, in the order of hookspecs.py.
+"""The typed records that hooks yield, one kind per kind, in the order of hookspecs.py.
 
 A spec is cheap: names, options and the *path* of a factory ("package.module:function"), imported when first
 used, so that listing parts imports no torch. Every factory is called as `factory(config, ...)`; the docstring
@@ -16,7 +16,7 @@ from feebcore.config import NoOptions, PartConfig, StageConfig
 from feebcore.errors import PluginError
 
 API_VERSION = "1.1"
-"""Version of the plugin interface; a release that adds built-in parts or seams raises the second number."""
+"""Version of the plugin interface; a release that adds built-in parts or kinds raises the second number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class PartSpec(_Common):
     """What all parts share.
 
     name: bare name, `[a-z0-9_]+`. config: options, a PartConfig. build: factory, or "module:attribute" (lazy).
-    breaks: names of checks of the seam's contract that the part fails by design, as a negative control does; `feeb check`
+    breaks: names of checks of the kind's contract that the part fails by design, as a negative control does; `feeb check`
     then demands that it fails them.
     """
 
@@ -108,9 +108,9 @@ class PackingSpec(PartSpec):
     """build: `(config, store, seq_len) -> Packing`: documents to training windows."""
 
 
-class OrderSpec(PartSpec):
+class DataOrderSpec(PartSpec):
     """build: `(config, num_windows, seed) -> Order`: which window each sample index gets; stateless. A factory that names
-    a fourth argument `context` is given an OrderContext (feebcore/protocols.py)."""
+    a fourth argument `context` is given an DataOrderContext (feebcore/protocols.py)."""
 
 
 class ArchitectureSpec(PartSpec):
@@ -134,14 +134,14 @@ class PositionSpec(PartSpec):
     """build: `(config, block) -> Position`: may add to embeddings and may rotate queries and keys."""
 
 
-class WiringSpec(PartSpec):
+class BlockSpec(PartSpec):
     """build: `(config, make_attention, make_feedforward, make_norm) -> nn.Module`: one residual block.
     Called `(stream [B,T,C], context) -> [B,T,C]`; it makes as many instances as it needs, and calls them
     `attention(x, context)` and `feedforward(x, context)`. A factory that names an argument `block` gets the BlockShape.
-    One that carries more than the stream between blocks has `widen(stream)` and `narrow(stream)`."""
+    One that carries more than the stream between blocks has `expand_streams(stream)` and `reduce_streams(stream)`."""
 
 
-class DepthSpec(PartSpec):
+class StackSpec(PartSpec):
     """build: `(config, num_layers, make_block) -> nn.Module`: how blocks are stacked (separate, looped). `make_block(layer)`
     makes one. An argument named `block` gets the BlockShape of layer 0. Called `(stream, context)`, it returns the stream after
     every layer, `num_streams` of them."""
@@ -152,18 +152,18 @@ class EmbeddingSpec(PartSpec):
     says `takes_context = True`, `(tokens, context)`. An argument named `block` gets the BlockShape of layer 0."""
 
 
-class HeadSpec(PartSpec):
+class LMHeadSpec(PartSpec):
     """build: `(config, vocab_size, d_model, embedding) -> nn.Module`. Called `(hidden [...,C]) -> [...,V]`. Arguments named
     `block` and `make_block` get the BlockShape of layer 0 and the maker of residual blocks."""
 
 
-class InitialisationSpec(PartSpec):
-    """build: `(config) -> Callable[[nn.Module, int], None]`: initialises a model of so many layers in place. Modules with
-    weights that are no nn.Linear or nn.Embedding have `draw(std, residual_std)` and fill them themselves."""
+class InitializationSpec(PartSpec):
+    """build: `(config) -> Callable[[nn.Module, int], None]`: initializes a model of so many layers in place. Modules with
+    weights that are no nn.Linear or nn.Embedding have `init_weights(std, residual_std)` and fill them themselves."""
 
 
 class ObjectiveSpec(PartSpec):
-    """build: `(config) -> Objective`: what is minimised; `(model, batch) -> ObjectiveOutput`. One that runs more than the model and
+    """build: `(config) -> Objective`: what is minimized; `(model, batch) -> ObjectiveOutput`. One that runs more than the model and
     its head once has `extra_flops(model, length) -> (trained, frozen)`."""
 
 
@@ -175,19 +175,19 @@ class ScheduleSpec(PartSpec):
     """build: `(config, total_steps) -> Callable[[int], float]`: rate multiplier, a pure function of the step."""
 
 
-class RateRuleSpec(PartSpec):
-    """build: `(config) -> Callable[[TrainShape], RateScale]`: transfers rate and batch across size."""
+class LRScalingSpec(PartSpec):
+    """build: `(config) -> Callable[[TrainShape], LRScale]`: transfers rate and batch across size."""
 
 
 class CallbackSpec(PartSpec):
     """build: `(config) -> Callback` (feebcore.train.callbacks): probes and loggers inside the training loop."""
 
 
-class ProcessorSpec(PartSpec):
+class LogitsProcessorSpec(PartSpec):
     """build: `(config) -> Callable[[logits [B,V] fp32], logits [B,V]]`: removed tokens become -inf."""
 
 
-class DecoderSpec(PartSpec):
+class SamplerSpec(PartSpec):
     """build: `(config) -> Decoder`: `(logits [B,V] fp32, generator) -> tokens [B]`, after the processors."""
 
 

@@ -22,13 +22,13 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), flags=re.M | re.S)
 
 
-@pytest.mark.parametrize("seam", hookspecs.SEAMS)
-def test_the_example_of_every_hook_yields_a_spec_of_its_kind(seam):
-    text = textwrap.dedent(inspect.getdoc(getattr(hookspecs, f"feeb_{seam}")).partition("Example::")[2])
+@pytest.mark.parametrize("kind", hookspecs.KINDS)
+def test_the_example_of_every_hook_yields_a_spec_of_its_kind(kind):
+    text = textwrap.dedent(inspect.getdoc(getattr(hookspecs, f"feeb_{kind}")).partition("Example::")[2])
     namespace = {}
     exec(text, namespace)  # the docstring is our own code
-    (spec,) = namespace[f"feeb_{seam}"]()
-    assert isinstance(spec, hookspecs.SEAMS[seam])
+    (spec,) = namespace[f"feeb_{kind}"]()
+    assert isinstance(spec, hookspecs.KINDS[kind])
 
 
 def test_generated_pages_are_up_to_date():
@@ -40,25 +40,25 @@ def test_generated_pages_are_up_to_date():
 
 
 def test_every_built_in_part_has_a_summary_and_every_hook_a_seam_on_the_page():
-    page = (ROOT / "docs" / "seams.md").read_text()
-    for seam, spec in Registry().parts():
-        assert spec.summary.strip().endswith("."), f"{seam} {spec.name}: end the summary with a full stop"
+    page = (ROOT / "docs" / "extension-points.md").read_text()
+    for kind, spec in Registry().parts():
+        assert spec.summary.strip().endswith("."), f"{kind} {spec.name}: end the summary with a full stop"
         assert f"**{spec.name}**" in page or spec.distribution != "feeb"
-    for seam in hookspecs.SEAMS:
-        assert f"## {seam}\n" in page
+    for kind in hookspecs.KINDS:
+        assert f"## {kind}\n" in page
 
 
 def test_every_part_of_the_parts_page_gives_an_equation_and_a_row_of_results():
     page = (ROOT / "docs" / "parts.md").read_text()
     text, table = page.split("## The standard run")
-    seams = re.findall(r"^## (\w+)$", text, flags=re.M)
-    assert set(seams) >= {"attentions", "feedforwards", "norms", "positions", "wirings", "depths", "embeddings", "heads", "initialisations", "objectives"}
-    for seam in seams:
-        for _, spec in Registry().parts(seam):
+    kinds = re.findall(r"^## (\w+)$", text, flags=re.M)
+    assert set(kinds) >= {"attentions", "feedforwards", "norms", "positions", "blocks", "stacks", "embeddings", "lm_heads", "initializations", "objectives"}
+    for kind in kinds:
+        for _, spec in Registry().parts(kind):
             if spec.distribution == "feeb":
-                assert spec.equation, f"{seam} {spec.name}: give the spec an equation, in the symbols of docs/parts.md"
+                assert spec.equation, f"{kind} {spec.name}: give the spec an equation, in the symbols of docs/parts.md"
                 assert spec.equation in text
-                assert f"\n| {seam} | `{spec.name}` | " in table
+                assert f"\n| {kind} | `{spec.name}` | " in table
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
@@ -68,7 +68,7 @@ def test_links_inside_the_repository_lead_somewhere(page):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if p.name != "seams.md"], ids=lambda p: p.name)
+@pytest.mark.parametrize("page", [p for p in PAGES if p.name != "extension-points.md"], ids=lambda p: p.name)
 def test_yaml_recipes_on_the_page_load(page, tmp_path):
     for i, text in enumerate(blocks(page, "yaml")):
         if not re.search(r"^(stages|extends):", text, flags=re.M):
@@ -83,7 +83,7 @@ def test_yaml_recipes_on_the_page_load(page, tmp_path):
             assert member.stages
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python") and p.name not in ("seams.md", "python-api.md")], ids=lambda p: p.name)
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python") and p.name not in ("extension-points.md", "python-api.md")], ids=lambda p: p.name)
 def test_python_on_the_page_runs(page, tmp_path):
     for i, text in enumerate(blocks(page, "python")):
         name = re.match(r"# (\w+\.py)", text)

@@ -20,22 +20,22 @@ def module_at(path):
 standard, page = module_at(ROOT / "benchmarks" / "standard_run.py"), module_at(ROOT / "docs" / "parts_page.py")
 
 
-def runs(*scores, seam="norms", name="layernorm", options=None):
+def runs(*scores, kind="norms", name="layernorm", options=None):
     rates = {"tokens_per_second": 1000, "relative_speed": 0.5}
-    return [{"seam": seam, "name": name, "options": options or {}, "seed": i, "bits_per_byte": score, **rates} for i, score in enumerate(scores)]
+    return [{"kind": kind, "name": name, "options": options or {}, "seed": i, "bits_per_byte": score, **rates} for i, score in enumerate(scores)]
 
 
 def test_a_part_is_exchanged_alone_unless_it_needs_another():
     base = standard.chosen("baseline", "baseline")
-    for seam, name in standard.labels()[1:]:
-        parts = standard.chosen(seam, name)
-        changed = {s for s in standard.SEAMS if parts[s] != base[s]}
-        assert changed == {seam, *standard.WITH.get(f"{seam}/{name}", {})}
-        assert parts[seam]["name"] == name
+    for kind, name in standard.labels()[1:]:
+        parts = standard.chosen(kind, name)
+        changed = {s for s in standard.KINDS if parts[s] != base[s]}
+        assert changed == {kind, *standard.WITH.get(f"{kind}/{name}", {})}
+        assert parts[kind]["name"] == name
 
 
 def test_options_and_needs_are_of_parts_that_exist():
-    known = {f"{seam}/{name}" for seam, name in standard.labels()}
+    known = {f"{kind}/{name}" for kind, name in standard.labels()}
     assert known >= standard.OPTIONS.keys() | standard.WITH.keys() | standard.NOTES.keys()
 
 
@@ -103,4 +103,4 @@ def test_rows_say_what_was_not_run_what_failed_and_nothing_of_other_options():
     assert "| not run |" in row(runs(1.0, 1.0, 1.0, options={"bias": False}))
     failed = runs(1.0, 1.0)
     assert "| failed: it diverged |" in row([*failed, {**failed[0], "seed": 2, "failed": "it diverged"}])
-    assert "| 1,000 | 0.50 | +1.000 [+1.000, +1.000] | worse |" in row([*runs(2.0, 2.0, 2.0), *runs(1.0, 1.0, 1.0, seam="baseline", name="baseline")])
+    assert "| 1,000 | 0.50 | +1.000 [+1.000, +1.000] | worse |" in row([*runs(2.0, 2.0, 2.0), *runs(1.0, 1.0, 1.0, kind="baseline", name="baseline")])

@@ -51,7 +51,7 @@ def measure(recipe: Recipe, inputs: Mapping[str, Artifact], folder: Path, steps:
 
     from feebcore.data.loader import make_batches
     from feebcore.stages.pretrain import PretrainConfig, open_tokens
-    from feebcore.train import compiling, precision
+    from feebcore.train import compilation, precision
     from feebcore.train.parallel_config import ParallelConfig
     from feebcore.train.pretrain import train_model
 
@@ -62,12 +62,12 @@ def measure(recipe: Recipe, inputs: Mapping[str, Artifact], folder: Path, steps:
     with use_registry(recipe.registry):
         device = precision.resolve_device(whole.device)
         flops = _flops_per_step(whole, inputs["tokens"]) * whole.max_steps
-        compile_, _ = compiling.decide(whole.compile, device, precision.resolve_precision(whole.precision, device), flops, whole.max_steps)
+        compile_, _ = compilation.decide(whole.compile, device, precision.resolve_precision(whole.precision, device), flops, whole.max_steps)
         quiet = {"callbacks": [], "eval_every": 0, "checkpoint_every": 0, "on_bad_step": "skip", "max_bad_steps": steps + 1}
         quiet |= {"compile": "on" if compile_ else "off", "parallel": ParallelConfig()}
         short = short.model_copy(update=quiet)
         train = open_tokens(inputs["tokens"], "train", whole.tokens_url)
-        data = make_batches(train, short.packing, short.order, short.batch_size, short.seq_len, short.seed, short.max_steps)
+        data = make_batches(train, short.packing, short.data_order, short.batch_size, short.seq_len, short.seed, short.max_steps)
         out = StageOutput(folder)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()

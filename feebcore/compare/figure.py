@@ -27,10 +27,10 @@ def _differences(axes: Axes, result: Mapping[str, Any], theme: Theme) -> None:
     axes.axvline(0.0, color=theme.muted, linewidth=1.0)
     axes.axvspan(-effect, effect, color=theme.grid, alpha=0.5, zorder=0)
     for row, variant in enumerate(result["variants"]):
-        colour = theme.series[(row + 1) % len(theme.series)]
+        color = theme.series[(row + 1) % len(theme.series)]
         pairs = zip(base["bits_per_byte"], sides[variant["name"]]["bits_per_byte"], strict=True)
         values = [v - b for b, v in pairs if b is not None and v is not None]
-        axes.plot(values, [row + 0.16] * len(values), "o", markersize=5, color=colour, alpha=0.55, markeredgewidth=0)
+        axes.plot(values, [row + 0.16] * len(values), "o", markersize=5, color=color, alpha=0.55, markeredgewidth=0)
         if variant["difference"] is not None:
             axes.errorbar(
                 [variant["difference"]],
@@ -38,7 +38,7 @@ def _differences(axes: Axes, result: Mapping[str, Any], theme: Theme) -> None:
                 xerr=[[variant["difference"] - variant["low"]], [variant["high"] - variant["difference"]]],
                 fmt="D",
                 markersize=6,
-                color=colour,
+                color=color,
                 capsize=4,
                 linewidth=1.8,
             )
@@ -56,11 +56,11 @@ def _label(variant: Mapping[str, Any]) -> str:
 
 def _against_compute(axes: Axes, result: Mapping[str, Any], theme: Theme) -> None:
     for row, side in enumerate(result["sides"]):
-        colour = theme.series[row % len(theme.series)]
+        color = theme.series[row % len(theme.series)]
         losses = [loss for loss in side["bits_per_byte"] if loss is not None]
-        axes.plot([side["flops"]] * len(losses), losses, "o", markersize=4, color=colour, alpha=0.4, markeredgewidth=0)
+        axes.plot([side["flops"]] * len(losses), losses, "o", markersize=4, color=color, alpha=0.4, markeredgewidth=0)
         if side["mean"] is not None:
-            axes.plot([side["flops"]], [side["mean"]], "D", markersize=7, color=colour, label=side["name"])
+            axes.plot([side["flops"]], [side["mean"]], "D", markersize=7, color=color, label=side["name"])
     base = result["sides"][0]
     curve = sorted((p["flops"], p["bits_per_byte"]) for p in result["curve"] if p["bits_per_byte"] is not None)
     if curve and base["mean"] is not None:

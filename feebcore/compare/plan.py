@@ -179,7 +179,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}…"
 
 
-ORDER_KEYS = ("packing", "order", "batch_size", "seq_len")
+ORDER_KEYS = ("packing", "data_order", "batch_size", "seq_len")
 """Of a section: what decides, with the seed, which tokens come when."""
 
 
@@ -265,7 +265,7 @@ def _is_warmup(key: str, value: Any) -> bool:
 def _scaled(value: Any, factor: float, picks: Any, whole: bool = True) -> Any:
     """A copy in which every option that `picks(key, value)` is times `factor`; whole: a number of steps, at least 1."""
     if isinstance(value, Part):
-        return Part(value.seam, value.spec, _scaled(value.config, factor, picks, whole), value.shared)
+        return Part(value.kind, value.spec, _scaled(value.config, factor, picks, whole), value.shared)
     if isinstance(value, list | tuple):
         return type(value)(_scaled(item, factor, picks, whole) for item in value)
     if not isinstance(value, BaseModel):

@@ -222,16 +222,16 @@ def multiplier(curve: Sequence[CurvePoint], difference: Paired | None, draws: in
     if gain[-1] - gain[0] <= 2 * math.hypot(error[-1], error[0]):
         return Multiplier(None, why="the baseline's loss does not fall with its budget by more than its noise")
     wanted = -difference.mean
-    centre = _reach(ln_factor, gain, wanted)
+    center = _reach(ln_factor, gain, wanted)
     rng = np.random.default_rng(0)
     sampled = wanted + difference.error * rng.standard_t(difference.num_pairs - 1, draws)
     curves = gain + error * rng.standard_normal((draws, len(points)))
     ends = np.quantile([_reach(ln_factor, row, value) for row, value in zip(curves, sampled, strict=True)], (0.025, 0.975), method="nearest")
     low, high = (float(np.exp(end)) if math.isfinite(end) else None for end in ends)
-    if not math.isfinite(centre):
-        edge, side = (points[0].factor, "above") if centre < 0 else (points[-1].factor, "below")
+    if not math.isfinite(center):
+        edge, side = (points[0].factor, "above") if center < 0 else (points[-1].factor, "below")
         return Multiplier(None, low, high, f"the variant's loss lies {side} the baseline's curve, which ends at {edge:g} times its budget")
-    return Multiplier(float(np.exp(centre)), low, high)
+    return Multiplier(float(np.exp(center)), low, high)
 
 
 def _reach(ln_factor: Array, gain: Array, wanted: float) -> float:

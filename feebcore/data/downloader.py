@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from feebcore.errors import DataError
 from feebcore.files import explain, sync_folder
-from feebcore.protocols import Progress
+from feebcore.protocols import ProgressFn
 
 if TYPE_CHECKING:
     import httpx
@@ -70,7 +70,7 @@ class Downloader:
         self._sleep = sleep
         self._opened: httpx.Client | None = None
 
-    def fetch(self, items: Sequence[Item], folder: Path, progress: Progress) -> list[Path]:
+    def fetch(self, items: Sequence[Item], folder: Path, progress: ProgressFn) -> list[Path]:
         """Bring every item into `folder`; those already there are left alone. progress counts bytes (total 0: unknown)."""
         total = sum(item.size or 0 for item in items) if all(item.size is not None for item in items) else 0
         done, paths = 0, []

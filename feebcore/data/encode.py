@@ -25,8 +25,8 @@ from typing import Any
 
 import numpy as np
 
-from feebcore.data.fan_out import Pending, open_runner
 from feebcore.data.store_writer import stored_ids, token_dtype
+from feebcore.data.task_runner import Pending, open_runner
 from feebcore.data.tokenizers import load_tokenizer
 from feebcore.errors import DataError
 from feebcore.protocols import Tokenizer

@@ -16,7 +16,7 @@ from feebcore.config import Part
 from feebcore.data.prefetch import Prefetch
 from feebcore.data.views import source_views
 from feebcore.errors import DataError
-from feebcore.protocols import Batch, Order, OrderContext, PackedWindows, Packing
+from feebcore.protocols import Batch, DataOrder, DataOrderContext, PackedWindows, Packing
 
 if TYPE_CHECKING:
     from feebcore.data.store import TokenStore
@@ -36,11 +36,11 @@ def make_batches(store: TokenStore, packing: Part, order: Part, batch_size: int,
         sources = windows.sources
     else:
         windows = packing.build(store, seq_len)
-    context = OrderContext(windows.num_windows, batch_size, max_steps, windows, store, sources)
+    context = DataOrderContext(windows.num_windows, batch_size, max_steps, windows, store, sources)
     return BatchSource(store, windows, build_order(order, seed, context), batch_size, seq_len)
 
 
-def build_order(order: Part, seed: int, context: OrderContext) -> Order:
+def build_order(order: Part, seed: int, context: DataOrderContext) -> DataOrder:
     """The order part over the windows of `context`, which its factory is given when it asks for it."""
     return order.build_with(context.num_windows, seed, context=context)
 
@@ -51,7 +51,7 @@ class BatchSource:
 
     store: TokenStore
     packing: Packing
-    order: Order
+    order: DataOrder
     batch_size: int
     seq_len: int
     _ordered: dict[int, np.ndarray] = field(default_factory=dict, repr=False, compare=False)

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from feebcore.protocols import LanguageModel, Progress, Tokenizer
+from feebcore.protocols import LanguageModel, ProgressFn, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Subject:
     device: str = "cpu"
     precision: str = "fp32"
     seed: int = 0
-    progress: Progress = lambda done, total: None
+    progress: ProgressFn = lambda done, total: None
 
 
 class Benchmark(Protocol):
@@ -57,11 +57,11 @@ def intervals(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return {name: entry for name, entry in result.items() if isinstance(entry, dict) and "value" in entry}
 
 
-def summarise(results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, float]]:
+def summarize(results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, float]]:
     """`{benchmark: {subject: value}}`: headline metrics under the benchmark's name, others as `benchmark_metric`."""
     flat: dict[str, dict[str, float]] = {}
-    for name, subjects in results.items():
-        for subject, result in subjects.items():
+    for name, models in results.items():
+        for subject, result in models.items():
             for i, (metric, entry) in enumerate(intervals(result).items()):
                 flat.setdefault(name if i == 0 else f"{name}_{metric}", {})[subject] = entry["value"]
     return flat

@@ -26,9 +26,9 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
         return Interval(0.0, 0.0, 1.0, 0)
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
     share = successes / n
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    center = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5
-    return Interval(share, 0.0 if successes == 0 else max(0.0, centre - half), 1.0 if successes == n else min(1.0, centre + half), n)
+    return Interval(share, 0.0 if successes == 0 else max(0.0, center - half), 1.0 if successes == n else min(1.0, center + half), n)
 
 
 def bootstrap(

@@ -28,7 +28,7 @@ from torch.nn import functional
 from feebcore.train.precision import keep_freed_memory
 
 if TYPE_CHECKING:
-    from feebcore.protocols import LanguageModel, Progress, Tokenizer
+    from feebcore.protocols import LanguageModel, ProgressFn, Tokenizer
 
 CHUNK_ELEMENTS = 1 << 22  # logits held at once, in elements: 16 MiB of fp32
 BATCH_TOKENS = 1 << 12  # small enough for a processor's cache; pass more on a GPU
@@ -93,7 +93,7 @@ def score_store(
     stride: int | None = None,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
-    progress: Progress | None = None,
+    progress: ProgressFn | None = None,
     max_documents: int | None = None,
     batch_tokens: int = BATCH_TOKENS,
 ) -> Score:
@@ -112,7 +112,7 @@ def score_documents(
     stride: int | None = None,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
-    progress: Progress | None = None,
+    progress: ProgressFn | None = None,
     max_documents: int | None = None,
     batch_tokens: int = BATCH_TOKENS,
 ) -> DocumentScores:
@@ -215,7 +215,7 @@ def _score_windows(
     windows: Windows,
     device: str | torch.device | None,
     dtype: str | torch.dtype | None,
-    progress: Progress | None,
+    progress: ProgressFn | None,
     batch_tokens: int,
     greedy: bool = False,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
@@ -263,7 +263,7 @@ def _score_batch(model: Any, tokens: torch.Tensor, scored: torch.Tensor, dtype: 
         targets_N = tokens[:, 1:][scored]
         size = max(1, CHUNK_ELEMENTS // model.vocab_size)
         for at in range(0, len(targets_N), size):
-            logits_NV = model.head(hidden_NC[at : at + size]).float()
+            logits_NV = model.lm_head(hidden_NC[at : at + size]).float()
             target_N = targets_N[at : at + size]
             nats.append(functional.cross_entropy(logits_NV, target_N, reduction="none").double())
             if greedy:

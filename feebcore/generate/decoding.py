@@ -16,7 +16,7 @@ Processor = Callable[[Tensor], Tensor]
 """Logits [B,V] fp32 to logits [B,V]; a removed token becomes -inf. Works row by row."""
 
 
-class RowRandom:
+class PerRowRNG:
     """Uniform numbers by counter: the n-th draw of a row is SplitMix64 of (its seed, n).
 
     A row's numbers depend on its own seed only, whatever stands beside it in the batch.
@@ -33,7 +33,7 @@ class RowRandom:
         return torch.from_numpy((_mix(self._state) >> np.uint64(11)).astype(np.float64) * 2.0**-53).to(self._device)
 
 
-Decoder = Callable[[Tensor, RowRandom], Tensor]
+Decoder = Callable[[Tensor, PerRowRNG], Tensor]
 """Processed logits [B,V] fp32 and the rows' random numbers to tokens [B]."""
 
 
@@ -52,7 +52,7 @@ def _mix(z: np.ndarray) -> np.ndarray:
         return z ^ (z >> np.uint64(31))
 
 
-def sample(logits: Tensor, random: RowRandom) -> Tensor:
+def sample(logits: Tensor, random: PerRowRNG) -> Tensor:
     """Tokens [B] drawn from softmax(logits [B,V]) by inversion of the cumulative sum; never a token at -inf."""
     cumulative = logits.softmax(-1).cumsum(-1, dtype=torch.float64)
     total = cumulative[:, -1:].contiguous()
@@ -61,6 +61,6 @@ def sample(logits: Tensor, random: RowRandom) -> Tensor:
     return torch.minimum(drawn, last)[:, 0]
 
 
-def greedy(logits: Tensor, random: RowRandom) -> Tensor:
+def greedy(logits: Tensor, random: PerRowRNG) -> Tensor:
     """The likeliest token of each row; the lowest id among equals."""
     return logits.argmax(-1)

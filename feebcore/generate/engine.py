@@ -2,7 +2,7 @@
 
 Prompts are padded on the left, with explicit positions and doc_id -1 on the padding, so a row's result is what it
 would be alone. Masks come from lengths, never from token ids: the end token may be any id. Every completion carries
-the log-probabilities of the distribution it was really drawn from (after the processors) and the model's own.
+the log-probabilities of the distribution it was really drawn from (after the logits_processors) and the model's own.
 
 Cost on two cores, 3 layers of width 256, V 4096, fp32: about 25 ms a step for 512 rows.
 """
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from feebcore.errors import DataError
-from feebcore.generate.decoding import Decoder, Processor, RowRandom, row_seeds, sample
+from feebcore.generate.decoding import Decoder, PerRowRNG, Processor, row_seeds, sample
 from feebcore.protocols import LanguageModel, Tokenizer
 
 
@@ -47,7 +47,7 @@ def generate(
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     eos_id: int,
-    processors: Sequence[Processor] = (),
+    logits_processors: Sequence[Processor] = (),
     decoder: Decoder | None = None,
     seed: int = 0,
     device: torch.device | str | None = None,
@@ -75,8 +75,8 @@ def generate(
     model.eval()  # type: ignore[attr-defined]
     try:
         for chunk in _chunks(order, [len(p) for p in prompts], max_new_tokens, model.seq_len, batch_size):
-            random = RowRandom(seeds[chunk], device)
-            completions = _decode(model, [list(prompts[i]) for i in chunk], max_new_tokens, eos_id, processors, decoder or sample, random, device)
+            random = PerRowRNG(seeds[chunk], device)
+            completions = _decode(model, [list(prompts[i]) for i in chunk], max_new_tokens, eos_id, logits_processors, decoder or sample, random, device)
             for i, completion in zip(chunk, completions, strict=True):
                 done[i] = completion
     finally:
@@ -104,9 +104,9 @@ def _decode(
     prompts: list[list[int]],
     max_new_tokens: int,
     eos_id: int,
-    processors: Sequence[Processor],
+    logits_processors: Sequence[Processor],
     decoder: Decoder,
-    random: RowRandom,
+    random: PerRowRNG,
     device: torch.device | str,
 ) -> list[Completion]:
     lengths = np.array([len(p) for p in prompts])
@@ -125,9 +125,9 @@ def _decode(
     active = torch.ones(len(prompts), dtype=torch.bool, device=device)
     limit = torch.from_numpy(limits).to(device)
     for step in range(num_steps):
-        raw = model.head(hidden).float()
+        raw = model.lm_head(hidden).float()
         logits = raw
-        for processor in processors:
+        for processor in logits_processors:
             logits = processor(logits)
         chosen = decoder(logits, random)
         log_probs = _log_prob_of(logits, chosen)

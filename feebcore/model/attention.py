@@ -25,21 +25,21 @@ def attend(
     k_BGSD: Tensor,
     v_BGSD: Tensor,
     mask_BTS: Tensor | None = None,
-    softcap: float = 0.0,
+    logit_softcap: float = 0.0,
     block_mask: Any = None,
     bias_HTS: Tensor | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
     """[B,H,T,D]. Query head h reads key head h // (H / G). mask_BTS: True = may see; None = causal (T = S), or
-    everything (T = 1). softcap: scores become softcap * tanh(scores / softcap); 0 leaves them. block_mask: what mask_BTS
+    everything (T = 1). logit_softcap: scores become logit_softcap * tanh(scores / logit_softcap); 0 leaves them. block_mask: what mask_BTS
     says as `document_block_mask` does; wins over it. bias_HTS: added to the scores, after the cap. Values may be wider or
     narrower than keys; the result is as wide as they are. dropout: share of the weights that is set to 0, the others grow; not with block_mask."""
     if block_mask is not None:
         assert not dropout
-        return _by_blocks(q_BHTD, k_BGSD, v_BGSD, block_mask, softcap, bias_HTS)
+        return _by_blocks(q_BHTD, k_BGSD, v_BGSD, block_mask, logit_softcap, bias_HTS)
     assert mask_BTS is not None or q_BHTD.shape[2] in (1, k_BGSD.shape[2])
-    if softcap or _explicit_is_faster(q_BHTD, k_BGSD, v_BGSD):
-        return _explicit(q_BHTD, k_BGSD, v_BGSD, mask_BTS, softcap, bias_HTS, dropout)
+    if logit_softcap or _explicit_is_faster(q_BHTD, k_BGSD, v_BGSD):
+        return _explicit(q_BHTD, k_BGSD, v_BGSD, mask_BTS, logit_softcap, bias_HTS, dropout)
     grouped = q_BHTD.shape[1] != k_BGSD.shape[1]
     if grouped and q_BHTD.device.type == "cpu":  # its flash kernel knows no groups
         k_BGSD, v_BGSD = (x.repeat_interleave(q_BHTD.shape[1] // x.shape[1], dim=1) for x in (k_BGSD, v_BGSD))
@@ -52,7 +52,7 @@ def attend(
 
 
 def attention_weights(
-    q_BHTD: Tensor, k_BGSD: Tensor, mask_BTS: Tensor | None = None, softcap: float = 0.0, bias_HTS: Tensor | None = None, dropout: float = 0.0
+    q_BHTD: Tensor, k_BGSD: Tensor, mask_BTS: Tensor | None = None, logit_softcap: float = 0.0, bias_HTS: Tensor | None = None, dropout: float = 0.0
 ) -> Tensor:
     """[B,H,T,S] fp32, rows that sum to 1 (before dropout): what `attend` multiplies the values with, for parts that use the weights
     otherwise."""
@@ -60,8 +60,8 @@ def attention_weights(
     G, S = k_BGSD.shape[1:3]
     q_BGND = (q_BHTD * D**-0.5).reshape(B, G, H // G * T, D)
     scores_BHTS = (q_BGND @ k_BGSD.mT).view(B, H, T, S).float()
-    if softcap:
-        scores_BHTS = softcap * torch.tanh(scores_BHTS / softcap)
+    if logit_softcap:
+        scores_BHTS = logit_softcap * torch.tanh(scores_BHTS / logit_softcap)
     if bias_HTS is not None:
         scores_BHTS = scores_BHTS + bias_HTS
     return F.dropout(_hidden(scores_BHTS, mask_BTS).softmax(-1), dropout)
@@ -107,24 +107,24 @@ def window_mask(mask_BTS: Tensor | None, length: int, num_keys: int, window: int
     return ((s <= t) & near_TS)[None] if mask_BTS is None else mask_BTS & near_TS
 
 
-def _by_blocks(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, block_mask: Any, softcap: float, bias_HTS: Tensor | None = None) -> Tensor:
+def _by_blocks(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, block_mask: Any, logit_softcap: float, bias_HTS: Tensor | None = None) -> Tensor:
     from torch.nn.attention.flex_attention import flex_attention
 
     def changed(score: Tensor, b: Tensor, h: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        score = softcap * torch.tanh(score / softcap) if softcap else score
+        score = logit_softcap * torch.tanh(score / logit_softcap) if logit_softcap else score
         return score if bias_HTS is None else score + bias_HTS[h, t, s]
 
     grouped = q_BHTD.shape[1] != k_BGSD.shape[1]
-    score_mod = changed if softcap or bias_HTS is not None else None
+    score_mod = changed if logit_softcap or bias_HTS is not None else None
     return flex_attention(q_BHTD, k_BGSD, v_BGSD, score_mod=score_mod, block_mask=block_mask, enable_gqa=grouped)
 
 
 def _explicit(
-    q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, mask_BTS: Tensor | None, softcap: float, bias_HTS: Tensor | None = None, dropout: float = 0.0
+    q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, mask_BTS: Tensor | None, logit_softcap: float, bias_HTS: Tensor | None = None, dropout: float = 0.0
 ) -> Tensor:
     B, H, T, _ = q_BHTD.shape
     G, S, D = v_BGSD.shape[1:]
-    weights_BHTS = attention_weights(q_BHTD, k_BGSD, mask_BTS, softcap, bias_HTS, dropout)
+    weights_BHTS = attention_weights(q_BHTD, k_BGSD, mask_BTS, logit_softcap, bias_HTS, dropout)
     return (weights_BHTS.to(v_BGSD.dtype).view(B, G, H // G * T, S) @ v_BGSD).view(B, H, T, D)
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def build_model(architecture: Part, vocab_size: int, seq_len: int, seed: int = 0, device: str | torch.device = "cpu") -> Any:
-    """A freshly initialised fp32 model (a torch module and LanguageModel) on `device`, in training mode.
+    """A freshly initialized fp32 model (a torch module and LanguageModel) on `device`, in training mode.
 
     Weights are drawn on the CPU from `seed` alone; the caller's random state is left as it was.
     """
@@ -39,12 +39,12 @@ def count_training(architecture: Part, objective: Any, vocab_size: int, seq_len:
     return model.count(), training_flops(model, objective, seq_len)
 
 
-def choose(seam: str, value: Any, registry: Registry | None = None) -> Part:
-    """The part that `value` (a name, or {name: …, option: …}) means on `seam`, as in a recipe. Raises ValidationError."""
+def resolve_part(kind: str, value: Any, registry: Registry | None = None) -> Part:
+    """The part that `value` (a name, or {name: …, option: …}) means on `kind`, as in a recipe. Raises ValidationError."""
     from typing import Annotated
 
     from pydantic import TypeAdapter
 
-    from feebcore.config import Seam
+    from feebcore.config import PartKey
 
-    return TypeAdapter(Annotated[Part, Seam(seam)]).validate_python(value, context={"registry": registry})  # type: ignore[arg-type]
+    return TypeAdapter(Annotated[Part, PartKey(kind)]).validate_python(value, context={"registry": registry})  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from feebcore.config import Part, PartConfig, Seam, parts_in
+from feebcore.config import Part, PartConfig, PartKey, parts_in
 
 
 class TransformerConfig(PartConfig):
@@ -25,15 +25,15 @@ class TransformerConfig(PartConfig):
     attention_dropout: float = Field(
         0.0, ge=0.0, lt=1.0, description="on the weights with which attention takes its mean of values; recurrences, as gated_delta, have none"
     )
-    attention: Annotated[Part, Seam("attentions")]
-    feedforward: Annotated[Part, Seam("feedforwards")]
-    norm: Annotated[Part, Seam("norms")]
-    position: Annotated[Part, Seam("positions")]
-    wiring: Annotated[Part, Seam("wirings")]
-    depth: Annotated[Part, Seam("depths")]
-    embedding: Annotated[Part, Seam("embeddings")]
-    head: Annotated[Part, Seam("heads")]
-    initialisation: Annotated[Part, Seam("initialisations")]
+    attention: Annotated[Part, PartKey("attentions")]
+    feedforward: Annotated[Part, PartKey("feedforwards")]
+    norm: Annotated[Part, PartKey("norms")]
+    position: Annotated[Part, PartKey("positions")]
+    block: Annotated[Part, PartKey("blocks")]
+    stack: Annotated[Part, PartKey("stacks")]
+    embedding: Annotated[Part, PartKey("embeddings")]
+    lm_head: Annotated[Part, PartKey("lm_heads")]
+    initialization: Annotated[Part, PartKey("initializations")]
 
     @property
     def width_of_head(self) -> int:

@@ -23,8 +23,8 @@ EMPTY = -2  # the document id of a cache slot that holds nothing yet
 
 
 @dataclass
-class Context:
-    """Handed to every wiring, attention and feedforward. mask_BTS: True where query t may see key s; None: causal, or, for one
+class ForwardContext:
+    """Handed to every block layout, attention and feedforward. mask_BTS: True where query t may see key s; None: causal, or, for one
     query, everything cached. block_mask: the same for FlexAttention, where that is used.
 
     tokens_BT and start_BTC: what the model was given, and the stream before the first block. shared: what one layer leaves
@@ -58,11 +58,11 @@ class Context:
     def rotate(self, x_BTHD: Tensor) -> Tensor:
         return self.position.rotate(x_BTHD, self.prepared)
 
-    def extend(self, *new_BHTD: Tensor) -> tuple[Tensor, ...]:
+    def update(self, *new_BHTD: Tensor) -> tuple[Tensor, ...]:
         """Keys and values of this call after those cached for it, [B,H,S,D] each; without a cache, what was given."""
-        return new_BHTD if self.cache is None else self.cache.extend(*new_BHTD)
+        return new_BHTD if self.cache is None else self.cache.update(*new_BHTD)
 
-    def attend(self, q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, softcap: float = 0.0, window: int = 0) -> Tensor:
+    def attend(self, q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, logit_softcap: float = 0.0, window: int = 0) -> Tensor:
         """`attend` of feebcore/model/attention.py with this pass's masks and the position's bias. window: each query sees so
         many tokens, itself among them; 0: all."""
         T, S = q_BHTD.shape[2], k_BGSD.shape[2]
@@ -76,13 +76,13 @@ class Context:
                 mask_BTS = None if mask_BTS is None else mask_BTS[..., -reach:]
             if T > 1 and block_mask is None:
                 mask_BTS = window_mask(mask_BTS, T, S, window, k_BGSD.device)
-        return attend(q_BHTD, k_BGSD, v_BGSD, mask_BTS, softcap, block_mask, self.position.bias(T, S), self.dropout)
+        return attend(q_BHTD, k_BGSD, v_BGSD, mask_BTS, logit_softcap, block_mask, self.position.bias(T, S), self.dropout)
 
-    def weights(self, q_BHTD: Tensor, k_BGSD: Tensor, softcap: float = 0.0) -> Tensor:
+    def weights(self, q_BHTD: Tensor, k_BGSD: Tensor, logit_softcap: float = 0.0) -> Tensor:
         """[B,H,T,S] fp32: what `attend` multiplies the values with."""
         T, S = q_BHTD.shape[2], k_BGSD.shape[2]
         mask_BTS = window_mask(self.mask_BTS, T, S, self.window, k_BGSD.device) if 0 < self.window < S else self.mask_BTS
-        return attention_weights(q_BHTD, k_BGSD, mask_BTS, softcap, self.position.bias(T, S), self.dropout)
+        return attention_weights(q_BHTD, k_BGSD, mask_BTS, logit_softcap, self.position.bias(T, S), self.dropout)
 
 
 class Cache:
@@ -129,7 +129,7 @@ class Cache:
         """[B,T] of the tokens that this pass began with."""
         return self.doc_ids_BS[:, self.filled : self.filled + self._new]
 
-    def extend(self, *new_BHTD: Tensor) -> tuple[Tensor, ...]:
+    def update(self, *new_BHTD: Tensor) -> tuple[Tensor, ...]:
         if self._turn == len(self.slots):
             self.slots.append(tuple(x.new_zeros(*x.shape[:2], self.length, x.shape[3]) for x in new_BHTD))
         slot, end = self.slots[self._turn], self.filled + self._new
@@ -138,14 +138,14 @@ class Cache:
             kept[:, :, self.filled : end] = x_BHTD
         return tuple(kept[:, :, :end] for kept in slot)
 
-    def carry(self, *fresh: Tensor) -> tuple[Tensor, ...]:
+    def recurrent_state(self, *fresh: Tensor) -> tuple[Tensor, ...]:
         """The tensors [B,…] that this call wrote in the pass before, at first `fresh`. Write the new ones into them in place."""
         if self._state_turn == len(self.states):
             self.states.append(fresh)
         self._state_turn += 1
         return self.states[self._state_turn - 1]
 
-    def also(self, kind: type[C], length: int) -> C:
+    def child(self, kind: type[C], length: int) -> C:
         """A cache of this kind for shorter rows, made at the first call; at most one a model."""
         if not self.others:
             self.others.append(kind(self.batch, length, self.doc_ids_BS.device))

@@ -19,10 +19,10 @@ from feebcore.protocols import Counts
 
 
 def count_model(model: nn.Module, seq_len: int) -> Counts:
-    """Counts of `model` at `seq_len` tokens a sequence. Its head is `model.head`."""
+    """Counts of `model` at `seq_len` tokens a sequence. Its head is `model.lm_head`."""
     named = dict(model.named_parameters())
     tables = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)}
-    head = [p for p in model.head.parameters() if p.ndim >= 2]  # type: ignore[union-attr]
+    head = [p for p in model.lm_head.parameters() if p.ndim >= 2]  # type: ignore[union-attr]
     in_head = {id(p) for p in head}
     matrices = [p for p in named.values() if p.ndim >= 2 and id(p) not in tables and id(p) not in in_head]
     full, causal = count_flops(model, seq_len)
@@ -47,8 +47,8 @@ def training_flops(model: nn.Module, objective: Any, seq_len: int) -> float:
 
 
 def count_streams(model: nn.Module) -> int:
-    """How many layers `want_layers` gives: what `model.depth` says (`num_streams`), else what a pass over one token shows."""
-    known = getattr(getattr(model, "depth", None), "num_streams", None)
+    """How many layers `want_layers` gives: what `model.stack` says (`num_streams`), else what a pass over one token shows."""
+    known = getattr(getattr(model, "stack", None), "num_streams", None)
     if known is not None:
         return int(known)
     was_training = model.training

@@ -6,18 +6,18 @@ from torch import nn
 
 from feebcore.protocols import ParamGroup
 
-ROLES = ("matrix", "embedding", "head", "vector")
+ROLES = ("matrix", "embedding", "lm_head", "vector")
 
 
 def param_groups(model: nn.Module, frozen: bool = False) -> list[ParamGroup]:
     """The trainable parameters by role, in the order of ROLES, empty roles left out; each parameter once. frozen: the
     others too.
 
-    embedding: tables of nn.Embedding, positions and tied heads included. head: the rest of `model.head` with two or
+    embedding: tables of nn.Embedding, positions and tied heads included. head: the rest of `model.lm_head` with two or
     more dimensions. vector: whatever has fewer than two. matrix: everything else.
     """
     tables = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)}
-    head = {id(p) for p in model.head.parameters()}  # type: ignore[union-attr]
+    head = {id(p) for p in model.lm_head.parameters()}  # type: ignore[union-attr]
     groups = {role: ParamGroup(role, [], []) for role in ROLES}
     for name, parameter in model.named_parameters():
         if not (frozen or parameter.requires_grad):
@@ -27,7 +27,7 @@ def param_groups(model: nn.Module, frozen: bool = False) -> list[ParamGroup]:
         elif parameter.ndim < 2:
             role = "vector"
         else:
-            role = "head" if id(parameter) in head else "matrix"
+            role = "lm_head" if id(parameter) in head else "matrix"
         groups[role].names.append(name)
         groups[role].parameters.append(parameter)
     return [g for g in groups.values() if g.parameters]

@@ -21,7 +21,7 @@ from feebcore.artifacts import MANIFEST, read_artifact
 from feebcore.config import Part
 from feebcore.errors import ArtifactError
 from feebcore.files import explain, read_json, sync_folder, write_atomic, write_json
-from feebcore.model.build import build_model, choose
+from feebcore.model.build import build_model, resolve_part
 
 if TYPE_CHECKING:
     from feebcore.registry import Registry
@@ -63,7 +63,7 @@ def load_model(folder: Path, device: str | torch.device = "cpu", dtype: torch.dt
         artifact.check_hash(f"{folder.name}/{WEIGHTS}")
     description = read_json(folder / DESCRIPTION)
     try:
-        architecture = choose("architectures", description["architecture"], registry)
+        architecture = resolve_part("architectures", description["architecture"], registry)
         vocab_size, seq_len = int(description["vocab_size"]), int(description["seq_len"])
     except (KeyError, TypeError, ValidationError) as error:
         why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else f"no {error}"

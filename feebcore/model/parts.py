@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 
 class ResidualLinear(nn.Linear):
-    """A linear map whose result is added to the stream. Initialisations make it smaller the deeper the model is."""
+    """A linear map whose result is added to the stream. Initializations make it smaller the deeper the model is."""
 
 
 class Position(nn.Module):

@@ -1,11 +1,11 @@
-"""A decoder-only transformer assembled from block parts: embed, place, run the blocks, normalise.
+"""A decoder-only transformer assembled from block parts: embed, place, run the blocks, normalize.
 
     stream = position.add(embedding(tokens))
-    stream = depth(stream)                    blocks, each a wiring of attentions, feedforwards and norms
+    stream = depth(stream)                    blocks, each a block layout of attentions, feedforwards and norms
     hidden = final_norm(stream)               logits = head(hidden), made where they are needed
 
-A wiring whose stream is not [B,T,C] between blocks has `widen(stream_BTC)`, which makes what the first block is given, and
-`narrow(…) -> [B,T,C]`, which the final norm and whoever wants the layers see; neither has weights. An embedding that says
+A block layout whose stream is not [B,T,C] between blocks has `expand_streams(stream_BTC)`, which makes what the first block is given, and
+`reduce_streams(…) -> [B,T,C]`, which the final norm and whoever wants the layers see; neither has weights. An embedding that says
 `takes_context = True` is called `(tokens, context)`: it may look at the mask and keep tensors in the cache.
 
 The same module trains, scores and generates: packed, left-padded and incremental forms agree.
@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from feebcore.model.attention import document_block_mask
 from feebcore.model.config import TransformerConfig
-from feebcore.model.context import Cache, Context, attention_mask, positions_in_documents
+from feebcore.model.context import Cache, ForwardContext, attention_mask, positions_in_documents
 from feebcore.model.counting import count_model
 from feebcore.protocols import BlockShape, Counts, ModelOutput
 
@@ -31,19 +31,19 @@ Keep = Callable[[str, int, nn.Module], nn.Module]
 
 
 class Transformer(nn.Module):
-    """See LanguageModel in feebcore/protocols.py. Initialised by its architecture part, not here."""
+    """See LanguageModel in feebcore/protocols.py. Initialized by its architecture part, not here."""
 
     def __init__(self, config: TransformerConfig, vocab_size: int, seq_len: int) -> None:
         super().__init__()
         self.config, self.vocab_size, self.seq_len = config, vocab_size, seq_len
-        more = getattr(config.depth.config, "all_layers", None)
+        more = getattr(config.stack.config, "all_layers", None)
         self.all_layers = more(config.num_layers) if more else config.num_layers  # a depth may make more than num_layers
         self.embedding = config.embedding.build_with(vocab_size, config.d_model, block=self._shape(0))
         self.position = config.position.build(self._shape(0))
-        self.depth = self.make_depth()
-        self.widen, self.narrow = stream_maps(self.depth)
+        self.stack = self.make_stack()
+        self.expand_streams, self.reduce_streams = stream_maps(self.stack)
         self.final_norm = config.norm.build(config.d_model)
-        self.head = config.head.build_with(vocab_size, config.d_model, self.embedding, block=self._shape(0), make_block=self.make_block)
+        self.lm_head = config.lm_head.build_with(vocab_size, config.d_model, self.embedding, block=self._shape(0), make_block=self.make_block)
 
     def forward(
         self,
@@ -66,15 +66,15 @@ class Transformer(nn.Module):
         if self.config.dropout:
             stream_BTC = F.dropout(stream_BTC, self.config.dropout, self.training)
         context.start_BTC = stream_BTC
-        streams = self.depth(self.widen(stream_BTC), context)
+        streams = self.stack(self.expand_streams(stream_BTC), context)
         if cache is not None:
             cache.finish()
-        layers = [self.narrow(stream) for stream in streams] if want_layers else None
-        return ModelOutput(self.final_norm(self.narrow(streams[-1])), layers, context.losses)
+        layers = [self.reduce_streams(stream) for stream in streams] if want_layers else None
+        return ModelOutput(self.final_norm(self.reduce_streams(streams[-1])), layers, context.losses)
 
     def make_context(
         self, tokens_BT: Tensor, positions: Tensor | None = None, doc_ids: Tensor | None = None, cache: Cache | None = None
-    ) -> tuple[Context, Tensor | None]:
+    ) -> tuple[ForwardContext, Tensor | None]:
         """What blocks are given beside the stream, for arguments as of `forward`, and the positions [B,T] or None for 0..T-1.
         Its start_BTC is still to be set."""
         T = tokens_BT.shape[1]
@@ -93,12 +93,12 @@ class Transformer(nn.Module):
             doc_ids = cache.newest_doc_ids()
         dropout = self.config.attention_dropout if self.training else 0.0
         prepared = self.position.prepare(T, positions)
-        context = Context(
+        context = ForwardContext(
             self.position, prepared, mask_BTS, cache, block_mask, tokens_BT=tokens_BT, positions_BT=positions, doc_ids_BT=doc_ids, dropout=dropout
         )
         return context, positions
 
-    def embed(self, tokens_BT: Tensor, context: Context) -> Tensor:
+    def embed(self, tokens_BT: Tensor, context: ForwardContext) -> Tensor:
         """[B,T,C]: tokens as vectors, without their places."""
         return self.embedding(tokens_BT, context) if getattr(self.embedding, "takes_context", False) else self.embedding(tokens_BT)
 
@@ -111,14 +111,14 @@ class Transformer(nn.Module):
     def count(self) -> Counts:
         return count_model(self, self.seq_len)
 
-    def make_depth(self, keep: Keep = lambda kind, layer, module: module) -> nn.Module:
+    def make_stack(self, keep: Keep = lambda kind, layer, module: module) -> nn.Module:
         """Its blocks, made anew. keep: told of each block, attention, feedforward and norm that is made on the way."""
-        return self.config.depth.build_with(self.config.num_layers, lambda layer: self.make_block(layer, keep), block=self._shape(0))
+        return self.config.stack.build_with(self.config.num_layers, lambda layer: self.make_block(layer, keep), block=self._shape(0))
 
     def make_block(self, layer: int, keep: Keep = lambda kind, layer, module: module) -> nn.Module:
-        """One residual block, not initialised; depths and heads are given this to make theirs."""
+        """One residual block, not initialized; stacks and heads are given this to make theirs."""
         config, shape = self.config, self._shape(layer)
-        block = config.wiring.build_with(
+        block = config.block.build_with(
             self._dropped(lambda: keep("attention", layer, config.attention.build(shape))),
             self._dropped(lambda: keep("feedforward", layer, with_optional_context(config.feedforward.build(shape)))),
             lambda dim=config.d_model: keep("norm", layer, config.norm.build(dim)),
@@ -148,9 +148,9 @@ class Transformer(nn.Module):
 
 
 def stream_maps(depth: nn.Module) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
-    """(widen, narrow) of the wiring in `depth`; for most the identity."""
-    wide = next((m for m in depth.modules() if hasattr(m, "widen") and hasattr(m, "narrow")), None)
-    return (_same, _same) if wide is None else (wide.widen, wide.narrow)  # type: ignore[return-value]
+    """(expand_streams, reduce_streams) of the block layout in `depth`; for most the identity."""
+    wide = next((m for m in depth.modules() if hasattr(m, "expand_streams") and hasattr(m, "reduce_streams")), None)
+    return (_same, _same) if wide is None else (wide.expand_streams, wide.reduce_streams)  # type: ignore[return-value]
 
 
 def _same(stream: Tensor) -> Tensor:
@@ -178,7 +178,7 @@ def detached(value: Any) -> Any:
 
 
 def with_optional_context(feedforward: nn.Module) -> nn.Module:
-    """Wirings call `feedforward(x, context)`; one that does not say `takes_context = True` is given x alone."""
+    """Blocks call `feedforward(x, context)`; one that does not say `takes_context = True` is given x alone."""
     if not getattr(feedforward, "takes_context", False):
         feedforward.register_forward_pre_hook(lambda module, inputs: inputs[:1])
     return feedforward

@@ -39,7 +39,7 @@ CAPTIONS = {
     "throughput": ("Speed of training", "The share of what a plain matrix product reaches on the same machine, and where the rest of the time went."),
     "sweep": (
         "Scaling law",
-        "Each colour is one budget of training FLOPs, spent on models of different size; lines are the fitted law. "
+        "Each color is one budget of training FLOPs, spent on models of different size; lines are the fitted law. "
         "The diamond was predicted before the cell was run, the star is what it reached.",
     ),
     "reinforcement": (

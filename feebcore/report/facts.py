@@ -92,7 +92,7 @@ def cards(artifacts: Artifacts) -> list[Card]:
         found.append(Card(f"{percent(before['value'])} → {percent(after['value'])}", "task accuracy by RL", f"sampled, {after['n']} held-out prompts"))
     for bar in evaluation_bars(artifacts):
         if bar["benchmark"] == "python_parses":
-            subject, value, *_ = bar["subjects"][0]
+            subject, value, *_ = bar["models"][0]
             found.append(Card(percent(value), "functions that parse", NAMES.get(subject, subject)))
     if "bytes" in download:
         found.append(Card(byte_size(download["bytes"]), "of text", f"{download['documents']:,} documents"))
@@ -203,7 +203,7 @@ def _rl(artifacts: Artifacts) -> list[Sentence]:
 def _evaluation(artifacts: Artifacts) -> list[Sentence]:
     said = []
     for bar in evaluation_bars(artifacts):
-        values = {s[0]: s for s in bar["subjects"]}
+        values = {s[0]: s for s in bar["models"]}
         last = next((s for s in reversed(MODELS) if s in values and s != "pretrain"), None)
         if bar["benchmark"] not in ("bits_per_byte", "python_parses") or not last or "pretrain" not in values:
             continue
@@ -222,14 +222,14 @@ def _evaluation(artifacts: Artifacts) -> list[Sentence]:
 
 
 def evaluation_bars(artifacts: Artifacts) -> list[dict[str, Any]]:
-    """One entry a benchmark and metric: benchmark, metric, title, percent, better, subjects [(name, value, low, high)]."""
+    """One entry a benchmark and metric: benchmark, metric, title, percent, better, models [(name, value, low, high)]."""
     results, about = read_optional(artifacts, "evaluate", "results.json"), read_optional(artifacts, "evaluate", "benchmarks.json")
     bars = []
-    for benchmark, subjects in results.items():
+    for benchmark, models in results.items():
         said = about.get(benchmark, {})
-        names = list(dict.fromkeys(metric for result in subjects.values() for metric in intervals(result)))
+        names = list(dict.fromkeys(metric for result in models.values() for metric in intervals(result)))
         for metric in names:
-            rows = [(s, r[metric]) for s, r in subjects.items() if metric in r]
+            rows = [(s, r[metric]) for s, r in models.items() if metric in r]
             title = said.get("title", benchmark) + (f", {metric}" if len(names) > 1 else "")
             bars.append(
                 {
@@ -238,7 +238,7 @@ def evaluation_bars(artifacts: Artifacts) -> list[dict[str, Any]]:
                     "title": title,
                     "percent": said.get("percent", False),
                     "better": said.get("better", "higher"),
-                    "subjects": [(s, m["value"], m.get("low"), m.get("high")) for s, m in rows],
+                    "models": [(s, m["value"], m.get("low"), m.get("high")) for s, m in rows],
                 }
             )
     return bars
@@ -254,9 +254,9 @@ def sample_groups(artifacts: Artifacts, each: int = 6) -> list[SampleGroup]:
     if looks:
         final = [r for r in looks if r.get("step") == looks[-1].get("step")][:each]
         items = [{"prompt": r["prompt"], "text": r["text"], "note": "", "good": None} for r in final]
-        groups.append(SampleGroup("Text from the pretrained model", f"sampled at step {final[0].get('step')}; grey is the prompt", items))
-    for benchmark, subjects in read_optional(artifacts, "evaluate", "samples.json").items():
-        for subject, rows in subjects.items():
+        groups.append(SampleGroup("Text from the pretrained model", f"sampled at step {final[0].get('step')}; gray is the prompt", items))
+    for benchmark, models in read_optional(artifacts, "evaluate", "samples.json").items():
+        for subject, rows in models.items():
             title = f"{benchmark.replace('_', ' ').capitalize()}, {NAMES.get(subject, subject)}"
             if rows and "parses" in rows[0]:
                 count = each if subject == "pretrain" else each // 2
@@ -277,11 +277,11 @@ def sample_groups(artifacts: Artifacts, each: int = 6) -> list[SampleGroup]:
 
 
 def answer_tables(artifacts: Artifacts, most: int = 8) -> list[dict[str, Any]]:
-    """The same held-out problems answered by each model: {title, subjects, rows: [{prompt, answer, cells: [{text, good}]}]}."""
+    """The same held-out problems answered by each model: {title, models, rows: [{prompt, answer, cells: [{text, good}]}]}."""
     tables = []
     about = read_optional(artifacts, "evaluate", "benchmarks.json")
-    for benchmark, subjects in read_optional(artifacts, "evaluate", "samples.json").items():
-        answered = {s: {r["prompt"]: r for r in rows} for s, rows in subjects.items() if rows and "completion" in rows[0]}
+    for benchmark, models in read_optional(artifacts, "evaluate", "samples.json").items():
+        answered = {s: {r["prompt"]: r for r in rows} for s, rows in models.items() if rows and "completion" in rows[0]}
         if not answered:
             continue
         prompts = [p for p in next(iter(answered.values())) if all(p in rows for rows in answered.values())][:most]
@@ -290,7 +290,7 @@ def answer_tables(artifacts: Artifacts, most: int = 8) -> list[dict[str, Any]]:
             cells = [{"text": of[prompt]["completion"], "good": of[prompt].get("reward", 0) >= 1} for of in answered.values()]
             rows.append({"prompt": prompt, "answer": next(iter(answered.values()))[prompt].get("answer", ""), "cells": cells})
         title = about.get(benchmark, {}).get("title", benchmark.replace("_", " ").capitalize())
-        tables.append({"title": title, "subjects": [NAMES.get(s, s) for s in answered], "rows": rows})
+        tables.append({"title": title, "models": [NAMES.get(s, s) for s in answered], "rows": rows})
     return tables
 
 
@@ -327,13 +327,13 @@ def stage_rows(artifacts: Artifacts, root: str) -> list[dict[str, Any]]:
 
 
 def part_rows(artifacts: Artifacts) -> list[dict[str, str]]:
-    """Every part that some stage used: seam, part, version, stages, origin."""
+    """Every part that some stage used: kind, part, version, stages, origin."""
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for stage, artifact in artifacts.items():
         for part in artifact.manifest["plugins"]:
-            row = found.setdefault((part["seam"], part["part"]), {**part, "stages": []})
+            row = found.setdefault((part["kind"], part["part"]), {**part, "stages": []})
             row["stages"].append(stage)
-    return [{**row, "stages": ", ".join(row["stages"])} for row in found.values() if row["seam"] != "stages" or not row["part"].startswith("feeb/")]
+    return [{**row, "stages": ", ".join(row["stages"])} for row in found.values() if row["kind"] != "stages" or not row["part"].startswith("feeb/")]
 
 
 def environment_rows(environment: Mapping[str, Any]) -> list[tuple[str, str]]:

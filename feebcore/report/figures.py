@@ -55,24 +55,24 @@ def sweep(law: Mapping[str, Any], theme: Theme) -> Figure | None:
     points = [p for p in law.get("points", []) if p.get("loss") is not None]
     if not points:
         return None
-    convention = (law.get("law") or {}).get("convention") or "non_embedding"
-    size = lambda p: p[convention]  # noqa: E731
+    parameter_count = (law.get("law") or {}).get("parameter_count") or "non_embedding"
+    size = lambda p: p[parameter_count]  # noqa: E731
     heldout = [h for h in law.get("heldout", []) if h.get("N")]
     pairs = predicted_pairs(law, points)
     figure = new_figure(9.0, 4.2)
     left, *rest = panels(figure, 2 if pairs else 1, [1.55, 1.0])
     budgets = sorted({p["budget"] for p in points if not p.get("heldout")})
-    colours = {b: theme.ramp(i / max(1, len(budgets) - 1)) for i, b in enumerate(budgets)}
+    colors = {b: theme.ramp(i / max(1, len(budgets) - 1)) for i, b in enumerate(budgets)}
     curves = {c["budget"]: c for c in law.get("curves", [])}
     for budget in budgets:
         mine = sorted((size(p), p["loss"]) for p in points if p["budget"] == budget and not p.get("heldout"))
         left.plot(
-            *zip(*mine, strict=True), marker="o", markersize=6, linestyle="none" if budget in curves else ":", linewidth=1, color=colours[budget], zorder=4
+            *zip(*mine, strict=True), marker="o", markersize=6, linestyle="none" if budget in curves else ":", linewidth=1, color=colors[budget], zorder=4
         )
         if budget in curves:
-            left.plot(curves[budget]["size"], curves[budget]["loss"], color=colours[budget], linewidth=1.4, alpha=0.75)
+            left.plot(curves[budget]["size"], curves[budget]["loss"], color=colors[budget], linewidth=1.4, alpha=0.75)
     for budget, curve in curves.items():
-        if budget not in colours:
+        if budget not in colors:
             left.plot(curve["size"], curve["loss"], color=theme.series[1], linewidth=1.2, linestyle="--", alpha=0.8)
     for cell in heldout:
         _held_out(left, cell["N"], cell, theme)
@@ -81,7 +81,7 @@ def sweep(law: Mapping[str, Any], theme: Theme) -> Figure | None:
     left.margins(x=0.14, y=0.08)
     left.set(
         title="Loss of each cell, and the fitted law" if curves else "Loss of each cell",
-        xlabel=f"parameters N ({convention.replace('_', '-')})",
+        xlabel=f"parameters N ({parameter_count.replace('_', '-')})",
         ylabel="held-out loss, nats per token",
     )
     span = [p["loss"] for p in points] + [h[k] for h in heldout for k in ("predicted", "low", "high", "measured") if h.get(k) is not None]
@@ -92,12 +92,12 @@ def sweep(law: Mapping[str, Any], theme: Theme) -> Figure | None:
         places = [(size(p), p["loss"]) for p in points if p["budget"] == budget and not p.get("heldout")]
         if budget in curves:
             places += zip(curves[budget]["size"], curves[budget]["loss"], strict=True)
-        end_label(left, *max((x, y) for x, y in places if bottom <= y <= top - 0.5 * pad), f"{compact(budget)}FLOP", colours[budget])
+        end_label(left, *max((x, y) for x, y in places if bottom <= y <= top - 0.5 * pad), f"{compact(budget)}FLOP", colors[budget])
     handles, names = left.get_legend_handles_labels()
     if handles:
         figure.legend(handles, names, loc="outside lower left", ncols=2, handletextpad=0.4, columnspacing=2.0, borderpad=0.2)
     for right in rest:
-        _predicted_against_measured(right, pairs, heldout, colours, theme)
+        _predicted_against_measured(right, pairs, heldout, colors, theme)
     return figure
 
 
@@ -136,9 +136,9 @@ def _held_out(axes: Axes, x: float, cell: Mapping[str, Any], theme: Theme) -> No
         )
 
 
-def _predicted_against_measured(axes: Axes, pairs: Rows, heldout: Rows, colours: Mapping[float, Any], theme: Theme) -> None:
+def _predicted_against_measured(axes: Axes, pairs: Rows, heldout: Rows, colors: Mapping[float, Any], theme: Theme) -> None:
     for pair in pairs:
-        axes.plot(pair["predicted"], pair["measured"], marker="o", markersize=6, color=colours.get(pair["budget"], theme.muted), linestyle="none", zorder=4)
+        axes.plot(pair["predicted"], pair["measured"], marker="o", markersize=6, color=colors.get(pair["budget"], theme.muted), linestyle="none", zorder=4)
     for cell in heldout:
         if cell.get("predicted") is not None and cell.get("measured") is not None:
             low, high = cell.get("low") or cell["predicted"], cell.get("high") or cell["predicted"]
@@ -193,9 +193,9 @@ def reinforcement(rows: Rows, metrics: Mapping[str, Any], theme: Theme) -> Figur
         axes.remove()
     for axes, (key, title, label, number) in zip(grid.flat, kinds, strict=False):
         steps, values = column(train, key)
-        colour = theme.series[number]
-        axes.plot(steps, values, color=colour, alpha=0.28, linewidth=1.0)
-        axes.plot(steps, smoothed(values), color=colour)
+        color = theme.series[number]
+        axes.plot(steps, values, color=color, alpha=0.28, linewidth=1.0)
+        axes.plot(steps, smoothed(values), color=color)
         axes.set(title=title, xlabel="step", ylabel=label)
         whole_steps(axes)
         if key != "reward":
@@ -241,21 +241,21 @@ def _held_out_accuracy(axes: Axes, rows: Rows, metrics: Mapping[str, Any], steps
 
 
 def evaluation(bars: Rows, theme: Theme) -> Figure | None:
-    """Before and after: one panel a metric. bars: {title, percent, better, subjects: [(name, value, low, high)]}."""
+    """Before and after: one panel a metric. bars: {title, percent, better, models: [(name, value, low, high)]}."""
     if not bars:
         return None
     across = min(2, len(bars))
     down = math.ceil(len(bars) / across)
-    most = max(len(b["subjects"]) for b in bars)
+    most = max(len(b["models"]) for b in bars)
     figure = new_figure(9.0, down * (1.15 + 0.42 * most))
     grid = figure.subplots(down, across, squeeze=False)
     for axes in grid.flat[len(bars) :]:
         axes.remove()
-    colours = {"pretrain": theme.series[5], "sft": theme.series[4], "rl": theme.series[1]}
+    colors = {"pretrain": theme.series[5], "sft": theme.series[4], "rl": theme.series[1]}
     for axes, bar in zip(grid.flat, bars, strict=False):
         scale, unit = (100.0, " %") if bar["percent"] else (1.0, "")
-        for i, (subject, value, low, high) in enumerate(bar["subjects"]):
-            axes.barh(i, value * scale, height=0.58, color=colours.get(subject, theme.series[0]))
+        for i, (subject, value, low, high) in enumerate(bar["models"]):
+            axes.barh(i, value * scale, height=0.58, color=colors.get(subject, theme.series[0]))
             known = low is not None and high is not None and math.isfinite(low) and math.isfinite(high)
             if known:
                 axes.errorbar(
@@ -271,10 +271,10 @@ def evaluation(bars: Rows, theme: Theme) -> Figure | None:
             axes.annotate(
                 text, ((high if known else value) * scale, i), xytext=(7, 0), textcoords="offset points", va="center", fontsize=9.5, fontweight="bold"
             )
-        axes.set_yticks(range(len(bar["subjects"])), [NAMES.get(s[0], s[0]) for s in bar["subjects"]])
+        axes.set_yticks(range(len(bar["models"])), [NAMES.get(s[0], s[0]) for s in bar["models"]])
         axes.invert_yaxis()
         axes.grid(axis="y", visible=False)
-        tops = [(s[3] if s[3] is not None and math.isfinite(s[3]) else s[1]) * scale for s in bar["subjects"]]
+        tops = [(s[3] if s[3] is not None and math.isfinite(s[3]) else s[1]) * scale for s in bar["models"]]
         axes.set_xlim(0, 118 if bar["percent"] else max(max(tops) * 1.22, 1e-9))
         if bar["percent"]:
             axes.set_xticks(range(0, 101, 25), [f"{t} %" for t in range(0, 101, 25)])
@@ -327,7 +327,7 @@ def whole_steps(axes: Axes) -> None:
 
 
 def smoothed(values: Sequence[float]) -> np.ndarray:
-    """A centred running mean over about a twentieth of the rows; edges use what is there."""
+    """A centered running mean over about a twentieth of the rows; edges use what is there."""
     width = max(1, len(values) // 20)
     sums = np.concatenate([[0.0], np.cumsum(values)])
     index = np.arange(len(values))
@@ -345,6 +345,6 @@ def stack_labels(axes: Axes, x: float, labels: Sequence[tuple[float, str, Any]])
     bottom, top = axes.get_ylim()
     gap = 0.075 * (top - bottom)
     placed = -math.inf
-    for y, text, colour in sorted(labels, key=lambda item: item[0]):
+    for y, text, color in sorted(labels, key=lambda item: item[0]):
         placed = max(y, placed + gap)
-        axes.annotate(text, (x, placed), xytext=(8, 0), textcoords="offset points", color=colour, va="center", fontsize=9, annotation_clip=False)
+        axes.annotate(text, (x, placed), xytext=(8, 0), textcoords="offset points", color=color, va="center", fontsize=9, annotation_clip=False)

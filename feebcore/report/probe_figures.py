@@ -49,9 +49,9 @@ def _by_depth(axes: Axes, rows: Rows, theme: Theme) -> None:
         finite = [(x, y) for x, y in places if _finite(y)]
         if not finite:
             continue
-        colour = theme.ramp(i / max(1, len(shown) - 1))
-        axes.plot(*zip(*finite, strict=True), color=colour, marker="o", markersize=3.5)
-        labels.append((finite[-1][1], f"step {compact(rows[number]['step'])}", colour))
+        color = theme.ramp(i / max(1, len(shown) - 1))
+        axes.plot(*zip(*finite, strict=True), color=color, marker="o", markersize=3.5)
+        labels.append((finite[-1][1], f"step {compact(rows[number]['step'])}", color))
         deepest = max(deepest, finite[-1][0])
     _log_if_wide(axes, [y for r in rows for k, b in enumerate(r["blocks"]) for _, y in _places(k, b)])
     _label_ends(axes, deepest, labels)
@@ -104,12 +104,12 @@ def _ratio(layer: Mapping[str, Any]) -> float | None:
 
 
 def short(layer: str) -> str:
-    """'depth.blocks.3' as '3'; other layers keep their names."""
+    """'stack.blocks.3' as '3'; other layers keep their names."""
     return layer.rpartition(".")[2] if layer.rpartition(".")[2].isdigit() else layer.replace("_", " ")
 
 
 def _by_layer(axes: Axes, looks: Sequence[tuple[float, Sequence[Any]]], theme: Theme, names: Sequence[str]) -> None:
-    """A line a layer over steps: numbered ones in the colours of a ramp, with their first and last labelled; others by name."""
+    """A line a layer over steps: numbered ones in the colors of a ramp, with their first and last labeled; others by name."""
     numbered = [name for name in names if name.isdigit()]
     others = [name for name in names if not name.isdigit()]
     labels: list[tuple[float, str, Any]] = []
@@ -119,10 +119,10 @@ def _by_layer(axes: Axes, looks: Sequence[tuple[float, Sequence[Any]]], theme: T
             continue
         block = name in numbered
         place = numbered.index(name) if block else others.index(name)
-        colour = theme.ramp(place / max(1, len(numbered) - 1)) if block else theme.series[(1, 3, 4, 5)[place % 4]]
-        axes.plot(*zip(*line, strict=True), color=colour, linewidth=1.5, linestyle="-" if block else (0, (5, 2)), marker="o" if len(looks) == 1 else None)
+        color = theme.ramp(place / max(1, len(numbered) - 1)) if block else theme.series[(1, 3, 4, 5)[place % 4]]
+        axes.plot(*zip(*line, strict=True), color=color, linewidth=1.5, linestyle="-" if block else (0, (5, 2)), marker="o" if len(looks) == 1 else None)
         if not block or place in (0, len(numbered) - 1):
-            labels.append((line[-1][1], f"block {name}" if block else name, colour))
+            labels.append((line[-1][1], f"block {name}" if block else name, color))
     _log_if_wide(axes, [v for _, values in looks for v in values])
     _label_ends(axes, max((step for step, _ in looks), default=0), labels)
     whole_steps(axes)
@@ -136,9 +136,9 @@ def _label_ends(axes: Axes, x: float, labels: Sequence[tuple[float, str, Any]]) 
         return
     bottom, top = (math.log(limit) for limit in axes.get_ylim())
     placed = -math.inf
-    for y, text, colour in sorted(labels, key=lambda item: item[0]):
+    for y, text, color in sorted(labels, key=lambda item: item[0]):
         placed = max(bottom, math.log(y), placed + 0.075 * (top - bottom))
-        axes.annotate(text, (x, math.exp(placed)), xytext=(8, 0), textcoords="offset points", color=colour, va="center", fontsize=9, annotation_clip=False)
+        axes.annotate(text, (x, math.exp(placed)), xytext=(8, 0), textcoords="offset points", color=color, va="center", fontsize=9, annotation_clip=False)
 
 
 def _log_if_wide(axes: Axes, values: Sequence[Any]) -> None:

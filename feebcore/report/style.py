@@ -1,4 +1,4 @@
-"""One look for every figure: the Okabe-Ito colours (told apart by colour-blind readers), few lines, words at the data."""
+"""One look for every figure: the Okabe-Ito colors (told apart by color-blind readers), few lines, words at the data."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours of one mode. series: for things that are different; ramp(t): for things that are ordered, t in [0, 1]."""
+    """Colors of one mode. series: for things that are different; ramp(t): for things that are ordered, t in [0, 1]."""
 
     name: str
     background: str

@@ -41,14 +41,14 @@ def zero_variance(rewards: Tensor, groups: Tensor, tolerance: float = 1e-6) -> T
     return (count < 2) | (spread <= tolerance)
 
 
-def group_advantages(rewards: Tensor, groups: Tensor, normalise: str = "std", eps: float = 1e-4) -> Tensor:
+def group_advantages(rewards: Tensor, groups: Tensor, normalize: str = "std", eps: float = 1e-4) -> Tensor:
     """[N] fp32: (r - mean) / (std + eps) within each group ('std', GRPO, arXiv:2402.03300; unbiased std), or r - mean
     ('none', Dr.GRPO, arXiv:2503.20783). Exactly 0 for groups without variance and for rewards that are NaN."""
-    if normalise not in ("std", "none"):
-        raise ValueError(f"normalise is 'std' or 'none', not {normalise!r}")
+    if normalize not in ("std", "none"):
+        raise ValueError(f"normalize is 'std' or 'none', not {normalize!r}")
     mean, std, _, _ = group_statistics(rewards, groups)
-    centred = rewards.double() - mean
-    advantages = centred / (std + eps) if normalise == "std" else centred
+    centered = rewards.double() - mean
+    advantages = centered / (std + eps) if normalize == "std" else centered
     return torch.where(zero_variance(rewards, groups) | rewards.isnan(), 0.0, advantages).float()
 
 
@@ -61,7 +61,7 @@ def token_rewards(rewards: Tensor, lengths: Tensor, width: int, penalty: Tensor 
 
 
 def gae(rewards: Tensor, values: Tensor, lengths: Tensor, gamma: float, lam: float, bootstrap: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Generalised advantage estimates and returns, both [N,T], 0 on padding (arXiv:1506.02438).
+    """Generalized advantage estimates and returns, both [N,T], 0 on padding (arXiv:1506.02438).
 
     rewards [N,T]; values [N,T+1]: values[n,t] is V of the state before token t, values[n,lengths[n]] that after the
     last one, which is used only where `bootstrap` [N] is True (a truncated rollout whose value goes on); elsewhere the

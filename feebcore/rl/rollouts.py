@@ -1,6 +1,6 @@
 """Rollouts, and the padded tensors that algorithms see.
 
-A rollout keeps the token ids that were sampled (nothing is ever re-tokenised), the log-probabilities of the
+A rollout keeps the token ids that were sampled (nothing is ever re-tokenized), the log-probabilities of the
 distribution they were drawn from, why it ended and which policy made it. Shapes: N rollouts, T completion tokens,
 L prompt and completion tokens, C model width, V vocabulary.
 """
@@ -121,7 +121,7 @@ class Prediction:
 def predict(
     model: LanguageModel,
     experience: Experience,
-    processors: Sequence[Callable[[Tensor], Tensor]] = (),
+    logits_processors: Sequence[Callable[[Tensor], Tensor]] = (),
     value_head: nn.Module | None = None,
 ) -> Prediction:
     """Teacher-forced log-probabilities of the completion tokens under the processed distribution.
@@ -134,8 +134,8 @@ def predict(
     hidden = model(experience.tokens).hidden
     row, column = mask.nonzero(as_tuple=True)
     before = starts[row] + column - 1  # the position whose output predicts this token
-    logits = model.head(hidden[row, before]).float()
-    for processor in processors:
+    logits = model.lm_head(hidden[row, before]).float()
+    for processor in logits_processors:
         logits = processor(logits)
     log_softmax = logits.log_softmax(-1)
     chosen = log_softmax.gather(-1, experience.tokens[row, before + 1][:, None])[:, 0]

@@ -2,7 +2,7 @@
 
 A step is a function of (weights, optimizer state, control, step): prompts, sampling and minibatches draw from numbers
 hashed from (seed, step), so a run that is killed and resumed from a checkpoint ends with the same bits. The policy
-stays in eval mode: dropout would make sampled and trained probabilities differ. Nothing is re-tokenised.
+stays in eval mode: dropout would make sampled and trained probabilities differ. Nothing is re-tokenized.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from feebcore.errors import FeebError, Interrupted
 from feebcore.files import explain, read_jsonl, write_atomic
 from feebcore.generate.engine import Completion, encode_prompt, generate
 from feebcore.model.groups import param_groups
-from feebcore.protocols import Instance, ParamGroup, Task, Tokenizer
+from feebcore.protocols import ParamGroup, Problem, Task, Tokenizer
 from feebcore.rl import losses
 from feebcore.rl.advantages import zero_variance
 from feebcore.rl.rollouts import Algorithm, Experience, Rollout, collate, make_rollout, predict
@@ -35,7 +35,7 @@ from feebcore.train.precision import autocast, environment, resolve_precision
 if TYPE_CHECKING:
     from feebcore.stages.rl import RlConfig
 
-Score = Callable[[Instance, Completion], float | None]
+Score = Callable[[Problem, Completion], float | None]
 _PROMPTS, _SAMPLING, _MINIBATCHES, _EVALUATION = range(4)  # purposes of random streams
 
 
@@ -116,7 +116,7 @@ class RlTrainer:
         self.section, self.tokenizer, self.task, self.folder, self.out = section, tokenizer, task, Path(folder), out
         self.device = torch.device(device)
         self.precision = resolve_precision(section.precision, self.device)
-        self.processors = [p.build() for p in section.processors]
+        self.logits_processors = [p.build() for p in section.logits_processors]
         self.algorithm: Algorithm = section.algorithm.build()
         self.policy = model.to(self.device).eval()
         self.reference = copy.deepcopy(self.policy).requires_grad_(False)
@@ -189,7 +189,7 @@ class RlTrainer:
             self.log(self._evaluation_row(self.evaluate()))
         return row
 
-    def collect(self) -> tuple[list[Rollout], list[Instance], list[Completion]]:
+    def collect(self) -> tuple[list[Rollout], list[Problem], list[Completion]]:
         """`prompts_per_step` training prompts, `group_size` completions each, scored."""
         section = self.section
         problems = training_instances(self.task, section.prompts_per_step, section.seed, _PROMPTS, self.step)
@@ -203,7 +203,7 @@ class RlTrainer:
                 prompts,
                 self.task.max_completion_tokens,
                 self.tokenizer.eos_id,
-                self.processors,
+                self.logits_processors,
                 seed=_stream(section.seed, _SAMPLING, self.step),
             )
         rewards = [self.score(i, c) for i, c in zip(instances, completions, strict=True)]
@@ -255,7 +255,7 @@ class RlTrainer:
         found = {}
         for name, greedy in (("accuracy", False), ("accuracy_greedy", True)):
             with autocast(self.precision, self.device):
-                result = evaluate_task(self.policy, self.tokenizer, self.task, instances, greedy, self.processors, _EVALUATION)  # type: ignore[arg-type]
+                result = evaluate_task(self.policy, self.tokenizer, self.task, instances, greedy, self.logits_processors, _EVALUATION)  # type: ignore[arg-type]
             found[name] = {k: v for k, v in result.items() if k != "samples"}
         return found
 
@@ -306,7 +306,7 @@ class RlTrainer:
     def _evaluation_row(self, found: Mapping[str, Any]) -> dict[str, Any]:
         return {"step": self.step, "split": "val", "accuracy": found["accuracy"]["value"], "accuracy_greedy": found["accuracy_greedy"]["value"]}
 
-    def _log_samples(self, rollouts: list[Rollout], instances: list[Instance], completions: list[Completion]) -> None:
+    def _log_samples(self, rollouts: list[Rollout], instances: list[Problem], completions: list[Completion]) -> None:
         chosen = range(0, len(rollouts), max(1, len(rollouts) // max(self.section.log_rollouts, 1)))[: self.section.log_rollouts]
         rows = [
             {
@@ -330,11 +330,11 @@ class RlTrainer:
         except OSError as error:
             raise explain(error, self.folder / name) from error
 
-    def _task_score(self, instance: Instance, completion: Completion) -> float:
+    def _task_score(self, instance: Problem, completion: Completion) -> float:
         return score(self.task, self.tokenizer, instance, completion)
 
     def _optimizer(self) -> JointOptimizer:
-        """The policy's optimizer part; the value head's parameters in it ('shared') or in an AdamW of their own ('separate')."""
+        """The policy's optimizer part; the value head's parameters in it ('shared') or in an AdamW of their own ('sequential')."""
         groups = param_groups(self.policy)
         optimizers = []
         if self.actor.value_head is not None:
@@ -364,9 +364,9 @@ class RlTrainer:
         for part in self._micro_batches(experience):
             with autocast(self.precision, self.device):
                 if wants_kl:
-                    references.append(predict(self.reference, part, self.processors).log_probs)  # type: ignore[arg-type]
+                    references.append(predict(self.reference, part, self.logits_processors).log_probs)  # type: ignore[arg-type]
                 if head is not None:
-                    found = predict(self.policy, part, self.processors, head).values  # type: ignore[arg-type]
+                    found = predict(self.policy, part, self.logits_processors, head).values  # type: ignore[arg-type]
                     assert found is not None
                     values.append(found)
         experience.reference_log_probs = torch.cat(references) if references else None
@@ -380,7 +380,7 @@ class RlTrainer:
         gap = torch.zeros((), dtype=torch.float64, device=self.device)
         for part in self._micro_batches(experience):
             with autocast(self.precision, self.device):
-                prediction = predict(self.policy, part, self.processors, self.actor.value_head)  # type: ignore[arg-type]
+                prediction = predict(self.policy, part, self.logits_processors, self.actor.value_head)  # type: ignore[arg-type]
             terms = self.algorithm.loss(prediction, part, totals, self.control)
             terms.loss.backward()
             sums = {k: v + sums[k] if k in sums else v for k, v in terms.sums.items()}

@@ -35,7 +35,7 @@ def with_overrides(section: Config, overrides: Mapping[str, Any]) -> Config:
     for first, inner in nested.items():
         child = changes.get(first, getattr(section, first))
         if isinstance(child, Part):
-            changes[first] = Part(child.seam, child.spec, with_overrides(child.config, inner), child.shared)
+            changes[first] = Part(child.kind, child.spec, with_overrides(child.config, inner), child.shared)
         elif isinstance(child, BaseModel):
             changes[first] = with_overrides(child, inner)
         else:

@@ -2,7 +2,7 @@
 
 Hoffmann et al. 2022, appendix D.2, as corrected by Besiroglu et al. 2024 (Epoch): the *sum* of Huber losses with
 delta 1e-3 of LSE(a - alpha ln N, b - beta ln D, e) - ln L, many starts, an analytic gradient. Two things make it
-well behaved: ln N and ln D are centred (the Hessian's condition falls by many decades), and the minimiser does not
+well behaved: ln N and ln D are centered (the Hessian's condition falls by many decades), and the minimizer does not
 see the objective's scale. alpha and beta are positive by construction.
 
 A fit says when it should not be believed (`flags`). Points that cannot determine the law at all are refused.
@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from feebcore.scaling.minimise import Array, minimise
-from feebcore.scaling.points import Convention, LawFit, NotIdentifiable, Point, Prediction
+from feebcore.scaling.minimize import Array, minimize
+from feebcore.scaling.points import LawFit, NotIdentifiable, ParameterCount, Point, Prediction
 
 DELTA = 1e-3  # Huber's, on the logarithm of the loss
 NAMES = ("E", "A", "B", "alpha", "beta", "a")
@@ -29,19 +29,19 @@ WIDEST_A = 0.1  # interval of the exponent of compute, wider than which it is no
 
 @dataclass(frozen=True)
 class Surface:
-    """Logarithms of the points, centred. Parameters: (a, b, e, ln alpha, ln beta), where a and b are the logarithms
-    of the two terms at the centre of the points."""
+    """Logarithms of the points, centered. Parameters: (a, b, e, ln alpha, ln beta), where a and b are the logarithms
+    of the two terms at the center of the points."""
 
     ln_size: Array
     ln_tokens: Array
     ln_loss: Array
-    centre: tuple[float, float]
+    center: tuple[float, float]
 
     @classmethod
     def of(cls, size: Array, tokens: Array, loss: Array) -> Surface:
         ln_size, ln_tokens = np.log(size), np.log(tokens)
-        centre = float(ln_size.mean()), float(ln_tokens.mean())
-        return cls(ln_size - centre[0], ln_tokens - centre[1], np.log(loss), centre)
+        center = float(ln_size.mean()), float(ln_tokens.mean())
+        return cls(ln_size - center[0], ln_tokens - center[1], np.log(loss), center)
 
     def objective(self, parameters: Array, weights: Array) -> tuple[Array, Array]:
         """Sum of Huber losses / DELTA [K] and its gradient [K,5]. weights [K,n]: how often each point counts."""
@@ -71,7 +71,7 @@ class Surface:
         )
         return value, gradient
 
-    def minimise(self, starts: Array, weights: Array | None = None, scale: float = 1.0, max_iterations: int = 400) -> tuple[Array, Array]:
+    def minimize(self, starts: Array, weights: Array | None = None, scale: float = 1.0, max_iterations: int = 400) -> tuple[Array, Array]:
         """Parameters [K,5] and sums of Huber losses [K] reached from each start; weights [K,n] default to ones."""
         counts = np.ones((len(starts), len(self.ln_loss))) if weights is None else weights
 
@@ -79,14 +79,14 @@ class Surface:
             value, gradient = self.objective(parameters, counts[rows])
             return value * scale, gradient * scale
 
-        place, value = minimise(scaled, starts, max_iterations)
+        place, value = minimize(scaled, starts, max_iterations)
         return place, value * DELTA / scale
 
     def named(self, parameters: Array) -> Array:
         """Rows of (E, A, B, alpha, beta, a), a = beta / (alpha + beta): N_opt grows as C^a."""
         alpha, beta = np.exp(parameters[:, 3]), np.exp(parameters[:, 4])
         with np.errstate(over="ignore"):
-            large = np.exp(parameters[:, 0] + alpha * self.centre[0]), np.exp(parameters[:, 1] + beta * self.centre[1])
+            large = np.exp(parameters[:, 0] + alpha * self.center[0]), np.exp(parameters[:, 1] + beta * self.center[1])
         return np.stack([np.exp(parameters[:, 2]), *large, alpha, beta, beta / (alpha + beta)], axis=1)
 
     def starts(self) -> Array:
@@ -101,30 +101,30 @@ class Surface:
     def published_starts(self) -> Array:
         """The 4,500 starts of Hoffmann et al. (an exponent of 0 becomes 0.001)."""
         grid = itertools.product(np.arange(0, 30, 5), np.arange(0, 30, 5), np.arange(-1, 1.5, 0.5), np.arange(0, 2.5, 0.5), np.arange(0, 2.5, 0.5))
-        return np.array([[a - x * self.centre[0], b - y * self.centre[1], e, np.log(max(x, 1e-3)), np.log(max(y, 1e-3))] for a, b, e, x, y in grid])
+        return np.array([[a - x * self.center[0], b - y * self.center[1], e, np.log(max(x, 1e-3)), np.log(max(y, 1e-3))] for a, b, e, x, y in grid])
 
 
 def fit_chinchilla(
-    points: Sequence[Point], convention: Convention = "non_embedding", bootstrap: int = 200, seed: int = 0, published_grid: bool = False
+    points: Sequence[Point], parameter_count: ParameterCount = "non_embedding", bootstrap: int = 200, seed: int = 0, published_grid: bool = False
 ) -> LawFit:
-    """Fit E, A, B, alpha, beta to the loss in nats per token, N by `convention`.
+    """Fit E, A, B, alpha, beta to the loss in nats per token, N by `parameter_count`.
 
     bootstrap: resamples of the points, each refitted from the best fit, for 95 % percentile intervals; 0: none.
     Raises NotIdentifiable for fewer than 5 points, or N and D that move together (one budget, D = k N).
     """
-    size = np.array([p.size(convention) for p in points], dtype=np.float64)
+    size = np.array([p.size(parameter_count) for p in points], dtype=np.float64)
     tokens = np.array([p.tokens for p in points], dtype=np.float64)
     loss = np.array([p.loss for p in points], dtype=np.float64)
     _refuse(size, tokens, loss)
     surface = Surface.of(size, tokens, loss)
-    reached, objective = surface.minimise(surface.published_starts() if published_grid else surface.starts(), max_iterations=600)
+    reached, objective = surface.minimize(surface.published_starts() if published_grid else surface.starts(), max_iterations=600)
     best = int(objective.argmin())
     rng = np.random.default_rng(seed)
     samples = np.zeros((0, len(NAMES)))
     if bootstrap:
         draws = rng.integers(0, len(points), (bootstrap, len(points)))
         weights = np.stack([np.bincount(d, minlength=len(points)) for d in draws]).astype(np.float64)
-        refits, _ = surface.minimise(np.tile(reached[best], (bootstrap, 1)), weights, max_iterations=200)
+        refits, _ = surface.minimize(np.tile(reached[best], (bootstrap, 1)), weights, max_iterations=200)
         samples = surface.named(refits)
     values = surface.named(reached[best : best + 1])[0]
     ends = np.percentile(samples, LEVEL, axis=0) if bootstrap else np.full((2, len(NAMES)), np.nan)
@@ -140,7 +140,7 @@ def fit_chinchilla(
         intervals=intervals,
         flags=tuple(flags),
         objective=float(objective[best]),
-        convention=convention,
+        parameter_count=parameter_count,
         num_points=len(points),
         residuals=tuple(map(float, residual)),
         samples=tuple(tuple(map(float, row)) for row in samples),
@@ -148,7 +148,7 @@ def fit_chinchilla(
 
 
 def predict_chinchilla(fit: LawFit, size: float, tokens: float) -> Prediction:
-    """The loss at (N, D), N by the fit's convention.
+    """The loss at (N, D), N by the fit's parameter_count.
 
     The interval is that of a new measurement: 2.5 to 97.5 % over bootstrap refits, each with a normal residual of the
     fit's own scatter (n - 5 degrees of freedom) on the logarithm. Without a bootstrap it is NaN.

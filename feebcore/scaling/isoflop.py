@@ -1,6 +1,6 @@
 """Chinchilla's second approach: along each budget the loss against N has a minimum; the minima follow C^a.
 
-For plots and as a second opinion: the parabola is biased even without noise (a wide or off-centre grid, alpha other
+For plots and as a second opinion: the parabola is biased even without noise (a wide or off-center grid, alpha other
 than beta), so decisions come from the parametric fit. Akima interpolation in ln N, ln L with its argmin is the method of
 Porian et al. 2024; the parabola in ln N that of Hoffmann et al. 2022.
 """
@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from feebcore.scaling.minimise import Array
-from feebcore.scaling.points import Convention, NotIdentifiable, Point
+from feebcore.scaling.minimize import Array
+from feebcore.scaling.points import NotIdentifiable, ParameterCount, Point
 
 Method = Literal["parabola", "akima"]
 GRID = 25  # points an interval that the Akima curve is looked at
@@ -57,12 +57,12 @@ def minimum(budget: float, size: Array, tokens: Array, loss: Array, method: Meth
     return Minimum(budget, math.exp(found), math.exp(_linear(found, x, y)), value, len(x), problem)
 
 
-def minima(points: Sequence[Point], convention: Convention, method: Method = "parabola") -> list[Minimum]:
+def minima(points: Sequence[Point], parameter_count: ParameterCount, method: Method = "parabola") -> list[Minimum]:
     """One a budget, lowest budget first; points without a budget are left out."""
     found = []
     for budget in sorted({p.budget for p in points if p.budget > 0}):
         curve = [p for p in points if p.budget == budget]
-        size = np.array([p.size(convention) for p in curve], dtype=np.float64)
+        size = np.array([p.size(parameter_count) for p in curve], dtype=np.float64)
         found.append(minimum(budget, size, np.array([p.tokens for p in curve]), np.array([p.loss for p in curve]), method))
     return found
 
@@ -82,16 +82,16 @@ def allocate(found: Sequence[Minimum]) -> Allocation:
 
 
 def _parabola(x: Array, loss: Array) -> tuple[float, float, str]:
-    centre = x.mean()
-    curvature, slope, level = np.polyfit(x - centre, loss, 2)
+    center = x.mean()
+    curvature, slope, level = np.polyfit(x - center, loss, 2)
     if curvature <= 0:
         return math.nan, math.nan, "the curve has no minimum (it bends down)"
     found = float(-slope / (2 * curvature))
     value = float(level - slope**2 / (4 * curvature))
-    if found < x[0] - centre or found > x[-1] - centre:
-        edge = "smallest" if found < x[0] - centre else "largest"
-        return found + float(centre), value, f"the minimum lies beyond the {edge} size; add cells there"
-    return found + float(centre), value, ""
+    if found < x[0] - center or found > x[-1] - center:
+        edge = "smallest" if found < x[0] - center else "largest"
+        return found + float(center), value, f"the minimum lies beyond the {edge} size; add cells there"
+    return found + float(center), value, ""
 
 
 def _akima(x: Array, ln_loss: Array) -> tuple[float, float, str]:

@@ -1,4 +1,4 @@
-"""What a scaling study measures, with every counting convention explicit, and what planners and laws promise.
+"""What a scaling study measures, with every counting parameter_count explicit, and what planners and laws promise.
 
 Which parameters are counted decides the exponents (Porian et al. 2024: .88 against .50; nanochat: .37, .54, .70 for
 one data set), so a point carries all three counts and the exact FLOPs, and a fit names the one it used.
@@ -14,11 +14,11 @@ from typing import Any, Literal, Protocol, get_args
 from feebcore.errors import FeebError
 from feebcore.protocols import Cell, Counts
 
-Convention = Literal["non_embedding", "matmul", "total"]
+ParameterCount = Literal["non_embedding", "matmul", "total"]
 """Which parameters N means. non_embedding: without embedding and position tables. matmul: those that multiply
 activations (blocks and head, tied or not). total: all."""
 
-CONVENTIONS: tuple[Convention, ...] = get_args(Convention)
+PARAMETER_COUNTS: tuple[ParameterCount, ...] = get_args(ParameterCount)
 
 
 class NotIdentifiable(FeebError):
@@ -41,23 +41,23 @@ class Point:
     bits_per_byte: float | None = None
     heldout: bool = False
 
-    def size(self, convention: Convention) -> int:
-        """N by `convention`."""
-        if convention not in CONVENTIONS:
-            raise FeebError(f"convention {convention!r} is none of {', '.join(CONVENTIONS)}")
-        return int(getattr(self, convention))
+    def size(self, parameter_count: ParameterCount) -> int:
+        """N by `parameter_count`."""
+        if parameter_count not in PARAMETER_COUNTS:
+            raise FeebError(f"parameter_count {parameter_count!r} is none of {', '.join(PARAMETER_COUNTS)}")
+        return int(getattr(self, parameter_count))
 
     @property
     def flops_per_token(self) -> float:
         return self.flops / self.tokens
 
-    def flops_6nd(self, convention: Convention) -> float:
+    def flops_6nd(self, parameter_count: ParameterCount) -> float:
         """The usual approximation 6 N D, to be compared with the exact `flops`."""
-        return 6.0 * self.size(convention) * self.tokens
+        return 6.0 * self.size(parameter_count) * self.tokens
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON, with 6ND by each convention beside the exact count."""
-        return dataclasses.asdict(self) | {"flops_per_token": self.flops_per_token, "flops_6nd": {c: self.flops_6nd(c) for c in CONVENTIONS}}
+        """Plain JSON, with 6ND by each parameter_count beside the exact count."""
+        return dataclasses.asdict(self) | {"flops_per_token": self.flops_per_token, "flops_6nd": {c: self.flops_6nd(c) for c in PARAMETER_COUNTS}}
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class LawFit:
     intervals: dict[str, tuple[float, float]]
     flags: tuple[str, ...]
     objective: float
-    convention: Convention
+    parameter_count: ParameterCount
     num_points: int
     residuals: tuple[float, ...] = ()
     samples: tuple[tuple[float, ...], ...] = field(default=(), repr=False)
@@ -95,7 +95,7 @@ class Prediction:
 class Law(Protocol):
     """A functional form. `fit` raises NotIdentifiable when the points cannot determine it; doubts become flags."""
 
-    def fit(self, points: Sequence[Point], convention: Convention, bootstrap: int, seed: int) -> LawFit: ...
+    def fit(self, points: Sequence[Point], parameter_count: ParameterCount, bootstrap: int, seed: int) -> LawFit: ...
     def predict(self, fit: LawFit, size: float, tokens: float) -> Prediction: ...
 
 

@@ -94,7 +94,7 @@ class Sweep:
         if not resumes:
             shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
-        data = make_batches(self.train_store, section.packing, section.order, section.batch_size, section.seq_len, section.seed, section.max_steps)
+        data = make_batches(self.train_store, section.packing, section.data_order, section.batch_size, section.seq_len, section.seed, section.max_steps)
         trained = train_model(
             section,
             data,
@@ -132,7 +132,7 @@ class Sweep:
     def fit(self, points: Sequence[Point]) -> tuple[LawFit | None, str]:
         """The law over the cells that are not held out, or why there is none."""
         try:
-            return self.law.fit(points, self.section.convention, self.section.bootstrap, self.section.seed), ""
+            return self.law.fit(points, self.section.parameter_count, self.section.bootstrap, self.section.seed), ""
         except NotIdentifiable as error:
             self.out.log(f"no law: {error}")
             return None, str(error)
@@ -149,10 +149,10 @@ class Sweep:
                 continue
             cost = measure(row.overrides)
             tokens = row.flops / cost.flops_per_token
-            size = getattr(cost.counts, self.section.convention)
+            size = getattr(cost.counts, self.section.parameter_count)
             entry: dict[str, Any] = {"name": row.name, "N": size, "D": tokens, "flops": row.flops}
             if points:
-                near = min(points, key=lambda p: distance(p, size, tokens, row.flops, self.section.convention))
+                near = min(points, key=lambda p: distance(p, size, tokens, row.flops, self.section.parameter_count))
                 entry |= {"nearest": near.name, "nearest_loss": near.loss}
             if fit is not None:
                 entry |= dataclasses.asdict(self.law.predict(fit, size, tokens))
@@ -170,8 +170,8 @@ class Sweep:
         rows = self.ledger.rows()
         points = self.points()
         heldout = [_outcome(entry, {r.name: r for r in rows}[entry["name"]]) for entry in predictions]
-        curves = isoflop.minima([p for p in points if not p.heldout], self.section.convention)
-        law = _summary(fit, self.section.law.name, self.section.convention, refusal)
+        curves = isoflop.minima([p for p in points if not p.heldout], self.section.parameter_count)
+        law = _summary(fit, self.section.law.name, self.section.parameter_count, refusal)
         law["flags"] += self.doubts(rows, curves)
         allocation, problem = _allocation(curves)
         censored = [{"name": r.name, "why": r.why} for r in rows if r.status == "censored"]
@@ -219,10 +219,10 @@ class Sweep:
         return {
             "loss": "nats per token on held-out documents, the same for all cells",
             "eval_documents": section.eval_documents or self.val_store.num_documents,
-            "N": section.convention,
+            "N": section.parameter_count,
             "D": "training tokens seen",
             "C": "exact training FLOPs: 3 x forward with full T x T attention and head",
-            "sizes": sorted({p.size(section.convention) for p in points}),
+            "sizes": sorted({p.size(section.parameter_count) for p in points}),
             "schedule": section.train.schedule.dump(),
             "optimizer": section.train.optimizer.dump(),
             "seq_len": section.train.seq_len,
@@ -246,10 +246,10 @@ class Sweep:
         self.out.progress(sum(r.flops for r in ended) / 1e9, total, "GFLOP", "cells", **fields)
 
 
-def distance(point: Point, size: float, tokens: float, flops: float, convention: Any) -> float:
+def distance(point: Point, size: float, tokens: float, flops: float, parameter_count: Any) -> float:
     """How far a cell is from (N, D, C), in logarithms."""
     return math.dist(
-        (math.log(point.size(convention)), math.log(point.tokens), math.log(point.flops)),
+        (math.log(point.size(parameter_count)), math.log(point.tokens), math.log(point.flops)),
         (math.log(size), math.log(tokens), math.log(flops)),
     )
 
@@ -297,13 +297,13 @@ def _outcome(entry: dict[str, Any], row: Row) -> dict[str, Any]:
     return outcome
 
 
-def _summary(fit: LawFit | None, form: str, convention: str, refusal: str) -> dict[str, Any]:
+def _summary(fit: LawFit | None, form: str, parameter_count: str, refusal: str) -> dict[str, Any]:
     """The law in the manifest: parameters at the top, None where there is no fit."""
     if fit is None:
         empty = dict.fromkeys(("E", "A", "B", "alpha", "beta", "a"))
-        return {"form": form, **empty, "intervals": {}, "flags": [f"refused: {refusal}"], "convention": convention, "num_points": 0}
+        return {"form": form, **empty, "intervals": {}, "flags": [f"refused: {refusal}"], "parameter_count": parameter_count, "num_points": 0}
     plain = fit.to_dict()
-    return {"form": fit.form, **plain["parameters"]} | {k: plain[k] for k in ("intervals", "flags", "convention", "objective", "num_points")}
+    return {"form": fit.form, **plain["parameters"]} | {k: plain[k] for k in ("intervals", "flags", "parameter_count", "objective", "num_points")}
 
 
 def _allocation(curves: Sequence[isoflop.Minimum]) -> tuple[dict[str, Any] | None, str]:
@@ -318,13 +318,13 @@ def _curves(law: Law, fit: LawFit, points: Sequence[Point]) -> list[dict[str, An
 
     FLOPs per token between sizes: a straight line in logarithms through all cells' own.
     """
-    sizes = np.array([p.size(fit.convention) for p in points], dtype=np.float64)
+    sizes = np.array([p.size(fit.parameter_count) for p in points], dtype=np.float64)
     slope, level = (
         np.polyfit(np.log(sizes), np.log([p.flops_per_token for p in points]), 1) if len(np.unique(sizes)) > 1 else (0.0, math.log(points[0].flops_per_token))
     )
     curves = []
     for budget in sorted({p.budget for p in points if p.budget > 0}):
-        mine = [p.size(fit.convention) for p in points if p.budget == budget]
+        mine = [p.size(fit.parameter_count) for p in points if p.budget == budget]
         size = np.geomspace(min(mine) / 1.5, max(mine) * 1.5, CURVE_POINTS)
         tokens = budget / np.exp(level + slope * np.log(size))
         along = [law.predict(fit, float(n), float(d)) for n, d in zip(size, tokens, strict=True)]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from feebcore.artifacts import Artifact, StageOutput
-from feebcore.config import Part, Seam, StageConfig
+from feebcore.config import Part, PartKey, StageConfig
 from feebcore.errors import DataError, Interrupted, did_you_mean
 from feebcore.files import write_atomic, write_json
 
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 class DownloadConfig(StageConfig):
     """Where documents come from and which of them are kept."""
 
-    sources: list[Annotated[Part, Seam("sources")]] = Field(min_length=1, description="source parts, as [stdlib]")
-    filters: list[Annotated[Part, Seam("filters")]] = Field([], description="filter parts, applied in this order")
+    sources: list[Annotated[Part, PartKey("sources")]] = Field(min_length=1, description="source parts, as [stdlib]")
+    filters: list[Annotated[Part, PartKey("filters")]] = Field([], description="filter parts, applied in this order")
     split_modulus: int = Field(10, ge=2, description="documents whose SHA-256 is 0 modulo this are held out as 'val'")
     held_out_sources: list[str] = Field([], description="sources, by the label of their documents, that are held out whole: more validation sets")
 

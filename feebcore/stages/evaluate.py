@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from feebcore.artifacts import Artifact, StageOutput
-from feebcore.config import Execution, Part, Seam, StageConfig, use
+from feebcore.config import Execution, Part, PartKey, StageConfig, default_part
 from feebcore.errors import Interrupted, did_you_mean
 from feebcore.files import read_json, write_json
 
@@ -22,18 +22,20 @@ if TYPE_CHECKING:
 
     from feebcore.recipe import Recipe
 
-SUBJECTS = ("pretrain", "sft", "rl")
+MODELS = ("pretrain", "sft", "rl")
 
 
 class EvaluateConfig(StageConfig):
     """Options of stage evaluate.
 
-    benchmarks: two of one name are told apart as `name` and `name_2`. subjects: for a benchmark, the stages whose models
+    benchmarks: two of one name are told apart as `name` and `name_2`. models: for a benchmark, the stages whose models
     it is run on; default all. precision: of the model's matrix products.
     """
 
-    benchmarks: list[Annotated[Part, Seam("benchmarks")]] = Field(default_factory=lambda: [use("bits_per_byte")], min_length=1, validate_default=True)
-    subjects: dict[str, list[Literal["pretrain", "sft", "rl"]]] = Field(default_factory=dict)
+    benchmarks: list[Annotated[Part, PartKey("benchmarks")]] = Field(
+        default_factory=lambda: [default_part("bits_per_byte")], min_length=1, validate_default=True
+    )
+    models: dict[str, list[Literal["pretrain", "sft", "rl"]]] = Field(default_factory=dict)
     seed: int = Field(0, ge=0)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
 
@@ -45,19 +47,19 @@ class EvaluateConfig(StageConfig):
 def check(section: EvaluateConfig, recipe: Recipe) -> list[str]:
     """What is wrong with this section in this recipe, each as 'key: what and what to do'."""
     problems = []
-    names = list(labelled(section.benchmarks))
-    for name, subjects in section.subjects.items():
+    names = list(labeled(section.benchmarks))
+    for name, models in section.models.items():
         if name not in names:
-            problems.append(f"subjects.{name}: no such benchmark in this section; {did_you_mean(name, names)}")
-        missing = [s for s in subjects if s not in recipe.stages]
+            problems.append(f"models.{name}: no such benchmark in this section; {did_you_mean(name, names)}")
+        missing = [s for s in models if s not in recipe.stages]
         if missing:
-            problems.append(f"subjects.{name}: stage {missing[0]!r} is not in this recipe's stages; leave it out")
-        if not subjects:
-            problems.append(f"subjects.{name}: name at least one of {', '.join(s for s in SUBJECTS if s in recipe.stages)}")
+            problems.append(f"models.{name}: stage {missing[0]!r} is not in this recipe's stages; leave it out")
+        if not models:
+            problems.append(f"models.{name}: name at least one of {', '.join(s for s in MODELS if s in recipe.stages)}")
     return problems
 
 
-def labelled(benchmarks: list[Part]) -> dict[str, Part]:
+def labeled(benchmarks: list[Part]) -> dict[str, Part]:
     """The benchmarks by the names that results have: the part's bare name, numbered from the second of a name on."""
     found: dict[str, Part] = {}
     for part in benchmarks:
@@ -70,19 +72,19 @@ def labelled(benchmarks: list[Part]) -> dict[str, Part]:
 
 
 def run(section: EvaluateConfig, inputs: Mapping[str, Artifact], out: StageOutput) -> dict[str, Any]:
-    from feebcore.evaluate.benchmark import summarise
+    from feebcore.evaluate.benchmark import summarize
     from feebcore.train.precision import execution, resolve_device, resolve_precision
 
     device = resolve_device(section.device)
     precision = resolve_precision(section.precision, device)
-    benchmarks = labelled(section.benchmarks)
-    subjects = [s for s in SUBJECTS if s in inputs]
-    todo = [(subject, name) for subject in subjects for name in benchmarks if subject in section.subjects.get(name, subjects)]
+    benchmarks = labeled(section.benchmarks)
+    models = [s for s in MODELS if s in inputs]
+    todo = [(subject, name) for subject in models for name in benchmarks if subject in section.models.get(name, models)]
     (out.path / "parts").mkdir(exist_ok=True)
     with execution(section.threads, section.deterministic):
         _run_missing(todo, benchmarks, section, inputs, out, str(device), precision)
     parts = {(subject, name): read_json(_part_file(out.path, subject, name)) for subject, name in todo}
-    collect = lambda key: {n: {s: parts[s, n][key] for s in subjects if (s, n) in parts} for n in benchmarks}  # noqa: E731
+    collect = lambda key: {n: {s: parts[s, n][key] for s in models if (s, n) in parts} for n in benchmarks}  # noqa: E731
     results = collect("result")
     built = {name: part.build() for name, part in benchmarks.items()}
     write_json(out.path / "results.json", results)
@@ -92,7 +94,7 @@ def run(section: EvaluateConfig, inputs: Mapping[str, Artifact], out: StageOutpu
         {n: {"title": getattr(b, "title", n), "better": getattr(b, "better", "higher"), "percent": getattr(b, "percent", False)} for n, b in built.items()},
     )
     out.content("results.json", "samples.json", "benchmarks.json")
-    return summarise(results)
+    return summarize(results)
 
 
 def _run_missing(

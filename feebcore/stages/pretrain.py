@@ -59,13 +59,15 @@ def _check_sources(section: PretrainConfig, recipe: Recipe) -> list[str]:
     """Sources that the order names, against those that stage download reads."""
     from feebcore.stages.download import DownloadConfig, source_labels
 
-    named = getattr(section.order.config, "source_names", None)
+    named = getattr(section.data_order.config, "source_names", None)
     download = recipe.stages.get("download")
     if named is None or download is None or not isinstance(download.section, DownloadConfig) or (labels := source_labels(download.section)) is None:
         return []
     held_out = set(download.section.held_out_sources)
-    problems = [f"order: no source {name!r} in stage download; {did_you_mean(name, labels)}" for name in named() if name not in labels]
-    return problems + [f"order: source {name!r} is in download.held_out_sources, so nothing of it can be trained on" for name in named() if name in held_out]
+    problems = [f"data_order: no source {name!r} in stage download; {did_you_mean(name, labels)}" for name in named() if name not in labels]
+    return problems + [
+        f"data_order: source {name!r} is in download.held_out_sources, so nothing of it can be trained on" for name in named() if name in held_out
+    ]
 
 
 def check_training(section: TrainSection) -> list[str]:
@@ -94,7 +96,7 @@ def check_training(section: TrainSection) -> list[str]:
         problems.append(f"micro_batch: {section.micro_batch} does not divide the {section.batch_size // ranks} windows of a rank")
     if section.weight_decay_schedule and getattr(section.optimizer.config, "weight_decay", None) == 0:
         problems.append("weight_decay_schedule: the optimizer's weight_decay is 0, so there is nothing to schedule")
-    for key in ("schedule", "optimizer", "order"):
+    for key in ("schedule", "optimizer", "data_order"):
         part_check = getattr(getattr(section, key).config, "check_run", None)  # parts may have a say about the run's length
         if part_check is not None:
             problems += [f"{key}.{text}" for text in part_check(section.max_steps)]
@@ -110,7 +112,7 @@ def run(section: PretrainConfig, inputs: Mapping[str, Artifact], out: StageOutpu
     if not section.tokens_url:
         verify_tokens(tokens)
     train, val = (open_tokens(tokens, split, section.tokens_url) for split in ("train", "val"))
-    data = make_batches(train, section.packing, section.order, section.batch_size, section.seq_len, section.seed, section.max_steps)
+    data = make_batches(train, section.packing, section.data_order, section.batch_size, section.seq_len, section.seed, section.max_steps)
     out.content("model/*")
     tokenizer = inputs["tokenizer"].file("tokenizer")
     trained = train_model(section, data, val if val.num_documents else None, tokenizer, out.path, out, vocab_size=train.vocab_size)

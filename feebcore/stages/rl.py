@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from feebcore.artifacts import Artifact, StageOutput
-from feebcore.config import Execution, Observation, Part, Seam, StageConfig, use
+from feebcore.config import Execution, Observation, Part, PartKey, StageConfig, default_part
 
 if TYPE_CHECKING:
     from feebcore.recipe import Recipe
@@ -21,12 +21,12 @@ class RlConfig(StageConfig):
     algorithm make its optimizer steps. Clipping, KL, entropy and epochs are the algorithm's own options.
     """
 
-    task: Annotated[Part, Seam("tasks")] = use("sort")
-    algorithm: Annotated[Part, Seam("algorithms")] = use("grpo")
-    optimizer: Annotated[Part, Seam("optimizers")] = use("adamw", lr=1e-4)
-    schedule: Annotated[Part, Seam("schedules")] = use("constant")
-    processors: list[Annotated[Part, Seam("processors")]] = Field(default_factory=list)  # none: sampled at temperature 1
-    value_optimizer: Literal["separate", "shared"] = "separate"  # the value head: an AdamW of its own, or the policy's optimizer
+    task: Annotated[Part, PartKey("tasks")] = default_part("sort")
+    algorithm: Annotated[Part, PartKey("algorithms")] = default_part("grpo")
+    optimizer: Annotated[Part, PartKey("optimizers")] = default_part("adamw", lr=1e-4)
+    schedule: Annotated[Part, PartKey("schedules")] = default_part("constant")
+    logits_processors: list[Annotated[Part, PartKey("logits_processors")]] = Field(default_factory=list)  # none: sampled at temperature 1
+    value_optimizer: Literal["sequential", "shared"] = "sequential"  # the value head: an AdamW of its own, or the policy's optimizer
     value_learning_rate: float = Field(1e-3, gt=0)  # of the separate one
     group_size: int = Field(8, ge=1)
     prompts_per_step: int = Field(16, ge=1)
@@ -51,7 +51,7 @@ class RlConfig(StageConfig):
 def check(section: RlConfig, recipe: Recipe) -> list[str]:
     """What is wrong with this section in this recipe, each as 'key: what and what to do'."""
     problems = []
-    for i, part in enumerate(section.processors):
+    for i, part in enumerate(section.logits_processors):
         if getattr(part.config, "truncates", True):
             problems.append(
                 f"processors.{i}: {part.name} removes tokens, and what was removed when sampling cannot be replayed when training; rl takes temperature only"
@@ -78,7 +78,7 @@ def context_problems(task: Part, recipe: Recipe) -> list[str]:
 def run(section: RlConfig, inputs: Mapping[str, Artifact], out: StageOutput) -> dict[str, Any]:
     from feebcore.data.tokenizers import load_tokenizer
     from feebcore.files import read_json
-    from feebcore.model.build import choose
+    from feebcore.model.build import resolve_part
     from feebcore.model.io import load_model, save_model
     from feebcore.rl.trainer import RlTrainer
     from feebcore.train.precision import execution, resolve_device
@@ -90,7 +90,7 @@ def run(section: RlConfig, inputs: Mapping[str, Artifact], out: StageOutput) -> 
         tokenizer = load_tokenizer(source / "tokenizer")
         trainer = RlTrainer(section, model, tokenizer, section.task.build(), out.path, out, device)
         metrics = trainer.run()
-    architecture = choose("architectures", read_json(source / "model.json")["architecture"])
+    architecture = resolve_part("architectures", read_json(source / "model.json")["architecture"])
     save_model(out.path / "model", model, architecture, source / "tokenizer")
     out.content("model/*")
     return metrics

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from feebcore.artifacts import Artifact, StageOutput
-from feebcore.config import Execution, Observation, Part, Seam, StageConfig, use
+from feebcore.config import Execution, Observation, Part, PartKey, StageConfig, default_part
 
 if TYPE_CHECKING:
     from feebcore.recipe import Recipe
@@ -21,10 +21,10 @@ class SftConfig(StageConfig):
     answer and the end token.
     """
 
-    task: Annotated[Part, Seam("tasks")] = use("sort")
-    objective: Annotated[Part, Seam("objectives")] = use("completion_only")
-    optimizer: Annotated[Part, Seam("optimizers")] = use("adamw", lr=1e-3)
-    schedule: Annotated[Part, Seam("schedules")] = use("cosine")
+    task: Annotated[Part, PartKey("tasks")] = default_part("sort")
+    objective: Annotated[Part, PartKey("objectives")] = default_part("completion_only")
+    optimizer: Annotated[Part, PartKey("optimizers")] = default_part("adamw", lr=1e-3)
+    schedule: Annotated[Part, PartKey("schedules")] = default_part("cosine")
     batch_size: int = Field(128, ge=1)  # examples an optimizer step
     max_steps: int = Field(200, ge=1)
     grad_clip: float = Field(1.0, ge=0.0)  # largest global gradient norm; 0 never clips
@@ -39,7 +39,9 @@ class SftConfig(StageConfig):
     deterministic: Execution[bool] = True
     micro_batch: Execution[Annotated[int, Field(ge=0)]] = 0  # examples held at once; 0: all
 
-    callbacks: Observation[list[Annotated[Part, Seam("callbacks")]]] = Field(default_factory=lambda: [use("metrics"), use("progress")], validate_default=True)
+    callbacks: Observation[list[Annotated[Part, PartKey("callbacks")]]] = Field(
+        default_factory=lambda: [default_part("metrics"), default_part("progress")], validate_default=True
+    )
     checkpoint_every: Observation[Annotated[int, Field(ge=0)]] = 100  # steps; 0: only at the end
     keep_checkpoints: Observation[Annotated[int, Field(ge=1)]] = 2
     log_every: Observation[Annotated[int, Field(ge=1)]] = 10

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from feebcore.artifacts import Artifact, StageOutput
-from feebcore.config import Observation, Part, Seam, StageConfig, use
+from feebcore.config import Observation, Part, PartKey, StageConfig, default_part
 from feebcore.errors import RecipeError
-from feebcore.scaling.points import Convention
+from feebcore.scaling.points import ParameterCount
 from feebcore.train.config import TrainSection
 
 if TYPE_CHECKING:
@@ -28,16 +28,16 @@ CELL_DEFAULTS: dict[str, Any] = {"callbacks": ["metrics"], "compile": "off", "ch
 class SweepConfig(StageConfig):
     """Which cells to train, how, and what to fit.
 
-    train: what all cells share; the planner overrides sizes and steps. convention: which parameters N counts.
+    train: what all cells share; the planner overrides sizes and steps. parameter_count: which parameters N counts.
     bootstrap: resamples for intervals. eval_documents: held-out documents, evenly spaced and the same for all cells, that
     the loss (nats per token) is measured on; 0: the whole split. keep: with 'checkpoints', a cell that was interrupted goes
     on within itself, and cells can be branched from.
     """
 
     train: TrainSection = Field(default_factory=lambda: TrainSection(**CELL_DEFAULTS))
-    planner: Annotated[Part, Seam("planners")]
-    law: Annotated[Part, Seam("laws")] = use("chinchilla")
-    convention: Convention = "non_embedding"
+    planner: Annotated[Part, PartKey("planners")]
+    law: Annotated[Part, PartKey("laws")] = default_part("chinchilla")
+    parameter_count: ParameterCount = "non_embedding"
     bootstrap: int = Field(default=200, ge=0)
     eval_documents: int = Field(default=16, ge=0)
     keep: Observation[Literal["none", "models", "checkpoints"]] = Field("none", description="of each cell beside its log: its model, or its checkpoints too")

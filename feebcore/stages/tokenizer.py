@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from feebcore.artifacts import Artifact, StageOutput
-from feebcore.config import Part, Seam, StageConfig, use
+from feebcore.config import Part, PartKey, StageConfig, default_part
 from feebcore.errors import DataError, Interrupted
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ SAMPLE_BYTES = 2 << 20
 class TokenizerConfig(StageConfig):
     """Which tokenizer, with its options."""
 
-    tokenizer: Annotated[Part, Seam("tokenizers")] = Field(use("bpe"), description="tokenizer part")
+    tokenizer: Annotated[Part, PartKey("tokenizers")] = Field(default_part("bpe"), description="tokenizer part")
 
 
 def check(section: TokenizerConfig, recipe: Recipe) -> list[str]:

@@ -1,10 +1,10 @@
-"""The contract of every seam, as named checks that anyone can run on their own part.
+"""The contract of every kind, as named checks that anyone can run on their own part.
 
     from feebcore.testing import check_part
     for result in check_part("attentions", "mine"):
         print(result)
 
-framework.py runs checks; the other files hold them, a file for each family of seams.
+framework.py runs checks; the other files hold them, a file for each family of kinds.
 """
 
 from __future__ import annotations

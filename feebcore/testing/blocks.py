@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from feebcore.model.build import build_model, choose
+from feebcore.model.build import build_model, resolve_part
 from feebcore.model.parts import Position, ResidualLinear
 from feebcore.model.transformer import Transformer
 from feebcore.protocols import Batch
@@ -41,7 +41,7 @@ def looks_back(subject: Candidate) -> None:
 )
 @torch.no_grad()
 def averages_values(subject: Candidate) -> None:
-    part = choose("architectures", {"name": "transformer", **SIZES, "num_layers": 2, "attention": subject.part, "position": "none"}, subject.registry)
+    part = resolve_part("architectures", {"name": "transformer", **SIZES, "num_layers": 2, "attention": subject.part, "position": "none"}, subject.registry)
     model = build_model(part, VOCAB, LENGTH, seed=1)
     enliven(model)
     hidden = model(some_tokens(ROWS, 1).expand(ROWS, LENGTH)).hidden
@@ -65,14 +65,14 @@ def only_distance_counts(subject: Candidate) -> None:
 @check(
     "attentions",
     "feedforwards",
-    meaning="What is added to the stream is not linear in the part's last matrix (ResidualLinear), so initialisation cannot scale it; look for a norm after it.",
+    meaning="What is added to the stream is not linear in the part's last matrix (ResidualLinear), so initialization cannot scale it; look for a norm after it.",
 )
 @torch.no_grad()
 def residual_maps_are_last(subject: Candidate) -> None:
     model, tokens = small_model(subject, num_layers=1), some_tokens()
     assert isinstance(model, Transformer)
     places = find_places(model)
-    parts = [model.depth.get_submodule(name) for name in (places.attention if subject.seam == "attentions" else places.feedforward)]
+    parts = [model.stack.get_submodule(name) for name in (places.attention if subject.kind == "attentions" else places.feedforward)]
     maps = [m for part in parts for m in part.modules() if isinstance(m, ResidualLinear)]
     if not maps:
         return
@@ -116,14 +116,16 @@ def tokens_are_routed(subject: Candidate) -> None:
 def _futures(model: nn.Module, stream_BT: Tensor) -> list[Tensor]:
     """Logits [B,T,V] of each future of the model's head on a stream of T + 1 tokens."""
     batch = Batch(stream_BT[:, :-1], stream_BT[:, 1:])
-    return [head(hidden) for hidden, head in model.head.futures(model, batch, model(batch.tokens))]  # type: ignore[operator, union-attr]
+    return [head(hidden) for hidden, head in model.lm_head.mtp_outputs(model, batch, model(batch.tokens))]  # type: ignore[operator, union-attr]
 
 
-@check("heads", meaning="A head for further tokens reads the token that it predicts, so its loss is too good to be true; count which targets are its inputs.")
+@check(
+    "lm_heads", meaning="A head for further tokens reads the token that it predicts, so its loss is too good to be true; count which targets are its inputs."
+)
 @torch.no_grad()
 def futures_do_not_peek(subject: Candidate) -> None:
     model, stream = small_model(subject), some_tokens()
-    if not hasattr(model.head, "futures"):
+    if not hasattr(model.lm_head, "mtp_outputs"):
         return
     before = _futures(model, stream)
     for place in (3, LENGTH - 2):
@@ -134,39 +136,39 @@ def futures_do_not_peek(subject: Candidate) -> None:
             require_close(logits[:, :known], before[k - 1][:, :known], f"future {k} where it predicts places up to {place} of a stream changed from there on")
 
 
-@check("heads", meaning="What predicts further tokens never learns: a parameter gets no gradient from its own predictions; look for a detach.")
+@check("lm_heads", meaning="What predicts further tokens never learns: a parameter gets no gradient from its own predictions; look for a detach.")
 def futures_learn(subject: Candidate) -> None:
     model, stream = small_model(subject), torch.arange(LENGTH * 8).view(8, LENGTH) % VOCAB
-    if not hasattr(model.head, "futures"):
+    if not hasattr(model.lm_head, "mtp_outputs"):
         return
     further = _futures(model, stream)
     loss = sum((F.cross_entropy(x[:, : -k or None].flatten(0, 1), stream[:, k + 1 :].flatten()) for k, x in enumerate(further, start=1)), torch.zeros(()))
     loss.backward()
-    dead = [name for name, p in model.head.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
+    dead = [name for name, p in model.lm_head.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
     require(not dead, f"no gradient in head parameters {', '.join(dead[:5])}")
 
 
-@check("heads", meaning="What further tokens cost in training is not what `future_flops` says, so comparisons at equal FLOPs are off.")
+@check("lm_heads", meaning="What further tokens cost in training is not what `mtp_flops` says, so comparisons at equal FLOPs are off.")
 @torch.no_grad()
 def future_flops_are_measured(subject: Candidate) -> None:
     model, stream = small_model(subject), some_tokens(1, LENGTH + 1)
-    if not hasattr(model.head, "futures"):
+    if not hasattr(model.lm_head, "mtp_outputs"):
         return
-    require(hasattr(model.head, "future_flops"), "has `futures` and no `future_flops(model, length)`")
+    require(hasattr(model.lm_head, "mtp_flops"), "has `mtp_outputs` and no `mtp_flops(model, length)`")
     batch = Batch(stream[:, :-1], stream[:, 1:])
     output = model(batch.tokens)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        for hidden, head in model.head.futures(model, batch, output):
+        for hidden, head in model.lm_head.mtp_outputs(model, batch, output):
             head(hidden)
-    declared, measured = sum(model.head.future_flops(model, LENGTH)), counter.get_total_flops()
+    declared, measured = sum(model.lm_head.mtp_flops(model, LENGTH)), counter.get_total_flops()
     require(declared == measured, f"declares {declared:.0f} FLOPs a sequence, FlopCounterMode sees {measured}")
 
 
-@check("depths", meaning="Objectives on every layer count on another number of layers than they get; set `num_streams` to how many streams are returned.")
+@check("stacks", meaning="Objectives on every layer count on another number of layers than they get; set `num_streams` to how many streams are returned.")
 @torch.no_grad()
 def streams_are_counted(subject: Candidate) -> None:
     model = small_model(subject)
-    found, declared = len(model(some_tokens(), want_layers=True).layers), getattr(model.depth, "num_streams", None)
+    found, declared = len(model(some_tokens(), want_layers=True).layers), getattr(model.stack, "num_streams", None)
     require(found == declared, f"returns {found} streams, num_streams is {declared}")
 
 
@@ -176,5 +178,5 @@ def streams_are_counted(subject: Candidate) -> None:
 )
 @torch.no_grad()
 def agrees_with_numpy(subject: Candidate) -> None:
-    if reference := REFERENCES.get((subject.seam, subject.part.name)):
+    if reference := REFERENCES.get((subject.kind, subject.part.name)):
         reference(subject.part)

@@ -14,7 +14,7 @@ import numpy as np
 from feebcore.data.loader import make_batches
 from feebcore.data.store import TokenStore
 from feebcore.data.store_writer import SplitWriter
-from feebcore.model.build import choose
+from feebcore.model.build import resolve_part
 from feebcore.protocols import PackedWindows
 from feebcore.testing.framework import Candidate, check, require
 
@@ -38,13 +38,13 @@ def arbitrary_texts(number: int = 60) -> list[str]:
 
 def train_tokenizer(subject: Candidate, folder: Path) -> Any:
     small = {"vocab_size": 300} if "vocab_size" in subject.spec.config.model_fields else {}
-    part = choose("tokenizers", subject.part.dump() | small, subject.registry)
+    part = resolve_part("tokenizers", subject.part.dump() | small, subject.registry)
     texts = [*TEXTS * 20, Path(__file__).read_text()]
     return part.build().train(lambda: iter(texts), folder, lambda done, total: None)
 
 
 @check(
-    "tokenizers", meaning="Text is lost or changed, so bits per byte is a number about other text; look for normalisation, stripped spaces or unknown tokens."
+    "tokenizers", meaning="Text is lost or changed, so bits per byte is a number about other text; look for normalization, stripped spaces or unknown tokens."
 )
 def text_round_trip(subject: Candidate) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -244,10 +244,12 @@ def packing_tells_its_waste(subject: Candidate) -> None:
         require(int(padding.sum()) <= said, f"{int(padding.sum())} of {packed.tokens.size} positions are padding, padding_share says {said}")
 
 
-@check("orders", meaning="Training fails late, or a resumed run sees other data: an order must name windows that there are, for any sample, always the same.")
+@check(
+    "data_orders", meaning="Training fails late, or a resumed run sees other data: an order must name windows that there are, for any sample, always the same."
+)
 def order_works_in_the_loader(subject: Candidate) -> None:
     with small_store() as store:
-        data = make_batches(store, choose("packings", "concat", subject.registry), subject.part, batch_size=4, seq_len=8, seed=3, max_steps=200)
+        data = make_batches(store, resolve_part("packings", "concat", subject.registry), subject.part, batch_size=4, seq_len=8, seed=3, max_steps=200)
         samples = np.arange(4 * 200)
         windows = data.order(samples)
         require(windows.shape == samples.shape, f"{len(samples)} samples give windows {windows.shape}")
@@ -257,7 +259,7 @@ def order_works_in_the_loader(subject: Candidate) -> None:
         require(np.array_equal(data.order(samples[777:779]), windows[777:779]), "asking for few samples gives other windows")
 
 
-@check("orders", meaning="Some windows are seen twice and some never; an order must visit each once an epoch.")
+@check("data_orders", meaning="Some windows are seen twice and some never; an order must visit each once an epoch.")
 def each_window_once(subject: Candidate) -> None:
     if getattr(subject.spec.config, "repeats", False):
         return  # curricula and mixtures that say so
@@ -268,7 +270,7 @@ def each_window_once(subject: Candidate) -> None:
             require(sorted(seen.tolist()) == list(range(windows)), f"epoch {epoch} of {windows} windows is no permutation")
 
 
-@check("orders", meaning="A window depends on what was asked before, so a resumed run sees other data.")
+@check("data_orders", meaning="A window depends on what was asked before, so a resumed run sees other data.")
 def order_is_stateless(subject: Candidate) -> None:
     order, again = subject.part.build(100, 3), subject.part.build(100, 3)
     whole = order(np.arange(150))

@@ -18,7 +18,7 @@ import torch
 from feebcore.data.store import TokenStore
 from feebcore.data.store_writer import SplitWriter
 from feebcore.evaluate.benchmark import Subject, intervals
-from feebcore.model.build import build_model, choose
+from feebcore.model.build import build_model, resolve_part
 from feebcore.protocols import Document
 from feebcore.testing.framework import Candidate, check, require
 
@@ -58,7 +58,7 @@ def documents_are_texts_with_names(subject: Candidate) -> None:
 @contextlib.contextmanager
 def small_subject() -> Iterator[Subject]:
     """A tiny untrained model of bytes with a held-out split of a dozen documents."""
-    tokenizer = choose("tokenizers", "byte").build()
+    tokenizer = resolve_part("tokenizers", "byte").build()
     texts = [f"def f{i}(x):\n    return x * {i} + {i * i}\n" * (1 + i % 4) for i in range(12)]
     with tempfile.TemporaryDirectory() as folder:
         codec = tokenizer.train(lambda: iter(texts), Path(folder), lambda done, total: None)
@@ -73,7 +73,7 @@ def small_subject() -> Iterator[Subject]:
         )
         writer.append([np.array([codec.bos_id, *codec.encode(text), codec.eos_id]) for text in texts])
         writer.finish(np.array([len(text) for text in texts]), np.zeros(len(texts), dtype=np.int64), ["a"])
-        architecture = choose("architectures", {"name": "transformer", "d_model": 16, "num_heads": 2, "num_layers": 1})
+        architecture = resolve_part("architectures", {"name": "transformer", "d_model": 16, "num_heads": 2, "num_layers": 1})
         model = build_model(architecture, codec.vocab_size, CONTEXT, seed=7).eval()
         yield Subject("pretrain", model, codec, TokenStore.open(Path(folder) / "tokens.zarr", "validation"), seed=3)
 

@@ -27,7 +27,7 @@ class CheckFailed(AssertionError):
 class Candidate:
     """A part under test, with options from its defaults, or from `example` on its config class where it has some."""
 
-    seam: str
+    kind: str
     part: Part
     registry: Registry | None = None
     complete: bool = True  # False: some option has neither a default nor an example, so the part cannot be built here
@@ -43,7 +43,7 @@ class Candidate:
         from feebcore.registry import get_registry
 
         try:
-            found = (self.registry or get_registry()).resolve(self.seam, self.part.name)
+            found = (self.registry or get_registry()).resolve(self.kind, self.part.name)
             return found is self.spec and bool(self.spec.origin)
         except FeebError:
             return False
@@ -55,7 +55,7 @@ class Check:
     always on the built-in parts in `always`. elsewhere: other processes build the part, so a plugin must offer it by its name."""
 
     name: str
-    seams: tuple[str, ...]  # empty: every seam
+    kinds: tuple[str, ...]  # empty: every kind
     meaning: str
     run: Callable[[Candidate], None]
     full: bool = False
@@ -65,7 +65,7 @@ class Check:
 
 @dataclass(frozen=True)
 class CheckResult:
-    seam: str
+    kind: str
     part: str
     check: str
     passed: bool
@@ -73,21 +73,21 @@ class CheckResult:
     seconds: float = 0.0
 
     def __str__(self) -> str:
-        return f"{self.seam}/{self.part}: {self.check} {'ok' if self.passed else 'FAILED: ' + self.message}"
+        return f"{self.kind}/{self.part}: {self.check} {'ok' if self.passed else 'FAILED: ' + self.message}"
 
 
 _CHECKS: dict[str, Check] = {}
 
 
 def check(
-    *seams: str, meaning: str, full: bool = False, always: tuple[str, ...] = (), elsewhere: bool = False
+    *kinds: str, meaning: str, full: bool = False, always: tuple[str, ...] = (), elsewhere: bool = False
 ) -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
-    """Register a function as the check of its name on these seams (none: on every seam)."""
+    """Register a function as the check of its name on these kinds (none: on every kind)."""
 
     def register(function: Callable[[Any], None]) -> Callable[[Any], None]:
         name = function.__name__
         assert name not in _CHECKS or _CHECKS[name].run.__module__ == function.__module__, f"two checks are called {name}"
-        _CHECKS[name] = Check(name, seams, meaning, function, full, always, elsewhere)
+        _CHECKS[name] = Check(name, kinds, meaning, function, full, always, elsewhere)
         return function
 
     return register
@@ -110,25 +110,25 @@ def _load_checks() -> dict[str, Check]:
 
 
 NEEDS_THE_WORLD = ("stages", "sources", "planners", "benchmarks", "importers", "exporters")
-"""Seams whose parts may have options that nobody but the recipe can fill in: paths, addresses, budgets."""
+"""Extension points whose parts may have options that nobody but the recipe can fill in: paths, addresses, budgets."""
 
 
-def checks_for(seam: str) -> list[Check]:
-    """Every check of a seam, in the order in which they stand in their files."""
-    return [c for c in _load_checks().values() if not c.seams or seam in c.seams]
+def checks_for(kind: str) -> list[Check]:
+    """Every check of a kind, in the order in which they stand in their files."""
+    return [c for c in _load_checks().values() if not c.kinds or kind in c.kinds]
 
 
-def candidate(seam: str, part: str | Part, registry: Registry | None = None) -> Candidate:
+def candidate(kind: str, part: str | Part, registry: Registry | None = None) -> Candidate:
     """The part of this name as a Candidate. Options: `example` (a dict) on its config class, else the defaults."""
-    from feebcore.model.build import choose
+    from feebcore.model.build import resolve_part
     from feebcore.registry import get_registry
 
     if isinstance(part, Part):
-        return Candidate(seam, part, registry)
-    spec = (registry or get_registry()).resolve(seam, part)
+        return Candidate(kind, part, registry)
+    spec = (registry or get_registry()).resolve(kind, part)
     if any(f.is_required() for k, f in spec.config.model_fields.items() if k not in example_options(spec)):
-        return Candidate(seam, Part(seam, spec, spec.config.model_construct()), registry, complete=False)
-    return Candidate(seam, choose(seam, {"name": part, **example_options(spec)}, registry), registry)
+        return Candidate(kind, Part(kind, spec, spec.config.model_construct()), registry, complete=False)
+    return Candidate(kind, resolve_part(kind, {"name": part, **example_options(spec)}, registry), registry)
 
 
 def example_options(spec: PartSpec) -> dict[str, Any]:
@@ -163,12 +163,12 @@ def run_check(check: Check, subject: Candidate) -> CheckResult:
         message = f"it raised {type(error).__name__}: {error}. {check.meaning}"
     if check.name in subject.spec.breaks:
         message = "" if message else f"it passes, but its spec says that it breaks {check.name}. Take the name out of `breaks`."
-    return CheckResult(subject.seam, subject.part.name, check.name, not message, message, time.perf_counter() - begun)
+    return CheckResult(subject.kind, subject.part.name, check.name, not message, message, time.perf_counter() - begun)
 
 
-def check_part(seam: str, part: str | Part, only: Iterable[str] = (), registry: Registry | None = None) -> list[CheckResult]:
-    """Run the contract of `seam` on a part given by name or chosen with options. only: names of checks."""
-    return list(iterate(candidate(seam, part, registry), only))
+def check_part(kind: str, part: str | Part, only: Iterable[str] = (), registry: Registry | None = None) -> list[CheckResult]:
+    """Run the contract of `kind` on a part given by name or chosen with options. only: names of checks."""
+    return list(iterate(candidate(kind, part, registry), only))
 
 
 def iterate(subject: Candidate, only: Iterable[str] = (), full: bool = False) -> Iterator[CheckResult]:
@@ -179,7 +179,7 @@ def iterate(subject: Candidate, only: Iterable[str] = (), full: bool = False) ->
 def applicable(subject: Candidate, only: Iterable[str] = (), full: bool = False) -> list[Check]:
     """The checks of these names; without names all but the slow ones, and with `full` all. Of a part that cannot be built
     here only whether it is well formed."""
-    wanted, name = set(only), f"{subject.seam}/{subject.part.name}"
-    asked = [c for c in checks_for(subject.seam) if (c.name in wanted if wanted else full or not c.full or name in c.always)]
+    wanted, name = set(only), f"{subject.kind}/{subject.part.name}"
+    asked = [c for c in checks_for(subject.kind) if (c.name in wanted if wanted else full or not c.full or name in c.always)]
     asked = [c for c in asked if wanted or not c.elsewhere or subject.has_a_name]
     return [c for c in asked if subject.complete or c.name == "well_formed"]

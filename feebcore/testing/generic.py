@@ -1,9 +1,9 @@
-"""What every part promises, whatever its seam."""
+"""What every part promises, whatever its kind."""
 
 from __future__ import annotations
 
 from feebcore.config import identity_of
-from feebcore.model.build import choose
+from feebcore.model.build import resolve_part
 from feebcore.testing.framework import NEEDS_THE_WORLD, Candidate, check, checks_for, require
 
 
@@ -11,16 +11,16 @@ from feebcore.testing.framework import NEEDS_THE_WORLD, Candidate, check, checks
 def well_formed(subject: Candidate) -> None:
     spec = subject.spec
     require(len(spec.summary) > 8 and spec.summary.endswith("."), f"summary {spec.summary!r} is no sentence")
-    unknown = set(spec.breaks) - {c.name for c in checks_for(subject.seam)}
-    require(not unknown, f"breaks names {', '.join(sorted(unknown))}, which is no check of {subject.seam}")
+    unknown = set(spec.breaks) - {c.name for c in checks_for(subject.kind)}
+    require(not unknown, f"breaks names {', '.join(sorted(unknown))}, which is no check of {subject.kind}")
     require(callable(spec.load()), f"build {spec.build!r} is not callable")
     missing = [key for key, field in spec.config.model_fields.items() if field.is_required()]
-    require(subject.complete or subject.seam in NEEDS_THE_WORLD, f"{', '.join(missing)} has no default; give one, or an `example` on the config class")
+    require(subject.complete or subject.kind in NEEDS_THE_WORLD, f"{', '.join(missing)} has no default; give one, or an `example` on the config class")
 
 
 @check(meaning="The options do not survive being written to a recipe and read again, so a run could not be repeated.")
 def options_round_trip(subject: Candidate) -> None:
-    if subject.seam == "stages":
+    if subject.kind == "stages":
         return
-    again = choose(subject.seam, subject.part.dump(), subject.registry)
+    again = resolve_part(subject.kind, subject.part.dump(), subject.registry)
     require(again == subject.part and identity_of(again.config) == identity_of(subject.part.config), f"{subject.part.dump()} reads back as {again.dump()}")

@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from feebcore.config import Part
-from feebcore.model.build import build_model, choose
+from feebcore.model.build import build_model, resolve_part
 from feebcore.model.groups import param_groups
 from feebcore.model.io import load_model, save_model
 from feebcore.testing.framework import Candidate, check, example_options, require
@@ -29,13 +29,13 @@ BLOCK_KEYS = {
     "feedforwards": "feedforward",
     "norms": "norm",
     "positions": "position",
-    "wirings": "wiring",
-    "depths": "depth",
+    "blocks": "block",
+    "stacks": "stack",
     "embeddings": "embedding",
-    "heads": "head",
-    "initialisations": "initialisation",
+    "lm_heads": "lm_head",
+    "initializations": "initialization",
 }
-SEAMS = ("architectures", *BLOCK_KEYS)
+KINDS = ("architectures", *BLOCK_KEYS)
 SIZES = {"d_model": 32, "num_heads": 4}
 VOCAB, ROWS, LENGTH = 61, 3, 12
 CLOSE = 2e-5  # fp32, on hidden states of unit scale
@@ -44,12 +44,12 @@ CLOSE = 2e-5  # fp32, on hidden states of unit scale
 def architecture_of(subject: Candidate, num_layers: int = 2) -> Part:
     """The architecture itself at a small size, or a small transformer with the block part in its place."""
     sizes = SIZES | {"num_layers": num_layers}
-    if subject.seam in BLOCK_KEYS:
-        return choose("architectures", {"name": "transformer", **sizes, BLOCK_KEYS[subject.seam]: subject.part}, subject.registry)
+    if subject.kind in BLOCK_KEYS:
+        return resolve_part("architectures", {"name": "transformer", **sizes, BLOCK_KEYS[subject.kind]: subject.part}, subject.registry)
     if example_options(subject.spec):
         return subject.part
     small = {k: v for k, v in sizes.items() if k in subject.spec.config.model_fields}
-    return choose("architectures", {**subject.part.dump(), **small}, subject.registry)
+    return resolve_part("architectures", {**subject.part.dump(), **small}, subject.registry)
 
 
 def small_model(subject: Candidate, vivid: bool = True, num_layers: int = 2) -> Any:
@@ -77,7 +77,7 @@ def some_tokens(rows: int = ROWS, length: int = LENGTH, seed: int = 3) -> Tensor
 
 def loss_of(model: Any, tokens_BT: Tensor) -> Tensor:
     """Mean next-token loss, written plainly."""
-    logits = model.head(model(tokens_BT[:, :-1]).hidden).float()
+    logits = model.lm_head(model(tokens_BT[:, :-1]).hidden).float()
     return F.cross_entropy(logits.flatten(0, 1), tokens_BT[:, 1:].flatten())
 
 
@@ -89,7 +89,7 @@ def require_close(found: Tensor, wanted: Tensor, what: str, tolerance: float = C
     require(difference <= tolerance * max(1.0, wanted.abs().max().item()), f"{what}: differs by {difference:.2g}")
 
 
-@check(*SEAMS, meaning="A position sees tokens after it, so training loss is too good to be true; look for a missing, transposed or shifted causal mask.")
+@check(*KINDS, meaning="A position sees tokens after it, so training loss is too good to be true; look for a missing, transposed or shifted causal mask.")
 @torch.no_grad()
 def causality(subject: Candidate) -> None:
     model, tokens = small_model(subject), some_tokens()
@@ -101,7 +101,7 @@ def causality(subject: Candidate) -> None:
 
 
 @check(
-    *SEAMS, meaning="A row's result depends on the other rows, so scores change with batch size; look for statistics or softmax over the batch or head axis."
+    *KINDS, meaning="A row's result depends on the other rows, so scores change with batch size; look for statistics or softmax over the batch or head axis."
 )
 @torch.no_grad()
 def batch_invariance(subject: Candidate) -> None:
@@ -113,7 +113,7 @@ def batch_invariance(subject: Candidate) -> None:
             require_close(model(tokens[row : row + 1]).hidden, together[row : row + 1], f"row {row} alone and in a batch of {ROWS}, in {mode}")
 
 
-@check(*SEAMS, meaning="Packed documents see each other; look for a mask or positions that ignore doc_ids.")
+@check(*KINDS, meaning="Packed documents see each other; look for a mask or positions that ignore doc_ids.")
 @torch.no_grad()
 def document_isolation(subject: Candidate) -> None:
     model, tokens = small_model(subject), some_tokens()
@@ -124,7 +124,7 @@ def document_isolation(subject: Candidate) -> None:
         require_close(packed[:, start:stop], model(tokens[:, start:stop]).hidden, f"document at {start}..{stop} packed and alone")
 
 
-@check(*SEAMS, meaning="Generation differs from training; look for positions that start again at 0, or an offset by one, when a cache is used.")
+@check(*KINDS, meaning="Generation differs from training; look for positions that start again at 0, or an offset by one, when a cache is used.")
 @torch.no_grad()
 def cache_parity(subject: Candidate) -> None:
     model, tokens = small_model(subject), some_tokens()
@@ -137,7 +137,7 @@ def cache_parity(subject: Candidate) -> None:
         require_close(torch.cat(parts, 1), whole, f"fed in pieces of {steps} through the cache")
 
 
-@check(*SEAMS, meaning="Padding on the left changes the result; look for a mask that lets padding be attended, or positions that count it.")
+@check(*KINDS, meaning="Padding on the left changes the result; look for a mask that lets padding be attended, or positions that count it.")
 @torch.no_grad()
 def left_padding_parity(subject: Candidate) -> None:
     model, tokens = small_model(subject), some_tokens()
@@ -158,8 +158,8 @@ def left_padding_parity(subject: Candidate) -> None:
 
 
 @check(
-    *SEAMS,
-    meaning="A fresh model is not close to guessing evenly, so the first steps are spent unlearning; look at the initialisation or a head without a norm before it.",
+    *KINDS,
+    meaning="A fresh model is not close to guessing evenly, so the first steps are spent unlearning; look at the initialization or a head without a norm before it.",
 )
 @torch.no_grad()
 def initial_loss(subject: Candidate) -> None:
@@ -168,7 +168,7 @@ def initial_loss(subject: Candidate) -> None:
 
 
 @check(
-    *SEAMS, meaning="A parameter gets no gradient and never learns; look for a detach, an argmax without a straight-through, or a module that is not called."
+    *KINDS, meaning="A parameter gets no gradient and never learns; look for a detach, an argmax without a straight-through, or a module that is not called."
 )
 def gradient_everywhere(subject: Candidate) -> None:
     model = small_model(subject)
@@ -182,7 +182,7 @@ def gradient_everywhere(subject: Candidate) -> None:
 
 
 @check(
-    *SEAMS, meaning="The model cannot even learn one batch by heart; look for a wrong axis, a saturated softmax or an update that never reaches the weights."
+    *KINDS, meaning="The model cannot even learn one batch by heart; look for a wrong axis, a saturated softmax or an update that never reaches the weights."
 )
 def overfits_one_batch(subject: Candidate) -> None:
     model, tokens = small_model(subject, vivid=False), some_tokens(4)
@@ -199,14 +199,14 @@ def overfits_one_batch(subject: Candidate) -> None:
     require(False, f"loss {loss:.2f} after 80 steps on one batch")
 
 
-@check(*SEAMS, meaning="Declared counts are not the measured ones, so every compute comparison is off; see feebcore/model/counting.py for what to declare.")
+@check(*KINDS, meaning="Declared counts are not the measured ones, so every compute comparison is off; see feebcore/model/counting.py for what to declare.")
 @torch.no_grad()
 def counts_are_measured(subject: Candidate) -> None:
     model = small_model(subject)
     counts, total = model.count(), sum(p.numel() for p in model.parameters())
     require(counts.total == total, f"declares {counts.total} parameters, has {total}")
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model.head(model(some_tokens(1)).hidden)
+        model.lm_head(model(some_tokens(1)).hidden)
     declared, measured = counts.flops_per_token * LENGTH, counter.get_total_flops()
     require(declared == measured, f"declares {declared:.0f} FLOPs a sequence, FlopCounterMode sees {measured}")
     cache = model.new_cache(1, LENGTH)
@@ -217,7 +217,7 @@ def counts_are_measured(subject: Candidate) -> None:
     require(counts.cache_bytes_fixed == fixed, f"declares {counts.cache_bytes_fixed} cache bytes a row, keeps {fixed}")
 
 
-@check(*SEAMS, meaning="torch.compile changes the result or cannot follow the code; look for Python side effects, data-dependent branches or in-place tricks.")
+@check(*KINDS, meaning="torch.compile changes the result or cannot follow the code; look for Python side effects, data-dependent branches or in-place tricks.")
 def compile_parity(subject: Candidate) -> None:
     model, tokens = small_model(subject, num_layers=1), some_tokens()  # one layer: tracing is what takes time
     eager = loss_of(model, tokens)
@@ -230,7 +230,7 @@ def compile_parity(subject: Candidate) -> None:
         require_close(a, b, f"gradient of {name} compiled and eager")
 
 
-@check(*SEAMS, meaning="In bf16 the result drifts; look for a sum, norm or softmax that is not raised to fp32.")
+@check(*KINDS, meaning="In bf16 the result drifts; look for a sum, norm or softmax that is not raised to fp32.")
 @torch.no_grad()
 def bf16_is_close(subject: Candidate) -> None:
     model, tokens = small_model(subject), some_tokens()
@@ -241,7 +241,7 @@ def bf16_is_close(subject: Candidate) -> None:
     require(error < 0.05, f"relative error {error:.3f} in bf16")
 
 
-@check(*SEAMS, meaning="A saved model is another one when loaded; look for state outside parameters and buffers, or weights that are tied only at first.")
+@check(*KINDS, meaning="A saved model is another one when loaded; look for state outside parameters and buffers, or weights that are tied only at first.")
 @torch.no_grad()
 def saves_and_loads(subject: Candidate) -> None:
     model, architecture = small_model(subject), architecture_of(subject)
@@ -250,11 +250,11 @@ def saves_and_loads(subject: Candidate) -> None:
         again = load_model(Path(folder) / "model", registry=subject.registry)
     found, wanted = again(some_tokens()).hidden, model.eval()(some_tokens()).hidden
     require(torch.equal(found, wanted), "hidden states differ after save and load")
-    require(torch.equal(again.head(found), model.head(wanted)), "logits differ after save and load")
+    require(torch.equal(again.lm_head(found), model.lm_head(wanted)), "logits differ after save and load")
     require(len(list(again.parameters())) == len(list(model.parameters())), "parameters that were shared are separate after load")
 
 
-@check(*SEAMS, meaning="The same seed gives other weights, so a run cannot be repeated; look for random numbers drawn outside torch's generator.")
+@check(*KINDS, meaning="The same seed gives other weights, so a run cannot be repeated; look for random numbers drawn outside torch's generator.")
 def built_from_the_seed_alone(subject: Candidate) -> None:
     architecture = architecture_of(subject)
     before = torch.random.get_rng_state()

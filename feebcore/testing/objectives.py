@@ -1,7 +1,7 @@
 """What objectives promise. They are given models whose hidden states are the logits, so that every effect is known.
 
 The models answer all that an objective may ask for: the stream after every layer (three of them, the same scores less and
-less sure the lower the layer), `final_norm`, auxiliary losses, and a head with `futures`. Objectives may draw random
+less sure the lower the layer), `final_norm`, auxiliary losses, and a head with `mtp_outputs`. Objectives may draw random
 numbers from torch's generator, which is seeded here before each call; what is then true only on average is checked on
 average. One that trains on a choice of the targets says so with the attribute `selects = True`: its count may then be
 less than the mask's, and need not add up over the documents of a window.
@@ -33,9 +33,9 @@ DRAWS = 48  # calls over which an objective that draws random numbers is average
 
 
 class PlainHead(nn.Identity):
-    """Hidden states are logits. Entry k of `futures` predicts the token k + 1 places on: the logits of k places on."""
+    """Hidden states are logits. Entry k of `mtp_outputs` predicts the token k + 1 places on: the logits of k places on."""
 
-    def futures(self, model: nn.Module, batch: Batch, output: ModelOutput) -> list[tuple[Tensor, nn.Module]]:
+    def mtp_outputs(self, model: nn.Module, batch: Batch, output: ModelOutput) -> list[tuple[Tensor, nn.Module]]:
         return [(output.hidden.roll(-k, 1), nn.Identity()) for k in range(1, LENGTH)]
 
 
@@ -46,7 +46,7 @@ class KnownModel(nn.Module):
 
     def __init__(self, extra_loss: float = 0.0) -> None:
         super().__init__()
-        self.head, self.final_norm, self.vocab_size, self.seq_len, self.extra_loss = PlainHead(), nn.Identity(), VOCAB, LENGTH, extra_loss
+        self.lm_head, self.final_norm, self.vocab_size, self.seq_len, self.extra_loss = PlainHead(), nn.Identity(), VOCAB, LENGTH, extra_loss
 
     def forward(self, tokens_BT: Tensor, want_layers: bool = False, **kwargs: Any) -> ModelOutput:
         logits_BTV = self.logits_of(tokens_BT).to(self.precision)
@@ -70,7 +70,7 @@ class Table(KnownModel):
 
 
 class Bigram(KnownModel):
-    """Logits that depend on the token itself alone, learnt from nothing: table [V,V]."""
+    """Logits that depend on the token itself alone, learned from nothing: table [V,V]."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -113,11 +113,11 @@ def draws_random_numbers(objective: Any, model: nn.Module, batch: Batch) -> bool
 
 @functools.cache
 def _model_folder() -> tempfile.TemporaryDirectory[str]:
-    from feebcore.model.build import build_model, choose
+    from feebcore.model.build import build_model, resolve_part
     from feebcore.model.io import save_model
 
     folder = tempfile.TemporaryDirectory(prefix="feeb-contract-")
-    architecture = choose("architectures", {"name": "transformer", "d_model": 16, "num_heads": 2, "num_layers": 1})
+    architecture = resolve_part("architectures", {"name": "transformer", "d_model": 16, "num_heads": 2, "num_layers": 1})
     save_model(Path(folder.name) / "model", build_model(architecture, VOCAB, LENGTH, seed=5), architecture)
     return folder
 
@@ -135,7 +135,7 @@ def targets_are_aligned(subject: Candidate) -> None:
     require(right < min(others) - 1, f"a model that knows the next token has loss {right:.2f}; one that knows the wrong place {min(others):.2f}")
 
 
-@check("objectives", meaning="A planted rule of what comes next is not learnt from `batch.targets`; check which place of the targets belongs to which output.")
+@check("objectives", meaning="A planted rule of what comes next is not learned from `batch.targets`; check which place of the targets belongs to which output.")
 def learns_what_comes_next(subject: Candidate) -> None:
     following_V = (torch.arange(VOCAB) * 2 + 3) % VOCAB  # a rule that is neither its own inverse nor its own square
     starts = torch.arange(VOCAB).repeat(2)
@@ -145,7 +145,7 @@ def learns_what_comes_next(subject: Candidate) -> None:
     stream = torch.stack(columns, 1)
     aligned = Batch(stream[:, :-1], stream[:, 1:], torch.ones(len(stream), LENGTH, dtype=torch.bool))
 
-    def learnt(batch: Batch) -> float:
+    def learned(batch: Batch) -> float:
         objective, model = subject.part.build(), Bigram()
         mean, square = torch.zeros_like(model.table), torch.zeros_like(model.table)
         for step in range(30):  # Adam, whatever the loss's scale; written out because torch.optim takes seconds to import
@@ -156,9 +156,9 @@ def learns_what_comes_next(subject: Candidate) -> None:
                 model.table.sub_(0.2 * mean / (1 - 0.9 ** (step + 1)) / ((square / (1 - 0.999 ** (step + 1))).sqrt() + 1e-8))
         return float((model.table.argmax(1) == following_V).float().mean())
 
-    planted, moved = learnt(aligned), learnt(dataclasses.replace(aligned, targets=aligned.targets.roll(-1, 1)))
-    require(planted > 0.9, f"only {planted:.0%} of a rule of the next token is learnt")
-    require(moved < 0.5, f"{moved:.0%} of the rule of the next token is learnt from targets that are one place off, so targets are not what is learnt")
+    planted, moved = learned(aligned), learned(dataclasses.replace(aligned, targets=aligned.targets.roll(-1, 1)))
+    require(planted > 0.9, f"only {planted:.0%} of a rule of the next token is learned")
+    require(moved < 0.5, f"{moved:.0%} of the rule of the next token is learned from targets that are one place off, so targets are not what is learned")
 
 
 @check(
@@ -240,7 +240,7 @@ def padding_is_left_out(subject: Candidate) -> None:
             require(torch.allclose(padded.loss_sum, out.loss_sum, rtol=1e-5) and padded.count == out.count, "padding changes the loss or the count")
 
 
-@check("objectives", meaning="What is learnt in one document depends on the next one in the window; compare doc_ids of input and target where they are apart.")
+@check("objectives", meaning="What is learned in one document depends on the next one in the window; compare doc_ids of input and target where they are apart.")
 def documents_add_up(subject: Candidate) -> None:
     objective, (logits, batch) = subject.part.build(), example()
     if getattr(objective, "selects", False):
@@ -310,13 +310,13 @@ def _slopes(objective: Callable[..., ObjectiveOutput], logits: Tensor, batch: Ba
 @check("objectives", meaning="It computes more, or less, than is counted, so comparisons at equal FLOPs are off; say what it runs besides in `extra_flops`.")
 @torch.no_grad()
 def extra_flops_are_declared(subject: Candidate) -> None:
-    from feebcore.model.build import build_model, choose
+    from feebcore.model.build import build_model, resolve_part
 
     objective, batch = subject.part.build(), everywhere(example()[1])
-    head = {"name": "multi_token", "num_futures": 3, "softcap": 30.0}  # capped: a plain matrix goes through an operation that the counter does not see
-    sizes = {"name": "transformer", "d_model": 16, "num_heads": 2, "num_layers": 3, "head": head}
-    for depth in ("separate", "looped"):
-        model = build_model(choose("architectures", {**sizes, "depth": depth}), VOCAB, LENGTH)
+    head = {"name": "multi_token", "num_mtp": 3, "logit_softcap": 30.0}  # capped: a plain matrix goes through an operation that the counter does not see
+    sizes = {"name": "transformer", "d_model": 16, "num_heads": 2, "num_layers": 3, "lm_head": head}
+    for depth in ("sequential", "looped"):
+        model = build_model(resolve_part("architectures", {**sizes, "stack": depth}), VOCAB, LENGTH)
         evaluate(objective, model, batch)  # one may look at the model first
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             evaluate(objective, model, batch)

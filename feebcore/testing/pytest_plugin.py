@@ -1,4 +1,4 @@
-"""For authors of parts: the contract of a part's seam as tests, one a check, with the check's sentence as failure text.
+"""For authors of parts: the contract of a part's kind as tests, one a check, with the check's sentence as failure text.
 
     # test_mine.py
     from feebcore.testing.pytest_plugin import contract
@@ -22,7 +22,7 @@ MARK = "feeb_part"
 def contract(part: str, *, plugin: str = "", full: bool = False, **options: Any) -> Callable[..., None]:
     """A test function that pytest runs once for every check of a part.
 
-    part: `seam/name`. plugin: the file that offers it, relative to the test's file; none for an installed plugin. full:
+    part: `kind/name`. plugin: the file that offers it, relative to the test's file; none for an installed plugin. full:
     also the slow checks. options: of the part, in place of its defaults (or of `example` on its config class).
     """
 
@@ -34,7 +34,7 @@ def contract(part: str, *, plugin: str = "", full: bool = False, **options: Any)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", f"{MARK}(part, plugin='', full=False, options={{}}): the part, as seam/name, whose checks `feeb_check` runs")
+    config.addinivalue_line("markers", f"{MARK}(part, plugin='', full=False, options={{}}): the part, as kind/name, whose checks `feeb_check` runs")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -43,7 +43,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     mark = metafunc.definition.get_closest_marker(MARK)
     if mark is None:
-        raise pytest.UsageError(f"{metafunc.definition.nodeid} takes feeb_check; say of which part with contract('seam/name') or @pytest.mark.{MARK}")
+        raise pytest.UsageError(f"{metafunc.definition.nodeid} takes feeb_check; say of which part with contract('kind/name') or @pytest.mark.{MARK}")
     subject, checks = _subject(metafunc.definition.path.parent, *mark.args, **mark.kwargs)
     metafunc.parametrize("feeb_check", [(subject, item) for item in checks], ids=[item.name for item in checks], indirect=True)
 
@@ -51,20 +51,20 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def _subject(folder: Any, part: str, plugin: str = "", full: bool = False, options: dict[str, Any] | None = None) -> tuple[Any, list[Any]]:
     """The part as a Candidate, and its checks."""
     from feebcore.errors import FeebError, did_you_mean
-    from feebcore.hookspecs import SEAMS
+    from feebcore.hookspecs import KINDS
     from feebcore.registry import get_registry
     from feebcore.testing.framework import applicable, candidate, example_options
 
-    seam, _, name = part.partition("/")
+    kind, _, name = part.partition("/")
     try:
-        if not name or seam not in SEAMS:
-            raise FeebError(f"{part!r} is no part; write seam/name; {did_you_mean(seam, SEAMS)}")
+        if not name or kind not in KINDS:
+            raise FeebError(f"{part!r} is no part; write kind/name; {did_you_mean(kind, KINDS)}")
         registry = get_registry(((folder / plugin).resolve(),) if plugin else ())
-        spec = registry.resolve(seam, name)
-        from feebcore.model.build import choose  # loads torch: not for a name that nobody knows
+        spec = registry.resolve(kind, name)
+        from feebcore.model.build import resolve_part  # loads torch: not for a name that nobody knows
 
-        chosen = choose(seam, {"name": spec.full_name, **example_options(spec), **options}, registry) if options else spec.full_name
-        subject = candidate(seam, chosen, registry)
+        chosen = resolve_part(kind, {"name": spec.full_name, **example_options(spec), **options}, registry) if options else spec.full_name
+        subject = candidate(kind, chosen, registry)
     except (FeebError, ValueError) as error:
         raise pytest.UsageError(str(error)) from None
     return subject, applicable(subject, full=full)

@@ -23,11 +23,11 @@ from feebcore.testing.models import loss_of, small_model, some_tokens
 
 def gradients(job: dict[str, Any], rank: int, ranks: int) -> dict[str, torch.Tensor]:
     """Of this rank's rows, by name."""
-    from feebcore.model.build import choose
+    from feebcore.model.build import resolve_part
 
     registry = get_registry(tuple(map(Path, job["files"])))
     with use_registry(registry):
-        subject = candidate(job["seam"], choose(job["seam"], job["part"], registry), registry)
+        subject = candidate(job["kind"], resolve_part(job["kind"], job["part"], registry), registry)
         model, tokens = small_model(subject), some_tokens(2 * ranks)
     loss_of(model, tokens[rank::ranks]).backward()
     return {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in model.named_parameters()}

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from feebcore.config import Part
-from feebcore.model.context import Context
+from feebcore.model.context import ForwardContext
 from feebcore.model.parts import Position
 from feebcore.protocols import BlockShape
 from feebcore.testing.framework import require
@@ -54,7 +54,7 @@ def plain(config: Any, *names: str) -> bool:
 def attention(part: Part) -> None:
     module = part.build(SHAPE)
     known = weights(module, "qkv", "out")
-    if known is None or not plain(part.config, "qk_norm", "softcap"):
+    if known is None or not plain(part.config, "qk_norm", "logit_softcap"):
         return
     w_qkv, w_out = known
     groups = (len(w_qkv) // D - H) // 2
@@ -66,7 +66,7 @@ def attention(part: Part) -> None:
     shares = np.exp(scores - scores.max(-1, keepdims=True))
     mixed = (shares / shares.sum(-1, keepdims=True)) @ v
     wanted = mixed.transpose(0, 2, 1, 3).reshape(B, T, H * D) @ w_out.T
-    same(module(x, Context(Position())), wanted, "W_out softmax(q k^T / sqrt(head_dim)) v, causal, without positions")
+    same(module(x, ForwardContext(Position())), wanted, "W_out softmax(q k^T / sqrt(head_dim)) v, causal, without positions")
 
 
 def rope(part: Part) -> None:

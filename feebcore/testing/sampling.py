@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from feebcore.generate.decoding import RowRandom, row_seeds
+from feebcore.generate.decoding import PerRowRNG, row_seeds
 from feebcore.testing.framework import Candidate, check, require
 
 
@@ -20,20 +20,20 @@ def example_logits() -> Tensor:
     return logits
 
 
-@check("processors", meaning="No token is left, so sampling fails or returns nonsense.")
+@check("logits_processors", meaning="No token is left, so sampling fails or returns nonsense.")
 def keeps_a_token(subject: Candidate) -> None:
     found = subject.part.build()(example_logits())
     require(found.shape == example_logits().shape and not found.isnan().any(), "shape changed or NaN")
     require((found > float("-inf")).any(-1).all(), "a row has no token left")
 
 
-@check("processors", meaning="A token that an earlier processor removed is possible again.")
+@check("logits_processors", meaning="A token that an earlier processor removed is possible again.")
 def removed_stays_removed(subject: Candidate) -> None:
     logits = example_logits()
     require((subject.part.build()(logits.clone())[logits == float("-inf")] == float("-inf")).all(), "a removed token is back")
 
 
-@check("processors", meaning="A row depends on its neighbours, so a batch decodes differently from a row alone.")
+@check("logits_processors", meaning="A row depends on its neighbors, so a batch decodes differently from a row alone.")
 def processor_works_by_row(subject: Candidate) -> None:
     logits, processor = example_logits(), subject.part.build()
     together = processor(logits.clone())
@@ -41,37 +41,40 @@ def processor_works_by_row(subject: Candidate) -> None:
         require(torch.equal(processor(logits[i : i + 1].clone()), together[i : i + 1]), f"row {i} alone differs")
 
 
-@check("processors", meaning="Another token becomes the likeliest, so greedy text changes with options that should only cut the tail; look at signs and sorts.")
+@check(
+    "logits_processors",
+    meaning="Another token becomes the likeliest, so greedy text changes with options that should only cut the tail; look at signs and sorts.",
+)
 def likeliest_stays_likeliest(subject: Candidate) -> None:
     logits = example_logits()
     found, sharp = subject.part.build()(logits.clone()), logits.topk(2).values.diff()[:, 0] < -1e-3
     require(torch.equal(found.argmax(-1)[sharp], logits.argmax(-1)[sharp]), "the likeliest token of a row is another one afterwards")
 
 
-@check("decoders", meaning="A decoder returns a token that was removed, or one outside the vocabulary.")
+@check("samplers", meaning="A decoder returns a token that was removed, or one outside the vocabulary.")
 def chooses_possible_tokens(subject: Candidate) -> None:
     logits, decoder = example_logits().repeat(40, 1), subject.part.build()
-    tokens = decoder(logits, RowRandom(row_seeds(1, range(len(logits)))))
+    tokens = decoder(logits, PerRowRNG(row_seeds(1, range(len(logits)))))
     require(tokens.shape == (len(logits),) and not tokens.is_floating_point(), f"tokens {tuple(tokens.shape)} {tokens.dtype}")
     require((logits.gather(-1, tokens[:, None]) > float("-inf")).all(), "a removed token was chosen")
 
 
-@check("decoders", meaning="A row's choice depends on its neighbours or on the call before, so completions change with batch size.")
+@check("samplers", meaning="A row's choice depends on its neighbors or on the call before, so completions change with batch size.")
 def decoder_works_by_row(subject: Candidate) -> None:
     logits, decoder = example_logits().repeat(6, 1), subject.part.build()
     seeds = row_seeds(3, range(len(logits)))
-    together = decoder(logits, RowRandom(seeds))
-    alone = [int(decoder(logits[i : i + 1], RowRandom(np.asarray(seeds[i : i + 1])))[0]) for i in range(len(logits))]
+    together = decoder(logits, PerRowRNG(seeds))
+    alone = [int(decoder(logits[i : i + 1], PerRowRNG(np.asarray(seeds[i : i + 1])))[0]) for i in range(len(logits))]
     require(together.tolist() == alone, f"together {together.tolist()}, alone {alone}")
 
 
 @check(
-    "decoders",
+    "samplers",
     meaning="Tokens are drawn from another distribution than softmax(logits), so log-probabilities of rollouts are wrong; change logits in a processor.",
 )
 def draws_from_the_logits(subject: Candidate) -> None:
     logits, decoder, rows = torch.tensor([2.0, 1.0, 0.0, -1.0, float("-inf")]), subject.part.build(), 4000
-    drawn = decoder(logits.expand(rows, -1).clone(), RowRandom(row_seeds(5, range(rows))))
+    drawn = decoder(logits.expand(rows, -1).clone(), PerRowRNG(row_seeds(5, range(rows))))
     if bool((drawn == drawn[0]).all()):
         require(int(drawn[0]) == 0, f"it always takes token {int(drawn[0])}, which is not the likeliest")
         return

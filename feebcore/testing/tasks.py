@@ -39,6 +39,6 @@ def splits_are_disjoint(subject: Candidate) -> None:
 @check("tasks", meaning="Problems are not a function of the random stream, so runs differ.")
 def instances_follow_the_seed(subject: Candidate) -> None:
     task = subject.part.build()
-    draw = lambda seed: [task.instance(rng).prompt for rng in [np.random.default_rng(seed)] for _ in range(20)]  # noqa: E731
+    draw = lambda seed: [task.problem(rng).prompt for rng in [np.random.default_rng(seed)] for _ in range(20)]  # noqa: E731
     require(draw(4) == draw(4), "one seed gives two sequences of problems")
     require(draw(4) != draw(5), "two seeds give one sequence of problems")

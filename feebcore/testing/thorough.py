@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from feebcore.testing.framework import Candidate, check, fail
-from feebcore.testing.models import SEAMS, loss_of, require_close, small_model, some_tokens
+from feebcore.testing.models import KINDS, loss_of, require_close, small_model, some_tokens
 
 RANKS = 2
 
@@ -52,7 +52,7 @@ class RankPair:
     def gradients(self, subject: Candidate) -> dict[str, torch.Tensor]:
         """By name, of the mean loss over both ranks' rows. Raises CheckFailed with what a rank raised."""
         plugins = subject.registry.plugins if subject.registry else []
-        job = {"seam": subject.seam, "part": subject.part.dump(), "files": [p.origin for p in plugins if p.origin.endswith(".py")]}
+        job = {"kind": subject.kind, "part": subject.part.dump(), "files": [p.origin for p in plugins if p.origin.endswith(".py")]}
         for worker in self.workers:
             assert worker.stdin
             worker.stdin.write(json.dumps(job) + "\n")
@@ -83,7 +83,7 @@ def _rank_pair() -> RankPair:
 
 
 @check(
-    *SEAMS,
+    *KINDS,
     elsewhere=True,
     meaning="Two processes with half the rows each do not find the gradient of one with all rows; look for sums or statistics over a batch.",
 )

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from feebcore.protocols import ParamGroup
 from feebcore.testing.framework import Candidate, check, require
-from feebcore.train.rates import RateScale, TrainShape
+from feebcore.train.lr_scaling import LRScale, TrainShape
 from feebcore.train.state_tensors import optimizer_state, restore_optimizer
 
 STEPS = 100
@@ -24,7 +24,7 @@ STEPS = 100
 def toy_groups(seed: int = 0) -> list[ParamGroup]:
     """One parameter of each role."""
     random = torch.Generator().manual_seed(seed)
-    shapes = {"matrix": (8, 6), "embedding": (10, 6), "head": (10, 6), "vector": (6,)}
+    shapes = {"matrix": (8, 6), "embedding": (10, 6), "lm_head": (10, 6), "vector": (6,)}
     return [ParamGroup(role, [role], [nn.Parameter(torch.randn(shape, generator=random))]) for role, shape in shapes.items()]
 
 
@@ -226,14 +226,14 @@ def defined_past_the_end(subject: Candidate) -> None:
         require(0.0 <= multiplier(step) <= 1.0, f"rate {multiplier(step)} at step {step} of {STEPS}")
 
 
-ROLES = ("matrix", "embedding", "head", "vector")
+ROLES = ("matrix", "embedding", "lm_head", "vector")
 
 
-def factors(scale: RateScale) -> dict[str, float]:
+def factors(scale: LRScale) -> dict[str, float]:
     return {f"{what} of {role}": of(role) for what, of in (("rate", scale.of), ("weight decay", scale.decay_of)) for role in ROLES}
 
 
-@check("rate_rules", meaning="A rate becomes zero, negative or infinite at some size; look for a subtraction, or a size that may be 0.")
+@check("lr_scalings", meaning="A rate becomes zero, negative or infinite at some size; look for a subtraction, or a size that may be 0.")
 def factors_are_positive(subject: Candidate) -> None:
     rule = subject.part.build()
     for shape in itertools.product((0, 64, 8192), (0, 1, 96), (256, 2**22), (1, 10**6)):
@@ -241,7 +241,7 @@ def factors_are_positive(subject: Candidate) -> None:
             require(math.isfinite(factor) and factor > 0, f"{name} is multiplied by {factor} at width, layers, batch, steps {shape}")
 
 
-@check("rate_rules", meaning="At the size where rates were found they change anyway; a constant slipped in, or a ratio stands upside down.")
+@check("lr_scalings", meaning="At the size where rates were found they change anyway; a constant slipped in, or a ratio stands upside down.")
 def identity_at_the_reference(subject: Candidate) -> None:
     sizes = {"d_model": "reference_width", "num_layers": "reference_layers", "batch_tokens": "reference_batch_tokens", "steps": "reference_steps"}
     known = {size: getattr(subject.part.config, option, 0) for size, option in sizes.items()}

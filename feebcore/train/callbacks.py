@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class TrainRun:
+class RunContext:
     """What callbacks see of a run. step: optimizer steps done. model: the module that is trained, never compiled.
 
     data: `data.batch(step)`, counted from 0, is the whole batch of a step (all ranks), on the CPU; the same step, the
@@ -70,9 +70,9 @@ class TrainRun:
 class Callback:
     """Does nothing; override what you need."""
 
-    run: TrainRun
+    run: RunContext
 
-    def on_start(self, run: TrainRun) -> None:
+    def on_start(self, run: RunContext) -> None:
         """Before the first step of this process."""
         self.run = run
 

@@ -8,11 +8,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from feebcore.config import Execution, Observation, Part, Seam, StageConfig, use
+from feebcore.config import Execution, Observation, Part, PartKey, StageConfig, default_part
 from feebcore.files import digest_of, read_json, sha256_file
-from feebcore.train.dial import RATE_RULE, dialled_run
-from feebcore.train.group_rules import GroupRule
+from feebcore.train.depth_scaling import RATE_RULE, depth_scaled_run
 from feebcore.train.parallel_config import ParallelConfig
+from feebcore.train.param_groups import ParamGroupOverride
 
 
 class TrainSection(StageConfig):
@@ -22,25 +22,27 @@ class TrainSection(StageConfig):
     (0: all). A run is a pure function of its identity keys for fixed device, threads, compile and torch version.
     """
 
-    architecture: Annotated[Part, Seam("architectures")] = Field(use("transformer"), description="what is trained")
-    objective: Annotated[Part, Seam("objectives")] = Field(use("next_token"), description="what is minimised")
-    optimizer: Annotated[Part, Seam("optimizers")] = Field(use("adamw"), description="how weights follow gradients; rates are options of the part")
-    schedule: Annotated[Part, Seam("schedules")] = Field(use("cosine"), description="multiplier on all rates as a function of the step")
-    rate_rule: Annotated[Part, Seam("rate_rules")] | None = Field(None, description="scales rates that were found at another size")
-    packing: Annotated[Part, Seam("packings")] = Field(use("concat"), description="documents to training windows")
-    order: Annotated[Part, Seam("orders")] = Field(use("shuffled"), description="which window comes when")
-    dial: int | None = Field(
+    architecture: Annotated[Part, PartKey("architectures")] = Field(default_part("transformer"), description="what is trained")
+    objective: Annotated[Part, PartKey("objectives")] = Field(default_part("next_token"), description="what is minimized")
+    optimizer: Annotated[Part, PartKey("optimizers")] = Field(default_part("adamw"), description="how weights follow gradients; rates are options of the part")
+    schedule: Annotated[Part, PartKey("schedules")] = Field(default_part("cosine"), description="multiplier on all rates as a function of the step")
+    lr_scaling: Annotated[Part, PartKey("lr_scalings")] | None = Field(None, description="scales rates that were found at another size")
+    packing: Annotated[Part, PartKey("packings")] = Field(default_part("concat"), description="documents to training windows")
+    data_order: Annotated[Part, PartKey("data_orders")] = Field(default_part("shuffled"), description="which window comes when")
+    depth: int | None = Field(
         None,
         ge=1,
-        description="one number for model and run: goes to the architecture (default dial), and sets those of batch_size, max_steps and rate_rule that are not given",
+        description="one number for model and run: goes to the architecture (default depth), and sets those of batch_size, max_steps and lr_scaling that are not given",
     )
-    tokens_per_parameter: float = Field(20.0, gt=0.0, description="with dial: tokens of the run for each weight of its blocks, 12 num_layers d_model^2 of them")
+    tokens_per_parameter: float = Field(
+        20.0, gt=0.0, description="with depth: tokens of the run for each weight of its blocks, 12 num_layers d_model^2 of them"
+    )
     seq_len: int = Field(128, ge=1, description="tokens of a window, and the longest context of the model")
     batch_size: int = Field(32, ge=1, description="windows an optimizer step")
     max_steps: int = Field(1000, ge=1, description="optimizer steps")
-    momentum_schedule: Annotated[Part, Seam("schedules")] | None = Field(None, description="multiplier on the momentum (or the first beta)")
-    weight_decay_schedule: Annotated[Part, Seam("schedules")] | None = Field(None, description="multiplier on the weight decay")
-    param_groups: list[GroupRule] = Field([], description="rules for parameters by name and role: other rates, other decay, frozen")
+    momentum_schedule: Annotated[Part, PartKey("schedules")] | None = Field(None, description="multiplier on the momentum (or the first beta)")
+    weight_decay_schedule: Annotated[Part, PartKey("schedules")] | None = Field(None, description="multiplier on the weight decay")
+    param_groups: list[ParamGroupOverride] = Field([], description="rules for parameters by name and role: other rates, other decay, frozen")
     grad_clip: float = Field(1.0, ge=0.0, description="largest global gradient norm; 0 never clips")
     ema_decay: float = Field(0.0, ge=0.0, lt=1.0, description="of an average of the weights, which is then what is scored and saved; 0: none")
     overfit_batches: int = Field(0, ge=0, description="train on the first so many batches over and over, to see whether training works at all; 0: on all")
@@ -57,14 +59,14 @@ class TrainSection(StageConfig):
     precision: Literal["auto", "fp32", "bf16", "fp8"] = Field(
         "auto", description="of matrix products, weights stay fp32; auto: bf16 where the hardware has it; fp8: CUDA, with torchao"
     )
-    on_bad_step: Literal["stop", "skip", "roll_back"] = Field(
-        "stop", description="what follows a bad step (loss or gradient not finite, or a spike): roll_back goes on from an earlier state with later batches"
+    on_bad_step: Literal["stop", "skip", "rollback"] = Field(
+        "stop", description="what follows a bad step (loss or gradient not finite, or a spike): rollback goes on from an earlier state with later batches"
     )
     spike_factor: float = Field(
         0.0, ge=0.0, description="a loss so many standard deviations above the mean of the last 50 steps is bad too; 0: only what is not finite"
     )
     max_bad_steps: int = Field(10, ge=1, description="so many bad steps in a row, or so many times rolled back, stop the run")
-    roll_back_every: int = Field(100, ge=1, description="with roll_back: steps between the states to go back to")
+    rollback_every: int = Field(100, ge=1, description="with rollback: steps between the states to go back to")
     eval_stride: int = Field(0, ge=0, description="new tokens a window in the final score; 0: half of seq_len")
 
     device: Execution[Literal["auto", "cpu", "cuda"]] = Field("auto", description="auto: CUDA where there is some")
@@ -76,8 +78,8 @@ class TrainSection(StageConfig):
     threads: Execution[int] = Field(0, ge=0, description="CPU threads; 0: as many as this process may use")
     deterministic: Execution[bool] = Field(True, description="the same bits every time; costs a few percent")
 
-    callbacks: Observation[list[Annotated[Part, Seam("callbacks")]]] = Field(
-        default_factory=lambda: [use("metrics"), use("progress")], description="loggers and probes, in the order in which they are called"
+    callbacks: Observation[list[Annotated[Part, PartKey("callbacks")]]] = Field(
+        default_factory=lambda: [default_part("metrics"), default_part("progress")], description="loggers and probes, in the order in which they are called"
     )
     checkpoint_every: Observation[int] = Field(200, ge=0, description="steps between checkpoints; 0: only one at the end")
     keep_checkpoints: Observation[int] = Field(2, ge=1, description="newest checkpoints that are kept")
@@ -91,23 +93,23 @@ class TrainSection(StageConfig):
     @model_validator(mode="before")
     @classmethod
     def _the_dial_is_the_architectures(cls, data: Any) -> Any:
-        if not isinstance(data, dict) or data.get("dial") is None:
+        if not isinstance(data, dict) or data.get("depth") is None:
             return data
         chosen = data.get("architecture", {})
         chosen = {"name": chosen} if isinstance(chosen, str) else chosen
         if isinstance(chosen, dict):
-            chosen = {"name": "dial", "dial": data["dial"], **chosen}
-        return {"rate_rule": RATE_RULE, **data, "architecture": chosen}
+            chosen = {"name": "depth_scaled", "depth": data["depth"], **chosen}
+        return {"lr_scaling": RATE_RULE, **data, "architecture": chosen}
 
     @model_validator(mode="after")
     def _the_dial_sets_the_run(self) -> TrainSection:
-        if self.dial is None:
+        if self.depth is None:
             return self
         sizes = self.architecture.config
-        if (given := getattr(sizes, "dial", None)) != self.dial:
-            raise ValueError(f"dial: {self.dial}, but the architecture's is {given}; give one of them")
+        if (given := getattr(sizes, "depth", None)) != self.depth:
+            raise ValueError(f"depth: {self.depth}, but the architecture's is {given}; give one of them")
         batch_size = self.batch_size if "batch_size" in self.model_fields_set else None
-        found = dialled_run(sizes.num_layers, sizes.d_model, self.seq_len, self.tokens_per_parameter, batch_size)  # type: ignore[attr-defined]
+        found = depth_scaled_run(sizes.num_layers, sizes.d_model, self.seq_len, self.tokens_per_parameter, batch_size)  # type: ignore[attr-defined]
         for key, value in zip(("batch_size", "max_steps"), found, strict=True):
             if key not in self.model_fields_set:
                 object.__setattr__(self, key, value)

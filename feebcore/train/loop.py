@@ -22,18 +22,18 @@ from torch import Tensor
 
 from feebcore.errors import ArtifactError, FeebError, Interrupted
 from feebcore.protocols import Batch
-from feebcore.train import compiling
-from feebcore.train.averaging import WeightAverage
-from feebcore.train.callbacks import Callback, TrainRun
+from feebcore.train import compilation
+from feebcore.train.callbacks import Callback, RunContext
 from feebcore.train.checkpoint import Checkpointer, checkpoints, read_state
 from feebcore.train.config import checkpoint_digest, checkpoint_of
-from feebcore.train.guard import RollBack, StepGuard
-from feebcore.train.heldout import LeftEarly
-from feebcore.train.hyperparameters import Hyperparameters
+from feebcore.train.ema import WeightAverage
+from feebcore.train.loss_spike import LossSpikeGuard, Rollback
+from feebcore.train.optimizer_schedules import OptimizerSchedules
 from feebcore.train.precision import environment
 from feebcore.train.step import Gradients
+from feebcore.train.validation import LeftEarly
 
-ROLL_BACK_FOLDER = "roll_back"
+ROLL_BACK_FOLDER = "rollback"
 
 
 class Data(Protocol):
@@ -44,7 +44,7 @@ class Data(Protocol):
 
 
 @dataclasses.dataclass
-class Progress:
+class TrainState:
     """What a checkpoint keeps of the loop itself. step: optimizer steps done. recent: the last losses."""
 
     step: int = 0
@@ -65,7 +65,7 @@ class Progress:
         return dataclasses.asdict(self) | {"recent": list(self.recent)}
 
     @classmethod
-    def restored(cls, saved: dict[str, Any]) -> Progress:
+    def restored(cls, saved: dict[str, Any]) -> TrainState:
         score = saved.get("score")
         return cls(**saved | {"recent": collections.deque(saved["recent"], maxlen=50), "score": None if score is None else (score[0], score[1])})
 
@@ -75,22 +75,22 @@ class Trainer:
 
     def __init__(
         self,
-        run: TrainRun,
+        run: RunContext,
         data: Data,
         gradients: Gradients,
         optimizer: torch.optim.Optimizer,
-        hyperparameters: Hyperparameters,
+        schedules: OptimizerSchedules,
         callbacks: dict[str, Callback],
         evaluate: Callable[[Callable[..., Any]], dict[str, float]] | None = None,
         checkpointing: bool = True,
         training_flops: float = 0.0,
     ) -> None:
-        self.run, self.section, self.data, self.optimizer, self.hyperparameters = run, run.section, data, optimizer, hyperparameters
+        self.run, self.section, self.data, self.optimizer, self.schedules = run, run.section, data, optimizer, schedules
         self.callbacks, self.evaluate, self.checkpointing, self.training_flops = callbacks, evaluate, checkpointing, training_flops
         self.gradients, self.parallel = gradients, gradients.parallel
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        self.progress = Progress()
-        self.guard = StepGuard(self.section, run.out.log)
+        self.progress = TrainState()
+        self.guard = LossSpikeGuard(self.section, run.out.log)
         self.average = WeightAverage(run.model, self.section.ema_decay) if self.section.ema_decay else None
         self.positions = self.section.batch_size * self.section.seq_len  # of the global batch; what gradients are divided by first
         folds = getattr(optimizer, "_step_supports_amp_scaling", False)  # fused steps multiply gradients by a factor on the way
@@ -108,15 +108,15 @@ class Trainer:
             log=log,
         )
         self.earlier = Checkpointer(run.folder / ROLL_BACK_FOLDER, self.parallel, keep=3, asynchronous=section.async_checkpoints, log=log)
-        self.rolls_back = section.on_bad_step == "roll_back"
+        self.rolls_back = section.on_bad_step == "rollback"
         if self.rolls_back and not checkpointing:
-            raise FeebError("on_bad_step: roll_back needs checkpoints, which this run does not keep; use skip or stop")
+            raise FeebError("on_bad_step: rollback needs checkpoints, which this run does not keep; use skip or stop")
         self._saved = -1
         self.ended = 0.0
 
     # --- the loop ---------------------------------------------------------------------------------------------------
 
-    def train(self) -> Progress:
+    def train(self) -> TrainState:
         """Run to `max_steps` from the last checkpoint, or from the start. Raises Interrupted after saving on a stop."""
         self.resume()
         started = time.perf_counter() - self.progress.elapsed
@@ -127,8 +127,8 @@ class Trainer:
             try:
                 self._steps(started)
                 break
-            except RollBack as reason:
-                self.roll_back(str(reason))
+            except Rollback as reason:
+                self.rollback(str(reason))
         self.save()
         self.earlier.wait()
         self.checkpointer.wait()
@@ -145,7 +145,7 @@ class Trainer:
         if self.rolls_back and not self._has_earlier():
             self.save_earlier()
         while self.progress.step < section.max_steps:
-            if self.rolls_back and self.progress.step % section.roll_back_every == 0:
+            if self.rolls_back and self.progress.step % section.rollback_every == 0:
                 self.save_earlier()
             metrics, stop = self.step(self.progress.step)
             self.progress.step = run.step = self.progress.step + 1
@@ -185,7 +185,7 @@ class Trainer:
         norm, total, counted, stop, *extra = torch.cat([parallel.grad_norm(gradients).reshape(1).to(loss_sum), summed]).tolist()  # the step's only wait
         scale = self.positions / counted if counted else 1.0  # gradients are of total / positions so far
         loss, norm = total / max(counted, 1), norm * scale
-        self.hyperparameters.apply(step)
+        self.schedules.apply(step)
         if bad := self.guard.judge(step + 1, loss, norm, progress.recent):
             progress.bad_in_row += 1
             progress.bad_steps.append(step + 1)
@@ -270,7 +270,7 @@ class Trainer:
         for callback in self.callbacks.values():
             callback.on_save(self.progress.step)
         step, score = self.progress.step, self.progress.score
-        if self.rolls_back and step % self.section.roll_back_every:
+        if self.rolls_back and step % self.section.rollback_every:
             self.earlier.wait()  # never on disk before the state that this one may have to go back to
         metric = score[1] if score and score[0] == step else None
         self.checkpointer.save(step, self.run.model, self.optimizer, self.state(), self.extras(), metric=metric)
@@ -321,7 +321,7 @@ class Trainer:
             elif self.average is not None:
                 self.average.restart()
             steps = self.section.max_steps - self.progress.step
-            wanted, notice = compiling.decide(self.section.compile, self.run.device, self.run.precision, self.training_flops, steps)
+            wanted, notice = compilation.decide(self.section.compile, self.run.device, self.run.precision, self.training_flops, steps)
             if notice:
                 self.run.out.log(notice)
             if wanted:
@@ -336,7 +336,7 @@ class Trainer:
             run.precision = self.gradients.module.precision = state["precision"]
         if not self.section.micro_batch and state.get("micro_batch") and self.parallel.world == 1:
             self.gradients.size = state["micro_batch"]  # found by trial; the same again, for the same bits
-        if state["compiled"] and compiling.has_compiler(run.device):
+        if state["compiled"] and compilation.has_compiler(run.device):
             self.gradients.compile()
         elif state["compiled"]:
             run.out.log("the run was compiled before and no compiler is here now: it continues uncompiled")
@@ -347,7 +347,7 @@ class Trainer:
             run.out.log(f"other conditions than before ({', '.join(changed)}): the rest may differ from an uninterrupted run in the last bits")
 
     def _restore(self, state: dict[str, Any], extras: dict[str, dict[str, Tensor]]) -> None:
-        self.progress = Progress.restored(state["progress"])
+        self.progress = TrainState.restored(state["progress"])
         self.run.step = self.progress.step
         if self.average is not None:
             if "ema" in extras:
@@ -394,7 +394,7 @@ class Trainer:
         windows = (step + offset) * trunk.get("batch_size", size) * was / length
         return math.ceil(windows / size) - step
 
-    def roll_back(self, reason: str) -> None:
+    def rollback(self, reason: str) -> None:
         """Restore the newest of the earlier states, and leave out the batches from there to the bad step."""
         self.earlier.wait()
         before = self.progress

@@ -89,7 +89,7 @@ def convert_to_fp8(model: nn.Module) -> nn.Module:
         raise FeebError("precision: fp8 needs the package torchao; pip install torchao, or use precision: bf16") from error
 
     def fits(module: nn.Module, name: str) -> bool:
-        in_head = name == "head" or name.startswith("head.")
+        in_head = name == "lm_head" or name.startswith("lm_head.")
         return isinstance(module, nn.Linear) and not in_head and module.in_features % 16 == 0 and module.out_features % 16 == 0
 
     return convert_to_float8_training(model, module_filter_fn=fits)

@@ -18,15 +18,15 @@ from feebcore.model.counting import training_flops
 from feebcore.model.groups import param_groups
 from feebcore.model.io import load_model, save_model
 from feebcore.protocols import Batch
-from feebcore.train import hyperparameters, precision
-from feebcore.train.callbacks import Callback, TrainRun
+from feebcore.train import optimizer_schedules, precision
+from feebcore.train.callbacks import Callback, RunContext
 from feebcore.train.checkpoint import restore_model
-from feebcore.train.heldout import make_evaluation
-from feebcore.train.loop import Data, Progress, Trainer
+from feebcore.train.loop import Data, Trainer, TrainState
+from feebcore.train.lr_scaling import LRScale, TrainShape
 from feebcore.train.parallel import Parallel, make_parallel
 from feebcore.train.precision import execution, resolve_device, resolve_precision
-from feebcore.train.rates import RateScale, TrainShape
 from feebcore.train.step import Gradients, LossModule, checkpoint_activations
+from feebcore.train.validation import make_evaluation
 
 if TYPE_CHECKING:
     from feebcore.artifacts import StageOutput
@@ -75,17 +75,17 @@ def train_model(
         objective = section.objective.build()
         flops_per_token = training_flops(model, objective, section.seq_len)
         data = Repeated(data, section.overfit_batches) if section.overfit_batches else data
-        run = TrainRun(section, model, device, Path(folder), out, name, tokenizer_folder=tokenizer_folder, data=data)
+        run = RunContext(section, model, device, Path(folder), out, name, tokenizer_folder=tokenizer_folder, data=data)
         run.precision, run.flops_per_token = resolve_precision(section.precision, device), flops_per_token
         if section.activation_checkpointing:
             checkpoint_activations(model)
         if run.precision == "fp8":
             precision.convert_to_fp8(model)
-        hyperparameters.freeze(param_groups(model, frozen=True), section.param_groups)
+        optimizer_schedules.freeze(param_groups(model, frozen=True), section.param_groups)
         gradients = Gradients(LossModule(model, objective, run.precision, device), parallel, section.micro_batch, out.log)
         optimizer = build_optimizer(section, model)
         schedules = (section.momentum_schedule, section.weight_decay_schedule)
-        rates = hyperparameters.Hyperparameters(
+        rates = optimizer_schedules.OptimizerSchedules(
             optimizer, section.schedule.build(section.max_steps), *(None if s is None else s.build(section.max_steps) for s in schedules)
         )
         callbacks = {f"{i}:{part.name}": part.build() for i, part in enumerate(section.callbacks)} if parallel.is_main else {}
@@ -145,15 +145,15 @@ def _whole(section: TrainSection, model: nn.Module, vocab_size: int, parallel: P
 
 def build_optimizer(section: TrainSection, model: nn.Module) -> torch.optim.Optimizer:
     """The optimizer part over the model's parameters by role and rule, its rates scaled by the rate rule."""
-    return hyperparameters.build_optimizer(section.optimizer, param_groups(model, frozen=True), section.param_groups, _rate_scale(section, model))
+    return optimizer_schedules.build_optimizer(section.optimizer, param_groups(model, frozen=True), section.param_groups, _rate_scale(section, model))
 
 
-def _rate_scale(section: TrainSection, model: nn.Module) -> RateScale:
-    if section.rate_rule is None:
-        return RateScale()
+def _rate_scale(section: TrainSection, model: nn.Module) -> LRScale:
+    if section.lr_scaling is None:
+        return LRScale()
     sizes = getattr(model, "config", None)
     tokens = section.batch_size * section.seq_len
-    return section.rate_rule.build()(TrainShape(getattr(sizes, "d_model", 0), getattr(sizes, "num_layers", 0), tokens, section.max_steps))
+    return section.lr_scaling.build()(TrainShape(getattr(sizes, "d_model", 0), getattr(sizes, "num_layers", 0), tokens, section.max_steps))
 
 
 def _fresh_model(section: TrainSection, vocab_size: int, device: torch.device) -> nn.Module:
@@ -169,7 +169,7 @@ def _fresh_model(section: TrainSection, vocab_size: int, device: torch.device) -
     return model
 
 
-def _metrics(trainer: Trainer, progress: Progress) -> dict[str, Any]:
+def _metrics(trainer: Trainer, progress: TrainState) -> dict[str, Any]:
     share = progress.waited_seconds / progress.timed_seconds if progress.timed_seconds else None
     metrics: dict[str, Any] = {
         "steps": progress.step,
@@ -186,7 +186,7 @@ def _metrics(trainer: Trainer, progress: Progress) -> dict[str, Any]:
     return metrics | {name: steps for name, steps in told.items() if steps}
 
 
-def _score(run: TrainRun, store: TokenStore, callbacks: dict[str, Callback]) -> dict[str, Any]:
+def _score(run: RunContext, store: TokenStore, callbacks: dict[str, Callback]) -> dict[str, Any]:
     """The whole held-out split by the one definition of bits per byte; each source by itself too, where there are several."""
     from feebcore.data.views import scores_by_source
     from feebcore.evaluate.scorer import score_documents

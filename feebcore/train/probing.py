@@ -18,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from feebcore.model.transformer import Transformer
 from feebcore.protocols import Batch, ModelOutput
-from feebcore.train.callbacks import TrainRun
+from feebcore.train.callbacks import RunContext
 from feebcore.train.precision import autocast
 
 EDGES = (0.01, 0.1, 1.0, 10.0, 100.0)
@@ -26,7 +26,7 @@ EDGES = (0.01, 0.1, 1.0, 10.0, 100.0)
 
 
 @contextlib.contextmanager
-def looking(run: TrainRun) -> Iterator[nn.Module]:
+def looking(run: RunContext) -> Iterator[nn.Module]:
     """The run's model for forward passes inside; afterwards it is as it was."""
     was_training = run.model.training
     run.model.eval()
@@ -37,7 +37,7 @@ def looking(run: TrainRun) -> Iterator[nn.Module]:
         run.model.train(was_training)
 
 
-def first_windows(run: TrainRun, number: int) -> Batch:
+def first_windows(run: RunContext, number: int) -> Batch:
     """The first windows of the run's first batch, on its device: rows of tokens [B,T] and what belongs to them."""
     batch = run.data.batch(0)
     fields = {f.name: getattr(batch, f.name) for f in dataclasses.fields(Batch)}
@@ -49,7 +49,7 @@ def forward(model: nn.Module, batch: Batch, **options: Any) -> ModelOutput:
 
 
 def layer_of(name: str) -> str:
-    """Where a parameter belongs: 'depth.blocks.3.attention.qkv.weight' to 'depth.blocks.3', 'head.weight' to 'head'."""
+    """Where a parameter belongs: 'stack.blocks.3.attention.qkv.weight' to 'stack.blocks.3', 'head.weight' to 'lm_head'."""
     numbered = re.match(r"(?:.*?\.)??\d+(?=\.)", name)
     return numbered.group() if numbered else name.partition(".")[0]
 
@@ -80,7 +80,7 @@ class BlockCall:
 
 @dataclasses.dataclass(frozen=True)
 class Places:
-    """Names of modules inside a transformer's depth: of blocks with their layer, and of what the wiring was given."""
+    """Names of modules inside a transformer's depth: of blocks with their layer, and of what the block layout was given."""
 
     blocks: dict[str, int]
     attention: set[str]
@@ -89,7 +89,7 @@ class Places:
 
 
 def find_places(model: Transformer) -> Places:
-    """Where a wiring, whatever it is, keeps its attentions, feedforwards and norms: another depth is built from the same
+    """Where a block layout, whatever it is, keeps its attentions, feedforwards and norms: another depth is built from the same
     parts, without memory for weights, and what the parts make is looked up in it."""
     made: dict[str, list[nn.Module]] = {"block": [], "attention": [], "feedforward": [], "norm": []}
     layers: list[int] = []
@@ -101,7 +101,7 @@ def find_places(model: Transformer) -> Places:
         return module
 
     with torch.device("meta"):
-        depth = model.make_depth(keep)
+        depth = model.make_stack(keep)
     names = {id(module): name for name, module in depth.named_modules()}
 
     def found(kind: str) -> list[str | None]:

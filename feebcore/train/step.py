@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from feebcore.errors import FeebError
 from feebcore.protocols import Batch, Objective
-from feebcore.train import compiling
+from feebcore.train import compilation
 from feebcore.train.parallel import Parallel
 from feebcore.train.precision import autocast
 
@@ -48,7 +48,7 @@ class Gradients:
         self.proven = False  # forward and backward have run once
 
     def compile(self) -> None:
-        self.compiled, self.forward = True, self.parallel.compile(self.wrapped, lambda forward: compiling.compiled(forward))
+        self.compiled, self.forward = True, self.parallel.compile(self.wrapped, lambda forward: compilation.compiled(forward))
 
     def add(self, batch: Batch, divisor: float, seed: int) -> Sums:
         """Backward of loss_sum / divisor through the batch; returns the sums. A compile that fails, or memory that runs out
@@ -119,7 +119,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def checkpoint_activations(model: nn.Module) -> int:
-    """Have each block of `model.depth` compute its activations again in the backward pass; the bits stay. Returns their number."""
+    """Have each block of `model.stack` compute its activations again in the backward pass; the bits stay. Returns their number."""
     blocks = blocks_of(model)
     for block in blocks:
         block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
@@ -127,6 +127,6 @@ def checkpoint_activations(model: nn.Module) -> int:
 
 
 def blocks_of(model: Any) -> list[nn.Module]:
-    """The residual blocks of a transformer: the members of the lists that `model.depth` itself holds, each once."""
-    lists = [m for m in getattr(model, "depth", nn.Module()).children() if isinstance(m, nn.ModuleList)]
+    """The residual blocks of a transformer: the members of the lists that `model.stack` itself holds, each once."""
+    lists = [m for m in getattr(model, "stack", nn.Module()).children() if isinstance(m, nn.ModuleList)]
     return list(dict.fromkeys(block for one in lists for block in one))

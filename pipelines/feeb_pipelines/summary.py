@@ -14,7 +14,7 @@ MAIN = {
     "sft": ("final_loss", "accuracy_sampled", "accuracy_greedy"),
     "rl": ("accuracy_before", "accuracy_after"),
     "compare": ("verdict",),
-    "findings": ("agrees", "disagrees", "cannot_tell"),
+    "claims": ("agrees", "disagrees", "cannot_tell"),
     "report": ("report", "figures"),
 }
 """What to show first of the built-in stages; of others, the first metrics they have."""

@@ -135,7 +135,7 @@ class LengthConfig(feeb.PartConfig):
 class DedupExactConfig(feeb.PartConfig):
     """What counts as the same text."""
 
-    normalise: Literal["none", "whitespace", "lower"] = Field("whitespace", description="'whitespace' folds runs of it; 'lower' also folds case")
+    normalize: Literal["none", "whitespace", "lower"] = Field("whitespace", description="'whitespace' folds runs of it; 'lower' also folds case")
 
 
 class QualityConfig(feeb.PartConfig):
@@ -174,8 +174,8 @@ class BpeConfig(feeb.PartConfig):
     vocab_size: int = Field(4096, ge=258, le=2**24, description="all ids, BOS and EOS included")
     digits: Literal["single", "group"] = Field("single", description="'single': each digit a token; 'group': up to three may join")
     min_frequency: int = Field(2, ge=1, description="how often a pair must occur to be merged")
-    sample_chars: int = Field(200_000_000, ge=0, description="characters learnt from, spread over the documents; 0: all")
-    max_document_chars: int = Field(1_000_000, ge=1, description="characters of one document that are learnt from")
+    sample_chars: int = Field(200_000_000, ge=0, description="characters learned from, spread over the documents; 0: all")
+    max_document_chars: int = Field(1_000_000, ge=1, description="characters of one document that are learned from")
     trainer: Literal["huggingface", "rustbpe"] = Field("huggingface", description="library that learns; rustbpe is faster and merges pairs however rare")
 
     @model_validator(mode="after")
@@ -193,8 +193,8 @@ class UnigramConfig(feeb.PartConfig):
     vocab_size: int = Field(4096, ge=259, le=2**20, description="all ids, BOS and EOS included")
     digits: Literal["single", "group"] = Field("single", description="'single': each digit a token; 'group': up to three may join")
     max_piece: int = Field(16, ge=1, le=64, description="bytes of the longest piece")
-    sample_chars: int = Field(50_000_000, ge=0, description="characters learnt from, spread over the documents; 0: all")
-    max_document_chars: int = Field(1_000_000, ge=1, description="characters of one document that are learnt from")
+    sample_chars: int = Field(50_000_000, ge=0, description="characters learned from, spread over the documents; 0: all")
+    max_document_chars: int = Field(1_000_000, ge=1, description="characters of one document that are learned from")
 
 
 class TrieConfig(feeb.PartConfig):
@@ -203,7 +203,7 @@ class TrieConfig(feeb.PartConfig):
     vocab_size: int = Field(4096, ge=258, le=2**20, description="all ids, bytes, characters, BOS and EOS included")
     max_piece: int = Field(16, ge=2, le=64, description="characters of the longest piece")
     min_frequency: int = Field(2, ge=1, description="how often a piece must be used")
-    sample_chars: int = Field(50_000_000, ge=0, description="characters learnt from, from the first document on; 0: all")
+    sample_chars: int = Field(50_000_000, ge=0, description="characters learned from, from the first document on; 0: all")
 
 
 class ConcatConfig(feeb.PartConfig):
@@ -304,24 +304,24 @@ class CurriculumConfig(feeb.PartConfig):
     stages: int = Field(20, ge=1, description="steps in which the share grows")
 
 
-class ReuseConfig(feeb.PartConfig):
+class RepeatBatchesConfig(feeb.PartConfig):
     """How often each batch comes, and where the batches come from."""
 
     repeats: ClassVar[bool] = True
 
     times: int = Field(2, ge=1, description="times in a row that each batch is used")
-    order: Annotated[feeb.Part, feeb.Seam("orders")] = Field(feeb.use("shuffled"), description="order of the batches themselves")
+    data_order: Annotated[feeb.Part, feeb.PartKey("data_orders")] = Field(feeb.default_part("shuffled"), description="order of the batches themselves")
 
     @property
     def by_source(self) -> bool:
-        return bool(getattr(self.order.config, "by_source", False))
+        return bool(getattr(self.data_order.config, "by_source", False))
 
     def check_run(self, max_steps: int) -> list[str]:
-        inner = getattr(self.order.config, "check_run", None)
+        inner = getattr(self.data_order.config, "check_run", None)
         return [f"order.{text}" for text in inner(-(-max_steps // self.times))] if inner else []
 
     def source_names(self) -> list[str]:
-        inner = getattr(self.order.config, "source_names", None)
+        inner = getattr(self.data_order.config, "source_names", None)
         return inner() if inner else []
 
 
@@ -370,7 +370,7 @@ def feeb_tokenizers() -> Iterable[feeb.TokenizerSpec]:
         "unigram",
         UnigramConfig,
         build="feeb_data.unigram:build",
-        summary="The most probable cut into pieces of bytes, each with a learnt probability.",
+        summary="The most probable cut into pieces of bytes, each with a learned probability.",
         reference="arXiv:1804.10959",
         since="1.1",
     )
@@ -378,7 +378,7 @@ def feeb_tokenizers() -> Iterable[feeb.TokenizerSpec]:
         "trie",
         TrieConfig,
         build="feeb_data.trie:build",
-        summary="Greedy longest match over learnt pieces; characters and bytes for the rest.",
+        summary="Greedy longest match over learned pieces; characters and bytes for the rest.",
         reference="arXiv:2012.15524",
         since="1.1",
     )
@@ -408,15 +408,15 @@ def feeb_packings() -> Iterable[feeb.PackingSpec]:
 
 
 @feeb.hookimpl
-def feeb_orders() -> Iterable[feeb.OrderSpec]:
-    yield feeb.OrderSpec(
+def feeb_data_orders() -> Iterable[feeb.DataOrderSpec]:
+    yield feeb.DataOrderSpec(
         "shuffled",
         ShuffledConfig,
-        build="feeb_data.orders:build_shuffled",
+        build="feeb_data.data_orders:build_shuffled",
         summary="A new permutation each epoch, computed per index (Feistel network).",
         reference="Black & Rogaway 2002",
     )
-    yield feeb.OrderSpec(
+    yield feeb.DataOrderSpec(
         "mixture",
         MixtureConfig,
         build="feeb_data.mixture:build",
@@ -424,7 +424,7 @@ def feeb_orders() -> Iterable[feeb.OrderSpec]:
         reference="arXiv:2305.10429",
         since="1.1",
     )
-    yield feeb.OrderSpec(
+    yield feeb.DataOrderSpec(
         "curriculum",
         CurriculumConfig,
         build="feeb_data.curriculum:build",
@@ -432,4 +432,10 @@ def feeb_orders() -> Iterable[feeb.OrderSpec]:
         reference="arXiv:2012.03107",
         since="1.1",
     )
-    yield feeb.OrderSpec("reuse", ReuseConfig, build="feeb_data.orders:build_reuse", summary="Each batch of another order several times in a row.", since="1.1")
+    yield feeb.DataOrderSpec(
+        "repeat_batches",
+        RepeatBatchesConfig,
+        build="feeb_data.data_orders:build_repeat_batches",
+        summary="Each batch of another order several times in a row.",
+        since="1.1",
+    )

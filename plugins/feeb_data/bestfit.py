@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def cut_documents(offsets: np.ndarray, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
-    """(start [P], length [P]) of pieces of at most seq_len + 1 tokens. Neighbouring pieces of a document share one token,
+    """(start [P], length [P]) of pieces of at most seq_len + 1 tokens. Neighboring pieces of a document share one token,
     so that each token but a document's first is a target exactly once."""
     targets = np.diff(offsets) - 1
     counts = np.maximum(-(-targets // seq_len), 0)

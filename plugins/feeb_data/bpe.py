@@ -1,7 +1,7 @@
 """Tokenizer `bpe`: byte-level byte-pair encoding, trained by Hugging Face tokenizers.
 
 Text is cut into pretokens by a pinned expression (GPT-4's, digits single by default), merges never cross them. The two
-special ids are appended after the learnt vocabulary and are not known to the codec, so `<|endoftext|>` in a document is
+special ids are appended after the learned vocabulary and are not known to the codec, so `<|endoftext|>` in a document is
 encoded as the characters it is made of. The 256 bytes are always in the vocabulary: any text round-trips.
 
 Long texts are encoded in pieces of at most PIECE characters, cut where a letter or digit is followed by something else.
@@ -27,7 +27,7 @@ import numpy as np
 from feeb_data import bulk
 from feebcore.errors import DataError
 from feebcore.files import write_atomic
-from feebcore.protocols import Progress
+from feebcore.protocols import ProgressFn
 
 if TYPE_CHECKING:
     from feeb_data import BpeConfig
@@ -146,7 +146,7 @@ class BpeTrainer:
     def __init__(self, config: BpeConfig) -> None:
         self._config = config
 
-    def train(self, texts: Callable[[], Iterable[str]], folder: Path, progress: Progress) -> BpeTokenizer:
+    def train(self, texts: Callable[[], Iterable[str]], folder: Path, progress: ProgressFn) -> BpeTokenizer:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
         config = self._config
         learn = _train_rustbpe if config.trainer == "rustbpe" else _train_huggingface
@@ -171,7 +171,7 @@ class BpeTrainer:
             raise DataError(f"{path} is no tokenizer ({error}); run the tokenizer stage again") from error
 
 
-def watched(work: Callable[[list[float]], Any], progress: Progress) -> Any:
+def watched(work: Callable[[list[float]], Any], progress: ProgressFn) -> Any:
     """The result of `work`, done in a thread, so that this one can report, and be interrupted, while Rust code runs for
     seconds. `work` gets a list to keep up to date: characters taken, characters wanted."""
     state = [0.0, 1.0]

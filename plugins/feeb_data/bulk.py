@@ -1,7 +1,7 @@
 """Byte-level BPE through tiktoken: the ids of Hugging Face's codec at several times its speed, or not at all.
 
 A trained byte-level BPE has one way to make each token, and its ids are in the order of its merges. tiktoken's rule
-(merge the neighbours whose union has the lowest id) then gives the same ids as the list of merges. What could differ is
+(merge the neighbors whose union has the lowest id) then gives the same ids as the list of merges. What could differ is
 how the two libraries read the pretoken expression and which Unicode tables they carry, so nothing is taken on trust:
 `open_encoding` compares classes of characters, pretokens and ids on texts chosen to be nasty, and `mismatches` on whatever texts a caller has.
 
@@ -95,7 +95,7 @@ def mismatches(model: Any, encoding: BulkEncoding, texts: Sequence[str]) -> int:
 def different_pretokens(model: Any, pattern: str) -> str:
     """The first of NASTY that tiktoken cuts into other pretokens than `model`, '' when there is none.
 
-    Ids alone would not tell when nothing was learnt of the place. So tiktoken gets a vocabulary in which each of the model's
+    Ids alone would not tell when nothing was learned of the place. So tiktoken gets a vocabulary in which each of the model's
     pretokens is one token, and each two that touch are another: what it cut elsewhere cannot come out as the pretokens.
     """
     byte_of = {character: byte for byte, character in enumerate(byte_characters())}
@@ -147,7 +147,7 @@ def num_threads() -> int:
 
 
 def _groups(texts: Sequence[str]) -> list[Sequence[str]]:
-    """Runs of neighbours of about GROUP_CHARS characters each."""
+    """Runs of neighbors of about GROUP_CHARS characters each."""
     groups, begin, size = [], 0, 0
     for end, text in enumerate(texts, 1):
         size += len(text)

@@ -1,4 +1,4 @@
-"""Order `curriculum`: easy windows first. A run begins with the easiest share of the windows and the pacing function adds
+"""DataOrder `curriculum`: easy windows first. A run begins with the easiest share of the windows and the pacing function adds
 harder ones, a step at a time, until all are there.
 
 Pacing as in Wu, Dyer & Neyshabur 2021 (arXiv:2012.03107): within a step of the pacing, windows are drawn from the share
@@ -19,7 +19,7 @@ from feebcore.errors import DataError
 
 if TYPE_CHECKING:
     from feeb_data import CurriculumConfig
-    from feebcore.protocols import OrderContext, Packing
+    from feebcore.protocols import DataOrderContext, Packing
 
 BLOCK = 1024  # windows looked at together
 
@@ -75,7 +75,7 @@ def difficulty(measure: str, packing: Packing, vocab_size: int, bos_id: int) -> 
     return np.concatenate(found).astype(np.float32)
 
 
-def build(config: CurriculumConfig, num_windows: int, seed: int, context: OrderContext | None = None) -> CurriculumOrder:
+def build(config: CurriculumConfig, num_windows: int, seed: int, context: DataOrderContext | None = None) -> CurriculumOrder:
     """Without a context (a check by itself) windows are taken to be harder the higher their number."""
     ranked = np.arange(num_windows)
     max_steps, batch_size = (context.max_steps, context.batch_size) if context else (num_windows, 1)

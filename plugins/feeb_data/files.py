@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from feebcore.data.text_files import TEXT_SUFFIXES, TextReader
 from feebcore.errors import DataError
-from feebcore.protocols import Document, Progress
+from feebcore.protocols import Document, ProgressFn
 
 if TYPE_CHECKING:
     from feeb_data import FilesConfig
@@ -32,7 +32,7 @@ class FilesSource:
         """What is wrong with the options, found before anything runs."""
         return [f"paths: nothing at {path}; paths are relative to the recipe" for path in self._config.paths if not expand(path)]
 
-    def fetch(self, folder: Path, progress: Progress) -> None:
+    def fetch(self, folder: Path, progress: ProgressFn) -> None:
         """Nothing to fetch; refuses paths that have gone."""
         if problems := self.check():
             raise DataError("; ".join(problems))

@@ -1,5 +1,5 @@
 """Filters `length`, `dedup_exact` and `quality_statistics`: polars LazyFrame to LazyFrame on columns text, source, key,
-num_bytes. Rows keep their order; numeric columns that a filter adds are summarised in statistics.json."""
+num_bytes. Rows keep their order; numeric columns that a filter adds are summarized in statistics.json."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def build_length(config: LengthConfig) -> Filter:
 
 
 def build_dedup_exact(config: DedupExactConfig) -> Filter:
-    """Keeps the first document of each normalised text, compared by SHA-256."""
+    """Keeps the first document of each normalized text, compared by SHA-256."""
     text = pl.col("text")
-    if config.normalise != "none":
+    if config.normalize != "none":
         text = text.str.replace_all(r"\s+", " ").str.strip_chars()
-    if config.normalise == "lower":
+    if config.normalize == "lower":
         text = text.str.to_lowercase()
 
     def apply(frame: pl.LazyFrame) -> pl.LazyFrame:

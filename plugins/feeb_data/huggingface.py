@@ -19,7 +19,7 @@ from feebcore.data.downloader import Downloader, Item
 from feebcore.data.text_files import TextReader
 from feebcore.errors import DataError
 from feebcore.files import read_json, write_json
-from feebcore.protocols import Document, Progress
+from feebcore.protocols import Document, ProgressFn
 
 if TYPE_CHECKING:
     from feeb_data import HuggingfaceConfig
@@ -37,7 +37,7 @@ class HuggingfaceSource:
         self._commit = ""
         self.skipped: Counter[str] = Counter()
 
-    def fetch(self, folder: Path, progress: Progress) -> None:
+    def fetch(self, folder: Path, progress: ProgressFn) -> None:
         token = os.environ.get("HF_TOKEN", "").strip() if self._endpoint in self._trusted() else ""
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         with Downloader(self._config.retries, self._config.timeout, headers) as downloader:
@@ -62,7 +62,7 @@ class HuggingfaceSource:
         return {"repo": self._config.repo, "commit": self._commit}
 
     def _listing(self, folder: Path, downloader: Downloader) -> dict[str, Any]:
-        """Commit and files that the patterns choose, from the first attempt on unchanged."""
+        """Commit and files that the patterns resolve_part, from the first attempt on unchanged."""
         path = folder / LISTING
         if path.exists():
             return read_json(path)

@@ -1,4 +1,4 @@
-"""Order `mixture`: sources in fixed proportions, which may change in phases of the run (mid-training, annealing).
+"""DataOrder `mixture`: sources in fixed proportions, which may change in phases of the run (mid-training, annealing).
 
 Samples are dealt to sources in cycles of CYCLE slots: in each, a source has a whole number of slots, evenly spread, so
 proportions hold to 1 / CYCLE and any stretch of samples is within a few samples of its due. How many samples a source
@@ -19,7 +19,7 @@ from feebcore.errors import DataError, did_you_mean
 
 if TYPE_CHECKING:
     from feeb_data import MixtureConfig
-    from feebcore.protocols import OrderContext
+    from feebcore.protocols import DataOrderContext
 
 CYCLE = 10_000
 
@@ -94,7 +94,7 @@ def _seed_of(source: str, seed: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{source}".encode()).digest()[:8], "little") >> 1
 
 
-def build(config: MixtureConfig, num_windows: int, seed: int, context: OrderContext | None = None) -> MixtureOrder:
+def build(config: MixtureConfig, num_windows: int, seed: int, context: DataOrderContext | None = None) -> MixtureOrder:
     """Raises DataError for a source that the text does not have, and where phases are out of order."""
     sources = context.sources if context is not None else dict.fromkeys(config.proportions, range(num_windows))
     for place, weights in [("proportions", config.proportions), *((f"phases.{i}.proportions", p.proportions) for i, p in enumerate(config.phases))]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from feeb_data.stdlib import decode_python
 from feebcore.data.text_files import TextReader
 from feebcore.errors import DataError
-from feebcore.protocols import Document, Progress
+from feebcore.protocols import Document, ProgressFn
 
 if TYPE_CHECKING:
     from feeb_data import PackageConfig
@@ -31,7 +31,7 @@ class PackageSource:
             return []
         return [f"files: no file of package {self._config.package!r} matches {self._config.files}"]
 
-    def fetch(self, folder: Path, progress: Progress) -> None:
+    def fetch(self, folder: Path, progress: ProgressFn) -> None:
         """Nothing to fetch."""
 
     def documents(self, folder: Path) -> Iterator[Document]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from feebcore.protocols import Document, Progress
+from feebcore.protocols import Document, ProgressFn
 
 if TYPE_CHECKING:
     from feeb_data import StdlibConfig
@@ -31,7 +31,7 @@ class StdlibSource:
         self.skipped: Counter[str] = Counter()
         self._version = config.version
 
-    def fetch(self, folder: Path, progress: Progress) -> None:
+    def fetch(self, folder: Path, progress: ProgressFn) -> None:
         """Nothing to fetch."""
 
     def documents(self, folder: Path) -> Iterator[Document]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from feebcore.errors import DataError
 from feebcore.files import read_json, write_json
-from feebcore.protocols import Progress
+from feebcore.protocols import ProgressFn
 
 if TYPE_CHECKING:
     from feeb_data import ByteConfig, CharConfig
@@ -36,9 +36,9 @@ class ByteTokenizer:
 
 
 class ByteTrainer:
-    """Nothing is learnt; the folder keeps no file of its own."""
+    """Nothing is learned; the folder keeps no file of its own."""
 
-    def train(self, texts: Callable[[], Iterable[str]], folder: Path, progress: Progress) -> ByteTokenizer:
+    def train(self, texts: Callable[[], Iterable[str]], folder: Path, progress: ProgressFn) -> ByteTokenizer:
         return ByteTokenizer()
 
     def load(self, folder: Path) -> ByteTokenizer:
@@ -89,7 +89,7 @@ class CharTrainer:
     def __init__(self, config: CharConfig) -> None:
         self._config = config
 
-    def train(self, texts: Callable[[], Iterable[str]], folder: Path, progress: Progress) -> CharTokenizer:
+    def train(self, texts: Callable[[], Iterable[str]], folder: Path, progress: ProgressFn) -> CharTokenizer:
         counts: Counter[str] = Counter()
         for text in texts():
             counts.update(text)

@@ -1,4 +1,4 @@
-"""Tokenizer `trie`: greedy longest match over a learnt vocabulary of pieces of variable length.
+"""Tokenizer `trie`: greedy longest match over a learned vocabulary of pieces of variable length.
 
 Text is cut into words (letters with the blank before them, digits, punctuation, blanks). Inside a word the longest known
 piece that fits is taken, again and again; where none fits, a known character, else the UTF-8 bytes of the next character.
@@ -25,7 +25,7 @@ from feeb_data.bpe import pieces as cut
 from feeb_data.memo import WordMemo
 from feebcore.errors import DataError
 from feebcore.files import read_json, write_json
-from feebcore.protocols import Progress
+from feebcore.protocols import ProgressFn
 
 if TYPE_CHECKING:
     from feeb_data import TrieConfig
@@ -98,7 +98,7 @@ class TrieTrainer:
     def __init__(self, config: TrieConfig) -> None:
         self._config = config
 
-    def train(self, texts: Callable[[], Iterable[str]], folder: Path, progress: Progress) -> TrieTokenizer:
+    def train(self, texts: Callable[[], Iterable[str]], folder: Path, progress: ProgressFn) -> TrieTokenizer:
         config = self._config
         words = _count_words(texts(), config.sample_chars, lambda share: progress(0.5 * share, 1.0))
         if not words:

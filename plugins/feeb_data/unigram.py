@@ -1,6 +1,6 @@
 """Tokenizer `unigram`: a probability for every piece, and the most probable way to cut a text into pieces.
 
-Kudo 2018 (arXiv:1804.10959), trained by Hugging Face tokenizers: from all frequent substrings, expectation maximisation
+Kudo 2018 (arXiv:1804.10959), trained by Hugging Face tokenizers: from all frequent substrings, expectation maximization
 drops the least useful ones until the vocabulary has the wanted size; encoding is Viterbi's algorithm. Text is cut into the
 same pretokens as for `bpe` and spelt in bytes: the 256 bytes are always in the vocabulary, so any text round-trips and
 nothing is ever unknown. Long texts are encoded in pieces, as with `bpe`.
@@ -22,7 +22,7 @@ import numpy as np
 from feeb_data.bpe import NUM_SPECIAL, empty_model, pieces, sample, watched
 from feebcore.errors import DataError
 from feebcore.files import write_atomic
-from feebcore.protocols import Progress
+from feebcore.protocols import ProgressFn
 
 if TYPE_CHECKING:
     from feeb_data import UnigramConfig
@@ -64,7 +64,7 @@ class UnigramTrainer:
     def __init__(self, config: UnigramConfig) -> None:
         self._config = config
 
-    def train(self, texts: Callable[[], Iterable[str]], folder: Path, progress: Progress) -> UnigramTokenizer:
+    def train(self, texts: Callable[[], Iterable[str]], folder: Path, progress: ProgressFn) -> UnigramTokenizer:
         config = self._config
         with _one_thread():
             model = watched(lambda state: _train(config, sample(texts, config.sample_chars, config.max_document_chars, state)), progress)
@@ -104,7 +104,7 @@ def _train(config: UnigramConfig, texts: Iterator[str]) -> Any:
 
 
 def _settled(vocab: list[tuple[str, float]]) -> list[tuple[str, float]]:
-    """The learnt pieces with what the library leaves to the order of its hash maps taken out: the last digits of the
+    """The learned pieces with what the library leaves to the order of its hash maps taken out: the last digits of the
     scores, the order of equal ones, and the small steps by which it spreads the scores of bytes the corpus lacks."""
     floor = min(score for _, score in vocab)
     settled = [(piece, round(floor if len(piece) == 1 and score < floor + BYTE_STEPS else score, 6)) for piece, score in vocab]

@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 from feebcore.data.archives import extract, is_archive
 from feebcore.data.downloader import Downloader, Item
 from feebcore.data.text_files import TEXT_SUFFIXES, TextReader
-from feebcore.protocols import Document, Progress
+from feebcore.protocols import Document, ProgressFn
 
 if TYPE_CHECKING:
     from feeb_data import UrlsConfig
@@ -25,7 +25,7 @@ class UrlsSource:
         self.skipped: Counter[str] = Counter()
         self._items = [Item(d.url, file_name(i, d.url), sha256=d.sha256) for i, d in enumerate(config.urls)]
 
-    def fetch(self, folder: Path, progress: Progress) -> None:
+    def fetch(self, folder: Path, progress: ProgressFn) -> None:
         with Downloader(self._config.retries, self._config.timeout) as downloader:
             for path in downloader.fetch(self._items, folder, progress):
                 if is_archive(path.name):

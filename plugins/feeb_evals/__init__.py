@@ -2,7 +2,7 @@
 
 evaluate:
   benchmarks: [bits_per_byte, {name: python_parses, samples: 100}, {name: task_accuracy, task: countdown}]
-  subjects: {python_parses: [pretrain, rl]}        # default: every model of the recipe
+  models: {python_parses: [pretrain, rl]}        # default: every model of the recipe
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pydantic import Field
 
 import feebcore as feeb
 from feeb_evals.scaling_parts import feeb_laws, feeb_planners
-from feebcore.config import Execution, Part, PartConfig, Seam, use
+from feebcore.config import Execution, Part, PartConfig, PartKey, default_part
 
 FUNCTION_NAMES = ("main", "get", "set", "read", "write", "parse", "format", "close", "add", "check", "is", "_make", "find", "run", "test", "to")
 
@@ -30,21 +30,23 @@ class BitsPerByteConfig(PartConfig):
 
 
 class PythonParsesConfig(PartConfig):
-    """samples: functions drawn, spread over `names`. prompt: what the model continues, after BOS. processors: run in
+    """samples: functions drawn, spread over `names`. prompt: what the model continues, after BOS. logits_processors: run in
     this order before each token is drawn."""
 
     samples: int = Field(192, ge=1)
     max_new_tokens: int = Field(96, ge=1)
     names: tuple[str, ...] = Field(FUNCTION_NAMES, min_length=1)
     prompt: str = "\n\ndef {name}"
-    processors: list[Annotated[Part, Seam("processors")]] = Field(default_factory=lambda: [use("temperature", temperature=0.8), use("top_p", p=0.95)])
+    logits_processors: list[Annotated[Part, PartKey("logits_processors")]] = Field(
+        default_factory=lambda: [default_part("temperature", temperature=0.8), default_part("top_p", p=0.95)]
+    )
     batch_size: Execution[int] = Field(512, ge=1)
 
 
 class TaskAccuracyConfig(PartConfig):
     """instances: held-out problems of `task`, each answered once sampled at temperature 1 and once greedily."""
 
-    task: Annotated[Part, Seam("tasks")] = use("sort")
+    task: Annotated[Part, PartKey("tasks")] = default_part("sort")
     instances: int = Field(512, ge=1)
     batch_size: Execution[int] = Field(512, ge=1)
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from feebcore.scaling.fit import fit_chinchilla, predict_chinchilla
-from feebcore.scaling.points import Convention, LawFit, Point, Prediction
+from feebcore.scaling.points import LawFit, ParameterCount, Point, Prediction
 
 if TYPE_CHECKING:
     from feeb_evals.scaling_parts import ChinchillaConfig
@@ -16,8 +16,8 @@ class Chinchilla:
     def __init__(self, config: ChinchillaConfig) -> None:
         self.published_grid = config.grid == "published"
 
-    def fit(self, points: Sequence[Point], convention: Convention, bootstrap: int, seed: int) -> LawFit:
-        return fit_chinchilla(points, convention, bootstrap, seed, self.published_grid)
+    def fit(self, points: Sequence[Point], parameter_count: ParameterCount, bootstrap: int, seed: int) -> LawFit:
+        return fit_chinchilla(points, parameter_count, bootstrap, seed, self.published_grid)
 
     def predict(self, fit: LawFit, size: float, tokens: float) -> Prediction:
         return predict_chinchilla(fit, size, tokens)

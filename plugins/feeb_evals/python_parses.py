@@ -37,7 +37,7 @@ class PythonParses:
         room = subject.model.seq_len - max(map(len, prompts))
         if room < 1:
             raise ValueError(f"python_parses: the prompt takes {max(map(len, prompts))} tokens, the model's context is {subject.model.seq_len}")
-        processors = [part.build() for part in config.processors]
+        logits_processors = [part.build() for part in config.logits_processors]
         rows: list[dict[str, Any]] = []
         for at in range(0, len(prompts), config.batch_size):
             part = slice(at, at + config.batch_size)
@@ -47,7 +47,7 @@ class PythonParses:
                 prompts[part],
                 min(config.max_new_tokens, room),
                 subject.tokenizer.eos_id,
-                processors,
+                logits_processors,
                 seed=subject.seed,
                 device=subject.device,
                 rows=numbers,

@@ -64,7 +64,7 @@ def feeb_tokenizers() -> Iterable[feeb.TokenizerSpec]:
         "imported",
         ImportedTokenizerConfig,
         build="feeb_interchange.tokenizer:build",
-        summary="The tokenizer.json of another model, read by Hugging Face tokenizers; nothing is learnt.",
+        summary="The tokenizer.json of another model, read by Hugging Face tokenizers; nothing is learned.",
         reference="https://huggingface.co/docs/tokenizers",
         since="1.1",
     )
@@ -84,7 +84,7 @@ def feeb_importers() -> Iterable[feeb.ImporterSpec]:
         "gguf",
         ImportConfig,
         build="feeb_interchange.gguf_models:build_importer",
-        summary="A GGUF file of llama.cpp: the Llama and Qwen families, quantised weights made fp32.",
+        summary="A GGUF file of llama.cpp: the Llama and Qwen families, quantized weights made fp32.",
         reference="https://github.com/ggml-org/ggml/blob/master/docs/gguf.md",
         since="1.1",
     )

@@ -58,7 +58,7 @@ class Llama:
             "feedforward": {"name": "swiglu", "hidden": config["intermediate_size"], "bias": bool(config.get("mlp_bias", False))},
             "norm": {"name": "rmsnorm", "eps": config.get("rms_norm_eps", 1e-6)},
             "position": {"name": "rope", "base": float(config.get("rope_theta") or rope.get("rope_theta") or 10_000.0)},
-            "head": "tied" if config.get("tie_word_embeddings", False) else "linear",
+            "lm_head": "tied" if config.get("tie_word_embeddings", False) else "linear",
         }
 
     @staticmethod
@@ -69,10 +69,10 @@ class Llama:
     def to_feeb(config: Options, options: Options, take: Take) -> dict[str, Tensor]:
         attention, biased = options["attention"], options["feedforward"]["bias"]
         found = {"embedding.weight": take("model.embed_tokens.weight"), "final_norm.gain": take("model.norm.weight")}
-        if options["head"] == "linear":
-            found["head.weight"] = take("lm_head.weight")
+        if options["lm_head"] == "linear":
+            found["lm_head.weight"] = take("lm_head.weight")
         for layer in range(options["num_layers"]):
-            theirs, ours = f"model.layers.{layer}.", f"depth.blocks.{layer}."
+            theirs, ours = f"model.layers.{layer}.", f"stack.blocks.{layer}."
             found[ours + "attention_norm.gain"] = take(theirs + "input_layernorm.weight")
             found[ours + "feedforward_norm.gain"] = take(theirs + "post_attention_layernorm.weight")
             for kind in ("weight", "bias") if attention["bias"] else ("weight",):
@@ -109,7 +109,7 @@ class Llama:
             "rms_norm_eps": norm.get("eps", 1e-6),
             "rope_theta": base,
             "rope_parameters": {"rope_type": "default", "rope_theta": base},
-            "tie_word_embeddings": options["head"]["name"] == "tied",
+            "tie_word_embeddings": options["lm_head"]["name"] == "tied",
         }
         if kind != "qwen2":
             found["attention_bias"] = bool(attention.get("bias"))
@@ -119,12 +119,12 @@ class Llama:
     def from_feeb(options: Options, config: Options, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         rows = [n * options["head_dim"] for n in (config["num_attention_heads"], config["num_key_value_heads"], config["num_key_value_heads"])]
         found = {"model.embed_tokens.weight": weights["embedding.weight"], "model.norm.weight": weights["final_norm.gain"]}
-        if "head.weight" in weights:
-            found["lm_head.weight"] = weights["head.weight"]
+        if "lm_head.weight" in weights:
+            found["lm_head.weight"] = weights["lm_head.weight"]
         for name, tensor in weights.items():
-            if not name.startswith("depth.blocks."):
+            if not name.startswith("stack.blocks."):
                 continue
-            layer, _, part = name.removeprefix("depth.blocks.").partition(".")
+            layer, _, part = name.removeprefix("stack.blocks.").partition(".")
             theirs, kind = f"model.layers.{layer}.", part.rpartition(".")[2]
             if part.startswith("attention.qkv."):
                 found |= {f"{theirs}self_attn.{x}_proj.{kind}": piece for x, piece in zip("qkv", tensor.split(rows), strict=True)}
@@ -171,7 +171,7 @@ class Gpt2:
             "feedforward": {"name": "relu" if activation == "relu" else "gelu", "hidden": config.get("n_inner") or 4 * config["n_embd"], "bias": True},
             "norm": {"name": "layernorm", "eps": config.get("layer_norm_epsilon", 1e-5), "bias": True},
             "position": "learned",
-            "head": "tied" if config.get("tie_word_embeddings", True) else "linear",
+            "lm_head": "tied" if config.get("tie_word_embeddings", True) else "linear",
         }
 
     @staticmethod
@@ -182,12 +182,12 @@ class Gpt2:
     def to_feeb(config: Options, options: Options, take: Take) -> dict[str, Tensor]:
         found = {"embedding.weight": take("transformer.wte.weight"), "position.table.weight": take("transformer.wpe.weight")}
         found |= {"final_norm.gain": take("transformer.ln_f.weight"), "final_norm.shift": take("transformer.ln_f.bias")}
-        if options["head"] == "linear":
-            found["head.weight"] = take("lm_head.weight")
+        if options["lm_head"] == "linear":
+            found["lm_head.weight"] = take("lm_head.weight")
         for layer in range(options["num_layers"]):
             for ours, theirs in _GPT2_NAMES.items():
                 tensor = take(f"transformer.h.{layer}.{theirs}")
-                found[f"depth.blocks.{layer}.{ours}"] = tensor.T if tensor.ndim == 2 else tensor
+                found[f"stack.blocks.{layer}.{ours}"] = tensor.T if tensor.ndim == 2 else tensor
         return found
 
     @staticmethod
@@ -203,18 +203,18 @@ class Gpt2:
             "n_inner": options["feedforward"]["hidden"],
             "activation_function": "relu" if options["feedforward"]["name"] == "relu" else "gelu_new",
             "layer_norm_epsilon": options["norm"].get("eps", 1e-5),
-            "tie_word_embeddings": options["head"]["name"] == "tied",
+            "tie_word_embeddings": options["lm_head"]["name"] == "tied",
         }
 
     @staticmethod
     def from_feeb(options: Options, config: Options, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         found = {"transformer.wte.weight": weights["embedding.weight"], "transformer.wpe.weight": weights["position.table.weight"]}
         found |= {"transformer.ln_f.weight": weights["final_norm.gain"], "transformer.ln_f.bias": weights["final_norm.shift"]}
-        if "head.weight" in weights:
-            found["lm_head.weight"] = weights["head.weight"]
+        if "lm_head.weight" in weights:
+            found["lm_head.weight"] = weights["lm_head.weight"]
         for name, tensor in weights.items():
-            if name.startswith("depth.blocks."):
-                layer, _, part = name.removeprefix("depth.blocks.").partition(".")
+            if name.startswith("stack.blocks."):
+                layer, _, part = name.removeprefix("stack.blocks.").partition(".")
                 found[f"transformer.h.{layer}.{_GPT2_NAMES[part]}"] = tensor.T if tensor.ndim == 2 else tensor
         return found
 

@@ -1,7 +1,7 @@
-"""The GGUF file format: metadata, and tensors as fp32 NumPy arrays, quantised ones multiplied out.
+"""The GGUF file format: metadata, and tensors as fp32 NumPy arrays, quantized ones multiplied out.
 
 A file is magic, version, key/value pairs, one record a tensor (name, dimensions, type, offset), then the tensors, aligned.
-Quantised types store blocks of 32 values (K types: 256) with a scale each; what a block holds stands beside its function
+Quantized types store blocks of 32 values (K types: 256) with a scale each; what a block holds stands beside its function
 below. Layouts: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md and ggml-common.h there. Loads no torch.
 """
 

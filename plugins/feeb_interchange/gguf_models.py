@@ -1,6 +1,6 @@
 """GGUF files of the Llama and Qwen families, by way of the names that families.py knows.
 
-llama.cpp turns neighbouring pairs (x_2i, x_{2i+1}) where Llama's own code turns halves (x_i, x_{i+D/2}); its converter reorders
+llama.cpp turns neighboring pairs (x_2i, x_{2i+1}) where Llama's own code turns halves (x_i, x_{i+D/2}); its converter reorders
 the rows of q and k of architecture `llama` for that, and here they are put back. Qwen files are stored as they were.
 """
 

@@ -23,7 +23,7 @@ from feeb_interchange.tokenizer import copy_codec, special_ids, write_codec_fold
 from feebcore.config import Part
 from feebcore.errors import DataError
 from feebcore.files import read_json, write_json
-from feebcore.model.build import build_model, choose
+from feebcore.model.build import build_model, resolve_part
 from feebcore.model.io import DESCRIPTION, TOKENIZER, WEIGHTS, save_model, set_weights
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-NOT_COMPARED = ("dropout", "initialisation")  # of training, no matter to a finished model
+NOT_COMPARED = ("dropout", "initialization")  # of training, no matter to a finished model
 
 
 def build_importer(config: ImportConfig) -> Callable[[Path, Path], None]:
@@ -75,7 +75,7 @@ def import_model(described: Options, take: Take, names: set[str], origin: str, s
         return take(stored).to(torch.float32)
 
     weights = family.to_feeb(described, options, named)
-    unknown = sorted(n for n in names - asked if not n.endswith(family.ignored) and not (n == "lm_head.weight" and options["head"] == "tied"))
+    unknown = sorted(n for n in names - asked if not n.endswith(family.ignored) and not (n == "lm_head.weight" and options["lm_head"] == "tied"))
     if unknown:
         raise DataError(f"{origin}: {len(unknown)} tensors that a {described['model_type']} does not have, as {unknown[0]!r}; it would not be the same model")
     if seq_len is not None and "position.table.weight" in weights:
@@ -88,7 +88,7 @@ def import_model(described: Options, take: Take, names: set[str], origin: str, s
 
 def transformer(options: Options) -> Part:
     """feeb's transformer with these options, every one that is left out at its default."""
-    return choose("architectures", {"name": "transformer", **options})
+    return resolve_part("architectures", {"name": "transformer", **options})
 
 
 class WeightFiles:
@@ -139,7 +139,7 @@ def build_exporter(config: HuggingfaceExportConfig) -> Callable[[Path, Path], No
             raise DataError(f"{target} is there already; name a folder that does not exist")
         description = read_json(folder / DESCRIPTION)
         weights = load_file(folder / WEIGHTS)
-        described, tensors = translate(choose("architectures", description["architecture"]), description["vocab_size"], description["seq_len"], weights)
+        described, tensors = translate(resolve_part("architectures", description["architecture"]), description["vocab_size"], description["seq_len"], weights)
         described["dtype"] = described["torch_dtype"] = str(DTYPES[config.dtype]).removeprefix("torch.")
         target.mkdir(parents=True, exist_ok=True)
         save_file({name: t.to(DTYPES[config.dtype]).contiguous() for name, t in tensors.items()}, target / SINGLE, metadata={"format": "pt"})
@@ -175,7 +175,7 @@ def _comparable(options: Options, weights: dict[str, Tensor]) -> Options:
     found["head_dim"] = found["head_dim"] or found["d_model"] // found["num_heads"]
     if found["attention"]["name"] == "mha":
         found["attention"] |= {"name": "gqa", "num_kv_heads": found["num_heads"]}
-    out = weights.get("depth.blocks.0.feedforward.out.weight")
+    out = weights.get("stack.blocks.0.feedforward.out.weight")
     if "multiple" in found["feedforward"] and out is not None:
         found["feedforward"] |= {"multiple": None, "hidden": out.shape[1]}
     return found

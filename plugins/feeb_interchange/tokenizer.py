@@ -2,7 +2,7 @@
 
 Text is text: the file's special tokens are taken out of the encoder, so that `<|im_end|>` in a document becomes the
 characters it is made of; only BOS and EOS, named in the options, are ever added, by feeb. Ids are otherwise those
-of the other library, its normalisation included: a codec that changes text (NFC in Qwen, for one) changes it here too.
+of the other library, its normalization included: a codec that changes text (NFC in Qwen, for one) changes it here too.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import numpy as np
 from feebcore.data.tokenizers import PART_FILE, save_part
 from feebcore.errors import DataError
 from feebcore.files import read_json, write_atomic, write_json
-from feebcore.model.build import choose
-from feebcore.protocols import Progress
+from feebcore.model.build import resolve_part
+from feebcore.protocols import ProgressFn
 
 if TYPE_CHECKING:
     from feeb_interchange import ImportedTokenizerConfig
@@ -73,7 +73,7 @@ class ImportedTrainer:
     def __init__(self, config: ImportedTokenizerConfig) -> None:
         self._config = config
 
-    def train(self, texts: Callable[[], Iterable[str]], folder: Path, progress: Progress) -> ImportedTokenizer:
+    def train(self, texts: Callable[[], Iterable[str]], folder: Path, progress: ProgressFn) -> ImportedTokenizer:
         path = Path(self._config.path)
         if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != self._config.content:
             raise DataError(f"{path} is gone or was changed since the recipe was read; run it again")
@@ -97,7 +97,7 @@ def write_codec_folder(folder: Path, text: str, bos: str, eos: str, num_ids: int
     folder.mkdir(parents=True)
     write_atomic(folder / FILE, text)
     digest = hashlib.sha256((folder / FILE).read_bytes()).hexdigest()
-    save_part(folder, choose("tokenizers", {"name": "feeb/imported", "bos": bos, "eos": eos, "num_ids": num_ids, "content": digest}))
+    save_part(folder, resolve_part("tokenizers", {"name": "feeb/imported", "bos": bos, "eos": eos, "num_ids": num_ids, "content": digest}))
 
 
 def special_ids(source: Path, described: dict[str, Any]) -> tuple[str, str]:

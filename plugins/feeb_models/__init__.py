@@ -1,4 +1,4 @@
-"""Built-in models: the transformer, its block parts and the objectives. A folder a seam; factories load torch."""
+"""Built-in models: the transformer, its block parts and the objectives. A folder a kind; factories load torch."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from collections.abc import Iterable
 from typing import Annotated
 
 import feebcore as feeb
-from feeb_models import attentions, depths, embeddings, feedforwards, heads, initialisations, norms, objectives, positions, wirings
-from feebcore import Part, Seam, use
+from feeb_models import attentions, blocks, embeddings, feedforwards, initializations, lm_heads, norms, objectives, positions, stacks
+from feebcore import Part, PartKey, default_part
 from feebcore.model.config import TransformerConfig as AnyTransformerConfig
 
 
 class TransformerConfig(AnyTransformerConfig):
     """A pre-norm transformer with rotary positions, unless parts are chosen otherwise."""
 
-    attention: Annotated[Part, Seam("attentions")] = use("mha")
-    feedforward: Annotated[Part, Seam("feedforwards")] = use("gelu")
-    norm: Annotated[Part, Seam("norms")] = use("rmsnorm")
-    position: Annotated[Part, Seam("positions")] = use("rope")
-    wiring: Annotated[Part, Seam("wirings")] = use("prenorm")
-    depth: Annotated[Part, Seam("depths")] = use("separate")
-    embedding: Annotated[Part, Seam("embeddings")] = use("standard")
-    head: Annotated[Part, Seam("heads")] = use("linear")
-    initialisation: Annotated[Part, Seam("initialisations")] = use("normal")
+    attention: Annotated[Part, PartKey("attentions")] = default_part("mha")
+    feedforward: Annotated[Part, PartKey("feedforwards")] = default_part("gelu")
+    norm: Annotated[Part, PartKey("norms")] = default_part("rmsnorm")
+    position: Annotated[Part, PartKey("positions")] = default_part("rope")
+    block: Annotated[Part, PartKey("blocks")] = default_part("prenorm")
+    stack: Annotated[Part, PartKey("stacks")] = default_part("sequential")
+    embedding: Annotated[Part, PartKey("embeddings")] = default_part("standard")
+    lm_head: Annotated[Part, PartKey("lm_heads")] = default_part("linear")
+    initialization: Annotated[Part, PartKey("initializations")] = default_part("normal")
 
 
 @feeb.hookimpl
@@ -60,13 +60,13 @@ def feeb_positions() -> Iterable[feeb.PositionSpec]:
 
 
 @feeb.hookimpl
-def feeb_wirings() -> Iterable[feeb.WiringSpec]:
-    yield from wirings.specs()
+def feeb_blocks() -> Iterable[feeb.BlockSpec]:
+    yield from blocks.specs()
 
 
 @feeb.hookimpl
-def feeb_depths() -> Iterable[feeb.DepthSpec]:
-    yield from depths.specs()
+def feeb_stacks() -> Iterable[feeb.StackSpec]:
+    yield from stacks.specs()
 
 
 @feeb.hookimpl
@@ -75,13 +75,13 @@ def feeb_embeddings() -> Iterable[feeb.EmbeddingSpec]:
 
 
 @feeb.hookimpl
-def feeb_heads() -> Iterable[feeb.HeadSpec]:
-    yield from heads.specs()
+def feeb_lm_heads() -> Iterable[feeb.LMHeadSpec]:
+    yield from lm_heads.specs()
 
 
 @feeb.hookimpl
-def feeb_initialisations() -> Iterable[feeb.InitialisationSpec]:
-    yield from initialisations.specs()
+def feeb_initializations() -> Iterable[feeb.InitializationSpec]:
+    yield from initializations.specs()
 
 
 @feeb.hookimpl

@@ -8,5 +8,5 @@ from feebcore.model.transformer import Transformer
 
 def build_transformer(config: TransformerConfig, vocab_size: int, seq_len: int) -> Transformer:
     model = Transformer(config, vocab_size, seq_len)
-    config.initialisation.build()(model, model.all_layers)
+    config.initialization.build()(model, model.all_layers)
     return model

@@ -36,7 +36,7 @@ class UnitColumns(ResidualLinear):
         return F.linear(x, unit(self.weight, 0))
 
 
-class LearntScale(nn.Module):
+class LearnedScale(nn.Module):
     """`initial` at first, one number a channel. Stored as `stored`, so that Adam, whose steps are of one size, moves it by
     initial / stored times the rate (arXiv:2410.01131, section 2.5)."""
 

@@ -40,7 +40,7 @@ def feeb_optimizers() -> Iterable[feeb.OptimizerSpec]:
         "muon",
         MuonConfig,
         build="feeb_optim.muon:build",
-        summary="Orthogonalised momentum for matrices, AdamW for the rest.",
+        summary="Orthogonalized momentum for matrices, AdamW for the rest.",
         reference="https://kellerjordan.github.io/posts/muon/",
         equation="m = lerp(m, g, 1 − μ);   u = lerp(g, m, μ);   matrices: W −= η (√max(1, rows / columns) NS(u) + λ W)\n"
         "NS(U S Vᵀ) ≈ U Vᵀ by ns_steps of X ← a X + (b X Xᵀ + c (X Xᵀ)²) X;   the other roles: adamw",
@@ -214,26 +214,26 @@ def feeb_schedules() -> Iterable[feeb.ScheduleSpec]:
 
 
 @feeb.hookimpl
-def feeb_rate_rules() -> Iterable[feeb.RateRuleSpec]:
-    yield feeb.RateRuleSpec(
+def feeb_lr_scalings() -> Iterable[feeb.LRScalingSpec]:
+    yield feeb.LRScalingSpec(
         "inverse_width",
         InverseWidthConfig,
-        build="feeb_optim.rate_rules:build_inverse_width",
+        build="feeb_optim.lr_scalings:build_inverse_width",
         summary="Matrix and head rates fall as 1 / d_model.",
         reference="arXiv:2203.03466",
     )
-    yield feeb.RateRuleSpec(
+    yield feeb.LRScalingSpec(
         "mup",
         configs.MupConfig,
-        build="feeb_optim.rate_rules:build_mup",
+        build="feeb_optim.lr_scalings:build_mup",
         summary="Rates by width, depth and batch, weight decay to match.",
         reference="arXiv:2203.03466, arXiv:2310.02244",
         since="1.1",
     )
-    yield feeb.RateRuleSpec(
+    yield feeb.LRScalingSpec(
         "nanochat",
         configs.NanochatConfig,
-        build="feeb_optim.rate_rules:build_nanochat",
+        build="feeb_optim.lr_scalings:build_nanochat",
         summary="Adam's rates by the root of width, all by the root of the batch, decay by the run's tokens.",
         reference="https://github.com/karpathy/nanochat",
         since="1.1",

@@ -8,9 +8,9 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from feebcore import PartConfig
-from feebcore.config import Part, Seam, use
+from feebcore.config import Part, PartKey, default_part
 
-Role = Literal["matrix", "embedding", "head", "vector"]
+Role = Literal["matrix", "embedding", "lm_head", "vector"]
 Shape = Literal["linear", "cosine", "one_minus_sqrt"]
 
 
@@ -22,10 +22,10 @@ class RoleConfig(PartConfig):
 
     lr: float = Field(3e-3, ge=0, description="of weight matrices inside blocks, and of roles that name no other")
     embedding_lr: float | None = Field(None, ge=0)
-    head_lr: float | None = Field(None, ge=0)
+    lm_head_lr: float | None = Field(None, ge=0)
     vector_lr: float | None = Field(None, ge=0, description="of norms, biases and scalars")
     weight_decay: float = Field(0.1, ge=0, description="decoupled: weights shrink by lr * weight_decay a step")
-    decayed: list[Role] = Field(["matrix", "embedding", "head"], description="roles that decay")
+    decayed: list[Role] = Field(["matrix", "embedding", "lm_head"], description="roles that decay")
 
     def rate_of(self, role: str) -> float:
         own = getattr(self, f"{role}_lr", None)
@@ -47,7 +47,7 @@ class AdamWConfig(RoleConfig):
 
 
 class AdamConfig(AdamWConfig):
-    weight_decay: float = Field(0.0, ge=0, description="an L2 penalty: added to the gradient times the weights, and normalised with it")
+    weight_decay: float = Field(0.0, ge=0, description="an L2 penalty: added to the gradient times the weights, and normalized with it")
 
 
 class SgdConfig(RoleConfig):
@@ -86,7 +86,7 @@ class MuonConfig(AdamWConfig):
 
     lr: float = Field(0.02, ge=0, description="of weight matrices inside blocks; an update has spectral norm of about 1")
     embedding_lr: float | None = Field(0.02, ge=0)
-    head_lr: float | None = Field(0.004, ge=0)
+    lm_head_lr: float | None = Field(0.004, ge=0)
     vector_lr: float | None = Field(0.01, ge=0)
     momentum: float = Field(0.95, ge=0, lt=1)
     momentum_warmup: int = Field(0, ge=0, description="steps over which momentum rises from 0.85")
@@ -132,7 +132,7 @@ class AdEMAMixConfig(AdamWConfig):
 class GrokfastConfig(PartConfig):
     """Adds a slow average of the gradients to the gradients that `optimizer` sees."""
 
-    optimizer: Annotated[Part, Seam("optimizers")] = Field(use("adamw"), description="what follows the gradients")
+    optimizer: Annotated[Part, PartKey("optimizers")] = Field(default_part("adamw"), description="what follows the gradients")
     alpha: float = Field(0.98, ge=0, lt=1, description="of the average: share that stays each step")
     strength: float = Field(2.0, ge=0, description="weight of the average beside the gradient")
 
@@ -200,7 +200,7 @@ class PowerConfig(ConstantConfig):
 class Piece(PartConfig):
     """Part of a sequence. Neither steps nor fraction: what the others leave."""
 
-    schedule: Annotated[Part, Seam("schedules")] = Field(use("constant"), description="it sees a run of this piece's length")
+    schedule: Annotated[Part, PartKey("schedules")] = Field(default_part("constant"), description="it sees a run of this piece's length")
     steps: int = Field(0, ge=0, description="length")
     fraction: float = Field(0.0, ge=0, le=1, description="length as a share of the run; steps wins")
     scale: float = Field(1.0, gt=0, le=1, description="factor on the rates of this piece")

@@ -6,7 +6,7 @@
 for the role 'matrix'; AdamW for the other roles. NorMuon (arXiv:2510.05491) divides each row of NewtonSchulz5(u) by the
 root of an average of its mean square and then brings the matrix back to the norm it had, so that rates are those of Muon.
 
-Matrices of one shape, transposed or not, are orthogonalised as one batch, in bf16 where the hardware has it (`ns_precision`): 9 ms a step
+Matrices of one shape, transposed or not, are orthogonalized as one batch, in bf16 where the hardware has it (`ns_precision`): 9 ms a step
 for twelve 256 x 256 matrices on two cores, 46 ms in fp32. Sharded ones are gathered, and every rank does all of it.
 """
 
@@ -35,7 +35,7 @@ def build_normuon(config: NorMuonConfig, groups: list[ParamGroup]) -> torch.opti
     return Muon(groups_of(config, groups, momentum=config.momentum, steps=0, row_beta=config.beta2), config)
 
 
-def orthogonalise(x_NRC: Tensor, steps: int = 5) -> Tensor:
+def orthogonalize(x_NRC: Tensor, steps: int = 5) -> Tensor:
     """Batched Newton-Schulz: matrices [N,R,C], R <= C, with all singular values moved to about 1 (0.7 to 1.2).
 
     In the dtype given. Cost: 2 N steps (2 R^2 C + R^3) multiply-adds; for wide matrices in fp32 2 N (R^2 C + 2 steps R^3).
@@ -68,8 +68,8 @@ def _through_gram(x_NRC: Tensor, steps: int) -> Tensor:
     return product_NRR @ x_NRC
 
 
-def orthogonalise_all(matrices: list[Tensor], steps: int, precision: str = "auto") -> list[Tensor]:
-    """Each matrix [..., R, C] of the list orthogonalised; those of one shape as one batch. precision: auto, bf16 or fp32, of the
+def orthogonalize_all(matrices: list[Tensor], steps: int, precision: str = "auto") -> list[Tensor]:
+    """Each matrix [..., R, C] of the list orthogonalized; those of one shape as one batch. precision: auto, bf16 or fp32, of the
     iterations; what is returned has the matrices' dtype."""
     batches: dict[tuple[int, int], list[tuple[int, Tensor]]] = collections.defaultdict(list)
     for i, matrix in enumerate(matrices):
@@ -81,7 +81,7 @@ def orthogonalise_all(matrices: list[Tensor], steps: int, precision: str = "auto
         precision = "bf16" if has_fast_bf16(matrices[0].device) else "fp32"
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
     for batch in batches.values():
-        result_NRC = orthogonalise(torch.stack([x for _, x in batch]).to(dtype), steps).to(matrices[0].dtype)
+        result_NRC = orthogonalize(torch.stack([x for _, x in batch]).to(dtype), steps).to(matrices[0].dtype)
         for (i, _), x_RC in zip(batch, result_NRC.unbind(), strict=True):
             found[i].append(x_RC if matrices[i].shape[-2] <= matrices[i].shape[-1] else x_RC.mT)
     return [torch.stack(several).reshape(m.shape) if m.ndim > 2 else several[0] for several, m in zip(found, matrices, strict=True)]
@@ -103,7 +103,7 @@ class Muon(MatrixOptimizer):
         weights, gradients, buffers = locals_of(parameters), gradients_of(parameters), state_of(self, parameters, "momentum")
         torch._foreach_lerp_(buffers, gradients, 1 - momentum)
         updates = torch._foreach_lerp(gradients, buffers, momentum) if config.nesterov else buffers
-        directions = orthogonalise_all([whole(u, p) for u, p in zip(updates, parameters, strict=True)], config.ns_steps, config.ns_precision)
+        directions = orthogonalize_all([whole(u, p) for u, p in zip(updates, parameters, strict=True)], config.ns_steps, config.ns_precision)
         if "row_beta" in group:
             directions = self._even_rows(group["row_beta"], parameters, list(directions))
         if group["weight_decay"]:

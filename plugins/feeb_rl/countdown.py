@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from feebcore.protocols import Instance
+from feebcore.protocols import Problem
 
 if TYPE_CHECKING:
     from feeb_rl import CountdownConfig
@@ -33,15 +33,15 @@ class Countdown:
         # numbers, operators, brackets of all but one operation at two tokens, and the end token
         self.max_completion_tokens = config.numbers + (config.numbers - 1) + 2 * max(config.numbers - 2, 0) + 1
 
-    def instance(self, rng: np.random.Generator) -> Instance:
+    def problem(self, rng: np.random.Generator) -> Problem:
         while True:
             numbers = rng.integers(1, 10, self.numbers).tolist()
             formula, value = _formula(rng, [numbers[i] for i in rng.permutation(self.numbers)])
             if 0 <= value < self.target:
                 listed = " ".join(map(str, numbers))
-                return Instance(f"{listed}={value}:", formula, f"countdown:{','.join(map(str, sorted(numbers)))}:{value}", (tuple(numbers), value))
+                return Problem(f"{listed}={value}:", formula, f"countdown:{','.join(map(str, sorted(numbers)))}:{value}", (tuple(numbers), value))
 
-    def reward(self, instance: Instance, completion: str) -> float:
+    def reward(self, instance: Problem, completion: str) -> float:
         numbers, target = instance.data
         found = evaluate(completion)
         return float(found is not None and found[0] == target and found[1] == Counter(numbers))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from feebcore.protocols import Instance
+from feebcore.protocols import Problem
 
 if TYPE_CHECKING:
     from feeb_rl import SortConfig
@@ -19,9 +19,9 @@ class Sort:
         self.digits = config.digits
         self.max_completion_tokens = config.digits + 1
 
-    def instance(self, rng: np.random.Generator) -> Instance:
+    def problem(self, rng: np.random.Generator) -> Problem:
         digits = "".join(map(str, rng.integers(0, 10, self.digits)))
-        return Instance(f"{digits}=", "".join(sorted(digits)), f"sort:{digits}")
+        return Problem(f"{digits}=", "".join(sorted(digits)), f"sort:{digits}")
 
-    def reward(self, instance: Instance, completion: str) -> float:
+    def reward(self, instance: Problem, completion: str) -> float:
         return float(completion == instance.answer)

@@ -1,6 +1,6 @@
 """Built-in processors and decoders: what happens between a model's logits and the next token.
 
-A recipe lists processors in the order in which they run: `processors: [{name: temperature, temperature: 0.8}, top_p]`.
+A recipe lists processors in the order in which they run: `logits_processors: [{name: temperature, temperature: 0.8}, top_p]`.
 `truncates = False` on a processor's options says that it keeps every token possible, so that RL can train on it.
 """
 
@@ -40,18 +40,20 @@ class MinPConfig(feeb.PartConfig):
 
 
 @feeb.hookimpl
-def feeb_processors() -> Iterable[feeb.ProcessorSpec]:
-    yield feeb.ProcessorSpec("temperature", TemperatureConfig, build="feeb_sampling.processors:temperature", summary="Divides the logits.")
-    yield feeb.ProcessorSpec("top_k", TopKConfig, build="feeb_sampling.processors:top_k", summary="Keeps the k likeliest tokens.", reference="arXiv:1805.04833")
-    yield feeb.ProcessorSpec(
-        "top_p", TopPConfig, build="feeb_sampling.processors:top_p", summary="Keeps the nucleus of probability p.", reference="arXiv:1904.09751"
+def feeb_logits_processors() -> Iterable[feeb.LogitsProcessorSpec]:
+    yield feeb.LogitsProcessorSpec("temperature", TemperatureConfig, build="feeb_sampling.logits_processors:temperature", summary="Divides the logits.")
+    yield feeb.LogitsProcessorSpec(
+        "top_k", TopKConfig, build="feeb_sampling.logits_processors:top_k", summary="Keeps the k likeliest tokens.", reference="arXiv:1805.04833"
     )
-    yield feeb.ProcessorSpec(
-        "min_p", MinPConfig, build="feeb_sampling.processors:min_p", summary="Drops tokens far below the likeliest.", reference="arXiv:2407.01082"
+    yield feeb.LogitsProcessorSpec(
+        "top_p", TopPConfig, build="feeb_sampling.logits_processors:top_p", summary="Keeps the nucleus of probability p.", reference="arXiv:1904.09751"
+    )
+    yield feeb.LogitsProcessorSpec(
+        "min_p", MinPConfig, build="feeb_sampling.logits_processors:min_p", summary="Drops tokens far below the likeliest.", reference="arXiv:2407.01082"
     )
 
 
 @feeb.hookimpl
-def feeb_decoders() -> Iterable[feeb.DecoderSpec]:
-    yield feeb.DecoderSpec("greedy", build="feeb_sampling.decoders:greedy", summary="Takes the likeliest token.")
-    yield feeb.DecoderSpec("sampling", build="feeb_sampling.decoders:sampling", summary="Draws from the processed distribution, a random stream a row.")
+def feeb_samplers() -> Iterable[feeb.SamplerSpec]:
+    yield feeb.SamplerSpec("greedy", build="feeb_sampling.samplers:greedy", summary="Takes the likeliest token.")
+    yield feeb.SamplerSpec("sampling", build="feeb_sampling.samplers:sampling", summary="Draws from the processed distribution, a random stream a row.")

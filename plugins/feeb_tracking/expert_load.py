@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from feeb_tracking import ProbeConfig
 from feeb_tracking.probe import Probe
 from feebcore.protocols import Batch
-from feebcore.train.callbacks import Callback, TrainRun
+from feebcore.train.callbacks import Callback, RunContext
 from feebcore.train.probing import first_windows, forward, layer_of, looking
 
 
@@ -30,7 +30,7 @@ class ExpertLoad(Probe):
         self.windows = config.windows
         self.batch: Batch | None = None
 
-    def on_start(self, run: TrainRun) -> None:
+    def on_start(self, run: RunContext) -> None:
         self.of_model = any(True for _ in routed(run.model))  # nothing to look at otherwise
         super().on_start(run)
         if not self.of_model:

@@ -1,6 +1,6 @@
 """The first batch as the model gets it, in words: inputs beside targets, what counts, and where documents begin.
 
-A target that is not the next input, a mask that hides the wrong half, a document that sees its neighbour: all of these
+A target that is not the next input, a mask that hides the wrong half, a document that sees its neighbor: all of these
 train without an error and are seen here at once.
 """
 

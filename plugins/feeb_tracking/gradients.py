@@ -13,7 +13,7 @@ from torch import Tensor
 
 from feeb_tracking import GradientsConfig
 from feeb_tracking.probe import Probe, is_sharded
-from feebcore.train.callbacks import Callback, TrainRun
+from feebcore.train.callbacks import Callback, RunContext
 from feebcore.train.probing import layer_of
 
 
@@ -30,7 +30,7 @@ class Gradients(Probe):
         self.seen: list[dict[str, Any]] = []
         self.before: list[Tensor] = []
 
-    def on_start(self, run: TrainRun) -> None:
+    def on_start(self, run: RunContext) -> None:
         super().on_start(run)
         self.active = not is_sharded(run)
         if not self.active:

@@ -39,7 +39,7 @@ class Logits(Probe):
         with looking(run) as model:
             hidden_NC = forward(model, batch).hidden.flatten(0, 1)
             stride = -(-len(hidden_NC) // POSITIONS)
-            logits_NV = model.head(hidden_NC[::stride]).float()  # type: ignore[operator]
+            logits_NV = model.lm_head(hidden_NC[::stride]).float()  # type: ignore[operator]
         targets_N = batch.targets.flatten()[::stride]
         finite = bool(logits_NV.isfinite().all())
         if self.was_finite and not finite:

@@ -11,7 +11,7 @@ from typing import Any
 from feeb_tracking import MetricsConfig
 from feeb_tracking.rows import RowLogger
 from feebcore.files import explain, read_jsonl, write_atomic
-from feebcore.train.callbacks import Callback, TrainRun
+from feebcore.train.callbacks import Callback, RunContext
 
 FILE = "metrics.jsonl"
 
@@ -22,7 +22,7 @@ class Metrics(RowLogger):
     stream: io.TextIOWrapper | None = None
     rows: int | None = None  # in the file, where a checkpoint says so: a look that was cut short leaves its step's row to be written again
 
-    def on_start(self, run: TrainRun) -> None:
+    def on_start(self, run: RunContext) -> None:
         super().on_start(run)
         self.rows = keep_until(run.folder / FILE, run.step, self.rows)
         try:

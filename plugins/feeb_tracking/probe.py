@@ -10,7 +10,7 @@ from typing import Any
 
 from feeb_tracking.metrics import keep_until
 from feebcore.files import explain
-from feebcore.train.callbacks import Callback, TrainRun
+from feebcore.train.callbacks import Callback, RunContext
 
 FOLDER = "probes"
 
@@ -28,7 +28,7 @@ class Probe(Callback):
         self.every = every
         self.active = True
 
-    def on_start(self, run: TrainRun) -> None:
+    def on_start(self, run: RunContext) -> None:
         super().on_start(run)
         self.path = run.folder / FOLDER / f"{self.name}.jsonl"
         self.path.parent.mkdir(exist_ok=True)
@@ -66,7 +66,7 @@ class Probe(Callback):
         self.run.tell(self.name, step, {k: v for k, v in row.items() if k != "step"})
 
 
-def is_sharded(run: TrainRun) -> bool:
+def is_sharded(run: RunContext) -> bool:
     """Whether weights are spread over ranks: no rank can run the model alone."""
     return run.section.parallel.strategy == "fsdp"
 

@@ -8,7 +8,7 @@ from feebcore.config import NoOptions
 from feebcore.train.callbacks import Callback
 
 
-class Progress(Callback):
+class ProgressBar(Callback):
     """State: none that matters; the rate is a running mean of this process."""
 
     rate = 0.0
@@ -21,4 +21,4 @@ class Progress(Callback):
 
 
 def build(config: NoOptions) -> Callback:
-    return Progress()
+    return ProgressBar()

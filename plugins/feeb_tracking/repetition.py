@@ -10,7 +10,7 @@ from torch import Tensor
 
 from feeb_tracking import RepetitionConfig
 from feeb_tracking.probe import Probe
-from feebcore.generate.decoding import RowRandom, greedy, sample
+from feebcore.generate.decoding import PerRowRNG, greedy, sample
 from feebcore.generate.engine import generate
 from feebcore.protocols import Batch
 from feebcore.train.callbacks import Callback
@@ -43,7 +43,7 @@ class Repetition(Probe):
         seed = run.section.seed * 1_000_003 + step
         half = len(prompts)
 
-        def greedy_then_sampled(logits: Tensor, random: RowRandom) -> Tensor:
+        def greedy_then_sampled(logits: Tensor, random: PerRowRNG) -> Tensor:
             chosen = sample(logits, random)
             chosen[:half] = greedy(logits[:half], random)
             return chosen

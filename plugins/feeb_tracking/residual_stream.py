@@ -16,7 +16,7 @@ from feeb_tracking import ProbeConfig
 from feeb_tracking.probe import Probe
 from feebcore.model.transformer import Transformer
 from feebcore.protocols import Batch
-from feebcore.train.callbacks import Callback, TrainRun
+from feebcore.train.callbacks import Callback, RunContext
 from feebcore.train.probing import BlockCall, Places, StreamWatch, find_places, first_windows, forward, looking, size_of
 
 
@@ -36,7 +36,7 @@ class ResidualStream(Probe):
         self.batch: Batch | None = None
         self.places: Places | None = None
 
-    def on_start(self, run: TrainRun) -> None:
+    def on_start(self, run: RunContext) -> None:
         self.places = find_places(run.model) if isinstance(run.model, Transformer) else None
         super().on_start(run)
 
@@ -45,7 +45,7 @@ class ResidualStream(Probe):
         self.batch = first_windows(run, self.windows) if self.batch is None else self.batch
         with looking(run) as model:
             if self.places is not None:
-                with StreamWatch(model.depth, self.places) as watch:  # type: ignore[arg-type]
+                with StreamWatch(model.stack, self.places) as watch:  # type: ignore[arg-type]
                     forward(model, self.batch)
                 return {"blocks": describe(watch.calls)}
             sizes = [size_of(stream) for stream in forward(model, self.batch, want_layers=True).layers or []]

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from feeb_tracking import MetricsConfig
-from feebcore.train.callbacks import Callback, TrainRun, make_row
+from feebcore.train.callbacks import Callback, RunContext, make_row
 
 
 class RowLogger(Callback):
@@ -20,7 +20,7 @@ class RowLogger(Callback):
         self.config = config
         self.sums = zero_sums(0)
 
-    def on_start(self, run: TrainRun) -> None:
+    def on_start(self, run: RunContext) -> None:
         super().on_start(run)
         self.every = self.config.every or run.section.log_every
 

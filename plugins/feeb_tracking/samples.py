@@ -12,7 +12,7 @@ from feeb_tracking.metrics import keep_until
 from feeb_tracking.probe import is_sharded
 from feebcore.files import explain
 from feebcore.generate.engine import generate
-from feebcore.train.callbacks import Callback, TrainRun
+from feebcore.train.callbacks import Callback, RunContext
 
 FILE = "samples.jsonl"
 
@@ -25,7 +25,7 @@ class Samples(Callback):
     def __init__(self, config: SamplesConfig) -> None:
         self.config = config
 
-    def on_start(self, run: TrainRun) -> None:
+    def on_start(self, run: RunContext) -> None:
         super().on_start(run)
         self.tokenizer = run.tokenizer()
         keep_until(run.folder / FILE, run.step)

@@ -10,8 +10,8 @@ import torch
 
 from feeb_tracking import ThroughputConfig
 from feeb_tracking.probe import Probe
-from feebcore.train.callbacks import Callback, TrainRun
-from feebcore.train.peak import matmul_peak
+from feebcore.train.callbacks import Callback, RunContext
+from feebcore.train.matmul_peak import matmul_peak
 
 
 class Throughput(Probe):
@@ -27,7 +27,7 @@ class Throughput(Probe):
     name = "throughput"
     of_model = False
 
-    def on_start(self, run: TrainRun) -> None:
+    def on_start(self, run: RunContext) -> None:
         super().on_start(run)
         self.peak = matmul_peak(run.device, run.precision)
         self.flops_per_token = run.flops_per_token

@@ -8,7 +8,7 @@ from typing import Any
 from feeb_tracking import WandbConfig
 from feeb_tracking.rows import RowLogger
 from feebcore.errors import FeebError
-from feebcore.train.callbacks import Callback, TrainRun
+from feebcore.train.callbacks import Callback, RunContext
 
 
 class WandbRun(RowLogger):
@@ -19,7 +19,7 @@ class WandbRun(RowLogger):
         self.options = config
         self.session: Any = None
 
-    def on_start(self, run: TrainRun) -> None:
+    def on_start(self, run: RunContext) -> None:
         super().on_start(run)
         try:
             import wandb

@@ -24,7 +24,7 @@ from feebcore.compare.plan import (
     token_steps,
 )
 from feebcore.errors import RecipeError
-from feebcore.model.build import choose, count_architecture
+from feebcore.model.build import count_architecture, resolve_part
 from feebcore.recipe import load
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -104,11 +104,11 @@ def test_the_curve_keeps_the_form_of_the_schedule(tmp_path):
 
 
 def test_every_rate_of_an_optimizer_is_scaled_and_nothing_else():
-    muon = choose("optimizers", {"name": "muon", "lr": 0.02, "vector_lr": None})
+    muon = resolve_part("optimizers", {"name": "muon", "lr": 0.02, "vector_lr": None})
     scaled = scaled_rates(muon, 0.5)
     assert (scaled.config.lr, scaled.config.embedding_lr, scaled.config.vector_lr) == (0.01, 0.01, None)
-    assert scaled.config.model_dump(exclude={"lr", "embedding_lr", "head_lr"}) == muon.config.model_dump(exclude={"lr", "embedding_lr", "head_lr"})
-    inner = scaled_rates(choose("optimizers", {"name": "grokfast", "optimizer": {"name": "adamw", "lr": 0.004}}), 2.0)
+    assert scaled.config.model_dump(exclude={"lr", "embedding_lr", "lm_head_lr"}) == muon.config.model_dump(exclude={"lr", "embedding_lr", "lm_head_lr"})
+    inner = scaled_rates(resolve_part("optimizers", {"name": "grokfast", "optimizer": {"name": "adamw", "lr": 0.004}}), 2.0)
     assert inner.config.optimizer.config.lr == 0.008
     assert has_rates(muon)
 

@@ -13,11 +13,11 @@ from feebcore.testing import check_part
 
 @pytest.fixture
 def failures() -> Callable[[str, Part], list[str]]:
-    """`failures(seam, part)`: what the whole contract says against a part, which recipes can name for the time being."""
+    """`failures(kind, part)`: what the whole contract says against a part, which recipes can name for the time being."""
 
-    def check(seam: str, part: Part) -> list[str]:
+    def check(kind: str, part: Part) -> list[str]:
         registry = Registry()
-        registry._parts[seam][part.name] = [part.spec]
-        return [str(result) for result in check_part(seam, part, registry=registry) if not result.passed]
+        registry._parts[kind][part.name] = [part.spec]
+        return [str(result) for result in check_part(kind, part, registry=registry) if not result.passed]
 
     return check

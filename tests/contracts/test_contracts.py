@@ -1,4 +1,4 @@
-"""Every built-in part keeps the contract of its seam."""
+"""Every built-in part keeps the contract of its kind."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from feebcore.registry import BUILTIN, get_registry
 from feebcore.testing import candidate, checks_for, run_check
 from feebcore.testing.framework import applicable, iterate
 
-PARTS = [(seam, spec.name) for seam, spec in get_registry().parts() if spec.distribution == BUILTIN]
+PARTS = [(kind, spec.name) for kind, spec in get_registry().parts() if spec.distribution == BUILTIN]
 
 
-@pytest.mark.parametrize(("seam", "name"), PARTS, ids=[f"{s}-{n}" for s, n in PARTS])
-def test_part_keeps_its_contract(seam: str, name: str) -> None:
-    broken = [str(result) for result in iterate(candidate(seam, f"{BUILTIN}/{name}")) if not result.passed]
+@pytest.mark.parametrize(("kind", "name"), PARTS, ids=[f"{s}-{n}" for s, n in PARTS])
+def test_part_keeps_its_contract(kind: str, name: str) -> None:
+    broken = [str(result) for result in iterate(candidate(kind, f"{BUILTIN}/{name}")) if not result.passed]
     assert not broken, "\n".join(broken)
 
 
 OPTIONS = [
-    ("attentions", {"name": "gqa", "num_kv_heads": 1, "qk_norm": True, "bias": True, "softcap": 20.0}),
+    ("attentions", {"name": "gqa", "num_kv_heads": 1, "qk_norm": True, "bias": True, "logit_softcap": 20.0}),
     ("norms", {"name": "rmsnorm", "learnable": False}),
     ("norms", {"name": "layernorm", "learnable": False}),
-    ("heads", {"name": "tied", "softcap": 15.0}),
+    ("lm_heads", {"name": "tied", "logit_softcap": 15.0}),
     ("positions", {"name": "rope", "pairing": "adjacent", "fraction": 0.5}),
     ("feedforwards", {"name": "swiglu", "hidden": 40, "bias": True}),
     ("objectives", {"name": "next_token", "z_loss": 0.01, "label_smoothing": 0.1}),
 ]
 
 
-@pytest.mark.parametrize(("seam", "value"), OPTIONS, ids=[f"{s}-{v['name']}-{i}" for i, (s, v) in enumerate(OPTIONS)])
-def test_part_keeps_its_contract_with_other_options(seam: str, value: dict[str, object]) -> None:
-    from feebcore.model.build import choose
+@pytest.mark.parametrize(("kind", "value"), OPTIONS, ids=[f"{s}-{v['name']}-{i}" for i, (s, v) in enumerate(OPTIONS)])
+def test_part_keeps_its_contract_with_other_options(kind: str, value: dict[str, object]) -> None:
+    from feebcore.model.build import resolve_part
 
-    broken = [str(r) for r in iterate(candidate(seam, choose(seam, value))) if not r.passed]
+    broken = [str(r) for r in iterate(candidate(kind, resolve_part(kind, value))) if not r.passed]
     assert not broken, "\n".join(broken)
 
 
@@ -56,7 +56,7 @@ def test_two_processes_find_the_gradient_of_one_and_slow_checks_wait_to_be_asked
 
 
 def test_every_check_says_what_a_failure_means() -> None:
-    checks = {c.name: c for seam in get_registry()._parts for c in checks_for(seam)}
+    checks = {c.name: c for kind in get_registry()._parts for c in checks_for(kind)}
     assert len(checks) > 35
     assert all(len(c.meaning) > 30 and c.meaning.endswith(".") for c in checks.values())
 

@@ -19,12 +19,12 @@ from feeb_models.norms import NormConfig
 from feeb_models.objectives import NextTokenConfig
 from feeb_models.objectives.next_token import NextToken
 from feebcore.config import Part
-from feebcore.model.context import Context
+from feebcore.model.context import ForwardContext
 from feebcore.protocols import Batch, ObjectiveOutput
 from feebcore.testing import check_part
 
 
-def rotate(q: Tensor, k: Tensor, v: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
+def rotate(q: Tensor, k: Tensor, v: Tensor, context: ForwardContext) -> tuple[Tensor, Tensor, Tensor]:
     return context.rotate(q), context.rotate(k), v
 
 
@@ -38,10 +38,10 @@ def mutant_attention(
     """mha with its softmax(q k^T) v replaced by `mix(q, k, v, context)`, and so on."""
 
     class Mutant(GroupedQueryAttention):
-        def forward(self, x_BTC: Tensor, context: Context) -> Tensor:
+        def forward(self, x_BTC: Tensor, context: ForwardContext) -> Tensor:
             q, k, v = self.split(self.qkv(x_BTC))
             q, k, v = turn(q, k, v, context)
-            k, v = context.extend(k.transpose(1, 2), v.transpose(1, 2))
+            k, v = context.update(k.transpose(1, 2), v.transpose(1, 2))
             return self.finish(self.out(merge(mix(q.transpose(1, 2), k, v, context))))
 
         def split(self, qkv_BTF: Tensor) -> tuple[Tensor, ...]:
@@ -56,14 +56,14 @@ def mutant_attention(
     return Part("attentions", spec, MultiHeadConfig())
 
 
-def allowed(context: Context, T: int, S: int, shift: int = 0) -> Tensor:
+def allowed(context: ForwardContext, T: int, S: int, shift: int = 0) -> Tensor:
     if context.mask_BTS is not None:
         return context.mask_BTS[:, None]
     return torch.ones(S, S, dtype=torch.bool).tril(shift)[S - T :][None, None]
 
 
 def mix(
-    q: Tensor, k: Tensor, v: Tensor, context: Context, *, shift: int = 0, masked: bool = True, documents: bool = True, axis: int = -1, power: float = 0.5
+    q: Tensor, k: Tensor, v: Tensor, context: ForwardContext, *, shift: int = 0, masked: bool = True, documents: bool = True, axis: int = -1, power: float = 0.5
 ) -> Tensor:
     T, S = q.shape[2], k.shape[2]
     scores = q @ k.mT / q.shape[-1] ** power
@@ -73,7 +73,7 @@ def mix(
     return scores.softmax(axis) @ v
 
 
-def padding_seen(q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
+def padding_seen(q: Tensor, k: Tensor, v: Tensor, context: ForwardContext) -> Tensor:
     """Every earlier slot is attended, padding too, but never another document."""
     if context.mask_BTS is None:
         return mix(q, k, v, context)
@@ -82,32 +82,32 @@ def padding_seen(q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
     return mix(q, k, v, dataclasses.replace(context, mask_BTS=causal.expand(len(q), -1, -1)))
 
 
-def cache_forgotten(q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
+def cache_forgotten(q: Tensor, k: Tensor, v: Tensor, context: ForwardContext) -> Tensor:
     """The oldest cached key is dropped as soon as there is a cache."""
     if context.cache is None or k.shape[2] < 3 or q.shape[2] > 1:
         return mix(q, k, v, context)
     return mix(q, k[:, :, 1:], v[:, :, 1:], context if context.mask_BTS is None else dataclasses.replace(context, mask_BTS=context.mask_BTS[:, :, 1:]))
 
 
-def weights_not_renormalised(q: Tensor, k: Tensor, v: Tensor, context: Context, axis: int = -1) -> Tensor:
+def weights_not_renormalized(q: Tensor, k: Tensor, v: Tensor, context: ForwardContext, axis: int = -1) -> Tensor:
     """The mask is put on after the softmax."""
     shares = (q @ k.mT / q.shape[-1] ** 0.5).softmax(axis)
     return (shares * allowed(context, q.shape[2], k.shape[2])) @ v
 
 
-def among_heads(q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
+def among_heads(q: Tensor, k: Tensor, v: Tensor, context: ForwardContext) -> Tensor:
     """Each token's heads attend to one another, no token to another one."""
     q, k, v = (x[:, :, -q.shape[2] :].transpose(1, 2) for x in (q, k, v))
     return ((q @ k.mT / q.shape[-1] ** 0.5).softmax(-1) @ v).transpose(1, 2)
 
 
-def among_channels(q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
+def among_channels(q: Tensor, k: Tensor, v: Tensor, context: ForwardContext) -> Tensor:
     """Scores [D,D], summed over time, in place of [T,T] summed over head_dim."""
     T = q.shape[2]
     return v[:, :, -T:] @ (q.mT @ k[:, :, -T:] / T**0.5).softmax(-1).mT
 
 
-def keys_turned_when_read(q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
+def keys_turned_when_read(q: Tensor, k: Tensor, v: Tensor, context: ForwardContext) -> Tensor:
     """The cache keeps keys as they are; all are turned as if the first one stood where this call begins."""
     T, S = q.shape[2], k.shape[2]
     turned = k.transpose(1, 2)
@@ -128,8 +128,8 @@ ATTENTIONS = {
     "attention among heads": (mutant_attention(among_heads), "looks_back"),
     "scores over channels": (mutant_attention(among_channels), "causality"),
     "softmax over heads": (mutant_attention(lambda *a: mix(*a, axis=1)), "causality"),
-    "softmax over heads, then masked": (mutant_attention(lambda *a: weights_not_renormalised(*a, axis=1)), "averages_values"),
-    "masked after the softmax": (mutant_attention(weights_not_renormalised), "averages_values"),
+    "softmax over heads, then masked": (mutant_attention(lambda *a: weights_not_renormalized(*a, axis=1)), "averages_values"),
+    "masked after the softmax": (mutant_attention(weights_not_renormalized), "averages_values"),
     "scores not scaled": (mutant_attention(lambda *a: mix(*a, power=0.0)), "agrees_with_numpy"),
     "scores over head_dim, not its root": (mutant_attention(lambda *a: mix(*a, power=1.0)), "agrees_with_numpy"),
     "heads split without transposing": (
@@ -158,7 +158,7 @@ def state_over_documents(self: Any, q: Tensor, k: Tensor, v: Tensor, log_keep: T
     return GatedDelta.recurrence(self, q, k, v, log_keep, write, state, None)
 
 
-def state_forgotten(self: Any, x_BTW: Tensor, context: Context) -> Any:
+def state_forgotten(self: Any, x_BTW: Tensor, context: ForwardContext) -> Any:
     """As if nothing had been before, whatever the cache holds."""
     inputs, state = GatedDelta.past(self, x_BTW, context)
     return inputs, torch.zeros_like(state)
@@ -236,22 +236,22 @@ OBJECTIVES = {
 }
 
 MUTANTS = {
-    name: (seam, *pair)
-    for seam, family in (("attentions", ATTENTIONS | RECURRENCES), ("norms", NORMS), ("objectives", OBJECTIVES))
+    name: (kind, *pair)
+    for kind, family in (("attentions", ATTENTIONS | RECURRENCES), ("norms", NORMS), ("objectives", OBJECTIVES))
     for name, pair in family.items()
 }
 
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mutant_is_caught_by_its_check(name: str) -> None:
-    seam, part, wanted = MUTANTS[name]
-    (result,) = check_part(seam, part, only=[wanted])
+    kind, part, wanted = MUTANTS[name]
+    (result,) = check_part(kind, part, only=[wanted])
     assert not result.passed, f"{name} passed {wanted}"
 
 
 TWINS = {"attentions": mutant_attention(mix), "recurrences": mutant_recurrence(), "norms": mutant_norm(rms), "objectives": mutant_objective(lambda b: b)}
 
 
-@pytest.mark.parametrize("seam", TWINS)
-def test_the_unbroken_form_of_the_mutants_passes(seam: str, failures: Callable[[str, Part], list[str]]) -> None:
-    assert failures(TWINS[seam].seam, TWINS[seam]) == []
+@pytest.mark.parametrize("kind", TWINS)
+def test_the_unbroken_form_of_the_mutants_passes(kind: str, failures: Callable[[str, Part], list[str]]) -> None:
+    assert failures(TWINS[kind].kind, TWINS[kind]) == []

@@ -13,33 +13,33 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import feebcore as feeb
-from feeb_models.depths import PatchesConfig
-from feeb_models.depths.patches import Boundaries, Patches
-from feeb_models.depths.separate import Separate
+from feeb_models.blocks.basic import PreNorm
 from feeb_models.feedforwards import FeedforwardConfig, MoeConfig
 from feeb_models.feedforwards.dense import Feedforward, gelu
 from feeb_models.feedforwards.moe import MixtureOfExperts
 from feeb_models.feedforwards.routers import Router, Routing
-from feeb_models.heads import HeadConfig, SequentialConfig
-from feeb_models.heads.linear import TiedHead
-from feeb_models.heads.multi_token import SequentialHeads
-from feeb_models.initialisations import NormalConfig
-from feeb_models.initialisations.normal import build_normal
+from feeb_models.initializations import NormalConfig
+from feeb_models.initializations.normal import build_normal
+from feeb_models.lm_heads import HeadConfig, SequentialConfig
+from feeb_models.lm_heads.linear import TiedHead
+from feeb_models.lm_heads.multi_token import SequentialHeads
 from feeb_models.positions import RopeConfig
 from feeb_models.positions.basic import Learned
 from feeb_models.positions.rope import Rope, plain
-from feeb_models.wirings.basic import PreNorm
+from feeb_models.stacks import PatchesConfig
+from feeb_models.stacks.patches import Boundaries, Patches
+from feeb_models.stacks.sequential import Sequential
 from feebcore.config import NoOptions, Part
-from feebcore.model.context import Context
+from feebcore.model.context import ForwardContext
 from feebcore.model.parts import rows_of
 from feebcore.protocols import Batch, ModelOutput
 from feebcore.testing import check_part
 
 
 def part(
-    spec: type[feeb.PartSpec], seam: str, build: Callable[..., Any], config: type[feeb.PartConfig] = NoOptions, name: str = "mutant", **options: Any
+    spec: type[feeb.PartSpec], kind: str, build: Callable[..., Any], config: type[feeb.PartConfig] = NoOptions, name: str = "mutant", **options: Any
 ) -> Part:
-    return Part(seam, spec(name, config, build=build, summary="A broken part."), config(**options))
+    return Part(kind, spec(name, config, build=build, summary="A broken part."), config(**options))
 
 
 # --- feedforwards -----------------------------------------------------------------------------------------------
@@ -142,7 +142,7 @@ def rope(turn: Callable[..., Tensor] | None = None, frequencies: Callable[[int, 
     return part(feeb.PositionSpec, "positions", build, RopeConfig, "rope")
 
 
-def halves_with_angles_of_neighbours(self: Rope, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def halves_with_angles_of_neighbors(self: Rope, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """x_i is turned with x_(i+D/2), but by angles laid out for x_2i and x_2i+1: the two of a pair get different ones."""
     a, b = x.chunk(2, -1)
     cos, sin = cos.repeat_interleave(2, -1), sin.repeat_interleave(2, -1)
@@ -167,8 +167,8 @@ def one_further(positions: Tensor | None, length: int) -> Tensor | None:
 
 
 POSITIONS = {
-    "pairs of one kind, angles of the other": (rope(halves_with_angles_of_neighbours), "only_distance_counts"),
-    "neighbours turned where halves are promised": (rope(pairing="adjacent"), "agrees_with_numpy"),
+    "pairs of one kind, angles of the other": (rope(halves_with_angles_of_neighbors), "only_distance_counts"),
+    "neighbors turned where halves are promised": (rope(pairing="adjacent"), "agrees_with_numpy"),
     "turned backwards": (rope(backwards), "agrees_with_numpy"),
     "frequencies of a head twice as wide": (rope(frequencies=lambda dim, base: plain(2 * dim, base)[: dim // 2]), "agrees_with_numpy"),
     "cache offset by one": (learned(one_further), "cache_parity"),
@@ -182,12 +182,12 @@ POSITIONS = {
 
 
 def head(build: Callable[..., nn.Module], config: type[HeadConfig] = HeadConfig, **options: Any) -> Part:
-    return part(feeb.HeadSpec, "heads", build, config, **options)
+    return part(feeb.LMHeadSpec, "lm_heads", build, config, **options)
 
 
 def tied(**members: Any) -> Part:
     mutant = type("Mutant", (TiedHead,), members)
-    return head(lambda config, vocab_size, d_model, embedding: mutant(embedding, config.softcap))
+    return head(lambda config, vocab_size, d_model, embedding: mutant(embedding, config.logit_softcap))
 
 
 def untied_on_load() -> Part:
@@ -195,7 +195,7 @@ def untied_on_load() -> Part:
     built: list[nn.Module] = []
 
     def build(config: HeadConfig, vocab_size: int, d_model: int, embedding: nn.Module) -> nn.Module:
-        made = TiedHead(embedding, config.softcap)
+        made = TiedHead(embedding, config.logit_softcap)
         if built:
             made.weight = nn.Parameter(made.weight.detach().clone())
         built.append(made)
@@ -222,17 +222,17 @@ def sequential(change: Callable[[Batch], Batch] = lambda batch: batch, detach: b
     """Heads for further tokens that are given another batch to read, or say that they cost something else."""
 
     class Mutant(SequentialHeads):
-        def futures(self, model: Any, batch: Batch, output: ModelOutput) -> Any:
-            found = super().futures(model, change(batch), output)
+        def mtp_outputs(self, model: Any, batch: Batch, output: ModelOutput) -> Any:
+            found = super().mtp_outputs(model, change(batch), output)
             return [(hidden.detach(), module) for hidden, module in found] if detach else found
 
-        def future_flops(self, model: Any, length: int) -> list[float]:
-            return flops(model, length) if flops else super().future_flops(model, length)
+        def mtp_flops(self, model: Any, length: int) -> list[float]:
+            return flops(model, length) if flops else super().mtp_flops(model, length)
 
     def build(config: SequentialConfig, vocab_size: int, d_model: int, embedding: nn.Module, block: Any, make_block: Any) -> nn.Module:
         return Mutant(config, vocab_size, d_model, make_block, lambda: block.make_norm(d_model))
 
-    made = head(build, SequentialConfig, num_futures=2)
+    made = head(build, SequentialConfig, num_mtp=2)
     return dataclasses.replace(made, spec=dataclasses.replace(made.spec, breaks=("gradient_everywhere", "compile_parity")))
 
 
@@ -264,25 +264,25 @@ EMBEDDINGS = {
 }
 
 
-# --- wirings, depths, initialisations ---------------------------------------------------------------------------
+# --- blocks, stacks, initializations ---------------------------------------------------------------------------
 
 
-def wiring(forward: Callable[[PreNorm, Tensor, Context], Tensor]) -> Part:
+def block_layout(forward: Callable[[PreNorm, Tensor, ForwardContext], Tensor]) -> Part:
     mutant = type("Mutant", (PreNorm,), {"forward": forward})
-    return part(feeb.WiringSpec, "wirings", lambda config, *make: mutant(*make))
+    return part(feeb.BlockSpec, "blocks", lambda config, *make: mutant(*make))
 
 
-def without_attention(self: PreNorm, x: Tensor, context: Context) -> Tensor:
+def without_attention(self: PreNorm, x: Tensor, context: ForwardContext) -> Tensor:
     return x + self.feedforward(self.feedforward_norm(x), context)
 
 
-def attention_detached(self: PreNorm, x: Tensor, context: Context) -> Tensor:
+def attention_detached(self: PreNorm, x: Tensor, context: ForwardContext) -> Tensor:
     x = x + self.attention(self.attention_norm(x), context).detach()
     return x + self.feedforward(self.feedforward_norm(x), context)
 
 
-class LastStreamTwice(Separate):
-    def forward(self, stream_BTC: Tensor, context: Context) -> list[Tensor]:
+class LastStreamTwice(Sequential):
+    def forward(self, stream_BTC: Tensor, context: ForwardContext) -> list[Tensor]:
         streams = super().forward(stream_BTC, context)
         return [*streams, streams[-1]]
 
@@ -291,14 +291,14 @@ def patches(**members: Any) -> Part:
     """Depth patches with members of `Boundaries` replaced while it runs."""
 
     class Mutant(Patches):
-        def forward(self, stream_BTC: Tensor, context: Context) -> list[Tensor]:
+        def forward(self, stream_BTC: Tensor, context: ForwardContext) -> list[Tensor]:
             with pytest.MonkeyPatch.context() as patch:
                 for name, member in members.items():
                     patch.setattr(Boundaries, name, member)
                 return super().forward(stream_BTC, context)
 
     build = lambda config, num_layers, make_block, block: Mutant(config, num_layers, make_block, block.vocab_size)  # noqa: E731
-    return part(feeb.DepthSpec, "depths", build, PatchesConfig, boundaries="words")
+    return part(feeb.StackSpec, "stacks", build, PatchesConfig, boundaries="words")
 
 
 right_spread = Boundaries.spread
@@ -320,25 +320,25 @@ def spread_from_the_left(self: Boundaries, change_BPC: Tensor, before_B1C: Tenso
 DEPTHS = {
     "patches given out a patch too early": (patches(spread=spread_too_early), "causality"),
     "short rows read from the wrong end": (patches(spread=spread_from_the_left), "left_padding_parity"),
-    "a stream too many": (part(feeb.DepthSpec, "depths", lambda config, num_layers, make: LastStreamTwice(num_layers, make)), "streams_are_counted"),
+    "a stream too many": (part(feeb.StackSpec, "stacks", lambda config, num_layers, make: LastStreamTwice(num_layers, make)), "streams_are_counted"),
 }
 
 WIRINGS = {
-    "attention made and not called": (wiring(without_attention), "gradient_everywhere"),
-    "attention detached": (wiring(attention_detached), "gradient_everywhere"),
-    "the stream's mean over places added": (wiring(lambda self, x, context: PreNorm.forward(self, x + x.mean(1, keepdim=True), context)), "causality"),
+    "attention made and not called": (block_layout(without_attention), "gradient_everywhere"),
+    "attention detached": (block_layout(attention_detached), "gradient_everywhere"),
+    "the stream's mean over places added": (block_layout(lambda self, x, context: PreNorm.forward(self, x + x.mean(1, keepdim=True), context)), "causality"),
 }
 
 
-def initialisation(change: Callable[[nn.Module], object] = lambda model: None, **options: Any) -> Part:
+def initialization(change: Callable[[nn.Module], object] = lambda model: None, **options: Any) -> Part:
     def build(config: NormalConfig) -> Callable[[nn.Module, int], None]:
-        def initialise(model: nn.Module, num_layers: int) -> None:
+        def initialize(model: nn.Module, num_layers: int) -> None:
             build_normal(config)(model, num_layers)
             change(model)
 
-        return initialise
+        return initialize
 
-    return part(feeb.InitialisationSpec, "initialisations", build, NormalConfig, **options)
+    return part(feeb.InitializationSpec, "initializations", build, NormalConfig, **options)
 
 
 @torch.no_grad()
@@ -349,7 +349,7 @@ def by_another_generator(model: nn.Module) -> None:
 
 @torch.no_grad()
 def head_of_unit_scale(model: nn.Module) -> None:
-    next(model.head.parameters()).normal_()  # type: ignore[union-attr]
+    next(model.lm_head.parameters()).normal_()  # type: ignore[union-attr]
 
 
 @torch.no_grad()
@@ -359,10 +359,10 @@ def all_alike(model: nn.Module) -> None:
 
 
 INITIALISATIONS = {
-    "deviation 1": (initialisation(std=1.0), "initial_loss"),
-    "head of unit scale": (initialisation(head_of_unit_scale), "initial_loss"),
-    "Python's random numbers": (initialisation(by_another_generator), "built_from_the_seed_alone"),
-    "all weights alike": (initialisation(all_alike), "built_from_the_seed_alone"),
+    "deviation 1": (initialization(std=1.0), "initial_loss"),
+    "head of unit scale": (initialization(head_of_unit_scale), "initial_loss"),
+    "Python's random numbers": (initialization(by_another_generator), "built_from_the_seed_alone"),
+    "all weights alike": (initialization(all_alike), "built_from_the_seed_alone"),
 }
 
 FAMILIES = (FEEDFORWARDS, POSITIONS, HEADS, EMBEDDINGS, WIRINGS, DEPTHS, INITIALISATIONS)
@@ -372,7 +372,7 @@ MUTANTS = {name: pair for family in FAMILIES for name, pair in family.items()}
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mutant_is_caught_by_its_check(name: str) -> None:
     broken, wanted = MUTANTS[name]
-    (result,) = check_part(broken.seam, broken, only=[wanted])
+    (result,) = check_part(broken.kind, broken, only=[wanted])
     assert not result.passed, f"{name} passed {wanted}"
 
 
@@ -384,13 +384,13 @@ TWINS = {
     "tied": tied(),
     "further tokens": sequential(),
     "embedding": embedding(lambda x: x),
-    "wiring": wiring(PreNorm.forward),
+    "block": block_layout(PreNorm.forward),
     "patches": patches(),
-    "depth": part(feeb.DepthSpec, "depths", lambda config, num_layers, make: Separate(num_layers, make)),
-    "initialisation": initialisation(),
+    "stack": part(feeb.StackSpec, "stacks", lambda config, num_layers, make: Sequential(num_layers, make)),
+    "initialization": initialization(),
 }
 
 
 @pytest.mark.parametrize("name", TWINS)
 def test_the_unbroken_form_of_the_mutants_passes(name: str, failures: Callable[[str, Part], list[str]]) -> None:
-    assert failures(TWINS[name].seam, TWINS[name]) == []
+    assert failures(TWINS[name].kind, TWINS[name]) == []

@@ -18,7 +18,7 @@ from feeb_models.objectives.layers import AllLayer
 from feeb_models.objectives.multi_token import MultiToken
 from feeb_models.objectives.selective import Selective
 from feebcore.config import Part
-from feebcore.model.build import choose
+from feebcore.model.build import resolve_part
 from feebcore.protocols import Batch, LanguageModel, ObjectiveOutput
 from feebcore.testing import check_part, checks_for
 
@@ -39,7 +39,7 @@ def plain(
     mask = torch.ones_like(batch.targets, dtype=torch.bool) if batch.mask is None else batch.mask
     if batch.doc_ids is not None:
         mask = mask & (batch.doc_ids >= 0)
-    logits_BTV = model.head(output.hidden)
+    logits_BTV = model.lm_head(output.hidden)
     nats_BT = nats(logits_BTV.float() if upcast else logits_BTV, batch.targets.masked_fill(~mask, 0)).view_as(batch.targets)
     loss_sum, count = finish(nats_BT, mask.float(), batch)
     for extra in output.losses.values() if auxiliary else ():
@@ -156,7 +156,7 @@ class MeanOverPlaces(AllLayer):
 
 
 class DetachedLoss(AllLayer):
-    """Half of the layers' loss is looked at, not learnt."""
+    """Half of the layers' loss is looked at, not learned."""
 
     def __call__(self, model: LanguageModel, batch: Batch) -> ObjectiveOutput:
         out = super().__call__(model, batch)
@@ -170,7 +170,7 @@ class SelectedInBatch(Selective):
         one_row = Batch(*(x.reshape(1, -1) if x is not None else None for x in (batch.tokens, batch.targets, batch.mask)))  # type: ignore[arg-type]
 
         class Flat:
-            head, vocab_size, training = model.head, model.vocab_size, True
+            head, vocab_size, training = model.lm_head, model.vocab_size, True
 
             def __call__(self, tokens: Tensor, **kwargs: Any) -> Any:
                 output = model(batch.tokens, **kwargs)
@@ -187,9 +187,9 @@ class UncountedHeads(AllLayer):
 
 
 OTHERS = {
-    "heads of earlier layers not counted": (part(UncountedHeads, choose("objectives", "all_layer").spec.config), "extra_flops_are_declared"),
-    "layers averaged over places": (part(MeanOverPlaces, choose("objectives", "all_layer").spec.config), "adds_up_over_rows"),
-    "layers' loss half detached": (part(DetachedLoss, choose("objectives", "all_layer").spec.config), "gradient_matches_differences"),
+    "heads of earlier layers not counted": (part(UncountedHeads, resolve_part("objectives", "all_layer").spec.config), "extra_flops_are_declared"),
+    "layers averaged over places": (part(MeanOverPlaces, resolve_part("objectives", "all_layer").spec.config), "adds_up_over_rows"),
+    "layers' loss half detached": (part(DetachedLoss, resolve_part("objectives", "all_layer").spec.config), "gradient_matches_differences"),
     "selected among the rows of a micro-batch": (part(SelectedInBatch, SelectiveConfig, share=0.3), "adds_up_over_rows"),
 }
 
@@ -205,8 +205,8 @@ def test_mutant_is_caught_by_its_check(name: str) -> None:
 
 
 def test_the_right_forms_of_the_mutants_pass() -> None:
-    rights = (mutant(), multi_token(), part(AllLayer, choose("objectives", "all_layer").spec.config), part(Selective, SelectiveConfig, share=0.3))
-    wanted = {check.name for check in checks_for("objectives") if "objectives" in check.seams}
+    rights = (mutant(), multi_token(), part(AllLayer, resolve_part("objectives", "all_layer").spec.config), part(Selective, SelectiveConfig, share=0.3))
+    wanted = {check.name for check in checks_for("objectives") if "objectives" in check.kinds}
     assert {check for _, check in MUTANTS.values()} <= wanted
     broken = [str(result) for right in rights for result in check_part("objectives", right, only=wanted) if not result.passed]
     assert not broken, "\n".join(broken)

@@ -41,7 +41,7 @@ def test_an_authors_file_has_a_test_for_every_check_and_the_checks_sentence_as_f
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests" / "test_two.py").write_text(TEST)
     done = run_pytest(tmp_path, "-v", "tests")
-    schedules, processors = (len(checks_for(seam)) for seam in ("schedules", "processors"))
+    schedules, processors = (len(checks_for(kind)) for kind in ("schedules", "logits_processors"))
     assert f"1 failed, {2 * schedules + processors - 1} passed" in done.stdout, done.stdout + done.stderr
     assert "test_two.py::test_sound[pure_and_bounded] PASSED" in done.stdout
     assert "test_two.py::test_from_zero[no_step_is_wasted] FAILED" in done.stdout

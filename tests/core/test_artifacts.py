@@ -147,11 +147,11 @@ def test_adopt_takes_data_made_elsewhere(tmp_path):
     source.mkdir()
     (source / "documents.parquet").write_bytes(b"123")
     workspace = Workspace(tmp_path / "w")
-    artifact = workspace.adopt(source, "download", "mine", "from a friend")
-    assert workspace.adopt(source, "download", "mine").path == artifact.path
+    artifact = workspace.import_folder(source, "download", "mine", "from a friend")
+    assert workspace.import_folder(source, "download", "mine").path == artifact.path
     assert (source / "documents.parquet").exists()
     with pytest.raises(ArtifactError, match="no folder with files"):
-        workspace.adopt(tmp_path / "nothing", "download", "x")
+        workspace.import_folder(tmp_path / "nothing", "download", "x")
 
 
 def test_gc_takes_unfinished_and_superseded_but_nothing_that_is_referred_to(tmp_path):

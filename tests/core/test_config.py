@@ -20,8 +20,8 @@ class Section(feeb.StageConfig):
     device: feeb.Execution[str] = "auto"
     every: feeb.Observation[int] = 10
     inner: Inner = Inner()
-    schedule: Annotated[feeb.Part, feeb.Seam("schedules")] = feeb.use("constant")
-    several: list[Annotated[feeb.Part, feeb.Seam("schedules")]] = []
+    schedule: Annotated[feeb.Part, feeb.PartKey("schedules")] = feeb.default_part("constant")
+    several: list[Annotated[feeb.Part, feeb.PartKey("schedules")]] = []
 
 
 def test_execution_and_observation_keys_are_not_identity():

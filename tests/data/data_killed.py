@@ -6,8 +6,8 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 from feebcore.artifacts import Workspace
-from feebcore.data.fan_out import offering
 from feebcore.data.store_writer import SplitWriter
+from feebcore.data.task_runner import offering
 from feebcore.recipe import load
 from feebcore.stages.base import run_all
 

@@ -13,9 +13,9 @@ from feebcore.registry import get_registry
 VOCAB, BOS, EOS = 100, 98, 99
 
 
-def part(seam: str, name: str, **options: object) -> Part:
-    spec = get_registry().resolve(seam, name)
-    return Part(seam, spec, spec.config.model_validate(options))
+def part(kind: str, name: str, **options: object) -> Part:
+    spec = get_registry().resolve(kind, name)
+    return Part(kind, spec, spec.config.model_validate(options))
 
 
 def store_of(folder: Path, lengths: Sequence[int], sources: Sequence[int] = (), split: str = "train", seed: int = 0, **options: object) -> TokenStore:

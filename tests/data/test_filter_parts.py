@@ -24,10 +24,10 @@ def test_length_counts_bytes_and_characters() -> None:
     assert keys(build_length(LengthConfig(min_bytes=0))(data)) == ["0", "1", "2", "3"]
 
 
-@pytest.mark.parametrize(("normalise", "kept"), [("none", "01234"), ("whitespace", "0134"), ("lower", "034")])
-def test_dedup_keeps_the_first_of_equal_texts(normalise: str, kept: str) -> None:
+@pytest.mark.parametrize(("normalize", "kept"), [("none", "01234"), ("whitespace", "0134"), ("lower", "034")])
+def test_dedup_keeps_the_first_of_equal_texts(normalize: str, kept: str) -> None:
     data = frame("a b", "A b", "a\n b ", "ab", "c", "a b")
-    assert keys(build_dedup_exact(DedupExactConfig(normalise=normalise))(data)) == list(kept)  # type: ignore[arg-type]
+    assert keys(build_dedup_exact(DedupExactConfig(normalize=normalize))(data)) == list(kept)  # type: ignore[arg-type]
 
 
 def test_statistics_are_what_python_says() -> None:

@@ -32,9 +32,9 @@ from feebcore.registry import get_registry
 VOCAB, BOS, EOS = 100, 98, 99
 
 
-def part(seam: str, name: str, **options: object) -> Part:
-    spec = get_registry().resolve(seam, name)
-    return Part(seam, spec, spec.config(**options))
+def part(kind: str, name: str, **options: object) -> Part:
+    spec = get_registry().resolve(kind, name)
+    return Part(kind, spec, spec.config(**options))
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def store(tmp_path: Path) -> TokenStore:
 
 
 def batches(store: TokenStore, batch_size: int = 8, seq_len: int = 16, **packing: object) -> BatchSource:
-    return make_batches(store, part("packings", "concat", **packing), part("orders", "shuffled"), batch_size, seq_len, seed=5)
+    return make_batches(store, part("packings", "concat", **packing), part("data_orders", "shuffled"), batch_size, seq_len, seed=5)
 
 
 def test_each_token_but_the_first_is_a_target_once_an_epoch(store: TokenStore) -> None:
@@ -127,7 +127,7 @@ def source(request: pytest.FixtureRequest, tmp_path: Path) -> BatchSource:
     """Any packing with any order, over two sources; a run of 60 steps of 8 windows."""
     packing, order, options = request.param
     store = store_of(tmp_path / "two", np.random.default_rng(2).integers(0, 60, 60).tolist(), [0] * 40 + [1] * 20)
-    return make_batches(store, stores.part("packings", packing, document_mask=True), stores.part("orders", order, **options), 8, 16, seed=7, max_steps=60)
+    return make_batches(store, stores.part("packings", packing, document_mask=True), stores.part("data_orders", order, **options), 8, 16, seed=7, max_steps=60)
 
 
 def rows_of(batch: Batch) -> list[bytes]:
@@ -321,6 +321,8 @@ def test_batches_are_pinned_when_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_order_of_three_arguments_still_works(store: TokenStore) -> None:
-    spec = feeb.OrderSpec("backwards", build=lambda config, num_windows, seed: lambda samples: num_windows - 1 - samples % num_windows, summary="Last first.")
-    data = make_batches(store, part("packings", "concat"), Part("orders", spec, spec.config()), 4, 16, seed=0)
+    spec = feeb.DataOrderSpec(
+        "backwards", build=lambda config, num_windows, seed: lambda samples: num_windows - 1 - samples % num_windows, summary="Last first."
+    )
+    data = make_batches(store, part("packings", "concat"), Part("data_orders", spec, spec.config()), 4, 16, seed=0)
     assert np.array_equal(data.order(np.arange(3)), data.num_windows - 1 - np.arange(3))

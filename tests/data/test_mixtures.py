@@ -15,7 +15,7 @@ from feebcore.data.loader import BatchSource, make_batches
 from feebcore.data.store import TokenStore
 from feebcore.data.views import StoreView, scores_by_source, source_view, source_views, validation_sets
 from feebcore.errors import DataError
-from feebcore.protocols import OrderContext
+from feebcore.protocols import DataOrderContext
 
 SOURCES = {"a": range(50), "b": range(50, 57), "c": range(57, 100)}
 
@@ -84,9 +84,9 @@ def test_any_sample_can_be_asked_for_at_any_time() -> None:
     assert np.array_equal(order(some), windows[some])
 
 
-def context(**changes: object) -> OrderContext:
+def context(**changes: object) -> DataOrderContext:
     fields = {"num_windows": 100, "batch_size": 8, "max_steps": 200, "packing": None, "store": None, "sources": SOURCES} | changes
-    return OrderContext(**fields)  # type: ignore[arg-type]
+    return DataOrderContext(**fields)  # type: ignore[arg-type]
 
 
 def test_phases_begin_at_shares_or_steps_of_the_run() -> None:
@@ -123,7 +123,7 @@ def store(tmp_path: Path) -> TokenStore:
 
 
 def mixed(store: TokenStore, packing: str = "concat", batch_size: int = 10, **options: object) -> BatchSource:
-    order = part("orders", "mixture", **({"proportions": {"s0": 0.5, "s1": 0.2, "s2": 0.3}} | options))
+    order = part("data_orders", "mixture", **({"proportions": {"s0": 0.5, "s1": 0.2, "s2": 0.3}} | options))
     return make_batches(store, part("packings", packing), order, batch_size, 8, seed=1, max_steps=100)
 
 

@@ -20,9 +20,9 @@ from feebcore.testing import check_part
 PACKING_CHECKS = ("targets_follow_inputs", "packing_is_stateless", "packing_isolates_documents", "packing_tells_its_waste")
 
 
-def failed_checks(seam: str, mutant: Part, *names: str) -> set[str]:
+def failed_checks(kind: str, mutant: Part, *names: str) -> set[str]:
     """Of these checks, those that found something; a check that breaks down on the mutant has found nothing."""
-    return {r.check for r in check_part(seam, mutant, only=names) if not r.passed and "it raised" not in r.message}
+    return {r.check for r in check_part(kind, mutant, only=names) if not r.passed and "it raised" not in r.message}
 
 
 def packing_mutant(change: Callable[[PackedWindows, Any], Any], base: str = "concat", **statistics: float) -> Part:
@@ -64,7 +64,7 @@ def depends_on_calls(packed: PackedWindows, packing: Any) -> None:
     packed.tokens = np.roll(packed.tokens, packing.asked, axis=0) if len(packed.tokens) < 20 else packed.tokens
 
 
-def depends_on_neighbours(packed: PackedWindows, _: Any) -> None:
+def depends_on_neighbors(packed: PackedWindows, _: Any) -> None:
     if packed.doc_ids is None:
         packed.mask = None if len(packed.tokens) % 2 else np.ones_like(packed.tokens[:, 1:], dtype=bool)
 
@@ -95,7 +95,7 @@ def nothing(packed: PackedWindows, _: Any) -> None:
         (packing_mutant(count_all, "bestfit"), "targets_follow_inputs"),
         (packing_mutant(same_twice), "targets_follow_inputs"),
         (packing_mutant(depends_on_calls), "packing_is_stateless"),
-        (packing_mutant(depends_on_neighbours), "packing_is_stateless"),
+        (packing_mutant(depends_on_neighbors), "packing_is_stateless"),
         (packing_mutant(one_document), "packing_isolates_documents"),
         (packing_mutant(positions_run_on), "packing_isolates_documents"),
         (packing_mutant(targets_across), "packing_isolates_documents"),
@@ -115,8 +115,8 @@ def test_what_is_not_broken_is_not_caught(base: str) -> None:
 
 
 def order_mutant(build: Callable[..., Any]) -> Part:
-    spec = feeb.OrderSpec("mutant", build=build, summary="A broken part.")
-    return Part("orders", spec, spec.config())
+    spec = feeb.DataOrderSpec("mutant", build=build, summary="A broken part.")
+    return Part("data_orders", spec, spec.config())
 
 
 class Counting:
@@ -155,7 +155,7 @@ def by_place_in_the_call(config: Any, num_windows: int, seed: int) -> Callable[[
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_broken_order_is_caught(mutant: Part, caught_by: str) -> None:
-    assert failed_checks("orders", mutant, caught_by) == {caught_by}
+    assert failed_checks("data_orders", mutant, caught_by) == {caught_by}
 
 
 def test_a_filter_that_keeps_dropping_is_caught() -> None:

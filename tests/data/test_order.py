@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from feeb_data.orders import ShuffledOrder
+from feeb_data.data_orders import ShuffledOrder
 from feebcore.data.order import FeistelPermutation
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from feeb_evals.python_parses import extract_function
 from feebcore.errors import DataError
-from feebcore.evaluate.benchmark import headline, summarise
+from feebcore.evaluate.benchmark import headline, summarize
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_nothing_is_executed() -> None:
 
 def test_summaries_name_the_headline_after_the_benchmark_and_others_beside_it() -> None:
     result = {"sampled": {"value": 0.5, "low": 0.4, "high": 0.6, "n": 9}, "greedy": {"value": 0.7}, "tokens": 3}
-    assert summarise({"task": {"rl": result}}) == {"task": {"rl": 0.5}, "task_greedy": {"rl": 0.7}}
+    assert summarize({"task": {"rl": result}}) == {"task": {"rl": 0.5}, "task_greedy": {"rl": 0.7}}
     assert headline(result) == ("sampled", result["sampled"])
     assert headline({"tokens": 3}) is None
 

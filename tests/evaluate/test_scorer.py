@@ -26,7 +26,7 @@ class Toy(nn.Module):
         torch.manual_seed(0)
         self.vocab_size, self.seq_len = vocab_size, seq_len
         self.embedding = nn.Embedding(vocab_size, width)
-        self.head = nn.Linear(width, vocab_size)
+        self.lm_head = nn.Linear(width, vocab_size)
 
     def forward(self, tokens: torch.Tensor) -> ModelOutput:
         steps = torch.arange(tokens.shape[1])
@@ -37,8 +37,8 @@ class Toy(nn.Module):
 class Uniform(Toy):
     def __init__(self, vocab_size: int, seq_len: int) -> None:
         super().__init__(vocab_size, seq_len)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        nn.init.zeros_(self.lm_head.weight)
+        nn.init.zeros_(self.lm_head.bias)
 
 
 def make_store(documents: list[list[int]], num_bytes: list[int] | None = None) -> SimpleNamespace:
@@ -57,7 +57,7 @@ def brute_force(model: Toy, ids: list[int], context: int, stride: int) -> float:
     start = 0
     while scored < len(ids):
         stop = min(start + context, len(ids))
-        log_probs = torch.log_softmax(model.head(model(torch.tensor([full[start:stop]])).hidden).double(), -1)[0]
+        log_probs = torch.log_softmax(model.lm_head(model(torch.tensor([full[start:stop]])).hidden).double(), -1)[0]
         for target in range(scored + 1, stop + 1):
             total -= log_probs[target - 1 - start, full[target]].item()
         scored = stop
@@ -168,7 +168,7 @@ def test_pairs_equal_the_sum_over_the_continuation_and_cut_the_context_from_the_
     found = scorer.score(model, pairs)
     for (before, after), result in zip(pairs, found, strict=True):
         kept = [*before, *after][-9:]
-        log_probs = torch.log_softmax(model.head(model(torch.tensor([kept[:-1]])).hidden), -1)[0] if after else None
+        log_probs = torch.log_softmax(model.lm_head(model(torch.tensor([kept[:-1]])).hidden), -1)[0] if after else None
         expected = sum(float(log_probs.detach()[len(kept) - len(after) - 1 + i, t]) for i, t in enumerate(after)) if log_probs is not None else 0.0
         assert result.log_prob == pytest.approx(expected, abs=1e-5)
         assert result.tokens == len(after)
@@ -180,7 +180,7 @@ def test_pairs_equal_the_sum_over_the_continuation_and_cut_the_context_from_the_
 
 def test_greedy_says_whether_each_token_was_the_likeliest() -> None:
     model = Toy(11, 8)
-    best = int(model.head(model(torch.tensor([[BOS, 3]])).hidden)[0, -1].argmax())
+    best = int(model.lm_head(model(torch.tensor([[BOS, 3]])).hidden)[0, -1].argmax())
     found = scorer.score(model, [([BOS, 3], [best]), ([BOS, 3], [(best + 1) % 11])])
     assert [f.greedy for f in found] == [True, False]
 

@@ -53,7 +53,7 @@ def test_a_run_that_was_stopped_goes_on_and_ends_the_same(tiny_chain, tmp_path: 
 
 def test_a_benchmark_runs_on_the_named_subjects_only(tiny_chain, tmp_path: Path) -> None:
     _, artifacts = tiny_chain
-    section = section_of(artifacts, benchmarks=["bits_per_byte", {"name": "bits_per_byte", "stride": 64}], subjects={"bits_per_byte_2": ["sft"]})
+    section = section_of(artifacts, benchmarks=["bits_per_byte", {"name": "bits_per_byte", "stride": 64}], models={"bits_per_byte_2": ["sft"]})
     metrics = evaluate.run(section, inputs_of(artifacts), StageOutput(tmp_path))
     assert set(metrics["bits_per_byte"]) == {"pretrain", "sft"}
     assert set(metrics["bits_per_byte_2"]) == {"sft"}
@@ -61,7 +61,7 @@ def test_a_benchmark_runs_on_the_named_subjects_only(tiny_chain, tmp_path: Path)
 
 def test_wrong_subjects_are_refused_before_anything_runs() -> None:
     recipe = SimpleNamespace(stages={"pretrain": None, "shard": None})
-    section = EvaluateConfig.model_validate({"benchmarks": ["bits_per_byte"], "subjects": {"bits_per_bite": ["pretrain"], "bits_per_byte": ["rl"]}})
+    section = EvaluateConfig.model_validate({"benchmarks": ["bits_per_byte"], "models": {"bits_per_bite": ["pretrain"], "bits_per_byte": ["rl"]}})
     problems = evaluate.check(section, recipe)
     assert any("bits_per_byte" in p and "did you mean" in p for p in problems)
     assert any("'rl' is not in this recipe" in p for p in problems)

@@ -11,7 +11,7 @@ import torch
 from feebcore.errors import DataError
 from feebcore.generate import decoding
 from feebcore.generate.engine import generate
-from feebcore.model.build import build_model, choose
+from feebcore.model.build import build_model, resolve_part
 from feebcore.protocols import ModelOutput
 
 VOCAB, EOS = 23, 1
@@ -20,7 +20,7 @@ PROMPTS = [[0, 5, 6, 7], [0, 9], [0, 3, 4, 5, 6, 7, 8, 9], [0, 11, 12]]
 
 def make_model(seq_len: int = 24, **options):
     parts = {"num_layers": 2, "d_model": 32, "num_heads": 2} | options
-    model = build_model(choose("architectures", {"name": "transformer", **parts}), VOCAB, seq_len, seed=3).eval()
+    model = build_model(resolve_part("architectures", {"name": "transformer", **parts}), VOCAB, seq_len, seed=3).eval()
     with torch.no_grad():
         for p in model.parameters():
             p.mul_(3.0)  # far from uniform
@@ -34,7 +34,7 @@ class Bigram(torch.nn.Module):
         super().__init__()
         self.table = torch.nn.Parameter(table)
         self.vocab_size, self.seq_len = len(table), seq_len
-        self.head = torch.nn.Identity()
+        self.lm_head = torch.nn.Identity()
 
     def forward(self, tokens, positions=None, doc_ids=None, cache=None):
         return ModelOutput(self.table[tokens])
@@ -49,7 +49,7 @@ def test_cached_log_probs_equal_teacher_forced_ones_in_a_left_padded_batch(posit
     model = make_model(position=position, attention=attention)
     for prompt, completion in zip(PROMPTS, generate(model, PROMPTS, 10, EOS, seed=1), strict=True):
         tokens = torch.tensor([[*prompt, *completion.tokens]])
-        log_probs = model.head(model(tokens).hidden).log_softmax(-1)[0]
+        log_probs = model.lm_head(model(tokens).hidden).log_softmax(-1)[0]
         expected = [log_probs[len(prompt) - 1 + t, token].item() for t, token in enumerate(completion.tokens)]
         assert completion.log_probs == pytest.approx(expected, abs=1e-5)
         assert completion.raw_log_probs == completion.log_probs
@@ -105,7 +105,7 @@ def test_processed_and_raw_log_probs_are_of_their_own_distributions():
     half = lambda logits: logits / 0.5  # noqa: E731
     completion = generate(model, [[0, 5, 6]], 6, EOS, [half], seed=2)[0]
     tokens = torch.tensor([[0, 5, 6, *completion.tokens]])
-    logits = model.head(model(tokens).hidden)[0, 2:-1]
+    logits = model.lm_head(model(tokens).hidden)[0, 2:-1]
     chosen = torch.tensor(completion.tokens)[:, None]
     assert completion.raw_log_probs == pytest.approx(logits.log_softmax(-1).gather(-1, chosen)[:, 0].tolist(), abs=1e-5)
     assert completion.log_probs == pytest.approx((logits * 2).log_softmax(-1).gather(-1, chosen)[:, 0].tolist(), abs=1e-5)
@@ -126,7 +126,7 @@ def test_sampling_follows_the_models_distribution():
 
 
 def test_uniforms_are_uniform_and_independent_between_rows_and_draws():
-    random = decoding.RowRandom(decoding.row_seeds(0, range(2000)))
+    random = decoding.PerRowRNG(decoding.row_seeds(0, range(2000)))
     draws = torch.stack([random.uniform() for _ in range(20)]).numpy()
     assert draws.min() >= 0
     assert draws.max() < 1

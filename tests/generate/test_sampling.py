@@ -9,15 +9,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from feebcore.generate.decoding import RowRandom, row_seeds
-from feebcore.model.build import choose
+from feebcore.generate.decoding import PerRowRNG, row_seeds
+from feebcore.model.build import resolve_part
 
 PROBS = [0.5, 0.2, 0.15, 0.1, 0.05]
 LOGITS = torch.tensor([PROBS]).log()
 
 
 def processor(name, **options):
-    return choose("processors", {"name": name, **options}).build()
+    return resolve_part("logits_processors", {"name": name, **options}).build()
 
 
 def kept(logits):
@@ -71,13 +71,13 @@ def test_processors_run_in_the_order_of_the_list():
 
 def test_only_temperature_is_declared_to_keep_every_token():
     names = ["temperature", "top_k", "top_p", "min_p"]
-    assert [getattr(choose("processors", n).config, "truncates", True) for n in names] == [False, True, True, True]
+    assert [getattr(resolve_part("logits_processors", n).config, "truncates", True) for n in names] == [False, True, True, True]
 
 
 def test_greedy_takes_the_best_and_sampling_the_distribution():
-    random = RowRandom(row_seeds(0, range(4000)))
-    assert choose("decoders", "greedy").build()(LOGITS, random).tolist() == [0]
-    drawn = choose("decoders", "sampling").build()(LOGITS.expand(4000, -1), random)
+    random = PerRowRNG(row_seeds(0, range(4000)))
+    assert resolve_part("samplers", "greedy").build()(LOGITS, random).tolist() == [0]
+    drawn = resolve_part("samplers", "sampling").build()(LOGITS.expand(4000, -1), random)
     shares = torch.bincount(drawn, minlength=5) / 4000
     for share, p in zip(shares.tolist(), PROBS, strict=True):
         assert abs(share - p) < 4 * math.sqrt(p * (1 - p) / 4000)

@@ -9,7 +9,7 @@ import pytest
 
 from feeb_pipelines.cli import run_command
 from feebcore.api import open_run
-from feebcore.model.build import build_model, choose
+from feebcore.model.build import build_model, resolve_part
 from feebcore.model.io import save_model
 
 
@@ -18,10 +18,10 @@ def exported_model(folder: Path) -> Path:
     from feeb_interchange import EXAMPLE_CODEC
     from feeb_interchange.tokenizer import write_codec_folder
 
-    part = choose("architectures", {"name": "llama", "num_layers": 1, "d_model": 32})
+    part = resolve_part("architectures", {"name": "llama", "num_layers": 1, "d_model": 32})
     write_codec_folder(folder / "codec", EXAMPLE_CODEC.read_text(), "<|begin|>", "<|end|>", 0)
     save_model(folder / "made", build_model(part, 258, 32), part, folder / "codec")
-    choose("exporters", "huggingface").build()(folder / "made", folder / "hf")
+    resolve_part("exporters", "huggingface").build()(folder / "made", folder / "hf")
     return folder / "hf"
 
 
@@ -48,7 +48,7 @@ def test_what_is_wrong_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture
         (["import", str(tmp_path / "nothing"), "a"], "there is no"),
         (["import", str(tmp_path / "empty"), "a"], "has no config.json"),
         (["import", str(tmp_path / "empty"), "a/b"], "is no label"),
-        (["import", str(tmp_path / "model.onnx"), "a"], "no part 'onnx' on seam 'importers'"),
+        (["import", str(tmp_path / "model.onnx"), "a"], "no part 'onnx' on kind 'importers'"),
         (["import", str(tmp_path / "empty"), "a", "--option", "seq_len"], "write --option key=value"),
         (["import", str(tmp_path / "empty"), "a", "--option", "seq_len=0"], "seq_len"),
         (["export", "nobody", str(tmp_path / "out")], "no run 'nobody'"),

@@ -16,7 +16,7 @@ from feeb_interchange.gguf import TYPES, GgufFile
 from feeb_interchange.gguf_models import hugging_face_name
 from feebcore.api import open_model
 from feebcore.errors import DataError
-from feebcore.model.build import build_model, choose
+from feebcore.model.build import build_model, resolve_part
 from feebcore.model.io import load_model, save_model
 
 Values = list[float]
@@ -148,7 +148,7 @@ def small_llama(folder: Path, kind: str, **changes: Any) -> tuple[Path, Any]:
     """The same random model as a GGUF file, rows of q and k in llama.cpp's order, and as feeb builds it."""
     qwen = kind == "qwen3"
     attention = {"num_kv_heads": 2, "qk_norm": qwen}
-    part = choose(
+    part = resolve_part(
         "architectures",
         {
             "name": "qwen3" if qwen else "llama",
@@ -164,7 +164,7 @@ def small_llama(folder: Path, kind: str, **changes: Any) -> tuple[Path, Any]:
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel())))
     save_model(folder / "made", model, part)
-    choose("exporters", "huggingface").build()(folder / "made", folder / "hf")
+    resolve_part("exporters", "huggingface").build()(folder / "made", folder / "hf")
     from safetensors.torch import load_file
 
     theirs = load_file(folder / "hf/model.safetensors")
@@ -195,14 +195,14 @@ def small_llama(folder: Path, kind: str, **changes: Any) -> tuple[Path, Any]:
         array, short = tensor.numpy(), name.replace("model.layers", "blk")
         for long, brief in names.items():
             short = short.replace(long, brief)
-        if kind == "llama" and ("q_proj" in name or "k_proj" in name):  # as llama.cpp's converter: neighbours become pairs
+        if kind == "llama" and ("q_proj" in name or "k_proj" in name):  # as llama.cpp's converter: neighbors become pairs
             array = array.reshape(-1, 2, 4, 32).swapaxes(1, 2).reshape(array.shape)
         tensors[short] = array
     return write_gguf(folder / "model.gguf", meta, tensors), model
 
 
 def import_file(source: Path, folder: Path, **options: Any) -> Path:
-    choose("importers", {"name": "gguf", **options}).build()(source, folder)
+    resolve_part("importers", {"name": "gguf", **options}).build()(source, folder)
     return folder
 
 
@@ -212,7 +212,7 @@ def test_a_file_is_the_model_it_was_made_from(kind: str, tmp_path: Path) -> None
     file, model = small_llama(tmp_path, kind)
     again, tokenizer = open_model(import_file(file, tmp_path / "ours"))
     tokens = torch.randint(len(TOKENS), (2, 16), generator=torch.Generator().manual_seed(1))
-    assert torch.equal(again.head(again(tokens).hidden), model.head(model(tokens).hidden))
+    assert torch.equal(again.lm_head(again(tokens).hidden), model.lm_head(model(tokens).hidden))
     assert again.seq_len == 16
     assert tokenizer.decode(tokenizer.encode("the <|end|> thing")) == "the <|end|> thing"
     assert tokenizer.encode("th") == [TOKENS.index("th")]

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from feebcore.api import open_model
 from feebcore.errors import DataError
-from feebcore.model.build import build_model, choose
+from feebcore.model.build import build_model, resolve_part
 from feebcore.model.io import load_model, save_model
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -43,12 +43,12 @@ MODELS = {
 
 
 def import_folder(source: Path, folder: Path, **options: Any) -> Path:
-    choose("importers", {"name": "huggingface", **options}).build()(source, folder)
+    resolve_part("importers", {"name": "huggingface", **options}).build()(source, folder)
     return folder
 
 
 def export_folder(folder: Path, target: Path, **options: Any) -> Path:
-    choose("exporters", {"name": "huggingface", **options}).build()(folder, target)
+    resolve_part("exporters", {"name": "huggingface", **options}).build()(folder, target)
     return target
 
 
@@ -71,7 +71,7 @@ TOKENS = torch.randint(67, (2, 24), generator=torch.Generator().manual_seed(1))
 
 @torch.no_grad()
 def logits_of(model: Any, tokens: torch.Tensor = TOKENS) -> torch.Tensor:
-    return model.head(model(tokens).hidden)
+    return model.lm_head(model(tokens).hidden)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -94,7 +94,7 @@ def test_logits_are_those_of_transformers_and_the_tensors_come_back_equal(name: 
 @pytest.mark.parametrize("preset", ["gpt2", "llama", "qwen3"])
 @torch.no_grad()
 def test_a_model_made_here_is_the_same_in_transformers_and_after_coming_back(preset: str, tmp_path: Path) -> None:
-    architecture = choose("architectures", {"name": preset, "num_layers": 2, "d_model": 32})
+    architecture = resolve_part("architectures", {"name": preset, "num_layers": 2, "d_model": 32})
     model = build_model(architecture, 67, 24).eval()
     for parameter in model.parameters():
         parameter.add_(0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel())))
@@ -191,8 +191,8 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
 
 
 CANNOT_LEAVE = [
-    ({"name": "llama", "attention": {"softcap": 30.0}}, r"attention.softcap is 30.0, not 0.0"),
-    ({"name": "llama", "wiring": "parallel"}, r"wiring is parallel, not prenorm"),
+    ({"name": "llama", "attention": {"logit_softcap": 30.0}}, r"attention.logit_softcap is 30.0, not 0.0"),
+    ({"name": "llama", "block": "parallel"}, r"block layout is parallel, not prenorm"),
     ({"name": "gpt2", "position": "sinusoidal"}, r"position is sinusoidal, not learned"),
     ({"name": "llama", "feedforward": "relu_squared"}, r"llama: .*feedforward"),
 ]
@@ -200,7 +200,7 @@ CANNOT_LEAVE = [
 
 @pytest.mark.parametrize(("architecture", "message"), CANNOT_LEAVE, ids=[m for _, m in CANNOT_LEAVE])
 def test_a_model_that_no_family_expresses_is_not_exported(architecture: dict[str, Any], message: str, tmp_path: Path) -> None:
-    part = choose("architectures", architecture | {"num_layers": 1, "d_model": 32})
+    part = resolve_part("architectures", architecture | {"num_layers": 1, "d_model": 32})
     save_model(tmp_path / "ours", build_model(part, 67, 24), part)
     with pytest.raises(DataError, match=message):
         export_folder(tmp_path / "ours", tmp_path / "theirs")
@@ -254,11 +254,11 @@ def test_the_tokenizer_comes_along_and_goes_back(said_in: str, tmp_path: Path) -
 def test_a_tokenizer_trained_here_is_read_by_transformers(tmp_path: Path) -> None:
     from feebcore.data.tokenizers import save_part
 
-    part = choose("tokenizers", {"name": "bpe", "vocab_size": 275, "min_frequency": 1})
+    part = resolve_part("tokenizers", {"name": "bpe", "vocab_size": 275, "min_frequency": 1})
     (tmp_path / "tokenizer").mkdir()
     trained = part.build().train(lambda: iter([TEXT * 50, "1234 other words " * 20]), tmp_path / "tokenizer", lambda done, total: None)
     save_part(tmp_path / "tokenizer", part)
-    architecture = choose("architectures", {"name": "llama", "num_layers": 1, "d_model": 32})
+    architecture = resolve_part("architectures", {"name": "llama", "num_layers": 1, "d_model": 32})
     save_model(tmp_path / "ours", build_model(architecture, 275, 24), architecture, tmp_path / "tokenizer")
     export_folder(tmp_path / "ours", tmp_path / "theirs")
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "theirs")

@@ -12,7 +12,7 @@ def qkv(groups: int) -> list[torch.Tensor]:
     return [torch.randn(B, heads, T, D, generator=generator).requires_grad_() for heads in (H, groups, groups)]
 
 
-def by_definition(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask_BTS: torch.Tensor, softcap: float) -> torch.Tensor:
+def by_definition(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask_BTS: torch.Tensor, logit_softcap: float) -> torch.Tensor:
     """One query at a time, in double precision."""
     y = torch.zeros(B, H, T, D, dtype=torch.float64)
     for h in range(H):
@@ -20,26 +20,26 @@ def by_definition(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask_BTS: t
         for b in range(B):
             for t in range(T):
                 scores = k[b, g].double() @ q[b, h, t].double() / D**0.5
-                scores = softcap * torch.tanh(scores / softcap) if softcap else scores
+                scores = logit_softcap * torch.tanh(scores / logit_softcap) if logit_softcap else scores
                 y[b, h, t] = scores[mask_BTS[b, t]].softmax(0) @ v[b, g].double()[mask_BTS[b, t]]
     return y
 
 
-@pytest.mark.parametrize("softcap", [0.0, 2.0])
+@pytest.mark.parametrize("logit_softcap", [0.0, 2.0])
 @pytest.mark.parametrize("groups", [1, 2, 4])
-def test_every_form_of_attention_agrees_with_the_definition(groups: int, softcap: float) -> None:
+def test_every_form_of_attention_agrees_with_the_definition(groups: int, logit_softcap: float) -> None:
     q, k, v = (x.detach() for x in qkv(groups))  # FlexAttention has no backward pass on a CPU
     doc_ids = torch.tensor([[0] * 5 + [1] * 19, [-1] * 3 + [0] * 21])
     causal_BTT = torch.ones(T, T, dtype=torch.bool).tril().expand(B, T, T)
     mask_BTT = attention_mask(doc_ids, doc_ids)
-    plain, documents = by_definition(q, k, v, causal_BTT, softcap), by_definition(q, k, v, mask_BTT, softcap)
+    plain, documents = by_definition(q, k, v, causal_BTT, logit_softcap), by_definition(q, k, v, mask_BTT, logit_softcap)
     block_mask = document_block_mask(doc_ids)
     for found, right in [
-        (attend(q, k, v, None, softcap), plain),
-        (_explicit(q, k, v, None, softcap), plain),
-        (attend(q, k, v, mask_BTT, softcap), documents),
-        (_explicit(q, k, v, mask_BTT, softcap), documents),
-        (attend(q, k, v, None, softcap, block_mask), documents),
+        (attend(q, k, v, None, logit_softcap), plain),
+        (_explicit(q, k, v, None, logit_softcap), plain),
+        (attend(q, k, v, mask_BTT, logit_softcap), documents),
+        (_explicit(q, k, v, mask_BTT, logit_softcap), documents),
+        (attend(q, k, v, None, logit_softcap, block_mask), documents),
     ]:
         torch.testing.assert_close(found.double(), right, rtol=1e-5, atol=1e-5)
 
@@ -54,13 +54,13 @@ def test_the_form_for_compiled_bf16_has_the_gradients_of_the_other() -> None:
             torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("softcap", [0.0, 50.0], ids=["kernel", "explicit"])
-def test_dropout_drops_weights_and_keeps_their_mean(softcap):
+@pytest.mark.parametrize("logit_softcap", [0.0, 50.0], ids=["kernel", "explicit"])
+def test_dropout_drops_weights_and_keeps_their_mean(logit_softcap):
     torch.manual_seed(0)
     q, k = torch.randn(1, 2, 4, 8), torch.randn(1, 2, 4, 8)
     v = torch.eye(4).expand(1, 2, 4, 4).contiguous()  # so that what comes out is the weights
-    whole = attend(q, k, v, softcap=softcap)
-    draws = torch.stack([attend(q, k, v, softcap=softcap, dropout=0.25) for _ in range(4000)])
+    whole = attend(q, k, v, logit_softcap=logit_softcap)
+    draws = torch.stack([attend(q, k, v, logit_softcap=logit_softcap, dropout=0.25) for _ in range(4000)])
     kept = draws[:, whole > 0] != 0
     assert kept.float().mean().item() == pytest.approx(0.75, abs=0.01)
     torch.testing.assert_close(draws[0][draws[0] != 0], whole[draws[0] != 0] / 0.75)

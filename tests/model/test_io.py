@@ -12,12 +12,12 @@ from safetensors.torch import load_file
 
 from feebcore.errors import ArtifactError
 from feebcore.files import sha256_file
-from feebcore.model.build import build_model, choose
+from feebcore.model.build import build_model, resolve_part
 from feebcore.model.io import load_model, save_model
 
 
 def transformer(**options: Any) -> Any:
-    return choose("architectures", {"name": "transformer", "num_layers": 1, "d_model": 16, "num_heads": 2, **options})
+    return resolve_part("architectures", {"name": "transformer", "num_layers": 1, "d_model": 16, "num_heads": 2, **options})
 
 
 @pytest.fixture
@@ -25,24 +25,24 @@ def saved(tmp_path: Path) -> Path:
     tokenizer = tmp_path / "tok"
     tokenizer.mkdir()
     (tokenizer / "part.json").write_text("{}")
-    architecture = transformer(head="tied")
+    architecture = transformer(lm_head="tied")
     save_model(tmp_path / "model", build_model(architecture, 30, 8, seed=3), architecture, tokenizer)
     return tmp_path / "model"
 
 
 def test_tied_weights_are_stored_once_and_stay_tied(saved: Path) -> None:
-    assert "head.weight" not in load_file(saved / "model.safetensors")
+    assert "lm_head.weight" not in load_file(saved / "model.safetensors")
     model = load_model(saved)
-    assert model.head.weight is model.embedding.weight
+    assert model.lm_head.weight is model.embedding.weight
     assert not model.training
-    assert torch.equal(model.embedding.weight, build_model(transformer(head="tied"), 30, 8, seed=3).embedding.weight)
+    assert torch.equal(model.embedding.weight, build_model(transformer(lm_head="tied"), 30, 8, seed=3).embedding.weight)
     assert (saved / "tokenizer" / "part.json").exists()
 
 
 def test_saving_again_replaces_and_leaves_nothing_behind(saved: Path) -> None:
     architecture = transformer()
     save_model(saved, build_model(architecture, 30, 8), architecture)
-    assert "head.weight" in load_file(saved / "model.safetensors")
+    assert "lm_head.weight" in load_file(saved / "model.safetensors")
     assert sorted(p.name for p in saved.parent.iterdir()) == ["model", "tok"]
 
 

@@ -68,12 +68,12 @@ def test_nothing_counts_gives_zero() -> None:
 
 
 def test_completion_only_wants_a_mask() -> None:
-    from feebcore.model.build import build_model, choose
+    from feebcore.model.build import build_model, resolve_part
     from feebcore.protocols import Batch
 
-    model = build_model(choose("architectures", {"name": "transformer", "num_layers": 1, "d_model": 8, "num_heads": 2}), V, T)
+    model = build_model(resolve_part("architectures", {"name": "transformer", "num_layers": 1, "d_model": 8, "num_heads": 2}), V, T)
     with pytest.raises(ValueError, match="no mask"):
-        choose("objectives", "completion_only").build()(model, Batch(torch.zeros(1, T, dtype=torch.int64), torch.zeros(1, T, dtype=torch.int64)))
+        resolve_part("objectives", "completion_only").build()(model, Batch(torch.zeros(1, T, dtype=torch.int64), torch.zeros(1, T, dtype=torch.int64)))
 
 
 @pytest.mark.parametrize("divisor", [1024.0, 2304.0])

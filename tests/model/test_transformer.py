@@ -11,14 +11,14 @@ from pydantic import ValidationError
 from torch.nn import functional as F
 
 from feebcore.model.attention import _explicit, attend
-from feebcore.model.build import build_model, choose, count_architecture
+from feebcore.model.build import build_model, count_architecture, resolve_part
 from feebcore.model.context import Cache, attention_mask, positions_in_documents
 from feebcore.model.groups import param_groups
 from feebcore.protocols import BlockShape
 
 
 def transformer(**options: Any) -> Any:
-    return choose("architectures", {"name": "transformer", "num_layers": 2, "d_model": 32, "num_heads": 4, **options})
+    return resolve_part("architectures", {"name": "transformer", "num_layers": 2, "d_model": 32, "num_heads": 4, **options})
 
 
 def test_explicit_attention_is_scaled_dot_product_attention() -> None:
@@ -45,7 +45,7 @@ def test_long_sequences_agree_with_short_form(monkeypatch: pytest.MonkeyPatch) -
 def test_no_mask_exists_on_the_plain_path() -> None:
     seen = []
     model = build_model(transformer(), 50, 16)
-    model.depth.register_forward_hook(lambda module, arguments, result: seen.append(arguments[1].mask_BTS))
+    model.stack.register_forward_hook(lambda module, arguments, result: seen.append(arguments[1].mask_BTS))
     model(torch.zeros(1, 8, dtype=torch.int64))
     cache = model.new_cache(1, 16)
     model(torch.zeros(1, 8, dtype=torch.int64), cache=cache)
@@ -54,7 +54,7 @@ def test_no_mask_exists_on_the_plain_path() -> None:
 
 
 def test_rope_scores_depend_on_distance_alone() -> None:
-    rope = choose("positions", "rope").build(BlockShape(32, 4, 8, 64, 0, 1))
+    rope = resolve_part("positions", "rope").build(BlockShape(32, 4, 8, 64, 0, 1))
     q, k = torch.randn(1, 1, 1, 8), torch.randn(1, 1, 1, 8)
 
     def score(m: int, n: int) -> float:
@@ -71,10 +71,10 @@ def test_rope_scores_depend_on_distance_alone() -> None:
 
 def test_norms_follow_their_formulas() -> None:
     x = torch.randn(3, 32) * 5 + 2
-    assert torch.allclose(choose("norms", "rmsnorm").build(32)(x), F.rms_norm(x, (32,), eps=1e-6), atol=1e-5)
-    assert torch.allclose(choose("norms", "layernorm").build(32)(x), F.layer_norm(x, (32,)), atol=1e-5)
+    assert torch.allclose(resolve_part("norms", "rmsnorm").build(32)(x), F.rms_norm(x, (32,), eps=1e-6), atol=1e-5)
+    assert torch.allclose(resolve_part("norms", "layernorm").build(32)(x), F.layer_norm(x, (32,)), atol=1e-5)
     for name in ("rmsnorm", "layernorm"):
-        assert not list(choose("norms", {"name": name, "learnable": False}).build(32).parameters())
+        assert not list(resolve_part("norms", {"name": name, "learnable": False}).build(32).parameters())
 
 
 def test_positions_count_within_documents() -> None:
@@ -149,17 +149,17 @@ def test_roles_of_parameters() -> None:
     model = build_model(transformer(position="learned", norm="layernorm"), 50, 16)
     roles = {g.role: g.names for g in param_groups(model)}
     assert roles["embedding"] == ["embedding.weight", "position.table.weight"]
-    assert roles["head"] == ["head.weight"]
+    assert roles["lm_head"] == ["lm_head.weight"]
     assert len(roles["matrix"]) == 2 * 4
     assert all(n.endswith((".gain", ".shift")) for n in roles["vector"])
-    tied = {g.role: g.names for g in param_groups(build_model(transformer(head="tied"), 50, 16))}
+    tied = {g.role: g.names for g in param_groups(build_model(transformer(lm_head="tied"), 50, 16))}
     assert tied["embedding"] == ["embedding.weight"]
-    assert "head" not in tied
+    assert "lm_head" not in tied
 
 
 def test_counts_of_gpt2_small_are_the_known_ones() -> None:
     gpt2 = transformer(num_layers=12, d_model=768, num_heads=12, attention={"name": "mha", "bias": True}, feedforward={"name": "gelu", "bias": True})
-    gpt2 = choose("architectures", gpt2.dump() | {"norm": "layernorm", "position": "learned", "head": "tied"})
+    gpt2 = resolve_part("architectures", gpt2.dump() | {"norm": "layernorm", "position": "learned", "lm_head": "tied"})
     counts = count_architecture(gpt2, 50257, 1024)
     assert counts.total == 124_439_808  # Hugging Face's gpt2
     assert counts.non_embedding == 124_439_808 - 50257 * 768 - 1024 * 768
@@ -170,9 +170,9 @@ def test_counts_of_gpt2_small_are_the_known_ones() -> None:
 
 def test_residual_projections_start_smaller_with_depth() -> None:
     model = build_model(transformer(num_layers=8, d_model=128), 50, 16)
-    block = model.depth.blocks[0]
+    block = model.stack.blocks[0]
     assert block.attention.qkv.weight.std().item() == pytest.approx(0.02, rel=0.05)
     for module in (block.attention, block.feedforward):
         assert module.out.weight.std().item() == pytest.approx(0.02 / math.sqrt(16), rel=0.05)
-    zero = build_model(transformer(initialisation={"name": "normal", "zero_head": True}), 50, 16)
-    assert not zero.head.weight.any()
+    zero = build_model(transformer(initialization={"name": "normal", "zero_lm_head": True}), 50, 16)
+    assert not zero.lm_head.weight.any()

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from feebcore.errors import FeebError
 from feebcore.model.attention import attend, attention_weights, document_block_mask, window_block_mask, window_mask
-from feebcore.model.build import build_model, choose, count_architecture
-from feebcore.model.context import Context, attention_mask
+from feebcore.model.build import build_model, count_architecture, resolve_part
+from feebcore.model.context import ForwardContext, attention_mask
 from feebcore.model.parts import Position
 from feebcore.protocols import BlockShape
 from feebcore.testing import check_part
@@ -25,7 +25,7 @@ VOCAB = 61
 
 
 def transformer(attention: Any, **options: Any) -> Any:
-    return choose("architectures", {"name": "transformer", "num_layers": 2, "d_model": C, "num_heads": H, "attention": attention, **options})
+    return resolve_part("architectures", {"name": "transformer", "num_layers": 2, "d_model": C, "num_heads": H, "attention": attention, **options})
 
 
 def vivid(attention: Any, **options: Any) -> Any:
@@ -36,8 +36,8 @@ def vivid(attention: Any, **options: Any) -> Any:
 
 def alone(attention: Any, layer: int = 0) -> nn.Module:
     """One attention in fp64, vivid, without positions; its norms have no weights."""
-    make_norm = choose("norms", {"name": "rmsnorm", "learnable": False}).build
-    module = choose("attentions", attention).build(BlockShape(C, H, D, T, layer, 4, make_norm, Position(), VOCAB))
+    make_norm = resolve_part("norms", {"name": "rmsnorm", "learnable": False}).build
+    module = resolve_part("attentions", attention).build(BlockShape(C, H, D, T, layer, 4, make_norm, Position(), VOCAB))
     enliven(module)
     return module.double()
 
@@ -76,22 +76,22 @@ def test_packed_padded_and_cached_forms_agree_at_every_position(name: str, posit
 @pytest.mark.parametrize(
     "attention",
     [
-        {"name": "mqa", "value_residual": "learnt", "value_embeddings": True, "qk_norm": True},
-        {"name": "gqa", "value_residual": "constant", "softcap": 5.0},
+        {"name": "mqa", "value_residual": "learned", "value_embeddings": True, "qk_norm": True},
+        {"name": "gqa", "value_residual": "constant", "logit_softcap": 5.0},
         {"name": "sliding_window", "window": 1, "num_kv_heads": 2},
-        {"name": "sliding_window", "window": 3, "num_kv_heads": 2, "softcap": 5.0},
+        {"name": "sliding_window", "window": 3, "num_kv_heads": 2, "logit_softcap": 5.0},
         {"name": "local_global", "window": 3, "pattern": "LG", "rotate_global": False},
-        {"name": "cross_layer", "num_kv_heads": 2, "qk_norm": True, "softcap": 5.0},
-        {"name": "mla", "query_latent": 8, "kv_latent": 16, "content_dim": 6, "rope_dim": 4, "value_dim": 10, "softcap": 5.0},
+        {"name": "cross_layer", "num_kv_heads": 2, "qk_norm": True, "logit_softcap": 5.0},
+        {"name": "mla", "query_latent": 8, "kv_latent": 16, "content_dim": 6, "rope_dim": 4, "value_dim": 10, "logit_softcap": 5.0},
         {"name": "mla", "latent_norm": False, "rope_dim": 8},
-        {"name": "differential", "qk_norm": True, "softcap": 5.0, "bias": True},
+        {"name": "differential", "qk_norm": True, "logit_softcap": 5.0, "bias": True},
         {"name": "no_value", "projection": False, "qk_norm": True},
         {"name": "scaled", "scale": 0.5, "inner": {"name": "mla", "kv_latent": 12}},
     ],
     ids=str,
 )
 def test_options_keep_the_contract(attention: dict[str, Any]) -> None:
-    assert not broken(check_part("attentions", choose("attentions", attention), (*FORMS, "gradient_everywhere", "bf16_is_close", "initial_loss")))
+    assert not broken(check_part("attentions", resolve_part("attentions", attention), (*FORMS, "gradient_everywhere", "bf16_is_close", "initial_loss")))
 
 
 # --- windows --------------------------------------------------------------------------------------------------------
@@ -117,8 +117,8 @@ def test_a_window_as_long_as_the_text_is_full_attention() -> None:
 
 def test_the_pattern_repeats_over_the_layers() -> None:
     model = build_model(transformer({"name": "local_global", "pattern": "LLG", "window": 5, "rotate_global": False}, num_layers=7), VOCAB, T)
-    assert [b.attention.window for b in model.depth.blocks] == [5, 5, 0, 5, 5, 0, 5]
-    assert [b.attention.rotates for b in model.depth.blocks] == [True, True, False, True, True, False, True]
+    assert [b.attention.window for b in model.stack.blocks] == [5, 5, 0, 5, 5, 0, 5]
+    assert [b.attention.rotates for b in model.stack.blocks] == [True, True, False, True, True, False, True]
 
 
 def test_causal_flops_of_a_window_are_the_pairs_it_leaves() -> None:
@@ -131,11 +131,11 @@ def test_causal_flops_of_a_window_are_the_pairs_it_leaves() -> None:
 
 
 def test_decoding_reads_no_keys_out_of_sight() -> None:
-    context = Context(Position(), mask_BTS=attention_mask(torch.zeros(1, 2, dtype=torch.int64), torch.zeros(1, 10, dtype=torch.int64), 8))
+    context = ForwardContext(Position(), mask_BTS=attention_mask(torch.zeros(1, 2, dtype=torch.int64), torch.zeros(1, 10, dtype=torch.int64), 8))
     q, k, v = torch.randn(1, 2, 2, 4), torch.randn(1, 2, 10, 4), torch.randn(1, 2, 10, 4)
     k[:, :, :6], v[:, :, :6] = math.nan, math.nan  # token 8 sees 6..8, token 9 sees 7..9
     assert context.attend(q, k, v, window=3).isfinite().all()
-    assert Context(Position()).attend(q[:, :, 1:], k, v, window=4).isfinite().all()
+    assert ForwardContext(Position()).attend(q[:, :, 1:], k, v, window=4).isfinite().all()
 
 
 def test_blocks_of_windows_say_what_the_dense_mask_says() -> None:
@@ -169,24 +169,24 @@ def test_latent_attention_follows_its_equations() -> None:
             k, v = torch.cat([c @ w_uk.T, shared_key], -1), c @ w_uv.T
             for t in range(T):
                 want[b, t, h] = softmax_of(q, k, t) @ v[: t + 1]
-    found = mla(x, Context(Position()))
+    found = mla(x, ForwardContext(Position()))
     torch.testing.assert_close(found, want.flatten(2) @ mla.out.weight.T, rtol=1e-5, atol=1e-5)  # softmax is in fp32
 
 
 @pytest.mark.parametrize("past", [1, 7])
 def test_the_absorbed_form_is_the_naive_form(past: int) -> None:
-    mla = alone({"name": "mla", "query_latent": 8, "kv_latent": 16, "rope_dim": 4, "value_dim": 10, "softcap": 4.0})
+    mla = alone({"name": "mla", "query_latent": 8, "kv_latent": 16, "rope_dim": 4, "value_dim": 10, "logit_softcap": 4.0})
     draw = lambda *shape: torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(sum(shape)))  # noqa: E731
     new, S = T - past, T
     doc_ids = torch.tensor([[0] * T, [0] * 3 + [1] * (T - 3)])
-    context = Context(Position(), mask_BTS=attention_mask(doc_ids[:, past:], doc_ids, past))
+    context = ForwardContext(Position(), mask_BTS=attention_mask(doc_ids[:, past:], doc_ids, past))
     given = draw(B, H, new, D), draw(B, H, new, 4), draw(B, 1, S, 16 + 4)
     torch.testing.assert_close(mla.absorbed(*given, context), mla.naive(*given, context), rtol=1e-5, atol=1e-5)
 
 
 def test_decoding_uses_the_absorbed_form_and_a_first_pass_does_not() -> None:
     model, seen = vivid("mla", num_layers=1), []
-    mla = model.depth.blocks[0].attention
+    mla = model.stack.blocks[0].attention
     naive, absorbed = mla.naive, mla.absorbed
     mla.naive = lambda *given: seen.append("naive") or naive(*given)
     mla.absorbed = lambda *given: seen.append("absorbed") or absorbed(*given)
@@ -199,9 +199,9 @@ def test_decoding_uses_the_absorbed_form_and_a_first_pass_does_not() -> None:
 
 def test_the_notebook_shape_of_latent_attention_counts_as_it_should() -> None:
     sizes = {"d_model": 512, "num_heads": 8, "num_layers": 12}
-    counts = count_architecture(choose("architectures", {"name": "transformer", **sizes, "attention": {"name": "mla", **B1}}), 32_000, 1024)
+    counts = count_architecture(resolve_part("architectures", {"name": "transformer", **sizes, "attention": {"name": "mla", **B1}}), 32_000, 1024)
     assert counts.cache_bytes_per_token == 12 * (16 + 16) * 4
-    none = count_architecture(choose("architectures", {"name": "transformer", **sizes, "attention": "none"}), 32_000, 1024)
+    none = count_architecture(resolve_part("architectures", {"name": "transformer", **sizes, "attention": "none"}), 32_000, 1024)
     a_layer = 512 * 8 + 8 * 8 * 80 + 512 * (16 + 16) + 16 * 8 * 128 + 512 * 512
     assert counts.matmul - none.matmul == 12 * a_layer
     assert counts.flops_per_token - none.flops_per_token == 12 * (2 * a_layer + 2 * 1024 * 8 * (80 + 64))
@@ -216,12 +216,12 @@ def test_cross_layer_attention_of_groups_of_one_is_multi_head_attention() -> Non
         cross.q.weight.copy_(mha.qkv.weight[: H * D])
         cross.kv.weight.copy_(mha.qkv.weight[H * D :])
         cross.out.weight.copy_(mha.out.weight)
-    torch.testing.assert_close(cross(some_x(), Context(Position())), mha(some_x(), Context(Position())))
+    torch.testing.assert_close(cross(some_x(), ForwardContext(Position())), mha(some_x(), ForwardContext(Position())))
 
 
 def test_sharing_layers_keep_one_slot_a_group_beside_other_layers() -> None:
     model = vivid({"name": "cross_layer", "share": 3}, num_layers=7)
-    assert [b.attention.kv is not None for b in model.depth.blocks] == [True, False, False, True, False, False, True]
+    assert [b.attention.kv is not None for b in model.stack.blocks] == [True, False, False, True, False, False, True]
     cache, tokens = model.new_cache(B, T), some_tokens()
     model(tokens[:, :8], cache=cache)
     assert len(cache.slots) == 3
@@ -232,10 +232,12 @@ def test_sharing_layers_keep_one_slot_a_group_beside_other_layers() -> None:
 
 def test_a_layer_without_keys_says_who_should_have_made_them() -> None:
     with pytest.raises(FeebError, match=r"layer 1 has no keys of its own.*share: 1"):
-        alone("cross_layer", layer=1)(some_x(), Context(Position()))
+        alone("cross_layer", layer=1)(some_x(), ForwardContext(Position()))
 
 
-@pytest.mark.parametrize("attention", [{"name": "cross_layer", "share": 2}, {"name": "mha", "value_residual": "learnt"}], ids=["cross_layer", "value_residual"])
+@pytest.mark.parametrize(
+    "attention", [{"name": "cross_layer", "share": 2}, {"name": "mha", "value_residual": "learned"}], ids=["cross_layer", "value_residual"]
+)
 def test_activations_computed_again_give_the_same_gradients(attention: dict[str, Any]) -> None:
     found = []
     for again in (False, True):
@@ -243,7 +245,7 @@ def test_activations_computed_again_give_the_same_gradients(attention: dict[str,
         if again:
             assert checkpoint_activations(model) == 4
         model(some_tokens()).hidden.square().sum().backward()
-        found.append({n: p.grad for n, p in model.depth.named_parameters()})
+        found.append({n: p.grad for n, p in model.stack.named_parameters()})
     for name, gradient in found[0].items():
         assert torch.equal(found[1][name], gradient), name
 
@@ -251,19 +253,19 @@ def test_activations_computed_again_give_the_same_gradients(attention: dict[str,
 # --- values -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["constant", "learnt"])
+@pytest.mark.parametrize("kind", ["constant", "learned"])
 def test_later_layers_mix_in_the_first_layers_values(kind: str) -> None:
     model, seen = vivid({"name": "mha", "value_residual": kind, "value_embeddings": True}, num_layers=3), []
-    for block in model.depth.blocks:
+    for block in model.stack.blocks:
         block.attention.register_forward_hook(lambda m, inputs, y: seen.append(m.qkv(inputs[0]).view(B, T, 3, H, D)[:, :, 2].transpose(1, 2)))
     cache, tokens = model.new_cache(B, T), some_tokens()
     model(tokens, cache=cache)
-    for block, made, (_, kept) in zip(model.depth.blocks, list(seen), cache.slots, strict=True):
+    for block, made, (_, kept) in zip(model.stack.blocks, list(seen), cache.slots, strict=True):
         mixing = block.attention.values
         a, b = (0.5, 0.5) if mixing.weights is None else mixing.weights.tolist()
         table = mixing.table.weight[tokens].view(B, T, H, D).transpose(1, 2)
-        torch.testing.assert_close(kept, (made if block is model.depth.blocks[0] else a * seen[0] + b * made) + table)
-    assert [block.attention.values.weights is not None for block in model.depth.blocks] == [False, kind == "learnt", kind == "learnt"]
+        torch.testing.assert_close(kept, (made if block is model.stack.blocks[0] else a * seen[0] + b * made) + table)
+    assert [block.attention.values.weights is not None for block in model.stack.blocks] == [False, kind == "learned", kind == "learned"]
 
 
 def test_options_that_are_off_leave_multi_head_attention_as_it_was() -> None:
@@ -277,7 +279,7 @@ def test_attention_without_values_sums_the_weights_of_the_heads() -> None:
     for b in range(B):
         for t in range(T):
             want[b, t] = sum(softmax_of(q[b, :, h], k[b, :, h], t) for h in range(H)) @ x[b, : t + 1]
-    torch.testing.assert_close(attention(x, Context(Position())), want, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(attention(x, ForwardContext(Position())), want, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("layer", [0, 3])
@@ -296,14 +298,14 @@ def test_differential_attention_follows_its_equations(layer: int) -> None:
                 first, second = (softmax_of(q[b, :, 2 * h + i], k[b, :, 2 * h + i], t) for i in (0, 1))
                 y = (first - share * second) @ v_h[: t + 1]
                 want[b, t, h] = (1 - start) * attention.norm.weight * y / (y.square().mean() + 1e-5).sqrt()
-    torch.testing.assert_close(attention(x, Context(Position())), want.flatten(2) @ attention.out.weight.T, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(attention(x, ForwardContext(Position())), want.flatten(2) @ attention.out.weight.T, rtol=1e-4, atol=1e-4)
 
 
 def test_differential_attention_starts_as_its_paper_says() -> None:
     model = build_model(transformer("differential", num_layers=3), VOCAB, T, seed=0)
-    balance = torch.cat([b.attention.balance for b in model.depth.blocks])
+    balance = torch.cat([b.attention.balance for b in model.stack.blocks])
     assert balance.std().item() == pytest.approx(0.1, rel=0.2)
-    assert [round(b.attention.start, 3) for b in model.depth.blocks] == [0.2, 0.356, 0.471]
+    assert [round(b.attention.start, 3) for b in model.stack.blocks] == [0.2, 0.356, 0.471]
 
 
 # --- more, less, none -------------------------------------------------------------------------------------------------
@@ -312,7 +314,7 @@ def test_differential_attention_starts_as_its_paper_says() -> None:
 @pytest.mark.parametrize("scale", [0.5, 2.0])
 def test_scaled_attention_is_the_inner_one_times_its_scale(scale: float) -> None:
     inner, scaled = alone("gqa"), alone({"name": "scaled", "scale": scale, "inner": "gqa"})
-    assert torch.equal(scaled(some_x(), Context(Position())), scale * inner(some_x(), Context(Position())))
+    assert torch.equal(scaled(some_x(), ForwardContext(Position())), scale * inner(some_x(), ForwardContext(Position())))
 
 
 def test_without_attention_a_token_is_alone_and_nothing_is_kept() -> None:
@@ -329,9 +331,9 @@ def test_without_attention_a_token_is_alone_and_nothing_is_kept() -> None:
 
 def test_weights_are_those_that_attention_multiplies_values_with() -> None:
     q, k, v = torch.randn(2, 4, 9, 8), torch.randn(2, 2, 9, 8), torch.randn(2, 2, 9, 5)
-    weights = attention_weights(q, k, softcap=2.0)
+    weights = attention_weights(q, k, logit_softcap=2.0)
     assert torch.allclose(weights.sum(-1), torch.ones(2, 4, 9))
-    torch.testing.assert_close(weights @ v.repeat_interleave(2, 1), attend(q, k, v, softcap=2.0))
+    torch.testing.assert_close(weights @ v.repeat_interleave(2, 1), attend(q, k, v, logit_softcap=2.0))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from feeb_models.embeddings.ngrams import FACTOR, PRIME
-from feebcore.model.build import build_model, choose
+from feebcore.model.build import build_model, resolve_part
 from feebcore.model.counting import count_flops
 from feebcore.model.loss import linear_cross_entropy
 from feebcore.protocols import Batch
@@ -21,16 +21,16 @@ from feebcore.testing.framework import iterate
 from feebcore.testing.models import enliven, some_tokens
 
 HEADS = [
-    {"name": "multi_token", "num_futures": 3},
-    {"name": "multi_token", "num_futures": 2, "num_blocks": 2, "softcap": 10.0},
-    {"name": "multi_token", "num_futures": 3, "num_blocks": 0},
-    {"name": "multi_token_sequential", "num_futures": 3},
+    {"name": "multi_token", "num_mtp": 3},
+    {"name": "multi_token", "num_mtp": 2, "num_blocks": 2, "logit_softcap": 10.0},
+    {"name": "multi_token", "num_mtp": 3, "num_blocks": 0},
+    {"name": "multi_token_sequential", "num_mtp": 3},
 ]
 heads = pytest.mark.parametrize("head", HEADS, ids=lambda h: f"{h['name']}-{h.get('num_blocks', 1)}")
 
 
 def transformer(vocab_size: int = 61, seq_len: int = 12, vivid: bool = True, num_layers: int = 2, **parts: Any) -> Any:
-    architecture = choose("architectures", {"name": "transformer", "num_layers": num_layers, "d_model": 32, "num_heads": 4, **parts})
+    architecture = resolve_part("architectures", {"name": "transformer", "num_layers": num_layers, "d_model": 32, "num_heads": 4, **parts})
     model = build_model(architecture, vocab_size, seq_len, seed=3)
     if vivid:
         enliven(model)
@@ -48,44 +48,44 @@ def test_embeddings_are_the_rows_of_their_tables() -> None:
     assert transformer(embedding="scaled").embedding.scale == pytest.approx(32**0.5)
     normed = transformer(vivid=False, embedding="normed").embedding
     torch.testing.assert_close(normed(tokens).square().mean(-1), torch.ones(tokens.shape), rtol=0.01, atol=0)
-    factorised = transformer(embedding={"name": "factorised", "rank": 5}).embedding
-    torch.testing.assert_close(factorised(tokens), (factorised.table.weight @ factorised.up.weight.T)[tokens])
+    factorized = transformer(embedding={"name": "factorized", "rank": 5}).embedding
+    torch.testing.assert_close(factorized(tokens), (factorized.table.weight @ factorized.up.weight.T)[tokens])
 
 
 @torch.no_grad()
-def test_a_factorised_table_begins_as_large_as_a_plain_one() -> None:
+def test_a_factorized_table_begins_as_large_as_a_plain_one() -> None:
     for rank in (4, 200):
-        vectors = transformer(vocab_size=2000, vivid=False, embedding={"name": "factorised", "rank": rank}).embedding(torch.arange(2000)[None])
+        vectors = transformer(vocab_size=2000, vivid=False, embedding={"name": "factorized", "rank": rank}).embedding(torch.arange(2000)[None])
         assert vectors.std().item() == pytest.approx(0.02, rel=0.15)
 
 
 def test_a_tied_head_shares_scaled_and_normed_tables_and_says_where_it_cannot() -> None:
     for name in ("scaled", "normed"):
-        model = transformer(embedding=name, head="tied")
-        assert model.head.weight is model.embedding.weight
-    model = transformer(embedding={"name": "factorised", "rank": 5}, head={"name": "factorised", "tied": True})
-    assert model.head.table is model.embedding.table.weight
+        model = transformer(embedding=name, lm_head="tied")
+        assert model.lm_head.weight is model.embedding.weight
+    model = transformer(embedding={"name": "factorized", "rank": 5}, lm_head={"name": "factorized", "tied": True})
+    assert model.lm_head.table is model.embedding.table.weight
     with torch.no_grad():
         hidden = torch.randn(2, 32)
-        torch.testing.assert_close(model.head(hidden), hidden @ model.head.down.weight.T @ model.embedding.table.weight.T)
+        torch.testing.assert_close(model.lm_head(hidden), hidden @ model.lm_head.down.weight.T @ model.embedding.table.weight.T)
     with pytest.raises(ValueError, match="choose head linear"):
-        transformer(embedding="factorised", head="tied")
+        transformer(embedding="factorized", lm_head="tied")
     with pytest.raises(ValueError, match="tied: false"):
-        transformer(embedding="standard", head={"name": "factorised", "tied": True})
+        transformer(embedding="standard", lm_head={"name": "factorized", "tied": True})
 
 
-def test_the_products_of_a_tied_factorised_pair_are_counted() -> None:
-    head = choose("heads", {"name": "factorised", "tied": True, "softcap": 12.0})
-    pair = choose(
+def test_the_products_of_a_tied_factorized_pair_are_counted() -> None:
+    head = resolve_part("lm_heads", {"name": "factorized", "tied": True, "logit_softcap": 12.0})
+    pair = resolve_part(
         "architectures",
-        {"name": "transformer", "num_layers": 2, "d_model": 32, "num_heads": 4, "head": head, "embedding": {"name": "factorised", "rank": 8}},
+        {"name": "transformer", "num_layers": 2, "d_model": 32, "num_heads": 4, "lm_head": head, "embedding": {"name": "factorized", "rank": 8}},
     )
     model = build_model(pair, 61, 12)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model.head(torch.randn(12, 32))
+        model.lm_head(torch.randn(12, 32))
         model.embedding(some_tokens(1))
     assert counter.get_total_flops() == 2 * 12 * (32 * 8 + 8 * 61 + 8 * 32)
-    assert sum(count_flops(part, 12)[0] for part in (model.head, model.embedding)) == counter.get_total_flops()
+    assert sum(count_flops(part, 12)[0] for part in (model.lm_head, model.embedding)) == counter.get_total_flops()
 
 
 def ngram_row(ids: list[int], buckets: int) -> int:
@@ -122,7 +122,7 @@ def test_the_hash_spreads_ngrams_over_the_buckets() -> None:
 def test_sizes_of_ngrams_are_checked() -> None:
     for sizes in ([1, 2], [3, 3], []):
         with pytest.raises(ValidationError, match="sizes"):
-            choose("embeddings", {"name": "hash_ngrams", "sizes": sizes})
+            resolve_part("embeddings", {"name": "hash_ngrams", "sizes": sizes})
 
 
 # --- heads ------------------------------------------------------------------------------------------------------
@@ -135,15 +135,15 @@ def batch_of(stream: Tensor, doc_ids: Tensor | None = None) -> Batch:
 def futures_of(model: Any, batch: Batch) -> list[Tensor]:
     """Logits [B,T,V] of every future."""
     output = model(batch.tokens, positions=batch.positions, doc_ids=batch.doc_ids)
-    return [head(hidden) for hidden, head in model.head.futures(model, batch, output)]
+    return [head(hidden) for hidden, head in model.lm_head.mtp_outputs(model, batch, output)]
 
 
 def future_loss(model: Any, tokens: Tensor, targets: Tensor) -> Tensor:
-    """Next token and futures, summed: what objective multi_token does, plainly."""
+    """Next token and mtp_outputs, summed: what objective multi_token does, plainly."""
     batch = Batch(tokens, targets)
     output = model(batch.tokens)
-    loss = F.cross_entropy(model.head(output.hidden).flatten(0, 1), targets.flatten())
-    for k, (hidden, head) in enumerate(model.head.futures(model, batch, output), 1):
+    loss = F.cross_entropy(model.lm_head(output.hidden).flatten(0, 1), targets.flatten())
+    for k, (hidden, head) in enumerate(model.lm_head.mtp_outputs(model, batch, output), 1):
         loss = loss + F.cross_entropy(head(hidden[:, :-k]).flatten(0, 1), targets[:, k:].flatten())
     return loss
 
@@ -153,7 +153,7 @@ def future_loss(model: Any, tokens: Tensor, targets: Tensor) -> Tensor:
 def test_no_future_sees_the_token_that_it_predicts(head: dict[str, Any]) -> None:
     model, stream = transformer(head=head), some_tokens(3, 13)
     before = futures_of(model, batch_of(stream))
-    assert len(before) == head["num_futures"]
+    assert len(before) == head["num_mtp"]
     for changed in (1, 6, 12):
         other = stream.clone()
         other[:, changed:] = (other[:, changed:] + 7) % 61
@@ -184,7 +184,7 @@ def test_every_parameter_learns_from_the_futures(head: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("head", ["multi_token", "multi_token_sequential"])
 def test_compiled_futures_agree(head: str) -> None:
-    model, stream = transformer(num_layers=1, head={"name": head, "num_futures": 1}), some_tokens(3, 13)
+    model, stream = transformer(num_layers=1, lm_head={"name": head, "num_mtp": 1}), some_tokens(3, 13)
     loss = future_loss(model, stream[:, :-1], stream[:, 1:])
     gradients = torch.autograd.grad(loss, list(model.parameters()))
     torch._dynamo.reset()
@@ -199,7 +199,7 @@ def test_a_future_goes_through_the_chunked_loss(head: dict[str, Any]) -> None:
     model, stream = transformer(head=head), some_tokens(3, 13)
     batch = batch_of(stream)
     output = model(batch.tokens)
-    for k, (hidden, module) in enumerate(model.head.futures(model, batch, output), 1):
+    for k, (hidden, module) in enumerate(model.lm_head.mtp_outputs(model, batch, output), 1):
         found = linear_cross_entropy(module, hidden[:, :-k], batch.targets[:, k:], vocab_size=61).loss_sum
         wanted = F.cross_entropy(module(hidden[:, :-k]).flatten(0, 1), batch.targets[:, k:].flatten(), reduction="sum")
         torch.testing.assert_close(found, wanted)
@@ -207,21 +207,21 @@ def test_a_future_goes_through_the_chunked_loss(head: dict[str, Any]) -> None:
 
 @torch.no_grad()
 def test_sequential_futures_follow_the_paper() -> None:
-    model, stream = transformer(head={"name": "multi_token_sequential", "num_futures": 3}), some_tokens(3, 13)
+    model, stream = transformer(lm_head={"name": "multi_token_sequential", "num_mtp": 3}), some_tokens(3, 13)
     batch = batch_of(stream)
     output = model(batch.tokens)
-    h, found = output.hidden, list(model.head.futures(model, batch, output))
-    for k, step in enumerate(model.head.steps, 1):
+    h, found = output.hidden, list(model.lm_head.mtp_outputs(model, batch, output))
+    for k, step in enumerate(model.lm_head.steps, 1):
         T = 12 - k + 1  # places whose token t_{i+k} exists
         joined = torch.cat([step.stream_norm(h[:, :T]), step.token_norm(model.embedding(stream[:, k : k + T]))], -1) @ step.join.weight.T
         h = step.tower.blocks[0](joined, model.make_context(stream[:, :T])[0])
         torch.testing.assert_close(found[k - 1][0][:, :T], step.tower.norm(h), rtol=1e-4, atol=1e-4)
-        assert found[k - 1][1] is model.head
+        assert found[k - 1][1] is model.lm_head
 
 
 @torch.no_grad()
 def test_targets_that_do_not_count_may_hold_anything() -> None:
-    model, stream = transformer(head="multi_token_sequential"), some_tokens(3, 13)
+    model, stream = transformer(lm_head="multi_token_sequential"), some_tokens(3, 13)
     masked = batch_of(stream)
     masked.targets = masked.targets.clone()
     masked.targets[:, 8:] = -100
@@ -231,20 +231,20 @@ def test_targets_that_do_not_count_may_hold_anything() -> None:
 
 @pytest.mark.parametrize("head", ["multi_token", "multi_token_sequential"])
 def test_auxiliary_losses_of_futures_reach_the_output(head: str) -> None:
-    model, batch = transformer(head={"name": head, "num_futures": 2}), batch_of(some_tokens(3, 13))
-    blocks = [b for tower in model.head.modules() if type(tower).__name__ == "Tower" for b in tower.blocks]
-    for block in [*model.depth.blocks, *blocks]:
+    model, batch = transformer(lm_head={"name": head, "num_mtp": 2}), batch_of(some_tokens(3, 13))
+    blocks = [b for tower in model.lm_head.modules() if type(tower).__name__ == "Tower" for b in tower.blocks]
+    for block in [*model.stack.blocks, *blocks]:
         block.register_forward_hook(lambda m, inputs, result: inputs[1].add_loss("balance", torch.tensor(1.0)))
     output = model(batch.tokens)
     assert output.losses["balance"] == 2
-    list(model.head.futures(model, batch, output))
+    list(model.lm_head.mtp_outputs(model, batch, output))
     assert output.losses["balance"] == 4
 
 
 @pytest.mark.parametrize("head", ["multi_token", "multi_token_sequential"])
-@pytest.mark.parametrize("wiring", ["hyper_connections", "residual_lambdas"])
-def test_futures_work_with_wirings_that_know_the_start_or_widen_the_stream(head: str, wiring: str) -> None:
-    model = transformer(head={"name": head, "num_futures": 1}, wiring=wiring, embedding={"name": "hash_ngrams", "buckets": 50})
+@pytest.mark.parametrize("block", ["hyper_connections", "residual_lambdas"])
+def test_futures_work_with_wirings_that_know_the_start_or_widen_the_stream(head: str, block: str) -> None:
+    model = transformer(lm_head={"name": head, "num_mtp": 1}, block=block, embedding={"name": "hash_ngrams", "buckets": 50})
     (logits,) = futures_of(model, batch_of(some_tokens(3, 13)))
     assert logits.shape == (3, 12, 61)
     assert logits.isfinite().all()
@@ -267,17 +267,17 @@ def test_futures_learn_what_comes_later(head: dict[str, Any]) -> None:
 
 
 def test_scoring_does_not_pay_for_futures() -> None:
-    plain, ahead = transformer().count(), transformer(head={"name": "multi_token", "num_futures": 3}).count()
+    plain, ahead = transformer().count(), transformer(lm_head={"name": "multi_token", "num_mtp": 3}).count()
     assert (plain.flops_per_token, plain.cache_bytes_per_token) == (ahead.flops_per_token, ahead.cache_bytes_per_token)
     assert ahead.total > plain.total
 
 
 @pytest.mark.parametrize(
     "value",
-    [("embeddings", {"name": "hash_ngrams", "sizes": [2], "buckets": 11}), ("heads", {"name": "factorised", "rank": 6, "softcap": 9.0})],
+    [("embeddings", {"name": "hash_ngrams", "sizes": [2], "buckets": 11}), ("lm_heads", {"name": "factorized", "rank": 6, "logit_softcap": 9.0})],
     ids=lambda v: v[1]["name"],
 )
 def test_parts_keep_the_contract_with_other_options(value: tuple[str, dict[str, Any]]) -> None:
     quick = ["causality", "document_isolation", "cache_parity", "left_padding_parity", "initial_loss", "gradient_everywhere", "counts_are_measured"]
-    broken = [str(r) for r in iterate(candidate(value[0], choose(*value)), quick) if not r.passed]
+    broken = [str(r) for r in iterate(candidate(value[0], resolve_part(*value)), quick) if not r.passed]
     assert not broken, "\n".join(broken)

@@ -9,7 +9,7 @@ import torch
 from pydantic import ValidationError
 from torch.nn import functional as F
 
-from feebcore.model.build import choose
+from feebcore.model.build import resolve_part
 from feebcore.protocols import BlockShape
 from feebcore.testing import candidate
 from feebcore.testing.framework import iterate
@@ -18,7 +18,7 @@ from feebcore.testing.framework import iterate
 def made(name: str, d_model: int = 32, seed: int = 0, **options: Any) -> Any:
     """The part, with every weight drawn: unit gain for matrices, off their neutral values for the rest."""
     torch.manual_seed(seed)
-    module = choose("feedforwards", {"name": name, **options}).build(BlockShape(d_model, 4, d_model // 4, 12, 0, 2))
+    module = resolve_part("feedforwards", {"name": name, **options}).build(BlockShape(d_model, 4, d_model // 4, 12, 0, 2))
     with torch.no_grad():
         for parameter in module.parameters():
             noise = torch.randn_like(parameter)
@@ -31,7 +31,7 @@ SHAPES = ("causality", "batch_invariance", "cache_parity", "left_padding_parity"
 
 def broken(name: str, **options: Any) -> list[str]:
     """What it breaks of the contract's checks that need no compiler and no bf16."""
-    subject = candidate("feedforwards", choose("feedforwards", {"name": name, **options}))
+    subject = candidate("feedforwards", resolve_part("feedforwards", {"name": name, **options}))
     return [str(r) for r in iterate(subject, SHAPES) if not r.passed]
 
 
@@ -49,7 +49,7 @@ def test_geglu_and_affine_gelu_are_their_equations() -> None:
 
 
 def test_affine_gelu_starts_as_gelu() -> None:
-    parts = [choose("feedforwards", name).build(BlockShape(32, 4, 8, 12, 0, 2)) for name in ("gelu", "affine_gelu")]
+    parts = [resolve_part("feedforwards", name).build(BlockShape(32, 4, 8, 12, 0, 2)) for name in ("gelu", "affine_gelu")]
     parts[1].load_state_dict(parts[0].state_dict(), strict=False)
     x = torch.randn(2, 5, 32)
     assert torch.equal(parts[0](x), parts[1](x))
@@ -123,7 +123,7 @@ def test_values_of_memories_have_the_role_of_embeddings() -> None:
     from feebcore.model.groups import param_groups
 
     part = {"name": "peer", **SMALL}
-    model = build_model(choose("architectures", {"name": "transformer", "num_layers": 1, "d_model": 32, "num_heads": 4, "feedforward": part}), 61, 12)
+    model = build_model(resolve_part("architectures", {"name": "transformer", "num_layers": 1, "d_model": 32, "num_heads": 4, "feedforward": part}), 61, 12)
     names = {group.role: group.names for group in param_groups(model)}
     assert [n.rpartition("feedforward.")[2] for n in names["embedding"] if "feedforward" in n] == ["up.weight", "down.weight"]
     assert any(n.endswith("keys.keys") for n in names["matrix"])
@@ -146,7 +146,7 @@ def test_monarch_is_its_dense_matrix() -> None:
     torch.manual_seed(0)
     for d_in, d_out in ((16, 32), (32, 16), (16, 16)):
         monarch = Monarch(d_in, d_out, 4, residual=False)
-        monarch.draw(0.02, 0.02)
+        monarch.init_weights(0.02, 0.02)
         middle = min(d_in, d_out)
 
         def shuffled(width: int) -> torch.Tensor:
@@ -169,7 +169,7 @@ def test_butterfly_is_the_product_of_its_factors_and_mixes_everything(radix: int
 
     torch.manual_seed(0)
     butterfly, n = Butterfly(16, radix, 2, residual=False), 16
-    butterfly.draw(0.02, 0.02)
+    butterfly.init_weights(0.02, 0.02)
     dense = []
     for copy in range(2):
         product = torch.eye(n)
@@ -202,9 +202,9 @@ def test_a_butterfly_can_be_the_hadamard_transform() -> None:
 @pytest.mark.parametrize("name", ["monarch", "butterfly"])
 def test_structured_matrices_start_with_the_variance_of_dense_ones(name: str) -> None:
     torch.manual_seed(0)
-    module = choose("feedforwards", name).build(BlockShape(256, 4, 64, 12, 0, 2))
+    module = resolve_part("feedforwards", name).build(BlockShape(256, 4, 64, 12, 0, 2))
     for part in (module.hidden, module.out):
-        part.draw(0.02, 0.01)
+        part.init_weights(0.02, 0.01)
     x = torch.randn(200, 4, 256) if name == "butterfly" else torch.randn(200, 256)
     assert module.hidden(x).std().item() == pytest.approx(0.02 * 16, rel=0.15)
     y = torch.randn(200, 4, 256) if name == "butterfly" else torch.randn(200, 1024)
@@ -213,7 +213,7 @@ def test_structured_matrices_start_with_the_variance_of_dense_ones(name: str) ->
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "d_model", "says"),
+    ("name", "options", "d_model", "message"),
     [
         ("product_key_memory", {"top_k": 65}, 32, "set top_k to 64 or less"),
         ("peer", {"key_dim": 7}, 32, "set it to 8"),
@@ -224,9 +224,9 @@ def test_structured_matrices_start_with_the_variance_of_dense_ones(name: str) ->
         ("butterfly", {}, 48, "set d_model to 32 or 64"),
     ],
 )
-def test_sizes_that_cannot_fit_are_refused_with_a_way_out(name: str, options: dict[str, Any], d_model: int, says: str) -> None:
-    with pytest.raises(ValidationError, match=says):
-        choose("architectures", {"name": "transformer", "d_model": d_model, "num_heads": 4, "feedforward": {"name": name, **options}})
+def test_sizes_that_cannot_fit_are_refused_with_a_way_out(name: str, options: dict[str, Any], d_model: int, message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        resolve_part("architectures", {"name": "transformer", "d_model": d_model, "num_heads": 4, "feedforward": {"name": name, **options}})
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from feebcore.model.build import build_model, choose, count_architecture
-from feebcore.model.context import Context, attention_mask
+from feebcore.model.build import build_model, count_architecture, resolve_part
+from feebcore.model.context import ForwardContext, attention_mask
 from feebcore.model.parts import Position
 from feebcore.protocols import BlockShape
 from feebcore.testing.models import enliven
@@ -19,7 +19,7 @@ B, T, C, H, K, V, VOCAB = 2, 13, 32, 4, 8, 6, 61
 
 
 def alone(**options: Any) -> Any:
-    part = choose("attentions", {"name": "gated_delta", "value_dim": V, **options})
+    part = resolve_part("attentions", {"name": "gated_delta", "value_dim": V, **options})
     module = part.build(BlockShape(C, H, K, T, 0, 4, None, Position(), VOCAB))
     enliven(module)
     return module
@@ -55,7 +55,7 @@ def plainly(m: nn.Module, x_TC: Tensor) -> Tensor:
 @torch.no_grad()
 def test_chunks_of_any_size_follow_the_recurrence(chunk: int, conv: int) -> None:
     module, x = alone(chunk=chunk, conv=conv), some_x()
-    found = module(x, Context(Position()))
+    found = module(x, ForwardContext(Position()))
     for b in range(B):
         torch.testing.assert_close(found[b].double(), plainly(module, x[b]), rtol=1e-4, atol=1e-5)
         module.float()
@@ -66,7 +66,7 @@ def test_chunks_of_any_size_follow_the_recurrence(chunk: int, conv: int) -> None
 def test_documents_begin_anew_wherever_they_lie_in_chunks(chunk: int) -> None:
     module, x = alone(chunk=chunk), some_x()
     doc_ids = torch.tensor([[0] * 6 + [1] + [2] * 6, [-1] * 3 + [0] * 10])
-    found = module(x, Context(Position(), mask_BTS=attention_mask(doc_ids, doc_ids)))
+    found = module(x, ForwardContext(Position(), mask_BTS=attention_mask(doc_ids, doc_ids)))
     for row, start, stop in ((0, 0, 6), (0, 6, 7), (0, 7, 13), (1, 3, 13)):
         torch.testing.assert_close(found[row, start:stop].double(), plainly(module, x[row, start:stop]), rtol=1e-4, atol=1e-5)
         module.float()
@@ -74,7 +74,7 @@ def test_documents_begin_anew_wherever_they_lie_in_chunks(chunk: int) -> None:
 
 @torch.no_grad()
 def test_the_cache_is_a_state_that_does_not_grow_and_rows_can_be_chosen() -> None:
-    part = choose("architectures", {"name": "transformer", "num_layers": 2, "d_model": C, "num_heads": H, "attention": "gated_delta"})
+    part = resolve_part("architectures", {"name": "transformer", "num_layers": 2, "d_model": C, "num_heads": H, "attention": "gated_delta"})
     model = build_model(part, VOCAB, T, seed=1)
     enliven(model)
     counts, tokens = model.count(), torch.randint(VOCAB, (B, T), generator=torch.Generator().manual_seed(4))
@@ -93,7 +93,7 @@ def test_the_cache_is_a_state_that_does_not_grow_and_rows_can_be_chosen() -> Non
 def test_forgetting_starts_between_one_and_a_thousand_tokens() -> None:
     module = alone()
     torch.manual_seed(0)
-    module.draw(0.02, 0.02)
+    module.init_weights(0.02, 0.02)
     memory = 1 / (module.decay.exp() * torch.log1p(module.shift.exp()))
     assert memory.min() > 1 / 1.7
     assert memory.max() < 1001
@@ -102,16 +102,16 @@ def test_forgetting_starts_between_one_and_a_thousand_tokens() -> None:
 
 def test_a_pattern_over_layers_gives_each_layer_its_attention() -> None:
     value = {"name": "gated_delta_hybrid", "num_layers": 6, "d_model": C, "num_heads": H}
-    model = build_model(choose("architectures", value), VOCAB, T)
-    assert [type(b.attention).__name__ for b in model.depth.blocks] == ["GatedDelta"] * 3 + ["GroupedQueryAttention"] + ["GatedDelta"] * 2
-    counts = count_architecture(choose("architectures", value), VOCAB, T)
+    model = build_model(resolve_part("architectures", value), VOCAB, T)
+    assert [type(b.attention).__name__ for b in model.stack.blocks] == ["GatedDelta"] * 3 + ["GroupedQueryAttention"] + ["GatedDelta"] * 2
+    counts = count_architecture(resolve_part("architectures", value), VOCAB, T)
     assert counts.cache_bytes_per_token == 2 * C * 4
     assert counts.cache_bytes_fixed == 5 * 4 * H * (K * K + 3 * 3 * K)
 
 
 @torch.no_grad()
 def test_a_hybrid_decodes_through_states_and_cache_as_it_trains_documents_and_padding_included() -> None:
-    model = build_model(choose("architectures", {"name": "gated_delta_hybrid", "num_layers": 4, "d_model": C, "num_heads": H}), VOCAB, T, seed=1)
+    model = build_model(resolve_part("architectures", {"name": "gated_delta_hybrid", "num_layers": 4, "d_model": C, "num_heads": H}), VOCAB, T, seed=1)
     enliven(model)
     tokens, doc_ids = torch.randint(VOCAB, (B, T), generator=torch.Generator().manual_seed(4)), torch.tensor([[0] * 5 + [1] * 8, [-1] * 2 + [0] * 11])
     whole, cache, parts = model(tokens, doc_ids=doc_ids).hidden, model.new_cache(B, T), []
@@ -122,5 +122,5 @@ def test_a_hybrid_decodes_through_states_and_cache_as_it_trains_documents_and_pa
 
 def test_the_cost_a_token_does_not_grow_with_the_row() -> None:
     value = {"name": "transformer", "num_layers": 2, "d_model": C, "num_heads": H, "attention": "gated_delta"}
-    short, long = (count_architecture(choose("architectures", value), VOCAB, n).flops_per_token for n in (64, 640))
+    short, long = (count_architecture(resolve_part("architectures", value), VOCAB, n).flops_per_token for n in (64, 640))
     assert short == long

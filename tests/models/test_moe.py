@@ -16,8 +16,8 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from feeb_models.feedforwards import grouped
-from feebcore.model.build import build_model, choose
-from feebcore.model.context import Context
+from feebcore.model.build import build_model, resolve_part
+from feebcore.model.context import ForwardContext
 from feebcore.model.parts import Position
 from feebcore.protocols import Batch, BlockShape
 from feebcore.testing import candidate
@@ -28,7 +28,7 @@ ACTIVATIONS = {"gelu": lambda x: F.gelu(x, approximate="tanh"), "relu": torch.re
 
 def made(d_model: int = 16, seed: int = 0, **options: Any) -> Any:
     torch.manual_seed(seed)
-    moe = choose("feedforwards", {"name": "moe", "hidden": 8, **options}).build(BlockShape(d_model, 4, d_model // 4, 12, 0, 2))
+    moe = resolve_part("feedforwards", {"name": "moe", "hidden": 8, **options}).build(BlockShape(d_model, 4, d_model // 4, 12, 0, 2))
     with torch.no_grad():
         for parameter in moe.parameters():
             parameter.copy_(torch.randn_like(parameter) / parameter.shape[-1] ** 0.5)
@@ -54,7 +54,7 @@ def reference(moe: Any, x_BTC: Tensor) -> Tensor:
             scores = logits.sigmoid() if c.router == "sigmoid" else logits.softmax(0)
             rank = scores + moe.router.bias if c.router == "sigmoid" else scores
             chosen = sorted(range(c.num_experts), key=lambda e, rank=rank: -rank[e].item())[: c.top_k]
-            total = sum(scores[e] for e in chosen) if c.normalises else 1.0
+            total = sum(scores[e] for e in chosen) if c.normalizes else 1.0
             y_C = torch.zeros_like(x_C)
             for e in chosen:
                 if room[e] > 0:
@@ -71,7 +71,7 @@ VARIANTS = [
     {},
     {"activation": "relu_squared", "num_shared": 0, "top_k": 1},
     {"router": "sigmoid", "gate_scale": 2.5, "top_k": 3, "activation": "gelu"},
-    {"router": "gumbel", "noise": 0.0, "activation": "geglu", "normalise": True},
+    {"router": "gumbel", "noise": 0.0, "activation": "geglu", "normalize": True},
     {"capacity": 0.7, "num_shared": 1},
     {"capacity": 1.3, "router": "sigmoid", "top_k": 3},
 ]
@@ -108,7 +108,7 @@ def test_capacity_drops_exactly_the_tokens_that_come_too_late() -> None:
 
 
 def test_capacity_keeps_time_and_rows_apart() -> None:
-    subject = candidate("feedforwards", choose("feedforwards", {"name": "moe", "capacity": 1.0}))
+    subject = candidate("feedforwards", resolve_part("feedforwards", {"name": "moe", "capacity": 1.0}))
     checks = ("causality", "batch_invariance", "gradient_everywhere", "counts_are_measured", "document_isolation")
     # documents of one row share its places; all else holds
     assert [r.check for r in iterate(subject, checks) if not r.passed] == ["document_isolation"]
@@ -118,7 +118,7 @@ def test_capacity_keeps_time_and_rows_apart() -> None:
     "options", [{"router": "sigmoid", "num_experts": 4}, {"router": "gumbel", "noise": 0.0, "z_loss": 1e-3, "activation": "gelu", "top_k": 1}], ids=str
 )
 def test_other_routers_keep_the_contract(options: dict[str, Any]) -> None:
-    subject = candidate("feedforwards", choose("feedforwards", {"name": "moe", **options}))
+    subject = candidate("feedforwards", resolve_part("feedforwards", {"name": "moe", **options}))
     checks = (
         "causality",
         "cache_parity",
@@ -272,7 +272,7 @@ def test_auxiliary_losses_are_added_in_training_alone_and_add_up_over_rows() -> 
     moe, x = made(balance_loss=0.1, z_loss=0.01), torch.randn(4, 6, 16)
 
     def losses(x: Tensor) -> dict[str, Tensor]:
-        context = Context(Position())
+        context = ForwardContext(Position())
         moe(x, context)
         return context.losses
 
@@ -292,7 +292,7 @@ def test_training_with_the_balance_loss_evens_out_a_skewed_router() -> None:
     optimizer = torch.optim.Adam(moe.router.parameters(), lr=0.05)
     before = moe.expert_load(x)["entropy"]
     for _ in range(30):
-        context = Context(Position())
+        context = ForwardContext(Position())
         moe(x, context)
         optimizer.zero_grad()
         context.losses["router_balance"].backward()
@@ -344,7 +344,7 @@ def test_active_flops_do_not_grow_with_the_number_of_experts() -> None:
     counts = []
     for experts in (4, 16):
         part = {"name": "moe", "num_experts": experts, "top_k": 2, "hidden": 32}
-        architecture = choose("architectures", {"name": "transformer", "num_layers": 1, "d_model": 32, "num_heads": 4, "feedforward": part})
+        architecture = resolve_part("architectures", {"name": "transformer", "num_layers": 1, "d_model": 32, "num_heads": 4, "feedforward": part})
         counts.append(build_model(architecture, 61, 12).count())
     assert counts[1].flops_per_token - counts[0].flops_per_token == 2 * 32 * 12  # the wider router
     assert counts[1].matmul - counts[0].matmul == 12 * 3 * 32 * 32 + 12 * 32
@@ -352,18 +352,18 @@ def test_active_flops_do_not_grow_with_the_number_of_experts() -> None:
 
 def test_experts_are_drawn_as_the_dense_layers_are() -> None:
     part = {"name": "moe", "num_experts": 8, "hidden": 128}
-    architecture = choose("architectures", {"name": "transformer", "num_layers": 8, "d_model": 64, "num_heads": 4, "feedforward": part})
+    architecture = resolve_part("architectures", {"name": "transformer", "num_layers": 8, "d_model": 64, "num_heads": 4, "feedforward": part})
     experts = next(m.experts for m in build_model(architecture, 61, 12).modules() if hasattr(m, "experts"))
     assert experts.up.std().item() == pytest.approx(0.02, rel=0.02)
     assert experts.down.std().item() == pytest.approx(0.02 / 4, rel=0.02)
 
 
 @pytest.mark.parametrize(
-    ("options", "says"), [({"top_k": 9}, "set top_k to 8 or less"), ({"top_k": 1, "normalise": True}, "never learns"), ({"router": "hash"}, "softmax")]
+    ("options", "message"), [({"top_k": 9}, "set top_k to 8 or less"), ({"top_k": 1, "normalize": True}, "never learns"), ({"router": "hash"}, "softmax")]
 )
-def test_options_that_cannot_work_are_refused(options: dict[str, Any], says: str) -> None:
-    with pytest.raises(ValidationError, match=says):
-        choose("feedforwards", {"name": "moe", **options})
+def test_options_that_cannot_work_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        resolve_part("feedforwards", {"name": "moe", **options})
 
 
 def test_latent_attention_with_experts_learns_three_thousand_tokens_by_heart() -> None:
@@ -373,9 +373,9 @@ def test_latent_attention_with_experts_learns_three_thousand_tokens_by_heart() -
     inputs, targets = data[:-1].view(4, 12, 64), data[1:].view(4, 12, 64)
     attention = {"name": "mla", "query_latent": 8, "kv_latent": 16, "content_dim": 16, "rope_dim": 8}
     moe = {"name": "moe", "num_experts": 4, "top_k": 2, "num_shared": 2}
-    part = choose("architectures", {"name": "transformer", "num_layers": 1, "d_model": 128, "num_heads": 8, "attention": attention, "feedforward": moe})
+    part = resolve_part("architectures", {"name": "transformer", "num_layers": 1, "d_model": 128, "num_heads": 8, "attention": attention, "feedforward": moe})
     model = build_model(part, 128, 64, seed=0)
-    objective = choose("objectives", "next_token").build()
+    objective = resolve_part("objectives", "next_token").build()
     optimizer = torch.optim.Adam(model.parameters(), lr=4e-3)
     losses = [math.inf]
     while sum(losses[-4:]) / 4 >= 0.1 and len(losses) <= 400:
@@ -394,11 +394,11 @@ def test_padding_loads_no_expert_and_takes_no_place(capacity: float | None) -> N
     x = torch.randn(2, 9, 16, generator=torch.Generator().manual_seed(0))
     doc_ids = torch.tensor([[-1, -1, -1, 0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0, -1, -1, -1]])
     real = doc_ids >= 0
-    padded, alone = (Context(Position(), doc_ids_BT=ids) for ids in (doc_ids, None))
+    padded, alone = (ForwardContext(Position(), doc_ids_BT=ids) for ids in (doc_ids, None))
     found, wanted = moe(x, padded), moe(x[real].view(2, 6, 16), alone)
     if capacity is None:
         torch.testing.assert_close(found[real].view(2, 6, 16), wanted)
     for name in ("router_balance", "router_z"):
         torch.testing.assert_close(padded.losses[name], alone.losses[name])
     noise = x + 5 * ~real[..., None]
-    torch.testing.assert_close(moe(noise, Context(Position(), doc_ids_BT=doc_ids))[real], found[real])
+    torch.testing.assert_close(moe(noise, ForwardContext(Position(), doc_ids_BT=doc_ids))[real], found[real])

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from feeb_models.sphere import LearntScale, UnitColumns, UnitRows
-from feebcore.model.build import build_model, choose
-from feebcore.model.context import Context
+from feeb_models.sphere import LearnedScale, UnitColumns, UnitRows
+from feebcore.model.build import build_model, resolve_part
+from feebcore.model.context import ForwardContext
 from feebcore.model.parts import Position
 from feebcore.protocols import BlockShape
 
@@ -16,7 +16,7 @@ C, H, D, T, VOCAB = 32, 4, 8, 10, 61
 
 
 def model() -> Any:
-    return build_model(choose("architectures", {"name": "ngpt", "num_layers": 3, "d_model": C, "num_heads": H}), VOCAB, T, seed=1)
+    return build_model(resolve_part("architectures", {"name": "ngpt", "num_layers": 3, "d_model": C, "num_heads": H}), VOCAB, T, seed=1)
 
 
 def tokens() -> torch.Tensor:
@@ -29,27 +29,27 @@ def test_the_stream_has_unit_norm_after_every_layer_and_logits_are_cosines_at_fi
     output = ngpt(tokens(), want_layers=True)
     for stream in output.layers:
         torch.testing.assert_close(stream.norm(dim=-1), torch.ones(2, T))
-    cosines = torch.cosine_similarity(output.hidden[:, :, None], ngpt.head.weight, dim=-1)
-    torch.testing.assert_close(ngpt.head(output.hidden), cosines)
+    cosines = torch.cosine_similarity(output.hidden[:, :, None], ngpt.lm_head.weight, dim=-1)
+    torch.testing.assert_close(ngpt.lm_head(output.hidden), cosines)
 
 
 @torch.no_grad()
 def test_the_size_of_a_weight_vector_changes_nothing() -> None:
     ngpt = model()
-    before = ngpt.head(ngpt(tokens()).hidden)
+    before = ngpt.lm_head(ngpt(tokens()).hidden)
     for module in ngpt.modules():
         if isinstance(module, UnitRows):
             module.weight *= torch.rand(len(module.weight), 1) + 0.5
         elif isinstance(module, UnitColumns):
             module.weight *= torch.rand(module.weight.shape[1]) + 0.5
-    torch.testing.assert_close(ngpt.head(ngpt(tokens()).hidden), before, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ngpt.lm_head(ngpt(tokens()).hidden), before, rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
-def test_attention_compares_cosines_with_learnt_gains() -> None:
+def test_attention_compares_cosines_with_learned_gains() -> None:
     """arXiv:2410.01131, equations 15 and 16 and the softmax scale sqrt(D), without positions."""
     torch.manual_seed(0)
-    part = choose("attentions", {"name": "ngpt", "scale": 1.5})
+    part = resolve_part("attentions", {"name": "ngpt", "scale": 1.5})
     attention = part.build(BlockShape(C, H, D, T, 0, 3, None, Position(), VOCAB))
     attention.gain.weight.mul_(torch.rand(H * D) + 0.5)
     x, gain = torch.randn(1, T, C), attention.gain().view(H, D)
@@ -60,12 +60,12 @@ def test_attention_compares_cosines_with_learnt_gains() -> None:
         for t in range(T):
             scores = D**0.5 * (gain[h] * unit(q[t, h])) @ (gain[h] * unit(k[: t + 1, h])).T
             want[t, h] = scores.softmax(-1) @ v[: t + 1, h]
-    found = attention(x, Context(Position()))[0]
+    found = attention(x, ForwardContext(Position()))[0]
     torch.testing.assert_close(found, want.flatten(1) @ unit(attention.out.weight, 0).T, rtol=1e-4, atol=1e-5)
 
 
 def test_a_scale_begins_at_its_value_and_moves_in_proportion_to_it() -> None:
-    scale = LearntScale(3, 0.05, 0.25)
+    scale = LearnedScale(3, 0.05, 0.25)
     torch.testing.assert_close(scale(), torch.full((3,), 0.05))
     with torch.no_grad():
         scale.weight.add_(0.25)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from feebcore.model.build import choose
+from feebcore.model.build import resolve_part
 from feebcore.testing import candidate
 from feebcore.testing.framework import iterate
 
 
 def test_dynamic_tanh_is_the_papers_equation_channel_by_channel() -> None:
-    norm = choose("norms", {"name": "dynamic_tanh", "alpha": 0.8}).build(5)
+    norm = resolve_part("norms", {"name": "dynamic_tanh", "alpha": 0.8}).build(5)
     x = 3 * torch.randn(2, 4, 5)
     assert torch.allclose(norm(x), torch.tanh(0.8 * x))
     with torch.no_grad():
@@ -21,7 +21,7 @@ def test_dynamic_tanh_is_the_papers_equation_channel_by_channel() -> None:
 
 
 def test_batchnorm_is_torchs_in_training_and_evaluation() -> None:
-    own, theirs = choose("norms", "batchnorm").build(6), torch.nn.BatchNorm1d(6)
+    own, theirs = resolve_part("norms", "batchnorm").build(6), torch.nn.BatchNorm1d(6)
     for _ in range(4):
         x = 2 * torch.randn(3, 50, 6) + 1
         assert torch.allclose(own(x), theirs(x.mT).mT, atol=1e-5)
@@ -32,14 +32,14 @@ def test_batchnorm_is_torchs_in_training_and_evaluation() -> None:
 
 
 def test_dynamic_tanh_without_gain_keeps_the_contract() -> None:
-    subject = candidate("norms", choose("norms", {"name": "dynamic_tanh", "learnable": False, "alpha": 1.0}))
+    subject = candidate("norms", resolve_part("norms", {"name": "dynamic_tanh", "learnable": False, "alpha": 1.0}))
     checks = ("causality", "initial_loss", "gradient_everywhere", "overfits_one_batch", "counts_are_measured", "bf16_is_close")
     assert all(r.passed for r in iterate(subject, checks))
 
 
 def test_batchnorm_leaks_in_training_and_not_in_evaluation() -> None:
     """What the control is for: the later half of a row, and the other rows, are seen in training."""
-    norm, x = choose("norms", "batchnorm").build(6), torch.randn(3, 8, 6)
+    norm, x = resolve_part("norms", "batchnorm").build(6), torch.randn(3, 8, 6)
     later, others = x.clone(), x.clone()
     later[:, 4:] += 1
     others[1:] += 1

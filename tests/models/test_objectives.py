@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from feebcore.config import identity_of
-from feebcore.model.build import build_model, choose
+from feebcore.model.build import build_model, resolve_part
 from feebcore.model.counting import count_flops, training_flops
 from feebcore.model.io import save_model
 from feebcore.protocols import Batch, LanguageModel, ModelOutput
@@ -26,12 +26,12 @@ V, B, T, L = 11, 2, 7, 3
 
 
 def objective(name: str, **options: Any) -> Any:
-    return choose("objectives", {"name": name, **options}).build()
+    return resolve_part("objectives", {"name": name, **options}).build()
 
 
 def transformer(**options: Any) -> Any:
     shape = {"name": "transformer", "d_model": 16, "num_heads": 2, "num_layers": L}
-    model = build_model(choose("architectures", shape | options), V, T, seed=1)
+    model = build_model(resolve_part("architectures", shape | options), V, T, seed=1)
     with torch.no_grad():  # attention and predictions far from uniform
         for parameter in model.parameters():
             parameter.mul_(8.0 if parameter.ndim > 1 else 1.0)
@@ -72,7 +72,7 @@ OPTIONS = [
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(map(str, o.values())))
 def test_other_options_keep_the_contract_too(options: dict[str, Any]) -> None:
     options = {k: str(model_folder()) if v == "a model" else v for k, v in options.items()}
-    broken = [str(r) for r in iterate(candidate("objectives", choose("objectives", options))) if not r.passed]
+    broken = [str(r) for r in iterate(candidate("objectives", resolve_part("objectives", options))) if not r.passed]
     assert not broken, "\n".join(broken)
 
 
@@ -86,7 +86,7 @@ def test_other_options_keep_the_contract_too(options: dict[str, Any]) -> None:
     ids=["form 2", "form 4", "form 5"],
 )
 def test_a_form_of_confidence_breaks_only_what_its_definition_breaks(options: dict[str, Any], breaks: set[str]) -> None:
-    results = iterate(candidate("objectives", choose("objectives", {"name": "confidence", **options})))
+    results = iterate(candidate("objectives", resolve_part("objectives", {"name": "confidence", **options})))
     assert {r.check for r in results if not r.passed} == breaks
 
 
@@ -101,7 +101,7 @@ def test_a_form_of_confidence_breaks_only_what_its_definition_breaks(options: di
 )
 def test_options_that_do_not_fit_together_are_refused(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
-        choose("objectives", {"name": name, **options})
+        resolve_part("objectives", {"name": name, **options})
 
 
 # --- multi_token ------------------------------------------------------------------------------------------------------
@@ -114,14 +114,14 @@ class Foresight(nn.Linear):
         super().__init__(16, V, bias=False)
         self.further = nn.ModuleList(nn.Linear(16, V, bias=False) for _ in range(2))
 
-    def futures(self, model: LanguageModel, batch: Batch, output: ModelOutput) -> list[tuple[Tensor, nn.Module]]:
+    def mtp_outputs(self, model: LanguageModel, batch: Batch, output: ModelOutput) -> list[tuple[Tensor, nn.Module]]:
         return [(output.hidden, head) for head in self.further]
 
 
 def with_foresight() -> Any:
     model = transformer()
     torch.manual_seed(3)
-    model.head = Foresight()
+    model.lm_head = Foresight()
     return model
 
 
@@ -129,7 +129,7 @@ def with_foresight() -> Any:
 def test_multi_token_is_the_sum_over_pairs_of_input_and_target_in_one_document(packed: bool) -> None:
     model, some = with_foresight(), batch(packed)
     hidden = model(some.tokens, doc_ids=some.doc_ids).hidden
-    heads, weights = [model.head, *model.head.further], (1.0, 0.5, 0.25)
+    heads, weights = [model.lm_head, *model.lm_head.further], (1.0, 0.5, 0.25)
     wanted, counts = 0.0, [0, 0, 0]
     for b in range(B):
         for t in range(T):
@@ -152,7 +152,7 @@ def test_multi_token_is_the_sum_over_pairs_of_input_and_target_in_one_document(p
 
 
 def test_multi_token_says_what_head_it_needs() -> None:
-    with pytest.raises(ValueError, match="predicts the next token only; choose a head that has `futures`, or set k: 1"):
+    with pytest.raises(ValueError, match="predicts the next token only; choose a head that has `mtp_outputs`, or set k: 1"):
         objective("multi_token")(transformer(), batch())
     with pytest.raises(ValueError, match="k: 4 needs 3 tokens after the next one, but the head predicts 2"):
         objective("multi_token", k=4)(with_foresight(), batch())
@@ -166,7 +166,7 @@ def losses_by_layer(model: Any, some: Batch) -> list[Tensor]:
     """Sums of nats after each layer, written plainly."""
     layers = model(some.tokens, doc_ids=some.doc_ids, want_layers=True).layers
     keep = torch.ones_like(some.targets, dtype=torch.bool) if some.mask is None else some.mask & (some.doc_ids >= 0)
-    return [F.cross_entropy(model.head(model.final_norm(x))[keep], some.targets[keep], reduction="sum") for x in layers]
+    return [F.cross_entropy(model.lm_head(model.final_norm(x))[keep], some.targets[keep], reduction="sum") for x in layers]
 
 
 def test_all_layer_is_the_sum_or_mean_of_the_layers_losses() -> None:
@@ -187,7 +187,7 @@ def test_local_gradients_give_each_layer_the_gradient_of_its_own_loss() -> None:
     for layer in range(L):
         own = gradients(model, losses_by_layer(model, some)[layer])
         for name in own:
-            if name.startswith(f"depth.blocks.{layer}."):
+            if name.startswith(f"stack.blocks.{layer}."):
                 torch.testing.assert_close(found[name], own[name])
     first = gradients(model, losses_by_layer(model, some)[0])
     torch.testing.assert_close(found["embedding.weight"], first["embedding.weight"])
@@ -196,7 +196,7 @@ def test_local_gradients_give_each_layer_the_gradient_of_its_own_loss() -> None:
 def test_gradients_cross_layers_unless_asked_to_stay_local() -> None:
     model, some = transformer(), batch()
     plain, local = (gradients(model, objective(name)(model, some).loss_sum) for name in ("all_layer", "local_gradients"))
-    name = "depth.blocks.0.feedforward." + next(n for n, _ in model.depth.blocks[0].feedforward.named_parameters())
+    name = "stack.blocks.0.feedforward." + next(n for n, _ in model.stack.blocks[0].feedforward.named_parameters())
     assert not torch.allclose(plain[name], local[name], rtol=0.1)
 
 
@@ -236,7 +236,7 @@ def confidence_by_hand(model: Any, some: Batch, form: int, reward: bool = False,
                 continue
             live, before, guess = True, None, int(some.targets[b, t])
             for layer, stream in enumerate(layers):
-                p_V = model.head(model.final_norm(stream[b, t])).softmax(-1)
+                p_V = model.lm_head(model.final_norm(stream[b, t])).softmax(-1)
                 wanted = {"true": int(some.targets[b, t]), "own": int(p_V.argmax()), "before": guess}[targets]
                 ce, p, guess = -float(p_V[wanted].log()), float(p_V.max()), int(p_V.argmax())
                 fired = live and bool(random[layer][b, t] < p)
@@ -315,7 +315,7 @@ def test_confidence_counts_what_layers_guess() -> None:
 def test_selective_keeps_the_highest_loss_of_each_window() -> None:
     model, some = transformer(), batch()
     keep = some.mask & (some.doc_ids >= 0)
-    nats = F.cross_entropy(model.head(model(some.tokens, doc_ids=some.doc_ids).hidden).flatten(0, 1), some.targets.flatten(), reduction="none").view(B, T)
+    nats = F.cross_entropy(model.lm_head(model(some.tokens, doc_ids=some.doc_ids).hidden).flatten(0, 1), some.targets.flatten(), reduction="none").view(B, T)
     wanted, count = 0.0, 0
     for b in range(B):
         row = sorted(nats[b][keep[b]].tolist(), reverse=True)
@@ -327,10 +327,10 @@ def test_selective_keeps_the_highest_loss_of_each_window() -> None:
 
 
 def test_selective_takes_off_what_the_reference_finds_hard(tmp_path: Path) -> None:
-    some, architecture = batch(packed=False), choose("architectures", {"name": "transformer", "d_model": 16, "num_heads": 2, "num_layers": L})
+    some, architecture = batch(packed=False), resolve_part("architectures", {"name": "transformer", "d_model": 16, "num_heads": 2, "num_layers": L})
     model, reference = transformer(), transformer(feedforward="swiglu")
-    save_model(tmp_path / "model", reference, choose("architectures", architecture.dump() | {"feedforward": "swiglu"}))
-    nats, hard = (F.cross_entropy(m.head(m(some.tokens).hidden).transpose(1, 2), some.targets, reduction="none") for m in (model, reference))
+    save_model(tmp_path / "model", reference, resolve_part("architectures", architecture.dump() | {"feedforward": "swiglu"}))
+    nats, hard = (F.cross_entropy(m.lm_head(m(some.tokens).hidden).transpose(1, 2), some.targets, reduction="none") for m in (model, reference))
     best = (nats - hard).topk(4, 1).indices  # 0.5 of 7, rounded up
     out = objective("selective", share=0.5, reference=str(tmp_path))(model, some)
     torch.testing.assert_close(out.loss_sum, nats.gather(1, best).sum())
@@ -354,7 +354,7 @@ def test_held_out_text_is_scored_on_every_token() -> None:
 def test_distillation_is_cross_entropy_and_divergence_mixed() -> None:
     model, some, teacher = transformer(), batch(), build_like_the_folder()
     keep = some.mask & (some.doc_ids >= 0)
-    student_NV, teacher_NV = (m.head(m(some.tokens, doc_ids=some.doc_ids).hidden)[keep] for m in (model, teacher))
+    student_NV, teacher_NV = (m.lm_head(m(some.tokens, doc_ids=some.doc_ids).hidden)[keep] for m in (model, teacher))
     divergence = F.kl_div((student_NV / 3).log_softmax(-1), (teacher_NV / 3).log_softmax(-1), log_target=True, reduction="sum")
     wanted = 0.75 * F.cross_entropy(student_NV, some.targets[keep], reduction="sum") + 0.25 * 9 * divergence
     out = objective("distillation", teacher=str(model_folder()), temperature=3.0, weight=0.25)(model, some)
@@ -374,20 +374,20 @@ def test_losses_in_chunks_are_the_same_with_their_gradients(monkeypatch: pytest.
     for name, options in (("distillation", {"teacher": str(model_folder())}), ("selective", {}), ("confidence", {"form": 4})):
         model = transformer()
         whole = evaluate(objective(name, **options), model, some)
-        wanted = gradients(model, whole.loss_sum)["head.weight"]
+        wanted = gradients(model, whole.loss_sum)["lm_head.weight"]
         with monkeypatch.context() as patch:
             patch.setattr(pieces.by_chunks, "__kwdefaults__", {"most_logits": 3 * V})
             out = evaluate(objective(name, **options), model, some)
             torch.testing.assert_close(out.loss_sum, whole.loss_sum)
-            torch.testing.assert_close(gradients(model, out.loss_sum)["head.weight"], wanted)
+            torch.testing.assert_close(gradients(model, out.loss_sum)["lm_head.weight"], wanted)
 
 
 def test_other_weights_in_the_teachers_folder_make_another_run(tmp_path: Path) -> None:
-    architecture = choose("architectures", {"name": "transformer", "d_model": 8, "num_heads": 1, "num_layers": 1})
+    architecture = resolve_part("architectures", {"name": "transformer", "d_model": 8, "num_heads": 1, "num_layers": 1})
 
     def identity(seed: int, folder: str) -> Any:
         save_model(tmp_path / folder / "model", build_model(architecture, V, T, seed=seed), architecture)
-        return identity_of(choose("objectives", {"name": "distillation", "teacher": str(tmp_path / folder)}).config)
+        return identity_of(resolve_part("objectives", {"name": "distillation", "teacher": str(tmp_path / folder)}).config)
 
     assert identity(0, "a") == identity(0, "b") != identity(1, "b")
 
@@ -395,7 +395,7 @@ def test_other_weights_in_the_teachers_folder_make_another_run(tmp_path: Path) -
 def test_a_reference_that_does_not_fit_says_so(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="is no model folder"):
         objective("selective", reference=str(tmp_path))
-    architecture = choose("architectures", {"name": "transformer", "d_model": 8, "num_heads": 1, "num_layers": 1})
+    architecture = resolve_part("architectures", {"name": "transformer", "d_model": 8, "num_heads": 1, "num_layers": 1})
     save_model(tmp_path / "model", build_model(architecture, V + 1, T), architecture)
     with pytest.raises(ValueError, match=rf"has {V + 1} tokens, the model that is trained {V}; both need the same tokenizer"):
         objective("selective", reference=str(tmp_path))(transformer(), batch())
@@ -413,7 +413,7 @@ def test_myopic_has_the_loss_of_next_token_and_another_gradient(attention: Any, 
     plain, myopic = objective("next_token")(model, some), objective("myopic")(model, some)
     torch.testing.assert_close(myopic.loss_sum, plain.loss_sum)
     one, other = gradients(model, plain.loss_sum), gradients(model, myopic.loss_sum)
-    torch.testing.assert_close(one["head.weight"], other["head.weight"])
+    torch.testing.assert_close(one["lm_head.weight"], other["lm_head.weight"])
     assert not torch.allclose(one["embedding.weight"], other["embedding.weight"], rtol=0.05)
 
 
@@ -444,7 +444,7 @@ def test_myopic_refuses_attention_that_goes_by_places() -> None:
             return super().forward(x_BTC, dataclasses.replace(context, mask_BTS=(mask & near).expand(len(x_BTC), -1, -1)))
 
     model = transformer()
-    for block in model.depth.blocks:
+    for block in model.stack.blocks:
         block.attention.__class__ = Windowed
     with pytest.raises(ValueError, match="goes by the places of its keys"):
         objective("myopic")(model, batch(packed=False))

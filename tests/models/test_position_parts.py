@@ -12,8 +12,8 @@ from torch import Tensor
 
 import feebcore.model.attention as attention
 from feebcore.model.attention import attend, document_block_mask
-from feebcore.model.build import build_model, choose
-from feebcore.model.context import Context, attention_mask
+from feebcore.model.build import build_model, resolve_part
+from feebcore.model.context import ForwardContext, attention_mask
 from feebcore.model.parts import Position
 from feebcore.protocols import BlockShape
 from feebcore.testing import check_part
@@ -23,7 +23,7 @@ SCALED = ["rope_linear", "rope_ntk", "rope_yarn", "rope_llama3"]
 
 
 def position(options: Any, head_dim: int = D, seq_len: int = 64, num_heads: int = 4) -> Position:
-    return choose("positions", options).build(BlockShape(num_heads * head_dim, num_heads, head_dim, seq_len, 0, 1))
+    return resolve_part("positions", options).build(BlockShape(num_heads * head_dim, num_heads, head_dim, seq_len, 0, 1))
 
 
 def turned(rope: Position, x_D: Tensor, place: int) -> Tensor:
@@ -153,7 +153,7 @@ def test_the_trained_window_is_the_model_s_over_the_factor_unless_said() -> None
 
 def test_bounds_in_the_wrong_order_are_refused() -> None:
     with pytest.raises(ValidationError, match="slow 40 must be below fast 32"):
-        choose("positions", {"name": "rope_yarn", "slow": 40})
+        resolve_part("positions", {"name": "rope_yarn", "slow": 40})
 
 
 # --- ALiBi --------------------------------------------------------------------------------------------------------------
@@ -178,27 +178,27 @@ def test_the_bias_is_the_distance_times_the_slope() -> None:
             assert bias[h, row, : t + 1].tolist() == [-(2.0 ** -(h + 1)) * (t - s) for s in range(t + 1)]
 
 
-def biased_by_definition(q: Tensor, k: Tensor, v: Tensor, mask_BTS: Tensor, bias_HTS: Tensor, softcap: float) -> Tensor:
+def biased_by_definition(q: Tensor, k: Tensor, v: Tensor, mask_BTS: Tensor, bias_HTS: Tensor, logit_softcap: float) -> Tensor:
     scores = q.double() @ k.double().repeat_interleave(2, 1).mT / q.shape[-1] ** 0.5
-    scores = softcap * torch.tanh(scores / softcap) if softcap else scores
+    scores = logit_softcap * torch.tanh(scores / logit_softcap) if logit_softcap else scores
     return (scores + bias_HTS).masked_fill(~mask_BTS[:, None], -math.inf).softmax(-1) @ v.double().repeat_interleave(2, 1)
 
 
-@pytest.mark.parametrize("softcap", [0.0, 2.0])
-def test_every_form_of_attention_adds_the_bias(softcap: float) -> None:
+@pytest.mark.parametrize("logit_softcap", [0.0, 2.0])
+def test_every_form_of_attention_adds_the_bias(logit_softcap: float) -> None:
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, heads, 24, 8, generator=generator) for heads in (4, 2, 2))
     bias = torch.randn(4, 24, 24, generator=generator)
     doc_ids = torch.tensor([[0] * 5 + [1] * 19, [-1] * 3 + [0] * 21])
     mask, causal = attention_mask(doc_ids, doc_ids), torch.ones(2, 24, 24, dtype=torch.bool).tril()
-    plain, documents = (biased_by_definition(q, k, v, m, bias, softcap) for m in (causal, mask))
+    plain, documents = (biased_by_definition(q, k, v, m, bias, logit_softcap) for m in (causal, mask))
     for found, right in [
-        (attend(q, k, v, None, softcap, bias_HTS=bias), plain),
-        (attention._explicit(q, k, v, None, softcap, bias), plain),
-        (attend(q, k, v, mask, softcap, bias_HTS=bias), documents),
-        (attention._explicit(q, k, v, mask, softcap, bias), documents),
-        (attend(q, k, v, None, softcap, document_block_mask(doc_ids), bias), documents),
-        (attend(q[:, :, -1:], k, v, None, softcap, bias_HTS=bias[:, -1:]), plain[:, :, -1:]),
+        (attend(q, k, v, None, logit_softcap, bias_HTS=bias), plain),
+        (attention._explicit(q, k, v, None, logit_softcap, bias), plain),
+        (attend(q, k, v, mask, logit_softcap, bias_HTS=bias), documents),
+        (attention._explicit(q, k, v, mask, logit_softcap, bias), documents),
+        (attend(q, k, v, None, logit_softcap, document_block_mask(doc_ids), bias), documents),
+        (attend(q[:, :, -1:], k, v, None, logit_softcap, bias_HTS=bias[:, -1:]), plain[:, :, -1:]),
     ]:
         torch.testing.assert_close(found.double(), right, rtol=1e-5, atol=1e-5)
 
@@ -207,7 +207,7 @@ def test_a_window_keeps_the_distances_right() -> None:
     """The keys out of sight are cut off in front, so the bias counts from the end."""
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, 4, 10, 8, generator=generator) for _ in range(3))
-    context = Context(position("alibi"))
+    context = ForwardContext(position("alibi"))
     whole = context.attend(q, k, v, window=3)
     one = context.attend(q[:, :, -1:], k, v, window=3)
     torch.testing.assert_close(one, whole[:, :, -1:])
@@ -218,7 +218,7 @@ def test_a_window_keeps_the_distances_right() -> None:
 
 def test_positions_without_a_bias_leave_attention_s_masks_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
-    model = build_model(choose("architectures", {"name": "transformer", "num_layers": 1, "d_model": 32, "num_heads": 4}), 50, 16)
+    model = build_model(resolve_part("architectures", {"name": "transformer", "num_layers": 1, "d_model": 32, "num_heads": 4}), 50, 16)
     kernel = attention.F.scaled_dot_product_attention
     monkeypatch.setattr(
         attention.F, "scaled_dot_product_attention", lambda q, k, v, mask, **o: seen.append((mask, o["is_causal"])) or kernel(q, k, v, mask, **o)
@@ -242,12 +242,14 @@ def test_positions_without_a_bias_leave_attention_s_masks_alone(monkeypatch: pyt
 )
 def test_options_keep_the_contract(options: dict[str, Any]) -> None:
     forms = ("document_isolation", "cache_parity", "left_padding_parity", "counts_are_measured", "bf16_is_close", "saves_and_loads")
-    assert not broken(check_part("positions", choose("positions", options), forms))
+    assert not broken(check_part("positions", resolve_part("positions", options), forms))
 
 
 @pytest.mark.parametrize("name", ["rope", "alibi", "rope_yarn"])
 def test_only_distances_matter(name: str) -> None:
-    model = build_model(choose("architectures", {"name": "transformer", "num_layers": 2, "d_model": 32, "num_heads": 4, "position": name}), 50, 40, seed=1)
+    model = build_model(
+        resolve_part("architectures", {"name": "transformer", "num_layers": 2, "d_model": 32, "num_heads": 4, "position": name}), 50, 40, seed=1
+    )
     tokens = torch.randint(50, (1, 12), generator=torch.Generator().manual_seed(0))
     moved = model(tokens, positions=torch.arange(20, 32)[None]).hidden
     torch.testing.assert_close(moved, model(tokens).hidden, rtol=1e-4, atol=1e-4)

@@ -14,9 +14,9 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 
-from feebcore.model.build import choose
+from feebcore.model.build import resolve_part
 from feebcore.protocols import ParamGroup
-from feebcore.train.hyperparameters import build_optimizer
+from feebcore.train.optimizer_schedules import build_optimizer
 from feebcore.train.state_tensors import optimizer_state, own_part
 
 PARTS = [
@@ -41,23 +41,23 @@ class Small(nn.Module):
         super().__init__()
         self.table = nn.Embedding(11, 6)
         self.up, self.down = nn.Linear(6, 13, bias=False), nn.Linear(13, 6)
-        self.norm, self.head = nn.LayerNorm(6), nn.Linear(6, 11, bias=False)
+        self.norm, self.lm_head = nn.LayerNorm(6), nn.Linear(6, 11, bias=False)
         self.one = nn.Parameter(torch.ones(1))
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         x = self.table(tokens)
-        return self.head(self.norm(x + self.one * self.down(torch.tanh(self.up(x)))))
+        return self.lm_head(self.norm(x + self.one * self.down(torch.tanh(self.up(x)))))
 
 
 def groups_of(model: nn.Module) -> list[ParamGroup]:
     named = dict(model.named_parameters())
-    roles = {"embedding": ["table.weight"], "head": ["head.weight"], "matrix": ["up.weight", "down.weight"]}
+    roles = {"embedding": ["table.weight"], "lm_head": ["lm_head.weight"], "matrix": ["up.weight", "down.weight"]}
     roles["vector"] = [name for name in named if not any(name in names for names in roles.values())]
     return [ParamGroup(role, names, [named[n] for n in names]) for role, names in roles.items()]
 
 
 def train(model: nn.Module, part: dict, steps: int = 6) -> torch.optim.Optimizer:
-    optimizer = build_optimizer(choose("optimizers", part), groups_of(model))
+    optimizer = build_optimizer(resolve_part("optimizers", part), groups_of(model))
     for step in range(steps):
         tokens = torch.randint(11, (4, 8), generator=torch.Generator().manual_seed(step))
         nn.functional.cross_entropy(model(tokens).flatten(0, 1), tokens.roll(1, 1).flatten()).backward()

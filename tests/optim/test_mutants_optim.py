@@ -11,12 +11,12 @@ import torch
 
 import feebcore as feeb
 from feeb_optim.configs import AdamWConfig, ConstantConfig, MupConfig
-from feeb_optim.rate_rules import build_mup
+from feeb_optim.lr_scalings import build_mup
 from feeb_optim.role_groups import adamw_group
 from feebcore.config import Part
 from feebcore.protocols import ParamGroup
 from feebcore.testing import check_part
-from feebcore.train.rates import RateScale, TrainShape
+from feebcore.train.lr_scaling import LRScale, TrainShape
 
 
 class Plain(torch.optim.Optimizer):
@@ -166,7 +166,7 @@ class SwapsTwice(Plain):
 
 OPTIMIZERS = {
     "a role left out": (optimizer(left_out="vector"), "each_parameter_in_one_group"),
-    "a role taken up twice": (optimizer(twice="head"), "each_parameter_in_one_group"),
+    "a role taken up twice": (optimizer(twice="lm_head"), "each_parameter_in_one_group"),
     "rate copied when it was made": (optimizer(RateCopied), "rate_zero_changes_nothing"),
     "rate copied, seen by half steps": (optimizer(RateCopied), "steps_follow_the_rate"),
     "rate applied twice": (optimizer(RateSquared), "steps_follow_the_rate"),
@@ -200,7 +200,7 @@ SCHEDULES = {
 }
 
 
-def rate_rule(change: Any) -> Part:
+def lr_scaling(change: Any) -> Part:
     """`mup` with its result changed."""
 
     def build(config: MupConfig) -> Any:
@@ -208,37 +208,37 @@ def rate_rule(change: Any) -> Part:
         return lambda shape: change(sound(shape), shape)
 
     config = MupConfig(reference_width=128, reference_layers=4, reference_batch_tokens=1024)
-    return Part("rate_rules", feeb.RateRuleSpec("mutant", MupConfig, build=build, summary="A broken part."), config)
+    return Part("lr_scalings", feeb.LRScalingSpec("mutant", MupConfig, build=build, summary="A broken part."), config)
 
 
-def with_rate(scale: RateScale, factor: float) -> RateScale:
+def with_rate(scale: LRScale, factor: float) -> LRScale:
     return dataclasses.replace(scale, roles=scale.roles | {"matrix": factor})
 
 
-def upside_down(scale: RateScale, shape: TrainShape) -> RateScale:
+def upside_down(scale: LRScale, shape: TrainShape) -> LRScale:
     return with_rate(scale, 256 / shape.d_model if shape.d_model else 1.0)
 
 
 RATE_RULES = {
-    "another reference": (rate_rule(upside_down), "identity_at_the_reference"),
-    "decay changed at the reference": (rate_rule(lambda scale, shape: RateScale(scale.roles, {"head": 2.0})), "identity_at_the_reference"),
-    "zero for small models": (rate_rule(lambda scale, shape: with_rate(scale, float(shape.d_model // 128))), "factors_are_positive"),
-    "divides by no layers": (rate_rule(lambda scale, shape: with_rate(scale, 4 / shape.num_layers)), "factors_are_positive"),
+    "another reference": (lr_scaling(upside_down), "identity_at_the_reference"),
+    "decay changed at the reference": (lr_scaling(lambda scale, shape: LRScale(scale.roles, {"lm_head": 2.0})), "identity_at_the_reference"),
+    "zero for small models": (lr_scaling(lambda scale, shape: with_rate(scale, float(shape.d_model // 128))), "factors_are_positive"),
+    "divides by no layers": (lr_scaling(lambda scale, shape: with_rate(scale, 4 / shape.num_layers)), "factors_are_positive"),
 }
 
-FAMILIES = (("optimizers", OPTIMIZERS), ("schedules", SCHEDULES), ("rate_rules", RATE_RULES))
-MUTANTS = {name: (seam, *pair) for seam, family in FAMILIES for name, pair in family.items()}
+FAMILIES = (("optimizers", OPTIMIZERS), ("schedules", SCHEDULES), ("lr_scalings", RATE_RULES))
+MUTANTS = {name: (kind, *pair) for kind, family in FAMILIES for name, pair in family.items()}
 
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mutant_is_caught_by_its_check(name):
-    seam, part, wanted = MUTANTS[name]
-    (result,) = check_part(seam, part, only=[wanted])
+    kind, part, wanted = MUTANTS[name]
+    (result,) = check_part(kind, part, only=[wanted])
     assert not result.passed, f"{name} passed {wanted}"
 
 
 def test_the_unbroken_form_of_the_mutants_passes():
-    sound = {"optimizers": optimizer(), "schedules": schedule(sound_rate), "rate_rules": rate_rule(lambda scale, shape: scale)}
-    for seam, family in FAMILIES:
-        broken = [str(r) for r in check_part(seam, sound[seam], only={wanted for _, wanted in family.values()}) if not r.passed]
+    sound = {"optimizers": optimizer(), "schedules": schedule(sound_rate), "lr_scalings": lr_scaling(lambda scale, shape: scale)}
+    for kind, family in FAMILIES:
+        broken = [str(r) for r in check_part(kind, sound[kind], only={wanted for _, wanted in family.values()}) if not r.passed]
         assert not broken

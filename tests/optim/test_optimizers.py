@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from feeb_optim.muon import COEFFICIENTS, orthogonalise, orthogonalise_all
-from feebcore.model.build import choose
+from feeb_optim.muon import COEFFICIENTS, orthogonalize, orthogonalize_all
+from feebcore.model.build import resolve_part
 from feebcore.protocols import ParamGroup
 from feebcore.train.checkpoint import optimizer_state, restore_optimizer
 
@@ -22,11 +22,11 @@ def make(seed=0):
             "up": nn.Parameter(torch.randn(24, 8)),
             "down": nn.Parameter(torch.randn(8, 24)),
             "table": nn.Parameter(torch.randn(30, 8)),
-            "head": nn.Parameter(torch.randn(30, 8)),
+            "lm_head": nn.Parameter(torch.randn(30, 8)),
             "gain": nn.Parameter(torch.randn(8)),
         }
     )
-    roles = {"matrix": ["up", "down"], "embedding": ["table"], "head": ["head"], "vector": ["gain"]}
+    roles = {"matrix": ["up", "down"], "embedding": ["table"], "lm_head": ["lm_head"], "vector": ["gain"]}
     return model, [ParamGroup(role, names, [model[n] for n in names]) for role, names in roles.items()]
 
 
@@ -39,9 +39,9 @@ def gradients(model, step):
 def test_adamw_equals_torch_with_rates_and_decay_by_role():
     model, groups = make()
     twin = copy.deepcopy(model)
-    part = choose("optimizers", {"name": "adamw", "lr": 0.01, "embedding_lr": 0.05, "vector_lr": 0.02, "weight_decay": 0.2, "decayed": ["matrix"]})
+    part = resolve_part("optimizers", {"name": "adamw", "lr": 0.01, "embedding_lr": 0.05, "vector_lr": 0.02, "weight_decay": 0.2, "decayed": ["matrix"]})
     ours = part.build(groups)
-    settings = [(["up", "down"], 0.01, 0.2), (["table"], 0.05, 0.0), (["head"], 0.01, 0.0), (["gain"], 0.02, 0.0)]
+    settings = [(["up", "down"], 0.01, 0.2), (["table"], 0.05, 0.0), (["lm_head"], 0.01, 0.0), (["gain"], 0.02, 0.0)]
     theirs = torch.optim.AdamW(
         [{"params": [twin[n] for n in names], "lr": lr, "weight_decay": decay} for names, lr, decay in settings], betas=(0.9, 0.95), eps=1e-8, foreach=False
     )
@@ -74,7 +74,7 @@ def test_muon_follows_the_papers_equations(monkeypatch):
     monkeypatch.setattr("feeb_optim.muon.has_fast_bf16", lambda device: False)
     model, groups = make()
     start = {n: p.detach().double().numpy().copy() for n, p in model.items()}
-    optimizer = choose("optimizers", {"name": "muon", "lr": 0.05}).build(groups)
+    optimizer = resolve_part("optimizers", {"name": "muon", "lr": 0.05}).build(groups)
     seen = []
     for step in range(4):
         gradients(model, step)
@@ -88,8 +88,8 @@ def test_muon_follows_the_papers_equations(monkeypatch):
 def test_muon_leaves_the_other_roles_to_adamw():
     model, groups = make()
     twin = copy.deepcopy(model)
-    ours = choose("optimizers", {"name": "muon", "embedding_lr": 0.03, "head_lr": 0.01, "vector_lr": 0.02}).build(groups)
-    names = {"table": 0.03, "head": 0.01, "gain": 0.02}
+    ours = resolve_part("optimizers", {"name": "muon", "embedding_lr": 0.03, "lm_head_lr": 0.01, "vector_lr": 0.02}).build(groups)
+    names = {"table": 0.03, "lm_head": 0.01, "gain": 0.02}
     theirs = torch.optim.AdamW([{"params": [twin[n]], "lr": lr} for n, lr in names.items()], betas=(0.8, 0.95), eps=1e-10, weight_decay=0.0, foreach=False)
     for step in range(3):
         for m, optimizer in ((model, ours), (twin, theirs)):
@@ -103,7 +103,7 @@ def test_muon_leaves_the_other_roles_to_adamw():
 def test_newton_schulz_keeps_the_directions_and_evens_the_singular_values(dtype):
     generator = torch.Generator().manual_seed(0)
     x_NRC = torch.randn(3, 16, 40, generator=generator)
-    result = orthogonalise(x_NRC.to(dtype)).float()
+    result = orthogonalize(x_NRC.to(dtype)).float()
     for given, made in zip(x_NRC.double().numpy(), result.double().numpy(), strict=True):
         u, _, vt = np.linalg.svd(given, full_matrices=False)
         inside = u.T @ made @ vt.T  # diagonal when the singular vectors are kept
@@ -115,7 +115,7 @@ def test_newton_schulz_keeps_the_directions_and_evens_the_singular_values(dtype)
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_optimizer_state_survives_as_plain_tensors(name):
     model, groups = make()
-    optimizer = choose("optimizers", {"name": name}).build(groups)
+    optimizer = resolve_part("optimizers", {"name": name}).build(groups)
     for step in range(3):
         gradients(model, step)
         optimizer.step()
@@ -125,7 +125,7 @@ def test_optimizer_state_survives_as_plain_tensors(name):
     with torch.no_grad():
         for n, p in again.items():
             p.copy_(weights[n])
-    fresh = choose("optimizers", {"name": name}).build(its_groups)
+    fresh = resolve_part("optimizers", {"name": name}).build(its_groups)
     restore_optimizer(again, fresh, {k: v.clone() for k, v in tensors.items()}, plain)
     for step in range(3, 6):
         for m, o in ((model, optimizer), (again, fresh)):
@@ -137,7 +137,7 @@ def test_optimizer_state_survives_as_plain_tensors(name):
 def test_a_step_skips_parameters_without_a_gradient():
     model, groups = make()
     before = {n: p.detach().clone() for n, p in model.items()}
-    optimizer = choose("optimizers", "muon").build(groups)
+    optimizer = resolve_part("optimizers", "muon").build(groups)
     gradients(model, 0)
     model["up"].grad = model["gain"].grad = None
     optimizer.step()
@@ -156,7 +156,7 @@ def test_newton_schulz_keeps_fp32s_precision_whatever_the_spectrum(shape, kind):
     elif kind != "random":
         x_NRC = torch.logspace(0, -6, shape[0])[:, None] * x_NRC
     a, b, c = COEFFICIENTS
-    for given, made in zip(x_NRC.double().numpy(), orthogonalise(x_NRC).numpy(), strict=True):
+    for given, made in zip(x_NRC.double().numpy(), orthogonalize(x_NRC).numpy(), strict=True):
         x = given / (np.linalg.norm(given) * 1.02)
         for _ in range(5):
             gram = x @ x.T
@@ -166,7 +166,7 @@ def test_newton_schulz_keeps_fp32s_precision_whatever_the_spectrum(shape, kind):
 
 def test_newton_schulz_runs_in_the_precision_that_is_asked_for() -> None:
     x_RC = torch.randn(32, 48, generator=torch.Generator().manual_seed(0))
-    exact = orthogonalise(x_RC.double()[None])[0]
-    error = {p: (orthogonalise_all([x_RC], 5, p)[0] - exact).abs().max().item() for p in ("bf16", "fp32")}
+    exact = orthogonalize(x_RC.double()[None])[0]
+    error = {p: (orthogonalize_all([x_RC], 5, p)[0] - exact).abs().max().item() for p in ("bf16", "fp32")}
     assert error["fp32"] < 1e-5
     assert 1e-4 < error["bf16"] < 0.05

@@ -13,11 +13,11 @@ from pytorch_optimizer.optimizer.grokfast import gradfilter_ema
 from torch import nn
 
 from feeb_optim.muon import COEFFICIENTS
-from feebcore.model.build import choose
+from feebcore.model.build import resolve_part
 from feebcore.protocols import ParamGroup
 
 STEPS = 25
-SHAPES = {"matrix": [(24, 8), (8, 24), (12, 12), (24, 8)], "embedding": [(30, 8)], "head": [(17, 8)], "vector": [(8,), (24,), (1,)]}
+SHAPES = {"matrix": [(24, 8), (8, 24), (12, 12), (24, 8)], "embedding": [(30, 8)], "lm_head": [(17, 8)], "vector": [(8,), (24,), (1,)]}
 
 
 def make():
@@ -49,7 +49,7 @@ def torch_groups(groups, rates=None, decays=None):
 def assert_same_path(part, make_reference, tolerance=2e-6, rates=lambda step: 1.0, roles=tuple(SHAPES), prepare=lambda groups: None):
     """Step by step, with the rate multiplied by rates(step) in both."""
     groups, twins = ([g for g in make() if g.role in roles] for _ in range(2))
-    ours, theirs = choose("optimizers", part).build(groups), make_reference(twins)
+    ours, theirs = resolve_part("optimizers", part).build(groups), make_reference(twins)
     start = [p.detach().clone() for p in weights_of(groups)]
     base = [[g["lr"] for g in o.param_groups] for o in (ours, theirs)]
     for step in range(STEPS):
@@ -68,17 +68,19 @@ def assert_same_path(part, make_reference, tolerance=2e-6, rates=lambda step: 1.
 
 
 def test_adam_is_torchs_with_rates_by_role():
-    rates = {"matrix": 0.01, "embedding": 0.05, "head": 0.01, "vector": 0.02}
+    rates = {"matrix": 0.01, "embedding": 0.05, "lm_head": 0.01, "vector": 0.02}
     part = {"name": "adam", "lr": 0.01, "embedding_lr": 0.05, "vector_lr": 0.02, "weight_decay": 0.3, "decayed": ["matrix"], "betas": [0.8, 0.97]}
-    decays = {"matrix": 0.3, "embedding": 0.0, "head": 0.0, "vector": 0.0}
+    decays = {"matrix": 0.3, "embedding": 0.0, "lm_head": 0.0, "vector": 0.0}
     assert_same_path(part, lambda groups: torch.optim.Adam(torch_groups(groups, rates, decays), betas=(0.8, 0.97), foreach=False, fused=False))
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_sgd_is_the_recurrence_written_out(nesterov):
     groups = make()
-    optimizer = choose("optimizers", {"name": "sgd", "lr": 0.1, "head_lr": 0.03, "momentum": 0.8, "nesterov": nesterov, "weight_decay": 0.05}).build(groups)
-    rate = {"head": 0.03}
+    optimizer = resolve_part("optimizers", {"name": "sgd", "lr": 0.1, "lm_head_lr": 0.03, "momentum": 0.8, "nesterov": nesterov, "weight_decay": 0.05}).build(
+        groups
+    )
+    rate = {"lm_head": 0.03}
     expected = [p.detach().double().numpy().copy() for p in weights_of(groups)]
     roles = [g.role for g in groups for _ in g.parameters]
     momenta = [np.zeros_like(w) for w in expected]
@@ -94,21 +96,21 @@ def test_sgd_is_the_recurrence_written_out(nesterov):
 
 
 def test_lion_is_that_of_pytorch_optimizer():
-    part = {"name": "lion", "lr": 0.01, "betas": [0.9, 0.98], "weight_decay": 0.3, "decayed": ["matrix", "embedding", "head", "vector"]}
+    part = {"name": "lion", "lr": 0.01, "betas": [0.9, 0.98], "weight_decay": 0.3, "decayed": ["matrix", "embedding", "lm_head", "vector"]}
     assert_same_path(part, lambda groups: pytorch_optimizer.Lion(torch_groups(groups), lr=0.01, betas=(0.9, 0.98), weight_decay=0.3, weight_decouple=True))
 
 
 @pytest.mark.parametrize("warmup", [0, 15])
 def test_ademamix_is_that_of_pytorch_optimizer(warmup):
     part = {"name": "ademamix", "lr": 0.01, "betas": [0.9, 0.95], "slow_beta": 0.999, "alpha": 4.0, "warmup_steps": warmup, "weight_decay": 0.2}
-    part |= {"decayed": ["matrix", "embedding", "head", "vector"]}
+    part |= {"decayed": ["matrix", "embedding", "lm_head", "vector"]}
     options = {"betas": (0.9, 0.95, 0.999), "alpha": 4.0, "t_alpha_beta3": warmup or None, "weight_decay": 0.2, "weight_decouple": True}
     # theirs goes past the end of the warmup by a formula that ours does not follow there
     assert_same_path(part, lambda groups: pytorch_optimizer.AdEMAMix(torch_groups(groups), lr=0.01, foreach=False, **options))
 
 
 def test_schedule_free_is_that_of_its_authors_while_the_rate_rises_and_stays():
-    part = {"name": "schedule_free", "lr": 0.02, "betas": [0.9, 0.97], "weight_decay": 0.1, "decayed": ["matrix", "embedding", "head", "vector"]}
+    part = {"name": "schedule_free", "lr": 0.02, "betas": [0.9, 0.97], "weight_decay": 0.1, "decayed": ["matrix", "embedding", "lm_head", "vector"]}
 
     def reference(groups):
         optimizer = schedulefree.AdamWScheduleFree(torch_groups(groups), lr=0.02, betas=(0.9, 0.97), weight_decay=0.1, foreach=False)
@@ -172,7 +174,7 @@ def adafactor_in_numpy(w, grads, lr, decay):
 def test_adafactor_follows_the_papers_equations(lr):
     groups = make()
     start = [p.detach().double().numpy().copy() for p in weights_of(groups)]
-    optimizer = choose("optimizers", {"name": "adafactor", "lr": lr, "weight_decay": 0.1, "decayed": ["matrix", "vector"]}).build(groups)
+    optimizer = resolve_part("optimizers", {"name": "adafactor", "lr": lr, "weight_decay": 0.1, "decayed": ["matrix", "vector"]}).build(groups)
     seen = []
     for step in range(STEPS):
         set_gradients(groups, step)
@@ -209,7 +211,7 @@ def test_normuon_follows_the_papers_equations(monkeypatch):
     monkeypatch.setattr("feeb_optim.muon.has_fast_bf16", lambda device: False)
     groups = make()
     start = [p.detach().double().numpy().copy() for p in groups[0].parameters]
-    optimizer = choose("optimizers", {"name": "normuon", "lr": 0.03, "momentum": 0.9, "beta2": 0.8, "weight_decay": 0.1}).build(groups)
+    optimizer = resolve_part("optimizers", {"name": "normuon", "lr": 0.03, "momentum": 0.9, "beta2": 0.8, "weight_decay": 0.1}).build(groups)
     seen = []
     for step in range(STEPS):
         set_gradients(groups, step)
@@ -227,7 +229,7 @@ def test_a_stack_of_matrices_is_trained_as_its_matrices_alone(name):
     start = torch.randn(1 if name == "normuon" else 3, 6, 10, generator=generator)
     stack = nn.Parameter(start.clone())
     alone = [nn.Parameter(x.clone()) for x in start.unbind()]
-    optimizers = [choose("optimizers", name).build([ParamGroup("matrix", [str(i) for i in range(len(ps))], ps)]) for ps in ([stack], alone)]
+    optimizers = [resolve_part("optimizers", name).build([ParamGroup("matrix", [str(i) for i in range(len(ps))], ps)]) for ps in ([stack], alone)]
     for _ in range(12):
         gradient = torch.randn(start.shape, generator=generator)
         stack.grad = gradient.clone()
@@ -240,8 +242,8 @@ def test_a_stack_of_matrices_is_trained_as_its_matrices_alone(name):
 
 def test_muons_momentum_can_be_scheduled_and_its_counter_survives_a_branch():
     groups, twins = make(), make()
-    ours = choose("optimizers", {"name": "muon", "momentum": 0.95}).build(groups)
-    other = choose("optimizers", {"name": "muon", "momentum": 0.5}).build(twins)
+    ours = resolve_part("optimizers", {"name": "muon", "momentum": 0.95}).build(groups)
+    other = resolve_part("optimizers", {"name": "muon", "momentum": 0.5}).build(twins)
     for group in ours.param_groups:
         if "momentum" in group:
             group["momentum"] = 0.5

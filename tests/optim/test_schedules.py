@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from feebcore.model.build import choose
-from feebcore.train.rates import TrainShape
+from feebcore.model.build import resolve_part
+from feebcore.train.lr_scaling import TrainShape
 
 NAMES = ["constant", "linear", "cosine", "wsd", "one_minus_sqrt", "exponential", "inverse_sqrt", "power"]
 
@@ -21,7 +21,7 @@ NAMES = ["constant", "linear", "cosine", "wsd", "one_minus_sqrt", "exponential",
 @given(name=st.sampled_from(NAMES), total=st.integers(1, 400), warmup=st.integers(0, 50), final=st.floats(0, 1))
 def test_every_schedule_rises_then_never_rises_again(name, total, warmup, final):
     options = {} if name in ("constant", "inverse_sqrt") else {"final_fraction": max(final, 0.01) if name == "exponential" else final}
-    multiplier = choose("schedules", {"name": name, "warmup_steps": warmup} | options).build(total)
+    multiplier = resolve_part("schedules", {"name": name, "warmup_steps": warmup} | options).build(total)
     values = [multiplier(step) for step in range(total)]
     assert all(0 < v <= 1 for v in values) or final == 0
     assert all(0 <= v <= 1 for v in values)
@@ -33,43 +33,43 @@ def test_every_schedule_rises_then_never_rises_again(name, total, warmup, final)
 
 
 def test_warmup_reaches_the_full_rate_at_its_last_step():
-    multiplier = choose("schedules", {"name": "cosine", "warmup_steps": 10}).build(100)
+    multiplier = resolve_part("schedules", {"name": "cosine", "warmup_steps": 10}).build(100)
     assert [multiplier(s) for s in (0, 4, 9)] == pytest.approx([0.1, 0.5, 1.0])
 
 
 def test_cosine_is_half_way_down_in_the_middle_and_ends_at_the_final_fraction():
-    multiplier = choose("schedules", {"name": "cosine", "warmup_steps": 20, "final_fraction": 0.1}).build(120)
+    multiplier = resolve_part("schedules", {"name": "cosine", "warmup_steps": 20, "final_fraction": 0.1}).build(120)
     assert multiplier(70) == pytest.approx(0.1 + 0.9 / 2)
     assert multiplier(45) == pytest.approx(0.1 + 0.9 * (1 + math.cos(math.pi / 4)) / 2)
     assert multiplier(120) == pytest.approx(0.1)
 
 
 def test_wsd_is_flat_until_its_decay():
-    multiplier = choose("schedules", {"name": "wsd", "warmup_fraction": 0.1, "decay_fraction": 0.4}).build(100)
+    multiplier = resolve_part("schedules", {"name": "wsd", "warmup_fraction": 0.1, "decay_fraction": 0.4}).build(100)
     assert {multiplier(s) for s in range(10, 61)} == {1.0}
     assert multiplier(80) == pytest.approx(0.5)
     assert 0 < multiplier(99) < 0.03
-    sqrt = choose("schedules", {"name": "wsd", "decay_fraction": 0.4, "shape": "one_minus_sqrt"}).build(100)
+    sqrt = resolve_part("schedules", {"name": "wsd", "decay_fraction": 0.4, "shape": "one_minus_sqrt"}).build(100)
     assert sqrt(70) == pytest.approx(1 - math.sqrt(0.25))
 
 
 def test_linear_and_constant():
-    assert choose("schedules", "linear").build(10)(5) == pytest.approx(0.5)
-    assert choose("schedules", "constant").build(10)(9) == 1.0
+    assert resolve_part("schedules", "linear").build(10)(5) == pytest.approx(0.5)
+    assert resolve_part("schedules", "constant").build(10)(9) == 1.0
 
 
 def test_a_warmup_longer_than_the_run_is_a_problem_and_fractions_are_bounded():
-    assert choose("schedules", {"name": "wsd", "warmup_steps": 30}).config.check_run(20)
-    assert not choose("schedules", {"name": "wsd", "warmup_steps": 16}).config.check_run(20)
-    assert "4 of decay" in choose("schedules", {"name": "wsd", "warmup_steps": 17}).config.check_run(20)[0]
+    assert resolve_part("schedules", {"name": "wsd", "warmup_steps": 30}).config.check_run(20)
+    assert not resolve_part("schedules", {"name": "wsd", "warmup_steps": 16}).config.check_run(20)
+    assert "4 of decay" in resolve_part("schedules", {"name": "wsd", "warmup_steps": 17}).config.check_run(20)[0]
     with pytest.raises(ValidationError, match="decay_fraction"):
-        choose("schedules", {"name": "wsd", "decay_fraction": 1.5})
+        resolve_part("schedules", {"name": "wsd", "decay_fraction": 1.5})
 
 
 def test_inverse_width_halves_matrix_rates_at_double_width_and_keeps_the_embeddings():
-    rule = choose("rate_rules", {"name": "inverse_width", "reference_width": 128}).build()
+    rule = resolve_part("lr_scalings", {"name": "inverse_width", "reference_width": 128}).build()
     scale = rule(TrainShape(d_model=256, num_layers=4, batch_tokens=4096, steps=100))
-    assert (scale.of("matrix"), scale.of("head"), scale.of("embedding"), scale.of("vector")) == (0.5, 0.5, 1.0, 1.0)
+    assert (scale.of("matrix"), scale.of("lm_head"), scale.of("embedding"), scale.of("vector")) == (0.5, 0.5, 1.0, 1.0)
     assert rule(TrainShape(0, 0, 1, 1)).of("matrix") == 1.0
 
 
@@ -77,7 +77,7 @@ def test_inverse_width_halves_matrix_rates_at_double_width_and_keeps_the_embeddi
 
 
 def rates(total, **part):
-    multiplier = choose("schedules", part).build(total)
+    multiplier = resolve_part("schedules", part).build(total)
     return [multiplier(step) for step in range(total + 1)]
 
 
@@ -170,7 +170,7 @@ def test_a_sequence_runs_each_piece_from_its_own_beginning():
 @given(total=st.integers(1, 300), shares=st.lists(st.integers(1, 10), min_size=1, max_size=5))
 def test_a_sequence_by_shares_fills_the_run_exactly(total, shares):
     pieces = [{"schedule": "constant", "fraction": s / sum(shares)} for s in shares]
-    config = choose("schedules", {"name": "sequential", "pieces": pieces}).config
+    config = resolve_part("schedules", {"name": "sequential", "pieces": pieces}).config
     assert sum(config.lengths(total)) == total
     assert min(config.lengths(total)) >= 0
     assert not config.check_run(total)
@@ -178,12 +178,14 @@ def test_a_sequence_by_shares_fills_the_run_exactly(total, shares):
 
 def test_mistakes_in_schedules_are_named():
     with pytest.raises(ValidationError, match="must ascend"):
-        choose("schedules", {"name": "wsd_s", "ends": [0.5, 0.25, 1.0]})
+        resolve_part("schedules", {"name": "wsd_s", "ends": [0.5, 0.25, 1.0]})
     with pytest.raises(ValidationError, match="more than 1"):
-        choose("schedules", {"name": "sequential", "pieces": [{"fraction": 0.7}, {"fraction": 0.7}]})
+        resolve_part("schedules", {"name": "sequential", "pieces": [{"fraction": 0.7}, {"fraction": 0.7}]})
     with pytest.raises(ValidationError, match="only one may go without"):
-        choose("schedules", {"name": "sequential", "pieces": [{"schedule": "linear"}, {"schedule": "cosine"}]})
-    long = choose("schedules", {"name": "sequential", "pieces": [{"schedule": {"name": "cosine", "warmup_steps": 50}, "steps": 40}, {"steps": 90}]}).config
+        resolve_part("schedules", {"name": "sequential", "pieces": [{"schedule": "linear"}, {"schedule": "cosine"}]})
+    long = resolve_part(
+        "schedules", {"name": "sequential", "pieces": [{"schedule": {"name": "cosine", "warmup_steps": 50}, "steps": 40}, {"steps": 90}]}
+    ).config
     (inner, outer) = long.check_run(100)
     assert inner.startswith("pieces.0.warmup_steps: 50")
     assert "130 steps, more than max_steps 100" in outer
@@ -193,14 +195,14 @@ def test_mistakes_in_schedules_are_named():
 
 
 def scale_of(shape, **part):
-    return choose("rate_rules", part).build()(TrainShape(*shape))
+    return resolve_part("lr_scalings", part).build()(TrainShape(*shape))
 
 
 def test_mup_scales_matrices_by_width_depth_and_batch_and_keeps_what_weights_lose_a_step():
     rule = {"name": "mup", "reference_width": 128, "reference_layers": 4, "reference_batch_tokens": 1024}
     scale = scale_of((512, 16, 4096, 10), **rule)
-    assert scale.roles == pytest.approx({"matrix": 0.25 * 0.5 * 2, "head": 0.25 * 2, "embedding": 2, "vector": 2})
-    assert scale.weight_decay == pytest.approx({"matrix": 8, "head": 4})
+    assert scale.roles == pytest.approx({"matrix": 0.25 * 0.5 * 2, "lm_head": 0.25 * 2, "embedding": 2, "vector": 2})
+    assert scale.weight_decay == pytest.approx({"matrix": 8, "lm_head": 4})
     assert scale_of((512, 16, 4096, 10), **rule, width_exponent=0, depth_exponent=0, keep_decay=False).roles == dict.fromkeys(scale.roles, 2.0)
     assert scale_of((512, 16, 4096, 10), name="mup", reference_width=128).of("matrix") == 0.25
 
@@ -220,7 +222,7 @@ def test_mup_keeps_the_size_of_an_adam_update_of_the_output():
 def test_nanochat_rule_is_its_laws():
     rule = {"name": "nanochat", "reference_width": 768, "reference_batch_tokens": 1000, "reference_steps": 100}
     scale = scale_of((1536, 24, 4000, 50), **rule)  # twice the width, 4 times the batch, twice the tokens
-    assert scale.roles == pytest.approx({"matrix": 2, "embedding": 2**0.5, "head": 2**0.5, "vector": 2**0.5})
+    assert scale.roles == pytest.approx({"matrix": 2, "embedding": 2**0.5, "lm_head": 2**0.5, "vector": 2**0.5})
     assert scale.weight_decay == pytest.approx(dict.fromkeys(scale.roles, 1.0))
     assert scale_of((768, 12, 1000, 400), **rule).decay_of("matrix") == pytest.approx(0.25)
     assert scale_of((768, 12, 1000, 400), name="nanochat").weight_decay == {}

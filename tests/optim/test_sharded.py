@@ -28,6 +28,6 @@ def test_sharded_steps_equal_whole_ones_for_every_optimizer(tmp_path):
             process.kill()
     assert [process.returncode for process in ranks] == [0, 0], told[0][1][-3000:] + told[1][1][-3000:]
     gaps = json.loads(told[0][0].splitlines()[-1])
-    builtin = {spec.name for seam, spec in get_registry().parts() if seam == "optimizers" and spec.distribution == BUILTIN}
+    builtin = {spec.name for kind, spec in get_registry().parts() if kind == "optimizers" and spec.distribution == BUILTIN}
     assert builtin <= gaps.keys()
     assert {name: gap for name, gap in gaps.items() if gap > 1e-4} == {}

@@ -132,8 +132,8 @@ def test_artifacts_are_verified_adopted_and_cleaned(inside: Inside, tmp_path: Pa
     assert [r["bad"] for r in json.loads(done.stdout) if r["bad"]] == [["total.json"]]
     (tmp_path / "made").mkdir()
     (tmp_path / "made" / "numbers.json").write_text("[1, 2]")
-    adopted = inside("artifacts", "adopt", tmp_path / "made", "make_numbers", "mine", "--note", "by hand").stdout.strip()
-    assert json.loads((Path(adopted) / "manifest.json").read_text())["identity"]["note"] == "by hand"
+    imported = inside("artifacts", "import", tmp_path / "made", "make_numbers", "mine", "--note", "by hand").stdout.strip()
+    assert json.loads((Path(imported) / "manifest.json").read_text())["identity"]["note"] == "by hand"
     inside("run", RECIPE, "--in-process", "--set", "sum_numbers.fail=true")
     assert "say --yes" in inside("artifacts", "gc").stdout
     assert len(inside.json("artifacts", "gc", "--yes")) == 1

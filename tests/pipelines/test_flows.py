@@ -144,12 +144,12 @@ def test_members_side_by_side_outlive_one_that_fails_and_the_study_ends_with_its
     study.write_text(
         f"extends: {RECIPE}\nname: study\nseeds: [0, 1, 2]\nquick: {{seeds: [0, 1]}}\n"
         "variants: {few: {make_numbers.count: 3}, wrong: {sum_numbers.fail: true, sum_numbers.scale: 3}, many: {make_numbers.count: 5}}\n"
-        "findings: {more: {says: more numbers are more, expect: few < many, metric: total, stage: sum_numbers}}\n"
+        "claims: {more: {claim: more numbers are more, expect: few < many, metric: total, stage: sum_numbers}}\n"
     )
     done = served("run", study, "--quick", "--jobs", "2")
     assert done.returncode == 1, done.stdout + done.stderr
     assert "2 of 6 members failed" in done.stderr
-    (page,) = served.workspace.glob("findings/study-quick-*/page.md")
+    (page,) = served.workspace.glob("claims/study-quick-*/page.md")
     assert "--quick" in page.read_text()
     assert "| more | more numbers are more | `few < many (total)` |" in page.read_text()
     assert "| -7 (-7 to -7)" in page.read_text()

@@ -51,7 +51,7 @@ def make_artifacts(root: Path, stages: tuple[str, ...] = STAGES) -> dict[str, Ar
         out = StageOutput(_folder(root, stage, fingerprint))
         metrics, section = globals()[f"_{stage}"](out.path, rng)
         out.close()
-        plugins = [{"seam": s, "part": f"feeb/{n}", "revision": "1", "version": "0.1.0", "origin": "models"} for s, n in PARTS.get(stage, [])]
+        plugins = [{"kind": s, "part": f"feeb/{n}", "revision": "1", "version": "0.1.0", "origin": "models"} for s, n in PARTS.get(stage, [])]
         artifact = commit(
             out,
             stage=stage,
@@ -158,7 +158,7 @@ def _probes(folder: Path, rng: Any) -> None:
             shares = {"greedy": 0.9 - 0.4 * grown, "sampled": 0.02 + 0.05 * grown, "text": 0.06}
             repetition.append({"step": step} | {k: {"repeated": v} for k, v in shares.items()} | {"degenerate": []})
         if step:
-            names = ["embedding", *(f"depth.blocks.{i}" for i in range(6)), "final_norm", "head"]
+            names = ["embedding", *(f"stack.blocks.{i}" for i in range(6)), "final_norm", "lm_head"]
             layers = [
                 {"layer": name, "gradient": (0.05 + 0.3 / (i + 1)) * rng.lognormal(0, 0.1), "weight": 20.0 + i, "update": 0.05 / (i + 2) + 0.02 * (1 - grown)}
                 for i, name in enumerate(names)
@@ -216,7 +216,7 @@ def law_document(rng: Any, identified: bool = True) -> dict[str, Any]:
         "beta": 0.37,
         "intervals": {"E": [0.4, 2.9]},
         "flags": flags,
-        "convention": "non_embedding",
+        "parameter_count": "non_embedding",
     }
     return {"law": law, "fit": {"residuals": residuals}, "points": points, "heldout": [held], "curves": curves, "isoflop": {}}
 

@@ -11,8 +11,8 @@ import torch
 
 from feebcore.artifacts import StageOutput
 from feebcore.config import NoOptions, Part
-from feebcore.model.build import build_model, choose
-from feebcore.protocols import Instance
+from feebcore.model.build import build_model, resolve_part
+from feebcore.protocols import Problem
 from feebcore.specs import OptimizerSpec, ScheduleSpec, TaskSpec
 from feebcore.stages.rl import RlConfig
 
@@ -42,16 +42,16 @@ class EmitTask:
     def __init__(self, max_completion_tokens: int = 3) -> None:
         self.max_completion_tokens = max_completion_tokens
 
-    def instance(self, rng: np.random.Generator) -> Instance:
+    def problem(self, rng: np.random.Generator) -> Problem:
         digits = "".join(map(str, rng.integers(0, 10, 3)))
-        return Instance(digits + "=", "aa", digits)
+        return Problem(digits + "=", "aa", digits)
 
-    def reward(self, instance: Instance, completion: str) -> float:
+    def reward(self, instance: Problem, completion: str) -> float:
         return completion.count("a") / max(self.max_completion_tokens - 1, 1)
 
 
 def tiny_model(vocab_size: int, seq_len: int = 32, seed: int = 0, d_model: int = 32, num_layers: int = 2, **options: Any) -> Any:
-    architecture = choose("architectures", {"name": "transformer", "num_layers": num_layers, "d_model": d_model, "num_heads": 2, **options})
+    architecture = resolve_part("architectures", {"name": "transformer", "num_layers": num_layers, "d_model": d_model, "num_heads": 2, **options})
     return build_model(architecture, vocab_size, seq_len, seed).eval()
 
 

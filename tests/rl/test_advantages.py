@@ -32,12 +32,12 @@ def test_leave_one_out_is_the_mean_baseline_times_g_over_g_minus_1():
     assert torch.allclose(group_advantages(rewards, torch.zeros(4, dtype=torch.int64), "none") * 4 / 3, loo, atol=1e-6)
 
 
-@pytest.mark.parametrize("normalise", ["std", "none"])
-def test_groups_without_variance_or_company_or_score_get_exactly_zero(normalise):
+@pytest.mark.parametrize("normalize", ["std", "none"])
+def test_groups_without_variance_or_company_or_score_get_exactly_zero(normalize):
     nan = float("nan")
     rewards = torch.tensor([1.0, 1.0, 0.3, 0.3 + 1e-9, 0.7, nan, nan, 0.2, nan, 0.0, 1.0])
     groups = torch.tensor([0, 0, 1, 1, 2, 3, 3, 4, 4, 5, 5])
-    found = group_advantages(rewards, groups, normalise)
+    found = group_advantages(rewards, groups, normalize)
     assert found[:9].tolist() == [0.0] * 9
     assert found[9] < 0 < found[10]
     assert zero_variance(rewards, groups).tolist() == [True] * 9 + [False] * 2

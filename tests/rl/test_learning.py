@@ -7,7 +7,7 @@ import torch
 from rl_toys import CharTokenizer, EmitTask, output, rl_config, tiny_model
 
 from feebcore.generate.engine import Completion, encode_prompt
-from feebcore.protocols import Instance
+from feebcore.protocols import Problem
 from feebcore.rl.trainer import RlTrainer
 
 TOKENIZER = CharTokenizer("=0123456789ab")
@@ -24,14 +24,14 @@ def train(tmp_path, algorithm, task, score, steps=25, **options):
 def next_token_probability(trainer, token, prompt="123="):
     with torch.no_grad():
         hidden = trainer.policy(torch.tensor([encode_prompt(TOKENIZER, prompt)])).hidden
-        return trainer.policy.head(hidden).softmax(-1)[0, -1, token].item()
+        return trainer.policy.lm_head(hidden).softmax(-1)[0, -1, token].item()
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS, ids=["grpo", "dr_grpo", "ppo"])
 def test_learns_to_emit_the_rewarded_token(tmp_path, algorithm):
     token = TOKENIZER.encode("a")[0]
 
-    def score(instance: Instance, completion: Completion) -> float:
+    def score(instance: Problem, completion: Completion) -> float:
         return float(completion.tokens[0] == token)
 
     trainer = train(tmp_path, algorithm, EmitTask(1), score, lr=1e-2)
@@ -42,7 +42,7 @@ def test_learns_to_emit_the_rewarded_token(tmp_path, algorithm):
 def test_learns_to_stop_when_only_stopping_pays(tmp_path, algorithm):
     """Trap 1: the end token is a sampled token like any other."""
 
-    def score(instance: Instance, completion: Completion) -> float:
+    def score(instance: Problem, completion: Completion) -> float:
         return -float(len(completion.tokens))
 
     trainer = train(tmp_path, algorithm, EmitTask(6), score, steps=30, lr=1e-2)
@@ -58,7 +58,7 @@ def test_shuffled_rewards_teach_nothing(tmp_path):
     assert next_token_probability(trainer, token) < 0.5
 
 
-@pytest.mark.parametrize("value_optimizer", ["separate", "shared"])
+@pytest.mark.parametrize("value_optimizer", ["sequential", "shared"])
 def test_the_value_head_learns_the_expected_reward(tmp_path, value_optimizer):
     trainer = train(
         tmp_path,

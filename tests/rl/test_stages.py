@@ -11,7 +11,7 @@ from rl_toys import output
 from feebcore.artifacts import Artifact
 from feebcore.data.tokenizers import load_tokenizer, save_part
 from feebcore.errors import Interrupted
-from feebcore.model.build import build_model, choose
+from feebcore.model.build import build_model, resolve_part
 from feebcore.model.io import load_model, save_model
 from feebcore.stages import rl, sft
 
@@ -31,12 +31,12 @@ RL = {"task": SFT["task"], "max_steps": 4, "prompts_per_step": 4, "group_size": 
 def pretrained(tmp_path_factory):
     """An untrained model of a byte tokenizer, as stage pretrain would leave it."""
     folder = tmp_path_factory.mktemp("pretrain")
-    part = choose("tokenizers", "byte")
+    part = resolve_part("tokenizers", "byte")
     tokenizer_folder = folder / "tokenizer"
     tokenizer_folder.mkdir()
     tokenizer = part.build().train(lambda: iter(["abc"]), tokenizer_folder, lambda done, total: None)
     save_part(tokenizer_folder, part)
-    architecture = choose("architectures", TINY)
+    architecture = resolve_part("architectures", TINY)
     save_model(folder / "model", build_model(architecture, tokenizer.vocab_size, 32), architecture, tokenizer_folder)
     return Artifact(folder, {"stage": "pretrain"})
 
@@ -79,7 +79,7 @@ def test_sft_then_rl_make_models_and_say_how_good_they_are(pretrained, tmp_path)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-@pytest.mark.parametrize("value_optimizer", ["separate", "shared"])
+@pytest.mark.parametrize("value_optimizer", ["sequential", "shared"])
 def test_ppo_runs_with_every_optimizer_and_resumes(pretrained, tmp_path, optimizer, value_optimizer):
     options = RL | {"algorithm": "ppo", "optimizer": {"name": optimizer, "lr": 1e-3}, "value_optimizer": value_optimizer}
     whole, expected = run(rl, section(rl.RlConfig, options), pretrained, tmp_path / "whole")
@@ -109,13 +109,13 @@ def test_bad_sections_are_refused_before_anything_runs(tmp_path):
     path = tmp_path / "bad.yaml"
     text = (
         "stages: [download, tokenizer, shard, pretrain, rl]\ndownload: {sources: [stdlib]}\npretrain: {seq_len: 6, max_steps: 1}\n"
-        "rl:\n  group_size: 1\n  prompts_per_step: 1\n  processors: [top_p]\n  algorithm: {name: grpo, minibatches: 4}\n"
+        "rl:\n  group_size: 1\n  prompts_per_step: 1\n  logits_processors: [top_p]\n  algorithm: {name: grpo, minibatches: 4}\n"
     )
     path.write_text(text)
     with pytest.raises(recipe.RecipeError) as caught:
         recipe.load(path)
     message = str(caught.value)
-    for part in ("rl.processors.0: top_p removes tokens", "rl.group_size: grpo compares", "rl.algorithm.minibatches: 4 are more", "rl.task: sort needs"):
+    for part in ("rl.logits_processors.0: top_p removes tokens", "rl.group_size: grpo compares", "rl.algorithm.minibatches: 4 are more", "rl.task: sort needs"):
         assert part in message
 
 

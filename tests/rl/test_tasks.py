@@ -15,14 +15,14 @@ from rl_toys import CharTokenizer, EmitTask
 from feeb_rl.countdown import evaluate
 from feebcore.errors import DataError
 from feebcore.generate.engine import Completion
-from feebcore.model.build import choose
-from feebcore.protocols import Instance
+from feebcore.model.build import resolve_part
+from feebcore.protocols import Problem
 from feebcore.rl.examples import Examples
 from feebcore.rl.tasks import encode_example, held_out_instances, is_held_out, score, training_instances
 
 
 def task(name, **options):
-    return choose("tasks", {"name": name, **options}).build()
+    return resolve_part("tasks", {"name": name, **options}).build()
 
 
 @pytest.mark.parametrize(("name", "options"), [("sort", {}), ("sort", {"digits": 3}), ("countdown", {}), ("countdown", {"numbers": 4})])
@@ -51,10 +51,10 @@ def test_countdown_has_512_held_out_problems_and_finds_them_soon():
 
 def test_a_task_too_small_to_split_gives_what_it_has_or_says_so():
     class Tiny(EmitTask):
-        def instance(self, rng):
-            return Instance("1=", "a", "one")
+        def problem(self, rng):
+            return Problem("1=", "a", "one")
 
-    held_out = is_held_out(Instance("1=", "a", "one"))
+    held_out = is_held_out(Problem("1=", "a", "one"))
     with pytest.raises(DataError, match="too few problems"):
         (training_instances(Tiny(), 1, 0) if held_out else held_out_instances(Tiny(), 1))
     assert len(held_out_instances(task("sort", digits=2), 512)) < 30
@@ -65,7 +65,7 @@ def test_every_answer_is_right_ends_in_time_and_prompts_do_not_contain_it(name, 
     part, tokenizer = task(name, **options), CharTokenizer()
     rng = np.random.default_rng(0)
     for _ in range(500):
-        instance = part.instance(rng)
+        instance = part.problem(rng)
         assert part.reward(instance, instance.answer) == 1.0
         assert part.reward(instance, instance.answer + "0") == part.reward(instance, "") == 0.0
         prompt, answer = encode_example(tokenizer, instance)
@@ -76,13 +76,13 @@ def test_every_answer_is_right_ends_in_time_and_prompts_do_not_contain_it(name, 
 
 def test_sort_is_exact():
     part = task("sort")
-    instance = Instance("72914=", "12479", "k")
+    instance = Problem("72914=", "12479", "k")
     assert [part.reward(instance, text) for text in ("12479", "12479 ", " 12479", "1247", "72914", "12497")] == [1, 0, 0, 0, 0, 0]
 
 
 def test_countdown_accepts_any_right_formula_and_no_cheat():
     part = task("countdown")
-    instance = Instance("3 7 8=45:", "", "k", ((3, 7, 8), 45))
+    instance = Problem("3 7 8=45:", "", "k", ((3, 7, 8), 45))
     right = ["(8+7)*3", "3*(7+8)", "3*7+8*3-0", "((7+8))*3"]
     assert [part.reward(instance, t) for t in right] == [1, 1, 0, 1]
     for cheat in ("45", "3*7+8*3", "+45", "(8+7)*03", "8+37", "3*7*8", "8+7*3", "(8+7)*3.0", "(8+7)*3 ", "３*(7+8)", "(8+7)*True", "", "(", "8**2", "8//3"):
@@ -112,7 +112,7 @@ def test_the_verifier_answers_at_once_on_hostile_text(text):
 def test_countdown_keys_ignore_the_order_of_the_numbers():
     part, rng = task("countdown"), np.random.default_rng(0)
     for _ in range(200):
-        instance = part.instance(rng)
+        instance = part.problem(rng)
         numbers, target = instance.data
         assert instance.key == f"countdown:{','.join(map(str, sorted(numbers)))}:{target}"
         assert evaluate(instance.answer)[1] == Counter(numbers)
@@ -120,7 +120,7 @@ def test_countdown_keys_ignore_the_order_of_the_numbers():
 
 def test_an_unfinished_completion_scores_nothing():
     part, tokenizer = task("sort"), CharTokenizer()
-    instance = Instance("72914=", "12479", "k")
+    instance = Problem("72914=", "12479", "k")
     ids = tokenizer.encode("12479")
     zeros = [0.0] * 6
     assert score(part, tokenizer, instance, Completion([*ids, tokenizer.eos_id], zeros, zeros, "stop")) == 1.0

@@ -14,7 +14,7 @@ from rl_toys import CharTokenizer, EmitTask, output, rl_config, tiny_model
 
 from feebcore.errors import FeebError
 from feebcore.generate.engine import Completion, encode_prompt, generate
-from feebcore.model.build import choose
+from feebcore.model.build import resolve_part
 from feebcore.protocols import ModelOutput
 from feebcore.rl import losses
 from feebcore.rl.rollouts import Experience, Prediction, collate, make_rollout, predict
@@ -33,15 +33,15 @@ def sharp_model(**options):
     return model
 
 
-def make_rollouts(model, processors=(), budget=6, seed=0):
+def make_rollouts(model, logits_processors=(), budget=6, seed=0):
     prompts = [encode_prompt(TOKENIZER, p) for p in PROMPTS]
-    completions = generate(model, prompts, budget, TOKENIZER.eos_id, processors, seed=seed)
+    completions = generate(model, prompts, budget, TOKENIZER.eos_id, logits_processors, seed=seed)
     rewards = [0.0, 1.0, 0.5, 1.0]
     return [make_rollout(p, c, r, g, 0) for p, c, r, g in zip(prompts, completions, rewards, [0, 1, 1, 0], strict=True)]
 
 
 def build(algorithm="grpo", **options):
-    return choose("algorithms", {"name": algorithm, **options}).build()
+    return resolve_part("algorithms", {"name": algorithm, **options}).build()
 
 
 def filled(experience: Experience, values: bool = False) -> Experience:
@@ -115,7 +115,7 @@ def test_05_log_probs_are_of_the_next_token_by_a_known_bigram_table():
         def __init__(self):
             super().__init__()
             self.table = torch.nn.Parameter(torch.randn(TOKENIZER.vocab_size, TOKENIZER.vocab_size, generator=torch.Generator().manual_seed(0)))
-            self.head = torch.nn.Identity()
+            self.lm_head = torch.nn.Identity()
 
         def forward(self, tokens):
             return ModelOutput(self.table[tokens])
@@ -135,9 +135,9 @@ def test_05_log_probs_are_of_the_next_token_by_a_known_bigram_table():
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_06_the_first_ratio_is_one_at_any_temperature(temperature):
     model = sharp_model()
-    processors = [choose("processors", {"name": "temperature", "temperature": temperature}).build()]
-    experience = collate(make_rollouts(model, processors), 6)
-    ratio = (predict(model, experience, processors).log_probs - experience.log_probs).exp()[experience.mask]
+    logits_processors = [resolve_part("logits_processors", {"name": "temperature", "temperature": temperature}).build()]
+    experience = collate(make_rollouts(model, logits_processors), 6)
+    ratio = (predict(model, experience, logits_processors).log_probs - experience.log_probs).exp()[experience.mask]
     assert torch.allclose(ratio, torch.ones_like(ratio), atol=1e-5)
     if temperature != 1.0:
         assert ((predict(model, experience).log_probs - experience.log_probs).abs()[experience.mask] > 1e-2).any()
@@ -148,10 +148,10 @@ def test_07_truncated_sampling_is_refused_with_what_to_do(name):
     class NoRecipe:
         stages: dict = {}
 
-    section = RlConfig(processors=["temperature", name])
+    section = RlConfig(logits_processors=["temperature", name])
     assert [p.split(":")[0] for p in check(section, NoRecipe())] == ["processors.1"]
     assert "temperature only" in check(section, NoRecipe())[0]
-    assert not check(RlConfig(processors=["temperature"]), NoRecipe())
+    assert not check(RlConfig(logits_processors=["temperature"]), NoRecipe())
 
 
 @pytest.mark.parametrize("position", ["learned", "rope", "none"])
@@ -166,7 +166,7 @@ def test_08_sampled_and_trained_log_probs_agree_and_dropout_is_off(position, tmp
 
 def test_08_an_optimizer_that_samples_from_other_weights_is_refused(tmp_path):
     with pytest.raises(FeebError, match="schedule_free scores other weights than it trains"):
-        make_trainer(tmp_path, optimizer=choose("optimizers", "schedule_free"))
+        make_trainer(tmp_path, optimizer=resolve_part("optimizers", "schedule_free"))
 
 
 def test_08_a_mismatch_is_measured(tmp_path):
@@ -180,7 +180,7 @@ def test_08_bf16_keeps_sampler_and_trainer_close(tmp_path):
     assert make_trainer(tmp_path, precision="bf16").advance()["mismatch_kl"] < 1e-3
 
 
-def test_09_nothing_is_re_tokenised(tmp_path):
+def test_09_nothing_is_re_tokenized(tmp_path):
     """A tokenizer whose decoding does not round-trip: rollouts keep the sampled ids."""
 
     class Lossy(CharTokenizer):
@@ -294,7 +294,7 @@ def test_22_the_reference_never_moves_and_the_first_look_is_on_policy(tmp_path):
     before = {k: v.clone() for k, v in trainer.reference.state_dict().items()}
     rows = [trainer.advance() for _ in range(3)]
     assert all(torch.equal(v, before[k]) for k, v in trainer.reference.state_dict().items())
-    assert not torch.equal(trainer.policy.head.weight, before["head.weight"])
+    assert not torch.equal(trainer.policy.lm_head.weight, before["lm_head.weight"])
     assert all(row["mismatch_kl"] < 1e-10 for row in rows)  # old log-probs are the sampler's, of this step's weights
     assert rows[0]["kl"] < 1e-8 < rows[2]["kl"]
     assert not trainer.reference.training
@@ -357,9 +357,9 @@ def test_a_reward_of_none_teaches_nothing():
 
 def test_k1_in_the_loss_and_an_adaptive_kl_of_zero_are_refused():
     with pytest.raises(ValidationError, match="gradient of zero"):
-        choose("algorithms", {"name": "grpo", "kl_estimator": "k1", "kl_coefficient": 0.1})
+        resolve_part("algorithms", {"name": "grpo", "kl_estimator": "k1", "kl_coefficient": 0.1})
     with pytest.raises(ValidationError, match="start above 0"):
-        choose("algorithms", {"name": "ppo", "kl_target": 1.0})
+        resolve_part("algorithms", {"name": "ppo", "kl_target": 1.0})
 
 
 def test_adaptive_kl_moves_towards_its_target():

@@ -1,4 +1,4 @@
-"""A tiny sweep on text that can be learnt, also as a process of its own: `python small_sweep.py FOLDER [kill_after]`."""
+"""A tiny sweep on text that can be learned, also as a process of its own: `python small_sweep.py FOLDER [kill_after]`."""
 
 from __future__ import annotations
 

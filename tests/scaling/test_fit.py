@@ -83,7 +83,7 @@ def test_published_starts_reach_the_same_minimum(gold) -> None:
     grid = surface.published_starts()
     assert len(grid) == 4500
     chosen = grid[np.random.default_rng(0).choice(len(grid), 100, replace=False)]
-    _, values = surface.minimise(chosen, max_iterations=600)
+    _, values = surface.minimize(chosen, max_iterations=600)
     assert values.min() == pytest.approx(1.0182740e-3, rel=1e-6)
 
 
@@ -114,11 +114,11 @@ def test_gradient_is_the_derivative() -> None:
 
 @pytest.mark.parametrize("scale", [1e-3, 1 / 240, 1e3])
 def test_the_minimum_does_not_depend_on_the_objectives_scale(scale: float) -> None:
-    """Hoffmann et al. averaged where they meant to sum, and their optimiser stopped early."""
+    """Hoffmann et al. averaged where they meant to sum, and their optimizer stopped early."""
     points = _grid(noise=0.01)
     surface = Surface.of(*(np.array(v, dtype=float) for v in zip(*[(p.non_embedding, p.tokens, p.loss) for p in points], strict=True)))
-    plain, at = surface.minimise(surface.starts()[::6])
-    scaled, scaled_at = surface.minimise(surface.starts()[::6], scale=scale)
+    plain, at = surface.minimize(surface.starts()[::6])
+    scaled, scaled_at = surface.minimize(surface.starts()[::6], scale=scale)
     assert scaled_at.min() == pytest.approx(at.min(), rel=1e-8)
     assert surface.named(scaled)[scaled_at.argmin()] == pytest.approx(surface.named(plain)[at.argmin()], rel=1e-4)
 
@@ -194,10 +194,10 @@ def test_the_fit_is_the_same_for_the_same_seed_and_names_its_convention() -> Non
     points = _grid(noise=0.01, sizes=3, budgets=3)
     first, second = (fit_chinchilla(points, "total", bootstrap=20, seed=5) for _ in range(2))
     assert first == second
-    assert first.convention == "total"
+    assert first.parameter_count == "total"
     assert first.parameters["A"] == pytest.approx(fit_chinchilla(points, bootstrap=0).parameters["A"] * 2 ** first.parameters["alpha"], rel=1e-3)
     assert "samples" not in first.to_dict()
-    with pytest.raises(FeebError, match="convention 'all'"):
+    with pytest.raises(FeebError, match="parameter_count 'all'"):
         points[0].size("all")  # type: ignore[arg-type]
 
 

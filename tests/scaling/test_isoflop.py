@@ -24,8 +24,8 @@ def test_porian_exponents_are_reproduced_from_their_points(gold) -> None:
     assert len(fits) == 15
 
 
-def _curve(budget: float, centre: float, sizes: np.ndarray) -> list[Point]:
-    return [Point("", 0, int(n), 0, budget / 6 / n, budget, 3 + 0.1 * np.log(n / centre) ** 2, budget) for n in sizes]
+def _curve(budget: float, center: float, sizes: np.ndarray) -> list[Point]:
+    return [Point("", 0, int(n), 0, budget / 6 / n, budget, 3 + 0.1 * np.log(n / center) ** 2, budget) for n in sizes]
 
 
 def test_a_parabola_is_found_exactly_and_its_minima_give_the_exponent() -> None:

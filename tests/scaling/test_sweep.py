@@ -68,7 +68,7 @@ def test_the_heldout_cell_is_predicted_before_it_is_run(finished) -> None:
 def test_the_law_is_reported_with_honest_flags_and_fits_cells_that_are_not_held_out(finished) -> None:
     root, metrics, _ = finished
     law = metrics["law"]
-    assert {"form", "E", "A", "B", "alpha", "beta", "a", "intervals", "flags", "convention"} <= law.keys()
+    assert {"form", "E", "A", "B", "alpha", "beta", "a", "intervals", "flags", "parameter_count"} <= law.keys()
     assert law["num_points"] == 6
     assert any(f.startswith("few_points") for f in law["flags"])
     document = read_json(root / "out/law.json")

@@ -24,7 +24,7 @@ def test_shares_are_those_of_the_routers_choices(tmp_path):
     run(tmp_path, the_section, checkpoint=False, save=False)
     rows = read_jsonl(tmp_path / "probes" / "expert_load.jsonl")
     assert [row["step"] for row in rows] == [0, 2, 3]
-    assert [layer["layer"] for layer in rows[0]["layers"]] == ["depth.blocks.0", "depth.blocks.1"]
+    assert [layer["layer"] for layer in rows[0]["layers"]] == ["stack.blocks.0", "stack.blocks.1"]
     model = build_model(the_section.architecture, VOCAB, T, the_section.seed, torch.device("cpu")).eval()
     chosen: list[torch.Tensor] = []
     for module in model.modules():

@@ -8,7 +8,7 @@ from small_run import Cycle, run, section
 
 from feebcore.errors import FeebError
 from feebcore.files import read_jsonl
-from feebcore.train import compiling
+from feebcore.train import compilation
 
 ALL = [
     {"name": "residual_stream", "every": 3, "windows": 2},
@@ -43,8 +43,8 @@ def test_all_probes_together_change_no_bit_of_compiled_training_and_compile_noth
         compilations.append(graph)
         return aot_eager(graph, inputs)
 
-    monkeypatch.setattr(compiling, "compiled", lambda forward: torch.compile(forward, backend=backend, dynamic=False))
-    monkeypatch.setattr(compiling, "has_compiler", lambda device: True)
+    monkeypatch.setattr(compilation, "compiled", lambda forward: torch.compile(forward, backend=backend, dynamic=False))
+    monkeypatch.setattr(compilation, "has_compiler", lambda device: True)
     found, graphs = {}, {}
     for name, callbacks in {"loud": ALL, "quiet": []}.items():
         torch._dynamo.reset()

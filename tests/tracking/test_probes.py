@@ -35,7 +35,7 @@ def test_logits_are_described_as_numpy_would(tmp_path):
     model = build_model(the_section.architecture, VOCAB, T, the_section.seed, torch.device("cpu")).eval()
     batch = Cycle().batch(0)
     with torch.no_grad():
-        logits = model.head(model(batch.tokens).hidden).double().numpy()
+        logits = model.lm_head(model(batch.tokens).hidden).double().numpy()
     log_z = np.log(np.exp(logits).sum(-1))
     p = np.exp(logits - log_z[..., None])
     expected = {
@@ -103,7 +103,7 @@ def test_text_that_goes_round_in_circles_is_told_when_it_begins_and_when_it_ends
 
 
 def test_greedy_text_is_greedy_and_sampled_text_is_not(tmp_path, monkeypatch):
-    """The two are decoded in one batch; here the model has learnt that two tokens may follow each."""
+    """The two are decoded in one batch; here the model has learned that two tokens may follow each."""
     kept: list[list[list[int]]] = []
     original = repetition.measure
     monkeypatch.setattr(repetition, "measure", lambda texts: kept.append(texts) or original(texts))
@@ -114,7 +114,7 @@ def test_greedy_text_is_greedy_and_sampled_text_is_not(tmp_path, monkeypatch):
     with torch.no_grad():
         tokens = prompts
         for _ in range(T - 4):
-            tokens = torch.cat([tokens, model.head(model(tokens).hidden[:, -1]).argmax(-1, keepdim=True)], 1)
+            tokens = torch.cat([tokens, model.lm_head(model(tokens).hidden[:, -1]).argmax(-1, keepdim=True)], 1)
     assert greedy == tokens[:, 4:].tolist()
     assert sampled != greedy
     assert text == Cycle().batch(0).tokens[:, 4:].tolist()
@@ -186,7 +186,7 @@ def test_gradients_of_the_layers_add_up_to_the_whole_and_updates_follow_from_the
         assert norm == pytest.approx(min(log[row["step"]]["grad_norm"], clip or math.inf), rel=1e-4)
         for layer in row["layers"]:
             assert layer["update"] == pytest.approx(log[row["step"]]["lr"] * layer["gradient"], rel=1e-2)
-    assert {"depth.blocks.0", "depth.blocks.1"} < {layer["layer"] for layer in found[0]["layers"]}
+    assert {"stack.blocks.0", "stack.blocks.1"} < {layer["layer"] for layer in found[0]["layers"]}
 
 
 def test_gradients_are_those_that_a_fused_optimizer_gets_which_clips_as_it_reads(tmp_path):

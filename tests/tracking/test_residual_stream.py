@@ -1,4 +1,4 @@
-"""The stream's sizes are those of the tensors themselves, whatever the wiring and the depth."""
+"""The stream's sizes are those of the tensors themselves, whatever the block layout and the depth."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 
 from feeb_tracking.residual_stream import describe
 from feebcore.files import read_jsonl
-from feebcore.model.context import Context
+from feebcore.model.context import ForwardContext
 from feebcore.model.transformer import Transformer
 from feebcore.train.probing import StreamWatch, find_places, layer_of, size_of
 
@@ -30,7 +30,7 @@ def small_model(**parts) -> Transformer:
 
 
 def watched(model: Transformer) -> list[dict]:
-    with torch.no_grad(), StreamWatch(model.depth, find_places(model)) as watch:
+    with torch.no_grad(), StreamWatch(model.stack, find_places(model)) as watch:
         model(Cycle().batch(0).tokens)
     return describe(watch.calls)
 
@@ -40,8 +40,8 @@ def test_sizes_of_a_prenorm_model_equal_those_of_its_equation():
     rows = watched(model)
     with torch.no_grad():
         x = model.position.add(model.embedding(Cycle().batch(0).tokens), None)
-        context = Context(model.position, model.position.prepare(16, None))
-        for row, block in zip(rows, model.depth.blocks, strict=True):
+        context = ForwardContext(model.position, model.position.prepare(16, None))
+        for row, block in zip(rows, model.stack.blocks, strict=True):
             attention = block.attention(block.attention_norm(x), context)
             feedforward = block.feedforward(block.feedforward_norm(x + attention))
             expected = {"before": rms(x), "after": rms(x + attention + feedforward)}
@@ -61,9 +61,9 @@ def a_part(make):
 
 
 def test_a_parallel_block_has_nothing_between():
-    from feeb_models.wirings.basic import Parallel
+    from feeb_models.blocks.basic import Parallel
 
-    rows = watched(small_model(wiring=a_part(Parallel)))
+    rows = watched(small_model(block=a_part(Parallel)))
     assert [row["between"] for row in rows] == [[], []]
     assert all(row["attention"] and row["feedforward"] for row in rows)
 
@@ -99,7 +99,7 @@ class Looped(nn.Module):
 
 
 def test_any_wiring_and_any_depth_are_seen_pass_by_pass():
-    model = small_model(wiring=a_part(Macaron), depth=a_part(Looped), num_layers=3)
+    model = small_model(block=a_part(Macaron), stack=a_part(Looped), num_layers=3)
     rows = watched(model)
     assert [row["layer"] for row in rows] == [0, 0, 0]
     assert [len(row["between"]) for row in rows] == [2, 2, 2]
@@ -116,7 +116,7 @@ def test_watching_leaves_no_hook_behind_even_after_an_error():
     model = small_model()
     hooks = lambda: [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()]  # noqa: E731
     before = hooks()
-    with pytest.raises(RuntimeError, match="stop"), StreamWatch(model.depth, find_places(model)):
+    with pytest.raises(RuntimeError, match="stop"), StreamWatch(model.stack, find_places(model)):
         raise RuntimeError("stop")
     assert hooks() == before
 
@@ -130,7 +130,7 @@ def test_an_architecture_of_one_piece_shows_what_its_forward_tells(tmp_path, mon
 
 @pytest.mark.parametrize(
     ("name", "layer"),
-    [("depth.blocks.3.attention.qkv.weight", "depth.blocks.3"), ("head.weight", "head"), ("h.0.mlp.1.bias", "h.0"), ("0.weight", "0"), ("gain", "gain")],
+    [("stack.blocks.3.attention.qkv.weight", "stack.blocks.3"), ("lm_head.weight", "lm_head"), ("h.0.mlp.1.bias", "h.0"), ("0.weight", "0"), ("gain", "gain")],
 )
 def test_parameters_belong_to_the_outermost_numbered_module(name, layer):
     assert layer_of(name) == layer

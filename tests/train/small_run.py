@@ -44,7 +44,7 @@ def section(**changes: Any) -> TrainSection:
 
 
 class Cycle:
-    """Text that can be learnt: each token follows from the one before. Stateless in the step."""
+    """Text that can be learned: each token follows from the one before. Stateless in the step."""
 
     def __init__(self, at_step: dict[int, Any] | None = None, masked: bool = False) -> None:
         self.at_step, self.masked = at_step or {}, masked

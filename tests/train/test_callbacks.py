@@ -14,7 +14,7 @@ from small_run import B, Cycle, T, run, section
 
 from feebcore.errors import FeebError
 from feebcore.files import read_jsonl
-from feebcore.train.callbacks import TrainRun
+from feebcore.train.callbacks import RunContext
 
 
 def test_the_log_has_mean_losses_and_every_last_step(tmp_path):
@@ -51,7 +51,7 @@ class Letters:
 
 
 def test_samples_are_written_every_so_often_and_at_the_end_and_change_no_bit(tmp_path, monkeypatch):
-    monkeypatch.setattr(TrainRun, "tokenizer", lambda self: Letters())
+    monkeypatch.setattr(RunContext, "tokenizer", lambda self: Letters())
     samples = {"name": "samples", "every": 4, "prompts": ["def", ""], "max_new_tokens": 5}
     loud = run(tmp_path / "a", section(callbacks=[samples], max_steps=10), checkpoint=False, save=False).model
     rows = read_jsonl(tmp_path / "a" / "samples.jsonl")
@@ -62,7 +62,7 @@ def test_samples_are_written_every_so_often_and_at_the_end_and_change_no_bit(tmp
 
 
 def test_samples_after_a_resume_equal_those_of_an_uninterrupted_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(TrainRun, "tokenizer", lambda self: Letters())
+    monkeypatch.setattr(RunContext, "tokenizer", lambda self: Letters())
     the_section = section(callbacks=[{"name": "samples", "every": 3, "max_new_tokens": 4}], max_steps=10)
     run(tmp_path / "a", the_section)
 
@@ -94,7 +94,7 @@ def test_wandb_offline_holds_the_rows_of_the_log_and_of_probes_and_no_key(tmp_pa
     assert mirrored["logits"][-1]["logits/entropy"] == written["entropy"]
     assert mirrored["logits"][-1]["logits/quantiles/3"] == written["quantiles"][3]
     layers = {layer["layer"]: layer for layer in read_jsonl(folder / "probes" / "gradients.jsonl")[-1]["layers"]}
-    assert mirrored["gradients"][-1]["gradients/layers/head/update"] == layers["head"]["update"]
+    assert mirrored["gradients"][-1]["gradients/layers/head/update"] == layers["lm_head"]["update"]
     assert not any(environment["WANDB_API_KEY"].encode() in p.read_bytes() for p in folder.rglob("*") if p.is_file())
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 from test_killed_training import kills_change_no_bit
 
-from feebcore.train import compiling
+from feebcore.train import compilation
 from feebcore.train.precision import resolve_device
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.skipif(not compiling.has_compiler(resolve_device("cpu")), reason="no C++ compiler here")
+@pytest.mark.skipif(not compilation.has_compiler(resolve_device("cpu")), reason="no C++ compiler here")
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_three_kills_of_a_compiled_run_change_no_bit(tmp_path, ranks):
     kills_change_no_bit(tmp_path, "on", ranks, kills=3)

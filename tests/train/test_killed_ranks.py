@@ -113,7 +113,7 @@ def assert_same_run(artifact: Artifact, whole: Artifact) -> None:
 
 @pytest.mark.slow
 def test_one_process_trains_on_the_same_text_with_the_same_losses(tiny_chain, tmp_path, monkeypatch):
-    """With adamw: muon orthogonalises in bf16 where the hardware has it, each rank its own batch of matrices, and drifts apart."""
+    """With adamw: muon orthogonalizes in bf16 where the hardware has it, each rank its own batch of matrices, and drifts apart."""
     found = []
     for name, parallel in (("alone", "{strategy: none}"), ("ranks", CHANGES["parallel"])):
         changes = CHANGES | {"optimizer": "adamw", "max_steps": 50, "parallel": parallel}

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from feebcore.errors import FeebError
 from feebcore.files import read_jsonl
 from feebcore.model.build import build_model
-from feebcore.train import compiling
+from feebcore.train import compilation
 from feebcore.train.callbacks import Callback
 
 
@@ -26,7 +26,7 @@ def plain_loop(the_section, data, steps):
     losses = []
     for step in range(steps):
         batch = data.batch(step)
-        logits = model.head(model(batch.tokens).hidden)
+        logits = model.lm_head(model(batch.tokens).hidden)
         nats = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), reduction="none")
         mask = torch.ones_like(nats) if batch.mask is None else batch.mask.flatten().float()
         loss = (nats * mask).sum() / mask.sum()
@@ -95,21 +95,21 @@ def test_too_many_bad_steps_in_a_row_stop_the_run(tmp_path):
 
 
 def test_a_callback_that_draws_random_numbers_changes_no_bit(tmp_path, monkeypatch):
-    from feeb_tracking.progress import Progress
+    from feeb_tracking.progress import TrainState
 
     the_section = section(architecture={"name": "transformer", "num_layers": 1, "d_model": 32, "num_heads": 2, "dropout": 0.2}, max_steps=8)
     quiet = run(tmp_path / "a", the_section.model_copy(update={"callbacks": []}), checkpoint=False, save=False).model
-    monkeypatch.setattr(Progress, "on_step_end", lambda self, step, metrics: torch.rand(step))
+    monkeypatch.setattr(TrainState, "on_step_end", lambda self, step, metrics: torch.rand(step))
     loud = run(tmp_path / "b", section(**{**the_section.model_dump(), "callbacks": ["progress"]}), checkpoint=False, save=False).model
     assert all(a.equal(b) for a, b in zip(quiet.parameters(), loud.parameters(), strict=True))
 
 
 def test_callbacks_are_told_in_order_and_always_closed(tmp_path, monkeypatch):
-    from feeb_tracking.progress import Progress
+    from feeb_tracking.progress import TrainState
 
     told: list[str] = []
     for name in ("on_start", "on_step_end", "on_save", "on_end", "on_close"):
-        monkeypatch.setattr(Progress, name, lambda self, *a, name=name: told.append(name))
+        monkeypatch.setattr(TrainState, name, lambda self, *a, name=name: told.append(name))
     run(tmp_path / "a", section(callbacks=["progress"], max_steps=2, checkpoint_every=1), save=False)
     assert told == ["on_start", "on_step_end", "on_save", "on_step_end", "on_save", "on_end", "on_close"]
     told.clear()
@@ -117,7 +117,7 @@ def test_callbacks_are_told_in_order_and_always_closed(tmp_path, monkeypatch):
     with pytest.raises(FeebError):
         run(tmp_path / "b", section(callbacks=["progress"]), data, model=model)
     assert told == ["on_start", "on_close"]
-    assert issubclass(Progress, Callback)
+    assert issubclass(TrainState, Callback)
 
 
 def test_a_compile_that_fails_falls_back_to_eager_and_says_so(tmp_path, monkeypatch):
@@ -127,7 +127,7 @@ def test_a_compile_that_fails_falls_back_to_eager_and_says_so(tmp_path, monkeypa
 
         return call
 
-    monkeypatch.setattr(compiling, "compiled", broken)
+    monkeypatch.setattr(compilation, "compiled", broken)
     logged: list[str] = []
     result = run(tmp_path / "a", section(compile="on", max_steps=6), checkpoint=False, save=False, logged=logged)
     eager = run(tmp_path / "b", section(max_steps=6), checkpoint=False, save=False)
@@ -137,19 +137,19 @@ def test_a_compile_that_fails_falls_back_to_eager_and_says_so(tmp_path, monkeypa
 
 
 def test_compiling_without_a_compiler_is_announced_not_fatal(tmp_path, monkeypatch):
-    monkeypatch.setattr(compiling, "has_compiler", lambda device: False)
+    monkeypatch.setattr(compilation, "has_compiler", lambda device: False)
     logged: list[str] = []
     assert run(tmp_path, section(compile="on", max_steps=2), checkpoint=False, save=False, logged=logged).metrics["compiled"] is False
     assert any("no C++ compiler" in text for text in logged)
 
 
 def test_short_runs_stay_eager_and_long_ones_compile(monkeypatch):
-    monkeypatch.setattr(compiling, "has_compiler", lambda device: True)
+    monkeypatch.setattr(compilation, "has_compiler", lambda device: True)
     cpu = torch.device("cpu")
-    assert compiling.decide("auto", cpu, "bf16", 1e12, 300) == (False, "")
-    assert compiling.decide("auto", cpu, "bf16", 1e14, 300) == (True, "")
-    assert compiling.decide("on", cpu, "bf16", 1.0, 1) == (True, "")
-    assert compiling.decide("off", cpu, "bf16", 1e18, 10**6) == (False, "")
+    assert compilation.decide("auto", cpu, "bf16", 1e12, 300) == (False, "")
+    assert compilation.decide("auto", cpu, "bf16", 1e14, 300) == (True, "")
+    assert compilation.decide("on", cpu, "bf16", 1.0, 1) == (True, "")
+    assert compilation.decide("off", cpu, "bf16", 1e18, 10**6) == (False, "")
 
 
 def test_settings_of_the_process_are_restored(tmp_path):

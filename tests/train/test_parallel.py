@@ -17,7 +17,7 @@ from feebcore.errors import FeebError
 from feebcore.files import read_jsonl
 from feebcore.model.build import build_model
 from feebcore.train.checkpoint import Checkpointer, checkpoints, read_state, step_of
-from feebcore.train.compiling import has_compiler
+from feebcore.train.compilation import has_compiler
 from feebcore.train.parallel import make_parallel
 from feebcore.train.parallel_config import ParallelConfig
 from feebcore.train.pretrain import build_optimizer

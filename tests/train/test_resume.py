@@ -16,8 +16,8 @@ from feebcore.artifacts import StageOutput
 from feebcore.errors import ArtifactError, FeebError, Interrupted
 from feebcore.train import checkpoint
 from feebcore.train.checkpoint import checkpoints, name_of
-from feebcore.train.heldout import LeftEarly
 from feebcore.train.pretrain import train_model
+from feebcore.train.validation import LeftEarly
 
 
 @pytest.mark.parametrize("changes", [{}, {"optimizer": "muon", "precision": "bf16", "micro_batch": 4}], ids=["adamw", "muon-bf16-micro"])

@@ -8,7 +8,7 @@ from small_run import VOCAB, B, Cycle, T, run, section
 
 from feebcore.errors import FeebError
 from feebcore.model.build import build_model
-from feebcore.train.averaging import WeightAverage
+from feebcore.train.ema import WeightAverage
 from feebcore.train.step import blocks_of
 
 

@@ -27,7 +27,7 @@ def make_app() -> cyclopts.App:
     for module in (run, branch, compare, inspection, generate, interchange, ui, doctor, completion):
         for command in module.COMMANDS:
             app.command(command, **_help(command))
-    listing = cyclopts.App(name="artifacts", help="List, verify, adopt and clean up what stages made.", help_format="plaintext")
+    listing = cyclopts.App(name="artifacts", help="List, verify, import and clean up what stages made.", help_format="plaintext")
     for command in artifacts.COMMANDS:
         listing.command(command, **_help(command))
     app.command(listing)

@@ -1,4 +1,4 @@
-"""`feeb artifacts`: ls, verify, adopt, gc."""
+"""`feeb artifacts`: ls, verify, import, gc."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def verify(
     return 1 if any(r["bad"] for r in rows) else 0
 
 
-def adopt(
+def import_(
     source: Annotated[Path, Parameter(help="A folder made elsewhere, with the stage's files.")],
     stage: Annotated[str, Parameter(help="The stage that would have made it, as shard.")],
     label: Annotated[str, Parameter(help="Its name in the workspace.")],
@@ -61,11 +61,11 @@ def adopt(
     """Copy a folder made elsewhere into the workspace as a finished artifact.
 
     Example:
-        feeb artifacts adopt ~/tokens shard mycorpus --note "made on the cluster"
+        feeb artifacts import ~/tokens shard mycorpus --note "made on the cluster"
     """
     from feebcore.artifacts import Workspace
 
-    print(Workspace(workspace).adopt(source, stage, label, note).path)
+    print(Workspace(workspace).import_folder(source, stage, label, note).path)
 
 
 def gc(
@@ -98,4 +98,4 @@ def gc(
     return None
 
 
-COMMANDS = (ls, verify, adopt, gc)
+COMMANDS = (ls, verify, import_, gc)

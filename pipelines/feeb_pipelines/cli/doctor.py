@@ -15,7 +15,7 @@ from typing import NamedTuple
 from feeb_pipelines.cli.options import Json, WorkspaceOption
 
 
-class Finding(NamedTuple):
+class Claim(NamedTuple):
     """One line. level: 'ok', 'note' (works, slower or with less) or 'problem'."""
 
     name: str
@@ -35,50 +35,50 @@ def doctor(*, workspace: WorkspaceOption = None, json: Json = False) -> int:
     from feebcore.artifacts import Workspace
 
     root = Workspace(workspace).root
-    checks: list[Callable[[], Finding]] = [check_python, check_torch, check_cuda, check_bf16, check_compile, lambda: check_disk(root), check_prefect]
-    findings = []
+    checks: list[Callable[[], Claim]] = [check_python, check_torch, check_cuda, check_bf16, check_compile, lambda: check_disk(root), check_prefect]
+    claims = []
     for check in checks:
-        finding = _guarded(check)
-        findings.append(finding)
+        claim = _guarded(check)
+        claims.append(claim)
         if not json:
-            mark = {"ok": "ok     ", "note": "note   ", "problem": "PROBLEM"}[finding.level]
-            print(f"{mark} {finding.name:9} {finding.text}" + (f"; {finding.advice}" if finding.advice else ""), flush=True)
+            mark = {"ok": "ok     ", "note": "note   ", "problem": "PROBLEM"}[claim.level]
+            print(f"{mark} {claim.name:9} {claim.text}" + (f"; {claim.advice}" if claim.advice else ""), flush=True)
     if json:
-        sys.stdout.write(json_module.dumps([f._asdict() for f in findings], indent=2) + "\n")
-    return 1 if any(f.level == "problem" for f in findings) else 0
+        sys.stdout.write(json_module.dumps([f._asdict() for f in claims], indent=2) + "\n")
+    return 1 if any(f.level == "problem" for f in claims) else 0
 
 
-def _guarded(check: Callable[[], Finding]) -> Finding:
+def _guarded(check: Callable[[], Claim]) -> Claim:
     try:
         return check()
     except Exception as error:
         name = getattr(check, "__name__", "check").removeprefix("check_")
-        return Finding(name, "problem", f"{type(error).__name__}: {error}", "reinstall feeb into a fresh environment (make quickstart does)")
+        return Claim(name, "problem", f"{type(error).__name__}: {error}", "reinstall feeb into a fresh environment (make quickstart does)")
 
 
-def check_python() -> Finding:
+def check_python() -> Claim:
     text = f"{platform.python_version()} at {sys.executable}"
-    return Finding("python", "ok", text) if sys.version_info >= (3, 11) else Finding("python", "problem", text, "feeb needs Python 3.11 or newer")
+    return Claim("python", "ok", text) if sys.version_info >= (3, 11) else Claim("python", "problem", text, "feeb needs Python 3.11 or newer")
 
 
-def check_torch() -> Finding:
+def check_torch() -> Claim:
     import torch
 
-    return Finding("torch", "ok", f"{torch.__version__}, {torch.get_num_threads()} threads of {os.cpu_count()} CPUs")
+    return Claim("torch", "ok", f"{torch.__version__}, {torch.get_num_threads()} threads of {os.cpu_count()} CPUs")
 
 
-def check_cuda() -> Finding:
+def check_cuda() -> Claim:
     import torch
 
     if not torch.cuda.is_available():
         built = torch.version.cuda
         advice = "a GPU is optional; with one, install a CUDA build of torch" if built is None else "a GPU is optional; with one, check nvidia-smi"
-        return Finding("cuda", "note", "no GPU in use; training runs on the CPU", advice)
+        return Claim("cuda", "note", "no GPU in use; training runs on the CPU", advice)
     names = [f"{torch.cuda.get_device_name(i)} ({torch.cuda.get_device_properties(i).total_memory / 2**30:.0f} GiB)" for i in range(torch.cuda.device_count())]
-    return Finding("cuda", "ok", ", ".join(names))
+    return Claim("cuda", "ok", ", ".join(names))
 
 
-def check_bf16() -> Finding:
+def check_bf16() -> Claim:
     """Measured, since a CPU without bf16 instructions computes it too, only slowly."""
     import time
 
@@ -86,7 +86,7 @@ def check_bf16() -> Finding:
 
     if torch.cuda.is_available():
         fast = torch.cuda.is_bf16_supported()
-        return Finding(
+        return Claim(
             "bf16", "ok" if fast else "note", "the GPU computes in bf16" if fast else "the GPU has no bf16", "" if fast else "precision auto takes fp32"
         )
     times = {}
@@ -99,13 +99,11 @@ def check_bf16() -> Finding:
         times[dtype] = time.perf_counter() - started
     ratio = times[torch.float32] / times[torch.bfloat16]
     if ratio > 1.2:
-        return Finding("bf16", "ok", f"matrix products are {ratio:.1f} times as fast in bf16 as in fp32")
-    return Finding(
-        "bf16", "note", f"this CPU gains nothing from bf16 ({ratio:.1f} times the speed of fp32)", "precision auto takes fp32; training takes longer"
-    )
+        return Claim("bf16", "ok", f"matrix products are {ratio:.1f} times as fast in bf16 as in fp32")
+    return Claim("bf16", "note", f"this CPU gains nothing from bf16 ({ratio:.1f} times the speed of fp32)", "precision auto takes fp32; training takes longer")
 
 
-def check_compile() -> Finding:
+def check_compile() -> Claim:
     """torch.compile on a small function, in a process of its own, with an empty cache."""
     compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
     code = "import torch; f = torch.compile(lambda x: (x.sin() + 1).sum()); x = torch.arange(64.); assert torch.allclose(f(x), (x.sin() + 1).sum())"
@@ -116,43 +114,43 @@ def check_compile() -> Finding:
             [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False, env=os.environ | {"TORCHINDUCTOR_CACHE_DIR": folder}
         )
     if done.returncode == 0:
-        return Finding("compile", "ok", f"torch.compile made a kernel and it gives the right result ({compiler or 'no C++ compiler needed'})")
+        return Claim("compile", "ok", f"torch.compile made a kernel and it gives the right result ({compiler or 'no C++ compiler needed'})")
     reason = (done.stderr.strip().splitlines() or ["no message"])[-1][:200]
     if compiler is None:
-        return Finding("compile", "note", "no C++ compiler, so no compiled kernels; training runs eager", "apt install g++ (or clang) makes it faster")
-    return Finding(
+        return Claim("compile", "note", "no C++ compiler, so no compiled kernels; training runs eager", "apt install g++ (or clang) makes it faster")
+    return Claim(
         "compile", "note", f"torch.compile fails ({reason}); training runs eager", "check that Python's headers are installed (apt install python3-dev)"
     )
 
 
-def check_disk(root: Path) -> Finding:
+def check_disk(root: Path) -> Claim:
     place = root
     while not place.exists():
         place = place.parent
     free = shutil.disk_usage(place).free / 2**30
     if not os.access(place, os.W_OK) or os.statvfs(place).f_flag & os.ST_RDONLY:
-        return Finding("disk", "problem", f"{place} cannot be written", "choose another workspace with --workspace DIR or FEEB_WORKSPACE")
+        return Claim("disk", "problem", f"{place} cannot be written", "choose another workspace with --workspace DIR or FEEB_WORKSPACE")
     level = "ok" if free >= 5 else "note" if free >= 1 else "problem"
-    return Finding(
+    return Claim(
         "disk", level, f"{free:.1f} GiB free at {place}", "" if level == "ok" else "the quickstart needs about 1 GiB; feeb artifacts gc lists what can go"
     )
 
 
-def check_prefect() -> Finding:
+def check_prefect() -> Claim:
     import importlib.metadata
 
     version = importlib.metadata.version("prefect")
     url = os.environ.get("PREFECT_API_URL")
     if not url:
-        return Finding("prefect", "ok", f"{version}; runs use a server that the workspace owns")
+        return Claim("prefect", "ok", f"{version}; runs use a server that the workspace owns")
     import urllib.request
 
     try:
         with urllib.request.urlopen(f"{url}/health", timeout=10) as answer:
             answer.read()
     except OSError as error:
-        return Finding("prefect", "problem", f"{version}; PREFECT_API_URL={url} does not answer ({error})", "start that server, or unset the variable")
-    return Finding("prefect", "ok", f"{version}; PREFECT_API_URL={url} answers")
+        return Claim("prefect", "problem", f"{version}; PREFECT_API_URL={url} does not answer ({error})", "start that server, or unset the variable")
+    return Claim("prefect", "ok", f"{version}; PREFECT_API_URL={url} answers")
 
 
 COMMANDS = (doctor,)

@@ -63,27 +63,27 @@ def show(recipe: RecipePath, /, *, set: Set = [], json: Json = False) -> None:  
 
 
 def parts(
-    seam: Annotated[str | None, Parameter(help="Only this seam, as optimizers.")] = None,
+    kind: Annotated[str | None, Parameter(help="Only this kind, as optimizers.")] = None,
     /,
     *,
     plugin: Annotated[list[str], Parameter(help="Also a single-file plugin, as ./idea.py.", negative=(), show_default=False)] = [],  # noqa: B006
     json: Json = False,
 ) -> None:
-    """List every part that a recipe can name, by seam, with summary, origin and reference.
+    """List every part that a recipe can name, by kind, with summary, origin and reference.
 
     Examples:
         feeb parts
         feeb parts optimizers --json
     """
     from feebcore.errors import UnknownPartError, did_you_mean
-    from feebcore.hookspecs import SEAMS
+    from feebcore.hookspecs import KINDS
     from feebcore.registry import get_registry
 
-    if seam is not None and seam not in SEAMS:
-        raise UnknownPartError(f"there is no seam {seam!r}; {did_you_mean(seam, SEAMS)}")
+    if kind is not None and kind not in KINDS:
+        raise UnknownPartError(f"there is no kind {kind!r}; {did_you_mean(kind, KINDS)}")
     rows: list[dict[str, Any]] = [
         {
-            "seam": s,
+            "kind": s,
             "name": spec.name,
             "full_name": spec.full_name,
             "distribution": spec.distribution,
@@ -93,12 +93,12 @@ def parts(
             "origin": spec.origin,
             "options": {k: _default(f) for k, f in spec.config.model_fields.items()},
         }
-        for s, spec in get_registry(_files(plugin)).parts(seam)
+        for s, spec in get_registry(_files(plugin)).parts(kind)
     ]
     if json:
         return _print_json(rows)
-    shown = [(r["seam"], r["name"] if r["full_name"].startswith("feeb/") else r["full_name"], r["summary"], r["reference"]) for r in rows]
-    return _print_table(("seam", "part", "what it is", "reference"), shown)
+    shown = [(r["kind"], r["name"] if r["full_name"].startswith("feeb/") else r["full_name"], r["summary"], r["reference"]) for r in rows]
+    return _print_table(("kind", "part", "what it is", "reference"), shown)
 
 
 def plugins(*, plugin: Annotated[list[str], Parameter(help="Also a single-file plugin.", negative=(), show_default=False)] = [], json: Json = False) -> int:  # noqa: B006
@@ -171,7 +171,7 @@ def _is_locked(folder: Any) -> bool:
 
 
 def check(
-    name: Annotated[str | None, Parameter(help="A part, as lion or optimizers/lion; or a seam, as optimizers, for all its parts.")] = None,
+    name: Annotated[str | None, Parameter(help="A part, as lion or optimizers/lion; or a kind, as optimizers, for all its parts.")] = None,
     /,
     *,
     all: Annotated[bool, Parameter(help="Every part of every plugin.", negative=(), show_default=False)] = False,
@@ -179,7 +179,7 @@ def check(
     plugin: Annotated[list[str], Parameter(help="Also a single-file plugin.", negative=(), show_default=False)] = [],  # noqa: B006
     json: Json = False,
 ) -> int:
-    """Check parts against the contract of their seam; exit status 1 when a check fails.
+    """Check parts against the contract of their kind; exit status 1 when a check fails.
 
     Examples:
         feeb check lion --plugin ./lion.py
@@ -188,28 +188,28 @@ def check(
         feeb check architectures --full
     """
     from feebcore.errors import FeebError
-    from feebcore.hookspecs import SEAMS
+    from feebcore.hookspecs import KINDS
     from feebcore.registry import get_registry
     from feebcore.testing import checks_for
     from feebcore.testing.framework import candidate, iterate
 
     if (name is None) != all:
-        raise FeebError("name one part or seam, or say --all; `feeb parts` lists them")
+        raise FeebError("name one part or kind, or say --all; `feeb parts` lists them")
     registry = get_registry(_files(plugin))
     chosen = [
-        (seam, spec) for seam, spec in registry.parts() if all or name in (seam, spec.name, spec.full_name, f"{seam}/{spec.name}", f"{seam}/{spec.full_name}")
+        (kind, spec) for kind, spec in registry.parts() if all or name in (kind, spec.name, spec.full_name, f"{kind}/{spec.name}", f"{kind}/{spec.full_name}")
     ]
     if not chosen:
         from feebcore.errors import did_you_mean
 
-        raise FeebError(f"no part or seam {name!r}; {did_you_mean(str(name), [*SEAMS, *(spec.name for _, spec in registry.parts())])}")
+        raise FeebError(f"no part or kind {name!r}; {did_you_mean(str(name), [*KINDS, *(spec.name for _, spec in registry.parts())])}")
     results: list[dict[str, Any]] = []
-    for seam, spec in chosen:
-        if not checks_for(seam):
+    for kind, spec in chosen:
+        if not checks_for(kind):
             if not json:
-                print(f"{seam}/{spec.name}: no checks for seam {seam}")
+                print(f"{kind}/{spec.name}: no checks for kind {kind}")
             continue
-        for result in iterate(candidate(seam, spec.full_name, registry), full=full):
+        for result in iterate(candidate(kind, spec.full_name, registry), full=full):
             results.append(dataclasses.asdict(result))
             if not json:
                 print(result, flush=True)

@@ -20,7 +20,7 @@ def import_(
     name: Annotated[str, Parameter(help="Its label in the workspace.")],
     /,
     *,
-    importer: Annotated[str | None, Parameter(help="Part of seam importers; default: what SOURCE looks like.")] = None,
+    importer: Annotated[str | None, Parameter(help="Part of kind importers; default: what SOURCE looks like.")] = None,
     option: Option = None,
     workspace: WorkspaceOption = None,
     json: Json = False,
@@ -46,7 +46,7 @@ def import_(
     place.root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=place.root, prefix=".import-") as temporary:  # same disk as the workspace: it has to fit there anyway
         part.build()(source, Path(temporary) / "model")
-        artifact = place.adopt(Path(temporary), "pretrain", name, f"imported from {source.absolute()} by {part.name}")
+        artifact = place.import_folder(Path(temporary), "pretrain", name, f"imported from {source.absolute()} by {part.name}")
     if json:
         _print_json({"path": str(artifact.path), "fingerprint": artifact.fingerprint, "label": artifact.label})
     else:
@@ -62,7 +62,7 @@ def export(
     target: Annotated[Path, Parameter(help="The folder to make.")],
     /,
     *,
-    exporter: Annotated[str, Parameter(help="Part of seam exporters.")] = "huggingface",
+    exporter: Annotated[str, Parameter(help="Part of kind exporters.")] = "huggingface",
     option: Option = None,
     workspace: WorkspaceOption = None,
 ) -> None:
@@ -80,12 +80,12 @@ def export(
     print(target)
 
 
-def _part(seam: str, name: str, options: list[str] | None) -> Any:
+def _part(kind: str, name: str, options: list[str] | None) -> Any:
     """The part of this name with `key=value` options; what is wrong with them is a FeebError."""
     from pydantic import ValidationError
 
     from feebcore.errors import FeebError
-    from feebcore.model.build import choose
+    from feebcore.model.build import resolve_part
     from feebcore.recipe import parse_scalar
 
     pairs = [text.partition("=") for text in options or ()]
@@ -93,7 +93,7 @@ def _part(seam: str, name: str, options: list[str] | None) -> Any:
         if not equals:
             raise FeebError(f"--option {key}: write --option key=value")
     try:
-        return choose(seam, {"name": name, **{key: parse_scalar(value) for key, _, value in pairs}})
+        return resolve_part(kind, {"name": name, **{key: parse_scalar(value) for key, _, value in pairs}})
     except ValidationError as error:
         raise FeebError("; ".join(e["msg"] for e in error.errors())) from None
 

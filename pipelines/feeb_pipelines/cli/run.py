@@ -40,7 +40,7 @@ def run(
     that is started and stopped for you. Interrupted at any moment and run again, it continues from the last checkpoint.
     When everything is finished, no server is started.
 
-    A study whose recipe has `findings:` ends with a page of what its runs say of each; a member that fails does not end the
+    A study whose recipe has `claims:` ends with a page of what its runs say of each; a member that fails does not end the
     others.
 
     Examples:
@@ -51,8 +51,8 @@ def run(
     """
     from feeb_pipelines.cli.display import Display
     from feebcore.artifacts import Workspace
+    from feebcore.claims.conclude import command_of, conclude
     from feebcore.errors import FeebError
-    from feebcore.findings.conclude import command_of, conclude
     from feebcore.recipe import load_study, quick_overrides
 
     stage, recipe = (target, recipe) if recipe is not None else (None, target)
@@ -76,7 +76,7 @@ def run(
     else:
         results = _as_flow(stage, recipe, set, space, display, jobs)
     if page is not None:
-        results[members[0].name]["findings"] = _row(page, "built" if page.manifest["finished"] > began else "reused", 0.0)
+        results[members[0].name]["claims"] = _row(page, "built" if page.manifest["finished"] > began else "reused", 0.0)
     if json:
         _print_json(results, space, time.monotonic() - started)
     else:

@@ -38,9 +38,9 @@ from feeb_pipelines.runs import hold, settle
 from feeb_pipelines.summary import flat_metrics, headline, highlights, number
 from feeb_pipelines.task_runners import open_task_runner
 from feebcore.artifacts import Artifact, Workspace, read_artifact
-from feebcore.data.fan_out import offering
+from feebcore.claims.conclude import command_of, conclude
+from feebcore.data.task_runner import offering
 from feebcore.errors import FeebError, Interrupted, StageFailed
-from feebcore.findings.conclude import command_of, conclude
 from feebcore.recipe import Recipe, load_study
 from feebcore.stages.base import PlanItem, build, plan_stage, stages_for
 from feebcore.stages.process import ALMOST_AT_ONCE, stop_running
@@ -66,9 +66,9 @@ def run_stages(stages: Sequence[str] | None, recipe: str, overrides: Sequence[st
     """Inside a flow run: build `stages` (None: all) of every member of the recipe, and what they need.
 
     jobs: members of a study at work side by side. A member that fails does not end the others; the flow fails at the end, unless
-    all that failed diverged and the recipe has findings, to which that is a result.
+    all that failed diverged and the recipe has claims, to which that is a result.
 
-    Returns {label: {stage: {path, fingerprint, status, seconds, metrics}}}, with "findings" beside the stages of the first member
+    Returns {label: {stage: {path, fingerprint, status, seconds, metrics}}}, with "claims" beside the stages of the first member
     where the recipe has some, or a Cancelled state after SIGINT or SIGTERM.
     """
     if jobs < 1:
@@ -92,8 +92,8 @@ def run_stages(stages: Sequence[str] | None, recipe: str, overrides: Sequence[st
         if page is not None:
             status = "built" if page.manifest["finished"] > began else "reused"
             result = {"path": str(page.path), "fingerprint": page.fingerprint, "status": status, "seconds": 0.0, "metrics": page.metrics}
-            results[members[0].name]["findings"] = result
-            create_markdown_artifact(page.file("page.md").read_text(), key=slug(f"{title}-findings"), description="What the study's runs say of its findings")
+            results[members[0].name]["claims"] = result
+            create_markdown_artifact(page.file("page.md").read_text(), key=slug(f"{title}-claims"), description="What the study's runs say of its claims")
         return results
 
 
@@ -294,7 +294,7 @@ def _describe_stage(label: str, stage: str, artifact: Artifact, result: dict[str
     lines += [f"- **{name}**: {value}" for name, value in highlights(stage, artifact.metrics)]
     lines += [f"- **seconds**: {result['seconds']:.1f}", f"- **fingerprint**: `{artifact.fingerprint}`", f"- **created**: {artifact.manifest['created']}"]
     lines += ["", "## Inputs", ""] + [f"- {name}: `{entry['path']}`" for name, entry in artifact.manifest["inputs"].items()]
-    lines += ["", "## Plugins", ""] + [f"- {row['seam']}: {row['part']} {row['version']}" for row in artifact.manifest["plugins"]]
+    lines += ["", "## Plugins", ""] + [f"- {row['kind']}: {row['part']} {row['version']}" for row in artifact.manifest["plugins"]]
     key = slug(f"{label}-{stage}")
     create_markdown_artifact("\n".join(lines), key=f"{key}-summary", description=f"What {stage} made")
     if rows := [{"metric": name, "value": number(value)} for name, value in flat_metrics(artifact.metrics)]:

@@ -7,21 +7,21 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from feebcore import Part, PartConfig, Seam, use
+from feebcore import Part, PartConfig, PartKey, default_part
 from feebcore.specs import AttentionSpec
 
 
 class AttentionConfig(PartConfig):
-    qk_norm: bool = Field(False, description="normalise queries and keys with the model's norm, per head, before rotation")
+    qk_norm: bool = Field(False, description="normalize queries and keys with the model's norm, per head, before rotation")
     bias: bool = False
-    softcap: float = Field(0.0, ge=0.0, description="scores become softcap * tanh(scores / softcap); 0 is off")
+    logit_softcap: float = Field(0.0, ge=0.0, description="scores become logit_softcap * tanh(scores / logit_softcap); 0 is off")
 
 
 class MultiHeadConfig(AttentionConfig):
-    value_residual: Literal["none", "constant", "learnt"] = Field(
-        "none", description="mix the first layer's values into later ones (arXiv:2410.17897): by halves, or with two learnt weights a layer"
+    value_residual: Literal["none", "constant", "learned"] = Field(
+        "none", description="mix the first layer's values into later ones (arXiv:2410.17897): by halves, or with two learned weights a layer"
     )
-    value_embeddings: bool = Field(False, description="add to the values a learnt vector a token, of a table of the layer's own")
+    value_embeddings: bool = Field(False, description="add to the values a learned vector a token, of a table of the layer's own")
 
 
 class GroupedQueryConfig(MultiHeadConfig):
@@ -47,7 +47,7 @@ class LocalGlobalConfig(WindowConfig):
 
 
 class CrossLayerConfig(AttentionConfig):
-    share: int = Field(2, ge=1, description="so many neighbouring layers use the keys and values of the first of them")
+    share: int = Field(2, ge=1, description="so many neighboring layers use the keys and values of the first of them")
     num_kv_heads: int | None = Field(None, ge=1, description="default num_heads")
 
     def check_shape(self, d_model: int, num_heads: int, head_dim: int) -> None:
@@ -60,8 +60,8 @@ class LatentConfig(PartConfig):
     content_dim: int | None = Field(None, ge=1, description="dimensions of a head's query and key that are not rotated; default head_dim")
     rope_dim: int | None = Field(None, ge=2, description="dimensions of a head's query that are rotated, and of the one key for them; default head_dim / 2")
     value_dim: int | None = Field(None, ge=1, description="dimensions of a head's value; default content_dim")
-    latent_norm: bool = Field(True, description="normalise both latents with the model's norm")
-    softcap: float = Field(0.0, ge=0.0, description="scores become softcap * tanh(scores / softcap); 0 is off")
+    latent_norm: bool = Field(True, description="normalize both latents with the model's norm")
+    logit_softcap: float = Field(0.0, ge=0.0, description="scores become logit_softcap * tanh(scores / logit_softcap); 0 is off")
 
     def check_shape(self, d_model: int, num_heads: int, head_dim: int) -> None:
         if self.rope_dim and self.rope_dim % 2:
@@ -80,7 +80,7 @@ class DifferentialConfig(AttentionConfig):
 
 class ScaledConfig(PartConfig):
     scale: float = Field(2.0, description="what the attention's result is multiplied with before it joins the stream")
-    inner: Annotated[Part, Seam("attentions")] = use("mha")
+    inner: Annotated[Part, PartKey("attentions")] = default_part("mha")
 
 
 class GatedDeltaConfig(PartConfig):
@@ -94,12 +94,12 @@ class InterleavedConfig(PartConfig):
     """A recipe that changes an option of `a` or `b` without naming the part means the default part."""
 
     pattern: str = Field("AAAB", pattern="^[AB]+$", description="one letter a layer, repeated")
-    a: Annotated[Part, Seam("attentions")] = use("gated_delta")
-    b: Annotated[Part, Seam("attentions")] = use("mha")
+    a: Annotated[Part, PartKey("attentions")] = default_part("gated_delta")
+    b: Annotated[Part, PartKey("attentions")] = default_part("mha")
 
 
 class NgptConfig(PartConfig):
-    scale: float = Field(1.0, gt=0, description="of the learnt gains on normalised queries and keys, at first")
+    scale: float = Field(1.0, gt=0, description="of the learned gains on normalized queries and keys, at first")
 
 
 def check_groups(num_kv_heads: int, num_heads: int) -> None:
@@ -156,7 +156,7 @@ def specs() -> Iterable[AttentionSpec]:
         "cross_layer",
         CrossLayerConfig,
         build="feeb_models.attentions.cross_layer:build_cross_layer",
-        summary="Neighbouring layers share the keys and values of the first of them, and their cache.",
+        summary="Neighboring layers share the keys and values of the first of them, and their cache.",
         reference="arXiv:2405.12981",
         since="1.1",
         equation="q = rot(W_q x_l);   k, v = rot(W_k x_j), W_v x_j  with x_j and matrices of layer j = share ⌊l / share⌋\n"
@@ -224,12 +224,12 @@ def specs() -> Iterable[AttentionSpec]:
         "ngpt",
         NgptConfig,
         build="feeb_models.attentions.ngpt:build_ngpt",
-        summary="Queries and keys of unit norm with learnt gains, from matrices of unit rows.",
+        summary="Queries and keys of unit norm with learned gains, from matrices of unit rows.",
         reference="arXiv:2410.01131",
         since="1.1",
         breaks=("only_distance_counts", "residual_maps_are_last"),  # gains come after the rotation; W_out is normed as it is used
         equation="q = s u(rot_t(W_q x)), k = s u(rot_s(W_k x)), y = W_out [softmax(√D q kᵀ) v]_h, u(x) = x / |x|\n"
-        "s learnt; rows of W_q, W_k, W_v and columns of W_out have unit norm",
+        "s learned; rows of W_q, W_k, W_v and columns of W_out have unit norm",
     )
     yield AttentionSpec(
         "none",

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from feeb_models.attentions import DifferentialConfig
-from feebcore.model.context import Context
+from feebcore.model.context import ForwardContext
 from feebcore.model.parts import ResidualLinear
 from feebcore.protocols import BlockShape
 
@@ -23,7 +23,7 @@ from feebcore.protocols import BlockShape
 class DifferentialAttention(nn.Module):
     def __init__(self, config: DifferentialConfig, block: BlockShape) -> None:
         super().__init__()
-        self.num_maps, self.head_dim, self.softcap = block.num_heads, block.head_dim, config.softcap
+        self.num_maps, self.head_dim, self.logit_softcap = block.num_heads, block.head_dim, config.logit_softcap
         self.start = 0.8 - 0.6 * math.exp(-0.3 * block.layer)
         width = self.num_maps * self.head_dim
         self.qkv = nn.Linear(block.d_model, 3 * width, bias=config.bias)
@@ -34,16 +34,16 @@ class DifferentialAttention(nn.Module):
         self.balance = nn.Parameter(torch.zeros(4 * self.head_dim))  # a1, b1, a2, b2
         self.norm = nn.RMSNorm(2 * self.head_dim, eps=1e-5)
 
-    def draw(self, std: float, residual_std: float) -> None:
+    def init_weights(self, std: float, residual_std: float) -> None:
         nn.init.normal_(self.balance, std=0.1)
 
-    def forward(self, x_BTC: Tensor, context: Context) -> Tensor:
+    def forward(self, x_BTC: Tensor, context: ForwardContext) -> Tensor:
         B, T, _ = x_BTC.shape
         q_BTMD, k_BTMD, v_BTMD = self.qkv(x_BTC).view(B, T, 3, self.num_maps, self.head_dim).unbind(2)
         q_BTMD, k_BTMD = self.q_norm(q_BTMD).to(v_BTMD.dtype), self.k_norm(k_BTMD).to(v_BTMD.dtype)
         v_BTHE = v_BTMD.reshape(B, T, self.num_maps // 2, 2 * self.head_dim)
-        k_BMSD, v_BHSE = context.extend(context.rotate(k_BTMD).transpose(1, 2), v_BTHE.transpose(1, 2))
-        weights_BMTS = context.weights(context.rotate(q_BTMD).transpose(1, 2), k_BMSD, self.softcap)
+        k_BMSD, v_BHSE = context.update(context.rotate(k_BTMD).transpose(1, 2), v_BTHE.transpose(1, 2))
+        weights_BMTS = context.weights(context.rotate(q_BTMD).transpose(1, 2), k_BMSD, self.logit_softcap)
         first_BHTS, second_BHTS = weights_BMTS.unflatten(1, (-1, 2)).unbind(2)
         y_BHTE = (first_BHTS - self.share() * second_BHTS).to(v_BHSE.dtype) @ v_BHSE
         y_BHTE = (1 - self.start) * self.norm(y_BHTE.float())

@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 from feeb_models.attentions import GatedDeltaConfig
 from feeb_models.sphere import unit
-from feebcore.model.context import Context
+from feebcore.model.context import ForwardContext
 from feebcore.model.parts import ResidualLinear
 from feebcore.protocols import BlockShape
 
@@ -51,7 +51,7 @@ class GatedDelta(nn.Module):
         self.filter = nn.Parameter(torch.zeros(self.conv * self.width)) if self.conv > 1 else None
 
     @torch.no_grad()
-    def draw(self, std: float, residual_std: float) -> None:
+    def init_weights(self, std: float, residual_std: float) -> None:
         """A even in 1 … 16; softplus(d) even on a log scale in 0.001 … 0.1, so heads forget within 1 to 1000 tokens."""
         self.decay.uniform_(1.0, 16.0).log_()
         rate_H = self.shift.uniform_(math.log(1e-3), math.log(1e-1)).exp()
@@ -59,7 +59,7 @@ class GatedDelta(nn.Module):
         if self.filter is not None:
             nn.init.uniform_(self.filter, -(self.conv**-0.5), self.conv**-0.5)
 
-    def forward(self, x_BTC: Tensor, context: Context) -> Tensor:
+    def forward(self, x_BTC: Tensor, context: ForwardContext) -> Tensor:
         B, T, _ = x_BTC.shape
         H, K, V = self.num_heads, self.key_dim, self.value_dim
         qkv_BTW, rates_BTR = self.qkv(x_BTC).float(), self.rates(x_BTC).float()
@@ -76,13 +76,13 @@ class GatedDelta(nn.Module):
             o_BTHV = F.rms_norm(o_BHTV, (V,), self.norm.weight.float(), self.norm.eps).transpose(1, 2)
         return self.out((o_BTHV.flatten(2) * F.silu(self.gate(x_BTC).float())).to(x_BTC.dtype))
 
-    def past(self, qkv_BTW: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+    def past(self, qkv_BTW: Tensor, context: ForwardContext) -> tuple[Tensor, Tensor]:
         """What the tokens before left: the convolution's inputs [B,conv-1,W] and the state [B,H,K,V]; zeros before the first."""
         B = len(qkv_BTW)
         inputs, state_BHKV = qkv_BTW.new_zeros(B, self.conv - 1, self.width), qkv_BTW.new_zeros(B, self.num_heads, self.key_dim, self.value_dim)
         if context.cache is None:
             return inputs, state_BHKV
-        kept, state_BHKV = context.cache.carry(inputs, state_BHKV)
+        kept, state_BHKV = context.cache.recurrent_state(inputs, state_BHKV)
         inputs = kept.clone()
         kept.copy_(torch.cat([inputs, qkv_BTW], 1)[:, qkv_BTW.shape[1] :])
         return inputs, state_BHKV

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from feeb_models.attentions import GroupedQueryConfig, LocalGlobalConfig, MultiHeadConfig, WindowConfig
 from feeb_models.attentions.values import make_value_mixing
-from feebcore.model.context import Context
+from feebcore.model.context import ForwardContext
 from feebcore.model.parts import ResidualLinear
 from feebcore.protocols import BlockShape
 
@@ -21,7 +21,7 @@ class GroupedQueryAttention(nn.Module):
 
     def __init__(self, config: MultiHeadConfig, block: BlockShape, num_kv_heads: int, window: int = 0, rotates: bool = True) -> None:
         super().__init__()
-        self.num_heads, self.num_kv_heads, self.head_dim, self.softcap = block.num_heads, num_kv_heads, block.head_dim, config.softcap
+        self.num_heads, self.num_kv_heads, self.head_dim, self.logit_softcap = block.num_heads, num_kv_heads, block.head_dim, config.logit_softcap
         self.window, self.rotates = window, rotates
         self.qkv = nn.Linear(block.d_model, (self.num_heads + 2 * num_kv_heads) * self.head_dim, bias=config.bias)
         self.out = ResidualLinear(self.num_heads * self.head_dim, block.d_model, bias=config.bias)
@@ -30,7 +30,7 @@ class GroupedQueryAttention(nn.Module):
         self.k_norm = block.make_norm(self.head_dim) if normed else nn.Identity()  # type: ignore[misc]
         self.values = make_value_mixing(config, block, num_kv_heads * self.head_dim)
 
-    def forward(self, x_BTC: Tensor, context: Context) -> Tensor:
+    def forward(self, x_BTC: Tensor, context: ForwardContext) -> Tensor:
         B, T, _ = x_BTC.shape
         H, G = self.num_heads, self.num_kv_heads
         q_BTHD, k_BTGD, v_BTGD = self.qkv(x_BTC).view(B, T, H + 2 * G, self.head_dim).split([H, G, G], dim=2)
@@ -39,8 +39,8 @@ class GroupedQueryAttention(nn.Module):
             q_BTHD, k_BTGD = context.rotate(q_BTHD), context.rotate(k_BTGD)
         if self.values is not None:
             v_BTGD = self.values(v_BTGD, context)
-        k_BGSD, v_BGSD = context.extend(k_BTGD.transpose(1, 2), v_BTGD.transpose(1, 2))
-        y_BHTD = context.attend(q_BTHD.transpose(1, 2), k_BGSD, v_BGSD, self.softcap, self.window)
+        k_BGSD, v_BGSD = context.update(k_BTGD.transpose(1, 2), v_BTGD.transpose(1, 2))
+        y_BHTD = context.attend(q_BTHD.transpose(1, 2), k_BGSD, v_BGSD, self.logit_softcap, self.window)
         return self.out(y_BHTD.transpose(1, 2).reshape(B, T, H * self.head_dim))
 
     def extra_flops(self, length: int) -> tuple[float, float]:

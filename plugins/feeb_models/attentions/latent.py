@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from feeb_models.attentions import LatentConfig
-from feebcore.model.context import Context
+from feebcore.model.context import ForwardContext
 from feebcore.model.parts import ResidualLinear
 from feebcore.protocols import BlockShape
 
@@ -24,7 +24,7 @@ from feebcore.protocols import BlockShape
 class LatentAttention(nn.Module):
     def __init__(self, config: LatentConfig, block: BlockShape) -> None:
         super().__init__()
-        H, self.softcap = block.num_heads, config.softcap
+        H, self.logit_softcap = block.num_heads, config.logit_softcap
         self.num_heads, self.latent = H, config.kv_latent or 4 * block.head_dim
         self.content = config.content_dim or block.head_dim
         self.rope = config.rope_dim or max(2, block.head_dim // 4 * 2)
@@ -40,7 +40,7 @@ class LatentAttention(nn.Module):
         if block.position is not None:
             block.position.also_rotate(self.rope)
 
-    def forward(self, x_BTC: Tensor, context: Context) -> Tensor:
+    def forward(self, x_BTC: Tensor, context: ForwardContext) -> Tensor:
         B, T, _ = x_BTC.shape
         q_BTHD = self.query_up(self.query_norm(self.query_down(x_BTC))).view(B, T, self.num_heads, -1)
         content_BTHD, rotated_BTHR = q_BTHD.split([self.content, self.rope], dim=-1)
@@ -48,27 +48,27 @@ class LatentAttention(nn.Module):
         latent_BTL = self.latent_norm(latent_BTL).to(key_BTR.dtype)
         content_BHTD, rotated_BHTR = content_BTHD.transpose(1, 2), context.rotate(rotated_BTHR).transpose(1, 2)
         kept_BTE = torch.cat([latent_BTL, context.rotate(key_BTR.unsqueeze(2)).squeeze(2)], dim=-1)
-        (kept_B1SE,) = context.extend(kept_BTE.unsqueeze(1))
+        (kept_B1SE,) = context.update(kept_BTE.unsqueeze(1))
         has_past = context.cache is not None and kept_B1SE.shape[2] > T
         form = self.absorbed if has_past else self.naive
         y_BHTD = form(content_BHTD, rotated_BHTR, kept_B1SE, context)
         return self.out(y_BHTD.transpose(1, 2).reshape(B, T, self.num_heads * self.value))
 
-    def naive(self, content_BHTD: Tensor, rotated_BHTR: Tensor, kept_B1SE: Tensor, context: Context) -> Tensor:
+    def naive(self, content_BHTD: Tensor, rotated_BHTR: Tensor, kept_B1SE: Tensor, context: ForwardContext) -> Tensor:
         """[B,H,T,value]: each head's keys and values made from the latent. kept_B1SE: latents and, behind them, rotated keys."""
         B, _, S, _ = kept_B1SE.shape
         latent_BSL, key_B1SR = kept_B1SE[:, 0, :, : self.latent], kept_B1SE[..., self.latent :]
         made_BHSE = self.up(latent_BSL).view(B, S, self.num_heads, -1).transpose(1, 2)
         k_BHSD, v_BHSD = made_BHSE.split([self.content, self.value], dim=-1)
         k_BHSD = torch.cat([k_BHSD, key_B1SR.expand(-1, self.num_heads, -1, -1)], dim=-1)
-        return context.attend(torch.cat([content_BHTD, rotated_BHTR], dim=-1), k_BHSD, v_BHSD, self.softcap)
+        return context.attend(torch.cat([content_BHTD, rotated_BHTR], dim=-1), k_BHSD, v_BHSD, self.logit_softcap)
 
-    def absorbed(self, content_BHTD: Tensor, rotated_BHTR: Tensor, kept_B1SE: Tensor, context: Context) -> Tensor:
+    def absorbed(self, content_BHTD: Tensor, rotated_BHTR: Tensor, kept_B1SE: Tensor, context: ForwardContext) -> Tensor:
         """[B,H,T,value]: the heads' queries against the latent itself; nothing that is as long as the past is made or copied."""
         up_key_HDL, up_value_HDL = self.up.weight.view(self.num_heads, -1, self.latent).split([self.content, self.value], dim=1)
         q_BHTE = torch.cat([content_BHTD @ up_key_HDL, rotated_BHTR], dim=-1)
         q_BHTE = q_BHTE * ((self.latent + self.rope) / (self.content + self.rope)) ** 0.5  # attend divides by the root of its own width
-        y_BHTL = context.attend(q_BHTE, kept_B1SE, kept_B1SE[..., : self.latent], self.softcap)
+        y_BHTL = context.attend(q_BHTE, kept_B1SE, kept_B1SE[..., : self.latent], self.logit_softcap)
         return y_BHTL @ up_value_HDL.mT
 
     def extra_flops(self, length: int) -> tuple[float, float]:

@@ -2,7 +2,7 @@
 
     q = s u(rotate(W_q x));  k = s u(rotate(W_k x));  y = W_out softmax(sqrt(D) q k^T) W_v x,     u(x) = x / |x|
 
-Rows of W_q, W_k, W_v and columns of W_out have unit norm; s is learnt, one gain a dimension of each head.
+Rows of W_q, W_k, W_v and columns of W_out have unit norm; s is learned, one gain a dimension of each head.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from feeb_models.attentions import NgptConfig
-from feeb_models.sphere import LearntScale, UnitColumns, UnitRows, unit
-from feebcore.model.context import Context
+from feeb_models.sphere import LearnedScale, UnitColumns, UnitRows, unit
+from feebcore.model.context import ForwardContext
 from feebcore.protocols import BlockShape
 
 
@@ -22,16 +22,16 @@ class NgptAttention(nn.Module):
         width = self.num_heads * self.head_dim
         self.qkv = UnitRows(block.d_model, 3 * width, bias=False)
         self.out = UnitColumns(width, block.d_model, bias=False)
-        self.gain = LearntScale(width, config.scale, block.d_model**-0.5)
+        self.gain = LearnedScale(width, config.scale, block.d_model**-0.5)
 
-    def forward(self, x_BTC: Tensor, context: Context) -> Tensor:
+    def forward(self, x_BTC: Tensor, context: ForwardContext) -> Tensor:
         B, T, _ = x_BTC.shape
         H, D = self.num_heads, self.head_dim
         q_BTHD, k_BTHD, v_BTHD = self.qkv(x_BTC).view(B, T, 3, H, D).unbind(2)
         gain_HD = self.gain().view(H, D)
         k_BTHD = (gain_HD * unit(context.rotate(k_BTHD))).to(v_BTHD.dtype)
         q_BTHD = (D * gain_HD * unit(context.rotate(q_BTHD))).to(v_BTHD.dtype)  # attend divides by sqrt(D)
-        k_BHSD, v_BHSD = context.extend(k_BTHD.transpose(1, 2), v_BTHD.transpose(1, 2))
+        k_BHSD, v_BHSD = context.update(k_BTHD.transpose(1, 2), v_BTHD.transpose(1, 2))
         y_BHTD = context.attend(q_BTHD.transpose(1, 2), k_BHSD, v_BHSD)
         return self.out(y_BHTD.transpose(1, 2).reshape(B, T, H * D))
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from feeb_models.attentions import NoValueConfig
-from feebcore.model.context import Context
+from feebcore.model.context import ForwardContext
 from feebcore.model.parts import ResidualLinear
 from feebcore.protocols import BlockShape
 
@@ -18,19 +18,19 @@ from feebcore.protocols import BlockShape
 class NoValueAttention(nn.Module):
     def __init__(self, config: NoValueConfig, block: BlockShape) -> None:
         super().__init__()
-        self.num_heads, self.head_dim, self.d_model, self.softcap = block.num_heads, block.head_dim, block.d_model, config.softcap
+        self.num_heads, self.head_dim, self.d_model, self.logit_softcap = block.num_heads, block.head_dim, block.d_model, config.logit_softcap
         self.qk = nn.Linear(block.d_model, 2 * self.num_heads * self.head_dim, bias=config.bias)
         self.out = ResidualLinear(block.d_model, block.d_model, bias=config.bias) if config.projection else nn.Identity()
         normed = config.qk_norm and block.make_norm
         self.q_norm = block.make_norm(self.head_dim) if normed else nn.Identity()  # type: ignore[misc]
         self.k_norm = block.make_norm(self.head_dim) if normed else nn.Identity()  # type: ignore[misc]
 
-    def forward(self, x_BTC: Tensor, context: Context) -> Tensor:
+    def forward(self, x_BTC: Tensor, context: ForwardContext) -> Tensor:
         B, T, _ = x_BTC.shape
         qk = self.qk(x_BTC).view(B, T, 2, self.num_heads, self.head_dim)
         q_BTHD, k_BTHD = self.q_norm(qk[:, :, 0]).to(qk.dtype), self.k_norm(qk[:, :, 1]).to(qk.dtype)
-        k_BHSD, x_B1SC = context.extend(context.rotate(k_BTHD).transpose(1, 2), x_BTC.unsqueeze(1))
-        weights_BTS = context.weights(context.rotate(q_BTHD).transpose(1, 2), k_BHSD, self.softcap).sum(1)
+        k_BHSD, x_B1SC = context.update(context.rotate(k_BTHD).transpose(1, 2), x_BTC.unsqueeze(1))
+        weights_BTS = context.weights(context.rotate(q_BTHD).transpose(1, 2), k_BHSD, self.logit_softcap).sum(1)
         return self.out(weights_BTS.to(x_BTC.dtype) @ x_B1SC[:, 0])
 
     def extra_flops(self, length: int) -> tuple[float, float]:

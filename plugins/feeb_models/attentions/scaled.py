@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from feeb_models.attentions import ScaledConfig
 from feebcore.config import NoOptions
-from feebcore.model.context import Context
+from feebcore.model.context import ForwardContext
 from feebcore.protocols import BlockShape
 
 
@@ -17,14 +17,14 @@ class Scaled(nn.Module):
         super().__init__()
         self.attention, self.scale = attention, scale
 
-    def forward(self, x_BTC: Tensor, context: Context) -> Tensor:
+    def forward(self, x_BTC: Tensor, context: ForwardContext) -> Tensor:
         return self.scale * self.attention(x_BTC, context)
 
 
 class NoAttention(nn.Module):
     """0 x, so that what stands before it, a norm say, has a gradient, of zero: data-parallel training waits for one."""
 
-    def forward(self, x_BTC: Tensor, context: Context) -> Tensor:
+    def forward(self, x_BTC: Tensor, context: ForwardContext) -> Tensor:
         return 0.0 * x_BTC
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from feeb_models.attentions import MultiHeadConfig
-from feebcore.model.context import Context
+from feebcore.model.context import ForwardContext
 from feebcore.protocols import BlockShape
 
 FIRST = "attention.first_values"
@@ -26,11 +26,11 @@ class ValueMixing(nn.Module):
         super().__init__()
         self.keeps_first = config.value_residual != "none"
         self.mixes = self.keeps_first and block.layer > 0
-        learns = self.mixes and config.value_residual == "learnt"
+        learns = self.mixes and config.value_residual == "learned"
         self.weights = nn.Parameter(torch.full((2,), 0.5)) if learns else None
         self.table = nn.Embedding(block.vocab_size, width) if config.value_embeddings else None
 
-    def forward(self, v_BTGD: Tensor, context: Context) -> Tensor:
+    def forward(self, v_BTGD: Tensor, context: ForwardContext) -> Tensor:
         mixed_BTGD = v_BTGD
         if self.keeps_first:
             first_BTGD = context.shared.setdefault(FIRST, v_BTGD)

@@ -15,7 +15,7 @@ class ScaledConfig(PartConfig):
     scale: float | None = Field(None, gt=0, description="default: sqrt(d_model)")
 
 
-class FactorisedConfig(PartConfig):
+class FactorizedConfig(PartConfig):
     rank: int = Field(128, ge=1, description="width of the table; below d_model it saves parameters")
 
 
@@ -53,10 +53,10 @@ def specs() -> Iterable[EmbeddingSpec]:
         equation="r_t = norm(E[token_t])",
     )
     yield EmbeddingSpec(
-        "factorised",
-        FactorisedConfig,
-        build="feeb_models.embeddings.tables:build_factorised",
-        summary="A narrow vector a token, widened by a matrix; head factorised can share the table.",
+        "factorized",
+        FactorizedConfig,
+        build="feeb_models.embeddings.tables:build_factorized",
+        summary="A narrow vector a token, widened by a matrix; head factorized can share the table.",
         reference="arXiv:1909.11942",
         since="1.1",
         equation="r_t = W E[token_t]      E [V, rank], W [C, rank]",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from feeb_models.embeddings import HashNgramsConfig
-from feebcore.model.context import Context
+from feebcore.model.context import ForwardContext
 
 PRIME, FACTOR = 2_147_483_647, 1_640_531_527  # PRIME * FACTOR < 2^62: no product overflows
 
@@ -32,15 +32,15 @@ class HashNgrams(nn.Module):
         self.table = nn.Embedding(vocab_size, d_model)
         self.grams = nn.Embedding(len(self.sizes) * config.buckets, d_model)  # one table a size, below each other
 
-    def forward(self, tokens_BT: Tensor, context: Context) -> Tensor:
+    def forward(self, tokens_BT: Tensor, context: ForwardContext) -> Tensor:
         total_BTC = self.table(tokens_BT)
         for rows_BT in self.rows(self.windows(tokens_BT, context)):
             total_BTC = total_BTC + self.grams(rows_BT)
         return total_BTC / (len(self.sizes) + 1)
 
-    def windows(self, tokens_BT: Tensor, context: Context) -> list[Tensor]:
+    def windows(self, tokens_BT: Tensor, context: ForwardContext) -> list[Tensor]:
         """[B,T] each: the token itself, the one before, the one before that …; `outside` where the document has none."""
-        (known_B1S1,) = context.extend(tokens_BT[:, None, :, None])
+        (known_B1S1,) = context.update(tokens_BT[:, None, :, None])
         known_BS = known_B1S1[:, 0, :, 0]
         T, S = tokens_BT.shape[1], known_BS.shape[1]
         at_T = torch.arange(S - T, S, device=tokens_BT.device)

@@ -6,7 +6,7 @@ import math
 
 from torch import Tensor, nn
 
-from feeb_models.embeddings import FactorisedConfig, ScaledConfig
+from feeb_models.embeddings import FactorizedConfig, ScaledConfig
 from feebcore.config import NoOptions
 from feebcore.protocols import BlockShape
 
@@ -33,7 +33,7 @@ class Normed(nn.Embedding):
         return self.norm(super().forward(tokens_BT))
 
 
-class Factorised(nn.Module):
+class Factorized(nn.Module):
     """W E[token], E [V,R] and W [C,R]: V R + R C parameters instead of V C (arXiv:1909.11942, section 3.1)."""
 
     def __init__(self, vocab_size: int, d_model: int, rank: int) -> None:
@@ -45,7 +45,7 @@ class Factorised(nn.Module):
 
 
 class _KeepsSize(nn.Linear):
-    def draw(self, std: float, residual_std: float) -> None:
+    def init_weights(self, std: float, residual_std: float) -> None:
         """Vectors come out with the deviation of the table, as from one table."""
         nn.init.normal_(self.weight, std=1 / math.sqrt(self.in_features))
 
@@ -59,5 +59,5 @@ def build_normed(config: NoOptions, vocab_size: int, d_model: int, block: BlockS
     return Normed(vocab_size, d_model, block.make_norm(d_model))
 
 
-def build_factorised(config: FactorisedConfig, vocab_size: int, d_model: int) -> nn.Module:
-    return Factorised(vocab_size, d_model, config.rank)
+def build_factorized(config: FactorizedConfig, vocab_size: int, d_model: int) -> nn.Module:
+    return Factorized(vocab_size, d_model, config.rank)

@@ -36,7 +36,7 @@ class MoeConfig(PartConfig):
     router: Literal["softmax", "gumbel", "sigmoid"] = Field(
         "softmax", description="gumbel: softmax with noise in training; sigmoid: each expert by itself, balanced by a bias that is no weight"
     )
-    normalise: bool | None = Field(None, description="the gates of a token's experts sum to 1; default: with router sigmoid, where top_k is above 1")
+    normalize: bool | None = Field(None, description="the gates of a token's experts sum to 1; default: with router sigmoid, where top_k is above 1")
     gate_scale: float = Field(1.0, gt=0, description="what the gates are multiplied with")
     noise: float = Field(1.0, ge=0, description="router gumbel: size of the noise on the logits")
     bias_rate: float = Field(1e-3, ge=0, description="router sigmoid: how far the balancing bias moves each optimizer step")
@@ -50,8 +50,8 @@ class MoeConfig(PartConfig):
         return self.hidden or max(32, round(self.multiple * d_model / 32) * 32)
 
     @property
-    def normalises(self) -> bool:
-        return (self.router == "sigmoid" and self.top_k > 1) if self.normalise is None else self.normalise
+    def normalizes(self) -> bool:
+        return (self.router == "sigmoid" and self.top_k > 1) if self.normalize is None else self.normalize
 
     @property
     def balance_weight(self) -> float:
@@ -63,8 +63,8 @@ class MoeConfig(PartConfig):
             raise ValueError(
                 f"top_k {self.top_k} of {self.num_experts} experts; set top_k to {self.num_experts} or less, or num_experts to {self.top_k} or more"
             )
-        if self.normalise and self.top_k == 1:
-            raise ValueError("normalise with top_k 1 makes every gate 1, and the router never learns; leave normalise out, or set top_k to 2 or more")
+        if self.normalize and self.top_k == 1:
+            raise ValueError("normalize with top_k 1 makes every gate 1, and the router never learns; leave normalize out, or set top_k to 2 or more")
         return self
 
 
@@ -188,17 +188,17 @@ def specs() -> Iterable[FeedforwardSpec]:
         summary="W2 gelu(a * W1 x + b), with a scale a and a shift b learned for each hidden unit.",
         reference="arXiv:1606.08415",
         since="1.1",
-        equation="y = W2 gelu(a * W1 x + b)      a, b [F] learnt, 1 and 0 at first",
+        equation="y = W2 gelu(a * W1 x + b)      a, b [F] learned, 1 and 0 at first",
     )
     yield FeedforwardSpec(
         "ngpt",
         SwigluConfig,
         build="feeb_models.feedforwards.ngpt:build_ngpt",
-        summary="W2 (s_u W1 x * silu(s_v W3 x)) with unit rows or columns and learnt gains.",
+        summary="W2 (s_u W1 x * silu(s_v W3 x)) with unit rows or columns and learned gains.",
         reference="arXiv:2410.01131",
         since="1.1",
         breaks=("residual_maps_are_last",),  # the last matrix is normed as it is used
-        equation="y = W_2 (s_u W_1 x * silu(√C s_v W_3 x)), s_u and s_v learnt, 1 at first; rows of W_1, W_3 and columns of W_2 have unit norm",
+        equation="y = W_2 (s_u W_1 x * silu(√C s_v W_3 x)), s_u and s_v learned, 1 at first; rows of W_1, W_3 and columns of W_2 have unit norm",
     )
     yield FeedforwardSpec(
         "moe",

@@ -31,7 +31,7 @@ class ProductKeys(nn.Module):
         self.norm = RMSNorm(config.key_dim, NORM_EPS, learnable=False)
         self.keys = nn.Parameter(torch.empty(config.heads, 2, config.num_keys * cores, config.key_dim // 2))
 
-    def draw(self, std: float, residual_std: float) -> None:
+    def init_weights(self, std: float, residual_std: float) -> None:
         """Scores start with variance 1, whatever the model's std: they are compared, not added to the stream."""
         nn.init.normal_(self.keys, std=self.key_dim**-0.5)
 

@@ -22,7 +22,7 @@ from feeb_models.feedforwards import MoeConfig
 from feeb_models.feedforwards.dense import ACTIVATIONS
 from feeb_models.feedforwards.grouped import grouped_linear
 from feeb_models.feedforwards.routers import BiasedRouter, Router, Routing, balance_loss, z_loss
-from feebcore.model.context import Context
+from feebcore.model.context import ForwardContext
 from feebcore.model.parts import ResidualLinear
 from feebcore.protocols import BlockShape
 
@@ -36,7 +36,7 @@ class Experts(nn.Module):
         self.up = nn.Parameter(torch.empty(number, hidden * (2 if self.gated else 1), d_model))
         self.down = nn.Parameter(torch.empty(number, d_model, hidden))
 
-    def draw(self, std: float, residual_std: float) -> None:
+    def init_weights(self, std: float, residual_std: float) -> None:
         nn.init.normal_(self.up, std=std)
         nn.init.normal_(self.down, std=residual_std)
 
@@ -86,7 +86,7 @@ class MixtureOfExperts(nn.Module):
         self.experts = Experts(config.num_experts, block.d_model, hidden, config.activation)
         self.shared = SharedExperts(block.d_model, config.num_shared * hidden, config.activation) if config.num_shared else None
 
-    def forward(self, x_BTC: Tensor, context: Context | None = None) -> Tensor:
+    def forward(self, x_BTC: Tensor, context: ForwardContext | None = None) -> Tensor:
         doc_ids_BT = None if context is None else context.doc_ids_BT
         routing = self.router(x_BTC, None if doc_ids_BT is None else doc_ids_BT >= 0)
         if self.training and context is not None:

@@ -4,7 +4,7 @@
     gumbel    p = softmax(W x + s g);    the K largest p          g ~ Gumbel in training, 0 in evaluation (arXiv:1611.01144)
     sigmoid   p = sigmoid(W x);          the K largest p + b      (arXiv:2408.15664, arXiv:2412.19437)
 
-The gate of a chosen expert is its p, divided by their sum with `normalise`, times `gate_scale`. b is no weight: after every
+The gate of a chosen expert is its p, divided by their sum with `normalize`, times `gate_scale`. b is no weight: after every
 optimizer step b_e += rate * sign(mean load - load_e), the load being the tokens that came to e in that step.
 """
 
@@ -40,7 +40,7 @@ class Router(nn.Module):
     def __init__(self, config: MoeConfig, block: BlockShape) -> None:
         super().__init__()
         self.num_experts, self.top_k = config.num_experts, config.top_k
-        self.normalise, self.gate_scale = config.normalises, config.gate_scale
+        self.normalize, self.gate_scale = config.normalizes, config.gate_scale
         self.noise = config.noise if config.router == "gumbel" else 0.0
         self.scores = nn.Linear(block.d_model, config.num_experts, bias=False)
 
@@ -48,9 +48,9 @@ class Router(nn.Module):
         with torch.autocast(x_BTC.device.type, enabled=False):
             logits_BTE = F.linear(x_BTC.float(), self.scores.weight.float())
             scores_BTE, shares_BTE = self.score(logits_BTE)
-            experts_BTK = self.choose(scores_BTE.detach())
+            experts_BTK = self.resolve_part(scores_BTE.detach())
             gates_BTK = scores_BTE.gather(-1, experts_BTK)
-            if self.normalise:
+            if self.normalize:
                 gates_BTK = gates_BTK / gates_BTK.sum(-1, keepdim=True).clamp(min=1e-20)
         number_E = torch.arange(self.num_experts, device=x_BTC.device)
         chosen_BTKE = experts_BTK[..., None] == number_E
@@ -65,7 +65,7 @@ class Router(nn.Module):
         shares_BTE = logits_BTE.softmax(-1)
         return shares_BTE, shares_BTE
 
-    def choose(self, scores_BTE: Tensor) -> Tensor:
+    def resolve_part(self, scores_BTE: Tensor) -> Tensor:
         return scores_BTE.topk(self.top_k, dim=-1).indices
 
 
@@ -103,8 +103,8 @@ class BiasedRouter(Router):
         scores_BTE = logits_BTE.sigmoid()
         return scores_BTE, scores_BTE / scores_BTE.sum(-1, keepdim=True).clamp(min=1e-20)
 
-    def choose(self, scores_BTE: Tensor) -> Tensor:
-        return super().choose(scores_BTE + self.bias)
+    def resolve_part(self, scores_BTE: Tensor) -> Tensor:
+        return super().resolve_part(scores_BTE + self.bias)
 
     @torch.no_grad()
     def _balance(self) -> None:

@@ -29,7 +29,7 @@ class Monarch(nn.Module):
         self.right = nn.Parameter(torch.empty(blocks, middle, d_in // blocks))
         self.left = nn.Parameter(torch.empty(blocks, d_out // blocks, middle))
 
-    def draw(self, std: float, residual_std: float) -> None:
+    def init_weights(self, std: float, residual_std: float) -> None:
         """The variance of y is that of a dense matrix of this std."""
         nn.init.normal_(self.right, std=self.right.shape[-1] ** -0.5)
         nn.init.normal_(self.left, std=(residual_std if self.residual else std) * math.sqrt(self.d_in / self.left.shape[-1]))
@@ -58,7 +58,7 @@ class Butterfly(nn.Module):
             self.levels += 1
         self.factors = nn.Parameter(torch.empty(self.levels, copies, d_model // radix, radix, radix))
 
-    def draw(self, std: float, residual_std: float) -> None:
+    def init_weights(self, std: float, residual_std: float) -> None:
         """Factors keep the variance; the last one brings it to that of a dense matrix of this std."""
         nn.init.normal_(self.factors, std=self.radix**-0.5)
         with torch.no_grad():

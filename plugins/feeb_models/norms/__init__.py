@@ -1,4 +1,4 @@
-"""Normalisation of the last dimension: options and names. One file a part or family beside this; factories load torch."""
+"""Normalization of the last dimension: options and names. One file a part or family beside this; factories load torch."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def specs() -> Iterable[NormSpec]:
         summary="tanh(alpha x) with learned alpha, gain and shift: no statistics at all.",
         reference="arXiv:2503.10622",
         since="1.1",
-        equation="y = gain * tanh(α x) + shift      α one learnt number",
+        equation="y = gain * tanh(α x) + shift      α one learned number",
     )
     yield NormSpec(
         "batchnorm",

@@ -1,4 +1,4 @@
-"""Batch normalisation (arXiv:1502.03167) over rows and positions: a control that shows what leaks when statistics do.
+"""Batch normalization (arXiv:1502.03167) over rows and positions: a control that shows what leaks when statistics do.
 
 A position's result in training depends on later positions, other documents and other rows, so the training loss is not
 that of a language model. Evaluation uses running statistics, which are causal, and so scores differently.

@@ -1,4 +1,4 @@
-"""Normalisation over the last dimension, computed in fp32 and returned in the input's dtype."""
+"""Normalization over the last dimension, computed in fp32 and returned in the input's dtype."""
 
 from __future__ import annotations
 

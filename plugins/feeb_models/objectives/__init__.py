@@ -1,4 +1,4 @@
-"""What is minimised: options and names. One file a part or family beside this; factories load torch."""
+"""What is minimized: options and names. One file a part or family beside this; factories load torch."""
 
 from __future__ import annotations
 

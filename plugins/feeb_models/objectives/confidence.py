@@ -46,7 +46,7 @@ class Confidence:
         metrics: dict[str, Tensor] = {}
         for number, hidden_BTC in enumerate(hiddens):
             wanted_BT = targets_BT if config.targets != "before" or guess_before_BT is None else guess_before_BT
-            true_BT, ce_BT, p_BT, guess_BT = judge(model.head, hidden_BTC, targets_BT, wanted_BT, config.targets == "own", model.vocab_size)
+            true_BT, ce_BT, p_BT, guess_BT = judge(model.lm_head, hidden_BTC, targets_BT, wanted_BT, config.targets == "own", model.vocab_size)
             fired_BT = live_BT & (torch.rand(p_BT.shape, device=p_BT.device) < p_BT.detach())
             stops_BT = live_BT if number == last else fired_BT
             paying_BT = fired_BT if config.penalise_last else stops_BT

@@ -31,7 +31,7 @@ class Distillation:
         targets_N = batch.targets.masked_fill(~mask_BT, 0).flatten()
 
         def terms(hidden_NC: Tensor, theirs_NC: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
-            logits_NV = model.head(hidden_NC).float()
+            logits_NV = model.lm_head(hidden_NC).float()
             own_NV = (logits_NV / self.temperature).log_softmax(-1)
             theirs_NV = (self.teacher.logits(theirs_NC) / self.temperature).log_softmax(-1)
             return F.cross_entropy(logits_NV, targets_N, reduction="none"), (theirs_NV.exp() * (theirs_NV - own_NV)).sum(-1)

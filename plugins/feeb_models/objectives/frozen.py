@@ -74,7 +74,7 @@ def _(digest: str, width: int, tokens_BT: Tensor, positions_BT: Tensor | None, d
 @torch.library.custom_op("feeb::frozen_logits", mutates_args=())
 def _logits(digest: str, vocab_size: int, hidden_NC: Tensor, bf16: bool) -> Tensor:
     with torch.no_grad(), torch.autocast(hidden_NC.device.type, dtype=torch.bfloat16, enabled=bf16):
-        return _MODELS[digest].head(hidden_NC).float().contiguous()  # type: ignore[operator]
+        return _MODELS[digest].lm_head(hidden_NC).float().contiguous()  # type: ignore[operator]
 
 
 @_logits.register_fake

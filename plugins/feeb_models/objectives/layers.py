@@ -29,7 +29,7 @@ class AllLayer:
         masks, metrics = self.masks(model, batch, output.layers or [])
         scale = 1 / len(hiddens) if self.config.reduce == "mean" else 1.0
         options = {"vocab_size": model.vocab_size, "z_loss": self.config.z_loss, "label_smoothing": self.config.label_smoothing}
-        losses = [linear_cross_entropy(model.head, h, batch.targets, mask_BT, **options) for h, mask_BT in zip(hiddens, masks, strict=True)]  # type: ignore[arg-type]
+        losses = [linear_cross_entropy(model.lm_head, h, batch.targets, mask_BT, **options) for h, mask_BT in zip(hiddens, masks, strict=True)]  # type: ignore[arg-type]
         loss_sum = scale * losses[0].loss_sum
         for loss in losses[1:]:
             loss_sum = loss_sum + scale * loss.loss_sum

@@ -28,30 +28,32 @@ class MultiToken:
     def __call__(self, model: LanguageModel, batch: Batch) -> ObjectiveOutput:
         output = model(batch.tokens, positions=batch.positions, doc_ids=batch.doc_ids)
         options = {"vocab_size": model.vocab_size, "z_loss": self.config.z_loss, "label_smoothing": self.config.label_smoothing}
-        loss = linear_cross_entropy(model.head, output.hidden, batch.targets, counted(batch), **options)  # type: ignore[arg-type]
+        loss = linear_cross_entropy(model.lm_head, output.hidden, batch.targets, counted(batch), **options)  # type: ignore[arg-type]
         loss_sum, metrics = self.weights[0] * loss.loss_sum, {"nats": loss.nats}
-        for distance, (hidden_BTC, head) in enumerate(self.futures(model, batch, output), start=2):
+        for distance, (hidden_BTC, head) in enumerate(self.mtp_outputs(model, batch, output), start=2):
             further = linear_cross_entropy(head, hidden_BTC, *targets_at(batch, distance), **options)  # type: ignore[arg-type]
             loss_sum = loss_sum + self.weights[distance - 1] * further.loss_sum
             metrics |= {f"nats_{distance}": further.nats, f"share_{distance}": further.count}
         return ObjectiveOutput(with_auxiliary(loss_sum, loss.count, output), loss.count, metrics)
 
     def extra_flops(self, model: LanguageModel, length: int) -> tuple[float, float]:
-        if self.config.k == 1 or not hasattr(model.head, "futures"):
+        if self.config.k == 1 or not hasattr(model.lm_head, "mtp_outputs"):
             return 0.0, 0.0
-        if not hasattr(model.head, "future_flops"):
-            raise ValueError(f"objective multi_token: head {type(model.head).__name__} does not say what its futures cost; give it future_flops(model, length)")
-        return sum(model.head.future_flops(model, length)[: self.config.k - 1]), 0.0  # type: ignore[operator]
+        if not hasattr(model.lm_head, "mtp_flops"):
+            raise ValueError(
+                f"objective multi_token: head {type(model.lm_head).__name__} does not say what its mtp_outputs cost; give it mtp_flops(model, length)"
+            )
+        return sum(model.lm_head.mtp_flops(model, length)[: self.config.k - 1]), 0.0  # type: ignore[operator]
 
-    def futures(self, model: LanguageModel, batch: Batch, output: ModelOutput) -> list[tuple[Tensor, nn.Module]]:
+    def mtp_outputs(self, model: LanguageModel, batch: Batch, output: ModelOutput) -> list[tuple[Tensor, nn.Module]]:
         wanted = self.config.k - 1
         if not wanted:
             return []
-        if not hasattr(model.head, "futures"):
+        if not hasattr(model.lm_head, "mtp_outputs"):
             raise ValueError(
-                f"objective multi_token: head {type(model.head).__name__} predicts the next token only; choose a head that has `futures`, or set k: 1"
+                f"objective multi_token: head {type(model.lm_head).__name__} predicts the next token only; choose a head that has `mtp_outputs`, or set k: 1"
             )
-        found = list(itertools.islice(model.head.futures(model, batch, output), wanted))  # type: ignore[operator]
+        found = list(itertools.islice(model.lm_head.mtp_outputs(model, batch, output), wanted))  # type: ignore[operator]
         if len(found) < wanted:
             raise ValueError(f"objective multi_token: k: {self.config.k} needs {wanted} tokens after the next one, but the head predicts {len(found)}")
         return found

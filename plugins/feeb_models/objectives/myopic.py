@@ -32,7 +32,7 @@ class DetachedPast(Cache):
         past_BTT = attention_mask(doc_ids_BT, doc_ids_BT) & ~self_TT
         return positions_BT, torch.cat([past_BTT, self_TT.expand_as(past_BTT)], dim=2)
 
-    def extend(self, *new_BHTD: Tensor) -> tuple[Tensor, ...]:
+    def update(self, *new_BHTD: Tensor) -> tuple[Tensor, ...]:
         return tuple(torch.cat([x.detach(), x], dim=2) for x in new_BHTD)
 
     def also(self, kind: type[C], length: int) -> C:
@@ -64,7 +64,7 @@ class Myopic(NextToken):
     def extra_flops(self, model: LanguageModel, length: int) -> tuple[float, float]:
         """The past's scores and values once more: causal FLOPs are half of them. Of latent attention, which then multiplies latents, this
         is too little."""
-        full, causal = count_flops(model.depth, length)  # type: ignore[attr-defined]
+        full, causal = count_flops(model.stack, length)  # type: ignore[attr-defined]
         return 2 * (full - causal), 0.0
 
     @torch.no_grad()

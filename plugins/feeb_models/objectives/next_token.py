@@ -1,4 +1,4 @@
-"""What is minimised: nats summed over targets, and how many targets there were."""
+"""What is minimized: nats summed over targets, and how many targets there were."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class NextToken:
     def __call__(self, model: LanguageModel, batch: Batch) -> ObjectiveOutput:
         output = self.run(model, batch)
         loss = linear_cross_entropy(
-            model.head,
+            model.lm_head,
             output.hidden,
             batch.targets,
             counted(batch),

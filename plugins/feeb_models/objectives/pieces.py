@@ -50,7 +50,7 @@ def run_with_layers(name: str, model: LanguageModel, batch: Batch, **more: Any) 
 
 def earlier_heads(model: LanguageModel, length: int) -> float:
     """Forward FLOPs of the head on every layer but the last, for one sequence."""
-    return (count_streams(model) - 1) * count_flops(model.head, length)[0]  # type: ignore[arg-type]
+    return (count_streams(model) - 1) * count_flops(model.lm_head, length)[0]  # type: ignore[arg-type]
 
 
 def by_chunks(function: Callable[..., tuple[Tensor, ...]], *rows: Tensor, vocab_size: int, most_logits: int = MOST_LOGITS) -> tuple[Tensor, ...]:

@@ -30,7 +30,7 @@ class Selective:
     def __call__(self, model: LanguageModel, batch: Batch) -> ObjectiveOutput:
         output = model(batch.tokens, positions=batch.positions, doc_ids=batch.doc_ids)
         mask_BT = counted_everywhere(batch)
-        nats_BT = nats_per_token(model.head, output.hidden, batch.targets, mask_BT, model.vocab_size)
+        nats_BT = nats_per_token(model.lm_head, output.hidden, batch.targets, mask_BT, model.vocab_size)
         excess_BT = nats_BT.detach()
         if self.reference is not None:
             with torch.no_grad():

@@ -58,7 +58,7 @@ def specs() -> Iterable[PositionSpec]:
     yield PositionSpec(
         "learned",
         build="feeb_models.positions.basic:build_learned",
-        summary="A learnt vector a position, added.",
+        summary="A learned vector a position, added.",
         reference="arXiv:1705.03122",
         equation="r_t = E[token_t] + P[t]",
     )

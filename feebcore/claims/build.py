@@ -1,0 +1,164 @@
+"""The page of a study as an artifact: `claims/<name>-<fingerprint>/` with page.md, result.json, figure.png and curves.png."""
+
+from __future__ import annotations
+
+import functools
+import math
+import statistics as plain
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, get_args
+
+from feebcore.artifacts import Artifact, StageOutput, Workspace, commit
+from feebcore.claims import page
+from feebcore.claims.claim import Claim, Trains
+from feebcore.claims.judge import Judgment, Kind, judge
+from feebcore.claims.measures import LOG, measure
+from feebcore.compare.statistics import holm
+from feebcore.errors import FeebError
+from feebcore.files import digest_of, read_json, read_jsonl, write_atomic, write_json
+from feebcore.provenance import describe_environment
+from feebcore.recipe import Recipe, claims_of
+
+STAGE = "pretrain"
+KIND = "claims"
+REVISION = 2
+"""Of what the page says; a higher one makes it be written anew."""
+
+Runs = Mapping[str, Mapping[str, Artifact]]
+"""Member's name to stage to artifact."""
+
+
+def write_page(members: Sequence[Recipe], runs: Runs, lost: Mapping[str, str], workspace: Workspace, command: str) -> Artifact | None:
+    """The page of a study's claims, written or reused; None for a study without any.
+
+    runs: what was built. lost: members that diverged, with what was said. command: what made the runs, for the page.
+    """
+    claims = claims_of(members[0].data)
+    if not claims or not any(claim.stage in stages for stages in runs.values() for claim in claims.values()):
+        return None
+    name = str(members[0].data.get("name") or members[0].path.stem)
+    result = make(members, claims, runs, lost)
+    identity = {"revision": REVISION, "result": result}
+    fingerprint = digest_of(identity)[:12]
+    with workspace.building(KIND, name, fingerprint) as place:
+        if isinstance(place, Artifact):
+            return place
+        started = time.time()
+        out = StageOutput(place)
+        try:
+            environment = describe_environment()
+            write_json(place / "result.json", result)
+            write_atomic(place / "page.md", page.text(result, command, environment))
+            write_atomic(place / "figure.png", page.figure(result))
+            write_atomic(place / "curves.png", page.curves(result))
+            out.content("result.json")
+            return commit(
+                out,
+                stage=KIND,
+                label=name,
+                fingerprint=fingerprint,
+                identity={"revision": REVISION, "result": digest_of(result)},
+                metrics=_metrics(result),
+                section={},
+                inputs={f"{m.name}/{stage}": a for m in members for stage, a in runs.get(m.name, {}).items()},
+                plugins=[],
+                environment=environment,
+                started=started,
+            )
+        finally:
+            out.close()
+
+
+def make(members: Sequence[Recipe], claims: Mapping[str, Claim], runs: Runs, lost: Mapping[str, str]) -> dict[str, Any]:
+    """Everything the page says, as plain JSON."""
+    seeds = list(dict.fromkeys(member.seed for member in members))
+    by_place = {(member.variant, member.seed): member.name for member in members}
+    variants = list(dict.fromkeys(member.variant for member in members))
+
+    def value(variant: str, seed: int, step: int | None, claim: Claim) -> float | None:
+        name = by_place[variant, seed]
+        artifact = runs.get(name, {}).get(claim.stage)
+        if artifact is None and name not in lost:
+            raise FeebError(f"{name} was not made: it failed, or its stage {claim.stage} was not asked for")
+        if artifact is None:
+            return None
+        if isinstance(claim.expectation, Trains):
+            return measure(artifact, "val_loss") / math.log(_vocabulary(artifact))
+        return measure(artifact, claim.metric, step)
+
+    judged: dict[str, Judgment] = {}
+    for name, claim in claims.items():
+        try:
+            judged[name] = judge(claim.expectation, seeds, functools.partial(value, claim=claim))
+        except FeebError as error:
+            judged[name] = Judgment("cannot tell", str(error))
+    tested = [name for name, judgment in judged.items() if judgment.found is not None and judgment.margin is None]
+    adjusted = dict(zip(tested, holm([judged[name].found.p for name in tested])[0], strict=True))  # type: ignore[union-attr]
+    metrics = [runs[m.name][STAGE].metrics for m in members if STAGE in runs.get(m.name, {})]
+    return {
+        "name": members[0].data.get("name") or members[0].path.stem,
+        "description": members[0].description,
+        "seeds": seeds,
+        "tokens": sorted({m["tokens"] for m in metrics}),
+        "parameters": sorted(m["parameters"]["total"] for m in metrics),
+        "claims": [_row(name, claim, judged[name], adjusted.get(name)) for name, claim in claims.items()],
+        "variants": [_variant(variant, seeds, by_place, runs, lost) for variant in variants],
+    }
+
+
+def _row(name: str, claim: Claim, judgment: Judgment, p_holm: float | None) -> dict[str, Any]:
+    found = judgment.found
+    numbers: dict[str, Any] = {}
+    if found is not None:
+        numbers = {"difference": found.mean, "low": found.low, "high": found.high, "pairs": found.num_pairs}
+    if found is not None and p_holm is not None:
+        numbers |= {"p": found.p, "p_holm": p_holm}
+    return {
+        "name": name,
+        **claim.model_dump(mode="json"),
+        "kind": judgment.kind,
+        "why": judgment.why,
+        "margin": judgment.margin,
+        "values": list(judgment.values),
+        "lost": judgment.lost,
+        **numbers,
+    }
+
+
+def _variant(variant: str, seeds: Sequence[int], by_place: Mapping[tuple[str, int], str], runs: Runs, lost: Mapping[str, str]) -> dict[str, Any]:
+    found = [runs.get(by_place[variant, seed], {}).get(STAGE) for seed in seeds]
+    losses = [None if a is None else a.metrics.get("val_bits_per_byte") for a in found]
+    numbers = [loss for loss in losses if loss is not None]
+    speeds = [a.metrics["tokens_per_second"] for a in found if a is not None and a.metrics.get("tokens_per_second")]
+    sizes = [a.metrics["parameters"]["total"] for a in found if a is not None]
+    return {
+        "name": variant or "recipe",
+        "seeds": list(seeds),
+        "bits_per_byte": losses,
+        "mean": plain.fmean(numbers) if numbers else None,
+        "sd": plain.stdev(numbers) if len(numbers) > 1 else None,
+        "curve": _curve([a for a in found if a is not None]),
+        "final_loss": [None if a is None else a.metrics.get("final_loss") for a in found],
+        "tokens_per_second": plain.median(speeds) if speeds else None,
+        "parameters": sizes[0] if sizes else None,
+        "diverged": {str(seed): lost[by_place[variant, seed]] for seed in seeds if by_place[variant, seed] in lost},
+    }
+
+
+def _curve(finished: Sequence[Artifact]) -> list[list[float]]:
+    """[step, nats of the next token in the batches since the last row, mean over runs], where every run has a number."""
+    logs = [[row for row in read_jsonl(a.path / LOG) if row.get("split") == "train"] for a in finished]
+    nats = [{row["step"]: value for row in log if (value := row.get("nats", row["loss"])) is not None} for log in logs]
+    common = sorted(set.intersection(*map(set, nats))) if nats else []
+    return [[step, plain.fmean(run[step] for run in nats)] for step in common]
+
+
+def _metrics(result: Mapping[str, Any]) -> dict[str, Any]:
+    verdicts = {claim["name"]: claim["kind"] for claim in result["claims"]}
+    counts = {kind.replace(" ", "_"): list(verdicts.values()).count(kind) for kind in get_args(Kind)}
+    return {"report": "page.md", **counts, "verdicts": verdicts}
+
+
+def _vocabulary(run: Artifact) -> int:
+    return int(read_json(run.path / "model" / "model.json")["vocab_size"])

@@ -1,0 +1,94 @@
+"""Agrees, disagrees, cannot tell: what paired runs say of an expectation. Pure functions of numbers.
+
+Each seed gives one value of `left - right`; the interval is the t interval over seeds at 95 %, for this claim alone. Numbers
+are compared with variants as they are. Where a run that is named diverged, nothing is told of a relation: what is left is a choice of runs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from feebcore.claims.claim import Expectation, Relation, Term, Trains, variants_of
+from feebcore.compare.statistics import Paired, paired
+
+Kind = Literal["agrees", "disagrees", "cannot tell"]
+Value = Callable[[str, int, "int | None"], "float | None"]
+"""(variant, seed, step or None for the last) -> its number; None: that run has none."""
+
+
+@dataclass(frozen=True)
+class Judgment:
+    """why: one clause for the reader. found: of left - right; None where there is no interval. margin: of `=`, in the metric's unit."""
+
+    kind: Kind
+    why: str
+    found: Paired | None = None
+    margin: float | None = None
+    values: tuple[float, ...] = ()
+    lost: int = 0
+
+
+def judge(expectation: Expectation, seeds: Sequence[int], value: Value) -> Judgment:
+    """value: of the claim's metric; for `trains` the held-out loss as a share of an even guess over the run's vocabulary."""
+    return _trains(expectation, seeds, value) if isinstance(expectation, Trains) else _relation(expectation, seeds, value)
+
+
+BETTER_THAN_GUESSING = 0.9
+"""A run trains when its held-out loss is below this share of an even guess."""
+
+
+def _trains(expectation: Trains, seeds: Sequence[int], value: Value) -> Judgment:
+    lost, worst = [], 0.0
+    for variant in expectation.variants:
+        shares = [value(variant, seed, None) for seed in seeds]
+        bad = sum(share is None or not share < BETTER_THAN_GUESSING for share in shares)
+        if bad:
+            lost.append(f"{variant}: {bad} of {len(seeds)} runs diverged or learned nothing")
+        worst = max([worst, *(share for share in shares if share is not None)])
+    if lost:
+        return Judgment("disagrees", "; ".join(lost))
+    return Judgment("agrees", f"every run ends at {worst:.2f} of the loss of an even guess, or below")
+
+
+def _relation(expectation: Relation, seeds: Sequence[int], value: Value) -> Judgment:
+    pairs = [(_sum(expectation.left, seed, value), _sum(expectation.right, seed, value)) for seed in seeds]
+    whole = [(left, right) for left, right in pairs if left is not None and right is not None]
+    if lost := len(pairs) - len(whole):
+        return Judgment("cannot tell", f"{lost} of {len(pairs)} seeds had a run that diverged", lost=lost)
+    if len(whole) < 2:
+        return Judgment("cannot tell", "one seed tells nothing of the scatter")
+    differences = [left - right for left, right in whole]
+    found = paired(differences)
+    if expectation.sign == "=":
+        scale = abs(sum(right for _, right in whole) / len(whole)) / 100 if expectation.in_percent else 1.0
+        return _same(found, expectation.within * scale, tuple(differences))
+    wanted = -1.0 if expectation.sign == "<" else 1.0
+    if found.sd == 0.0:
+        if len(variants_of(expectation)) > 1 or found.mean == 0.0:
+            return Judgment("cannot tell", "every seed gives the same difference, which tells nothing of the scatter", found, None, tuple(differences))
+        return Judgment("agrees" if wanted * found.mean > 0 else "disagrees", "every seed gives the same number", found, None, tuple(differences))
+    kind: Kind = "cannot tell" if found.p > found.alpha else "agrees" if wanted * found.mean > 0 else "disagrees"
+    why = {"agrees": "the interval excludes 0", "disagrees": "the interval lies on the other side of 0"}.get(kind, "the interval holds 0")
+    return Judgment(kind, why, found, None, tuple(differences))
+
+
+def _same(found: Paired, margin: float, differences: tuple[float, ...]) -> Judgment:
+    """Agrees when the whole interval lies within the margin, which is two one-sided tests at 2.5 % (Schuirmann 1987)."""
+    if max(-found.low, found.high) <= margin:
+        return Judgment("agrees", "the interval lies within the margin", found, margin, differences)
+    if found.low > margin or found.high < -margin:
+        return Judgment("disagrees", "the interval lies outside the margin", found, margin, differences)
+    return Judgment("cannot tell", "the interval crosses the margin", found, margin, differences)
+
+
+def _sum(terms: Sequence[Term], seed: int, value: Value) -> float | None:
+    total = 0.0
+    for term in terms:
+        number = 1.0 if not term.variant else value(term.variant, seed, term.step)
+        if number is None or not math.isfinite(number):
+            return None
+        total += term.factor * number
+    return total

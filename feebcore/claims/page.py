@@ -1,0 +1,136 @@
+"""The page of a study: its claims, what was seen, and every variant; Markdown and one figure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from feebcore.compare.verdict import p_text
+from feebcore.report.style import LIGHT, Theme, compact, new_figure, png, styled
+
+COLUMNS = ("claim", "it says", "here it would be seen as", "seen", "verdict")
+
+
+def text(result: Mapping[str, Any], command: str, environment: Mapping[str, Any]) -> str:
+    """page.md. command: what makes the runs; environment: as feebcore.provenance describes it."""
+    kinds = [claim["kind"] for claim in result["claims"]]
+    counts = ", ".join(f"{kinds.count(kind)} {word}" for kind, word in (("agrees", "agree"), ("disagrees", "disagree"), ("cannot tell", "cannot be told")))
+    lines = [
+        f"# {result['name']}",
+        "",
+        result["description"],
+        "",
+        f"    {command}",
+        "",
+        f"{len(result['claims'])} claims: {counts}. {len(result['variants'])} variants, {len(result['seeds'])} seeds each; {_scale(result)}.",
+        f"torch {environment['packages'].get('torch', '?')}, {environment['cpus']} CPUs, {environment['machine']}.",
+        "",
+        "![Bits per byte of every variant](figure.png)",
+        "",
+        "## Claims",
+        "",
+        "| " + " | ".join(COLUMNS) + " |",
+        "|" + "---|" * len(COLUMNS),
+        *(_finding(claim) for claim in result["claims"]),
+        "",
+        *_reading(result),
+        "",
+        "## Variants",
+        "",
+        "| variant | parameters | bits per byte, held-out text | beside the first | training loss at the end | tokens/s | diverged |",
+        "|---|---|---|---|---|---|---|",
+        *(_variant(variant, result["variants"][0]) for variant in result["variants"]),
+        "",
+        "![Training loss of every variant over that of the first](curves.png)",
+        "",
+        "± is the standard deviation over seeds. Tokens/s are medians of runs that ran side by side.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _scale(result: Mapping[str, Any]) -> str:
+    tokens, sizes = result["tokens"], result["parameters"]
+    span = lambda values: compact(values[0]) if values[0] == values[-1] else f"{compact(values[0])} to {compact(values[-1])}"  # noqa: E731
+    return f"{span(sizes)} parameters, {span(tokens)} training tokens a run" if tokens and sizes else "no run was finished"
+
+
+def _finding(claim: Mapping[str, Any]) -> str:
+    expected = claim["expect"] if claim["metric"] == "bits_per_byte" or claim["expect"].endswith("trains") else f"{claim['expect']} ({claim['metric']})"
+    seen = claim["why"]
+    if "difference" in claim:
+        margin = f", margin {claim['margin']:.3g}" if claim["margin"] is not None else ""
+        chance = f"; p {p_text(claim['p'])}, of all together {p_text(claim['p_holm'])}" if "p" in claim else ""
+        seen = f"{claim['difference']:+.4g} ({claim['low']:+.4g} to {claim['high']:+.4g}){margin}{chance}"
+    return f"| {claim['name']} | {_cell(claim['says'])} | `{_cell(expected)}` | {_cell(seen)} | **{claim['kind']}** |"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _reading(result: Mapping[str, Any]) -> list[str]:
+    tested = sum("p" in claim for claim in result["claims"])
+    return [
+        "A claim's number is its left side minus its right, with the paired t interval over seeds at 95 %. It *agrees* when the interval lies where the",
+        "expectation says, *disagrees* when it lies wholly on the other side, and else the runs *cannot tell*. Each interval is for its claim alone:",
+        f"of {tested} with a p, {0.05 * tested:.1f} would be called by chance; the p of all together is corrected for that by Holm's procedure. All of it is about this",
+        "size, text and budget and about new seeds of these recipes; a claim at another scale may be right there and wrong here.",
+    ]
+
+
+def _variant(variant: Mapping[str, Any], first: Mapping[str, Any]) -> str:
+    mean = "" if variant["mean"] is None else f"{variant['mean']:.4f}" + ("" if variant["sd"] is None else f" ± {variant['sd']:.4f}")
+    beside = "" if variant is first or variant["mean"] is None or first["mean"] is None else f"{variant['mean'] - first['mean']:+.4f}"
+    losses = [loss for loss in variant["final_loss"] if loss is not None]
+    loss = f"{sum(losses) / len(losses):.3f}" if losses else ""
+    speed = "" if variant["tokens_per_second"] is None else compact(variant["tokens_per_second"])
+    size = "" if variant["parameters"] is None else compact(variant["parameters"])
+    return f"| {variant['name']} | {size} | {mean} | {beside} | {loss} | {speed} | {len(variant['diverged']) or ''} |"
+
+
+def figure(result: Mapping[str, Any], theme: Theme = LIGHT) -> bytes:
+    """PNG: a row a variant, a dot a seed, a diamond for the mean; the first variant's mean is the line."""
+    variants = result["variants"]
+    with styled(theme):
+        drawn = new_figure(8.5, 1.2 + 0.24 * len(variants))
+        axes = drawn.subplots()
+        if variants[0]["mean"] is not None:
+            axes.axvline(variants[0]["mean"], color=theme.muted, linewidth=1.0)
+        for row, variant in enumerate(variants):
+            losses = [loss for loss in variant["bits_per_byte"] if loss is not None]
+            axes.plot(losses, [row] * len(losses), "o", markersize=4, color=theme.series[0], alpha=0.45, markeredgewidth=0)
+            if variant["mean"] is not None:
+                axes.plot([variant["mean"]], [row], "D", markersize=6, color=theme.series[1 if row else 0])
+        axes.set_yticks(range(len(variants)), [v["name"] + (f"  ({len(v['diverged'])} diverged)" if v["diverged"] else "") for v in variants])
+        axes.set_ylim(len(variants) - 0.5, -0.5)
+        axes.set_xlabel("bits per byte, held-out text (left is better)")
+        axes.set_title(f"{result['name']}: seeds and means; the line is {variants[0]['name']}")
+        axes.grid(axis="y", visible=False)
+        return png(drawn)
+
+
+PANELS = 6  # a row
+
+
+def curves(result: Mapping[str, Any], theme: Theme = LIGHT) -> bytes:
+    """PNG: a panel a variant, its training loss laid over that of the first variant."""
+    first, *others = result["variants"]
+    shown = others or [first]
+    columns = min(PANELS, len(shown))
+    lines = -(-len(shown) // columns)
+    with styled(theme):
+        drawn = new_figure(1.2 + 1.9 * columns, 0.9 + 1.5 * lines)
+        panels = drawn.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
+        for panel, variant in zip(panels.flat, shown, strict=False):
+            if variant["curve"]:
+                panel.plot(*zip(*variant["curve"], strict=True), color=theme.series[0])
+            if first["curve"]:
+                panel.plot(*zip(*first["curve"], strict=True), color=theme.muted, linewidth=1.0)
+            panel.set_title(variant["name"] + ("" if variant["curve"] else " (diverged)"), fontsize=7.5, pad=3)
+        for panel in panels.flat[len(shown) :]:
+            panel.set_visible(False)
+        drawn.supxlabel("step", fontsize=9)
+        drawn.supylabel("next token, nats", fontsize=9)
+        drawn.suptitle(f"{result['name']}: training loss over that of {first['name']} (gray), means over seeds", fontsize=10, x=0.01, ha="left")
+        return png(drawn)

@@ -1,1 +1,0 @@
-"""Findings: sentences that a study's runs agree with, disagree with, or cannot tell; one page a study."""
