@@ -21,8 +21,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from feebcore.model.build import build_model, resolve_part
+from feebcore.model.build import build_model
 from feebcore.model.groups import param_groups
+from feebcore.parts import resolve_part
 from feebcore.protocols import Batch
 from feebcore.train.optimizer_schedules import build_optimizer
 

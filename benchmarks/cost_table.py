@@ -17,9 +17,10 @@ import time
 
 import torch
 
-from feebcore.model.build import build_model, resolve_part
+from feebcore.model.build import build_model
+from feebcore.model.precision import execution, resolve_precision
+from feebcore.parts import resolve_part
 from feebcore.train.compilation import compiled
-from feebcore.train.precision import execution, resolve_precision
 from feebcore.train.step import LossModule
 
 BASE = {"layers": 2, "width": 128, "window": 128, "vocabulary": 2048}

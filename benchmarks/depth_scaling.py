@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from feebcore.model.build import build_model, resolve_part
+from feebcore.model.build import build_model
+from feebcore.parts import resolve_part
 from feebcore.protocols import Batch
 from feebcore.train.config import TrainSection
 from feebcore.train.optimizer_schedules import OptimizerSchedules

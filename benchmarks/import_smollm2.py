@@ -40,7 +40,7 @@ def text_of(num_files: int) -> list[str]:
 
 def imported(file: Path, seq_len: int) -> tuple[Any, Any]:
     from feebcore.api import open_model
-    from feebcore.model.build import resolve_part
+    from feebcore.parts import resolve_part
 
     with tempfile.TemporaryDirectory() as folder:
         begun = time.perf_counter()

@@ -108,7 +108,7 @@ def build(recipe: str, workspace: str, stage: str) -> int:
     """What a flow does: build the stage, training in a worker process."""
     from feebcore.artifacts import Workspace
     from feebcore.recipe import load
-    from feebcore.stages.base import run_all
+    from feebcore.run.build import run_all
 
     run_all(load(recipe), Workspace(workspace), [stage], in_process=False)
     return 0

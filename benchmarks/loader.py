@@ -25,10 +25,10 @@ from pathlib import Path
 
 import numpy as np
 
-from feebcore.config import Part
 from feebcore.data.loader import Prefetch, make_batches
 from feebcore.data.store import TokenStore
 from feebcore.data.store_writer import SplitWriter, default_shard_tokens
+from feebcore.parts import Part
 from feebcore.registry import get_registry
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "data"))

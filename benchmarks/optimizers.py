@@ -24,8 +24,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from feebcore.model.build import build_model, resolve_part
+from feebcore.model.build import build_model
 from feebcore.model.groups import param_groups
+from feebcore.parts import resolve_part
 from feebcore.protocols import Batch
 from feebcore.train.optimizer_schedules import OptimizerSchedules, build_optimizer
 

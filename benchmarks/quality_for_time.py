@@ -53,7 +53,7 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
 def batches(artifact: Path, batch: int) -> Any:
     from feebcore.data.loader import make_batches
     from feebcore.data.store import TokenStore
-    from feebcore.model.build import resolve_part
+    from feebcore.parts import resolve_part
 
     store = TokenStore.open(artifact / "tokens.zarr", "train")
     return make_batches(store, resolve_part("packings", "concat"), resolve_part("data_orders", "shuffled"), batch, WINDOW, 0)
@@ -112,7 +112,7 @@ def train_theirs(name: str, setting: dict[str, Any], artifact: Path, steps: int)
     from torch.nn import functional as F
     from train_speed import peer_model
 
-    from feebcore.train.precision import autocast, resolve_precision
+    from feebcore.model.precision import autocast, resolve_precision
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.manual_seed(0)

@@ -22,7 +22,7 @@ from machine_text import documents
 
 FILE_BYTES = 64 << 20
 STAGES = ("download", "tokenizer", "shard")
-ONE_STAGE = "import sys; from feebcore.recipe import load; from feebcore.artifacts import Workspace; from feebcore.stages.base import run_all; run_all(load(sys.argv[1]), Workspace(sys.argv[2]), [sys.argv[3]])"
+ONE_STAGE = "import sys; from feebcore.recipe import load; from feebcore.artifacts import Workspace; from feebcore.run.build import run_all; run_all(load(sys.argv[1]), Workspace(sys.argv[2]), [sys.argv[3]])"
 
 
 def main(megabytes: int = 1000, tokenizer: str = "bpe", vocab_size: int = 32768, folder: str = "", *options: str) -> None:

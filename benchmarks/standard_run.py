@@ -186,8 +186,9 @@ class Trainer:
     def __init__(self, parts: dict[str, dict[str, Any]], seed: int, steps: int) -> None:
         import torch
 
-        from feebcore.model.build import build_model, resolve_part
+        from feebcore.model.build import build_model
         from feebcore.model.groups import param_groups
+        from feebcore.parts import resolve_part
         from feebcore.train.optimizer_schedules import OptimizerSchedules, build_optimizer
 
         self.architecture = resolve_part("architectures", architecture(parts))
@@ -217,7 +218,7 @@ class Trainer:
     def bits_per_byte(self, data: Any) -> float:
         import torch
 
-        from feebcore.model.build import resolve_part
+        from feebcore.parts import resolve_part
 
         if hasattr(self.optimizer, "eval"):
             self.optimizer.eval()

@@ -15,9 +15,10 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from train_speed import SHAPES, swiglu_width
 
-from feebcore.model.build import build_model, resolve_part
+from feebcore.model.build import build_model
+from feebcore.model.precision import execution, resolve_precision
+from feebcore.parts import resolve_part
 from feebcore.train.compilation import compiled
-from feebcore.train.precision import execution, resolve_precision
 from feebcore.train.step import LossModule
 
 STEPS = 3

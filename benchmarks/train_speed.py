@@ -75,7 +75,7 @@ def peer_step(name: str, shape: tuple[int, ...], precision: str) -> tuple[Any, i
     import torch
     from torch.nn import functional as F
 
-    from feebcore.train.precision import autocast
+    from feebcore.model.precision import autocast
 
     name, _, form = name.partition("-")
     module, logits_of = peer_model(name, shape)
@@ -194,7 +194,7 @@ def serve(step: Any, parameters: int) -> None:
 def candidate(name: str, shape: tuple[int, ...], precision: str, threads: int) -> None:
     import torch
 
-    from feebcore.train.precision import resolve_precision
+    from feebcore.model.precision import resolve_precision
 
     torch.manual_seed(0)
     torch.set_num_threads(threads or len(os.sched_getaffinity(0)))

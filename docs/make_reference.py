@@ -17,7 +17,8 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from feebcore import hookspecs
-from feebcore.config import KeyRole, Part, PartKey
+from feebcore.config import KeyRole
+from feebcore.parts import Part, PartKey
 from feebcore.registry import Registry
 
 DOCS = Path(__file__).resolve().parent

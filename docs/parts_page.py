@@ -149,7 +149,8 @@ def runs_of(results: dict[str, Any], kind: str, name: str, options: dict[str, An
 
 
 def cost(standard: ModuleType, kind: str, name: str) -> Any:
-    from feebcore.model.build import count_architecture, resolve_part
+    from feebcore.model.build import count_architecture
+    from feebcore.parts import resolve_part
 
     return count_architecture(resolve_part("architectures", standard.architecture(standard.chosen(kind, name))), standard.VOCABULARY, standard.WINDOW)
 

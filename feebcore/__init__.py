@@ -6,9 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from feebcore.api import Run, open_model, open_run, runs
-    from feebcore.config import Execution, NoOptions, Observation, Part, PartConfig, PartKey, StageConfig, default_part
+    from feebcore.config import Execution, NoOptions, Observation, PartConfig, StageConfig
     from feebcore.errors import DataError, FeebError
     from feebcore.hookspecs import hookimpl
+    from feebcore.parts import Part, PartKey, default_part
+    from feebcore.protocols import BuildContext
+    from feebcore.registry import collect
     from feebcore.specs import (
         API_VERSION,
         AlgorithmSpec,
@@ -49,7 +52,10 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "feebcore.api": ("Run", "open_model", "open_run", "runs"),
-    "feebcore.config": ("Execution", "NoOptions", "Observation", "Part", "PartConfig", "PartKey", "StageConfig", "default_part"),
+    "feebcore.config": ("Execution", "NoOptions", "Observation", "PartConfig", "StageConfig"),
+    "feebcore.protocols": ("BuildContext",),
+    "feebcore.registry": ("collect",),
+    "feebcore.parts": ("Part", "PartKey", "default_part"),
     "feebcore.errors": ("DataError", "FeebError"),
     "feebcore.hookspecs": ("hookimpl",),
 }
@@ -73,6 +79,7 @@ __all__ = [
     "AttentionSpec",
     "BenchmarkSpec",
     "BlockSpec",
+    "BuildContext",
     "CallbackSpec",
     "DataError",
     "DataOrderSpec",
@@ -110,6 +117,7 @@ __all__ = [
     "StageSpec",
     "TaskSpec",
     "TokenizerSpec",
+    "collect",
     "default_part",
     "hookimpl",
     "open_model",

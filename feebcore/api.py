@@ -221,7 +221,7 @@ def generate(
     from feebcore.generate.decoding import greedy
     from feebcore.generate.engine import encode_prompt
     from feebcore.generate.engine import generate as run_engine
-    from feebcore.model.build import resolve_part
+    from feebcore.parts import resolve_part
 
     if temperature < 0:
         raise ValueError(f"temperature {temperature} must be at least 0")

@@ -13,17 +13,10 @@ artifact. `Execution[...]` marks keys that say how the work is done (device, mic
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError, model_validator
-from pydantic_core import PydanticCustomError, core_schema
-
-from feebcore.errors import FeebError
-
-if TYPE_CHECKING:
-    from feebcore.specs import PartSpec
+from pydantic import BaseModel, ConfigDict, model_validator
 
 T = TypeVar("T")
 
@@ -39,6 +32,17 @@ Execution = Annotated[T, KeyRole("execution")]
 Observation = Annotated[T, KeyRole("observation")]
 
 
+class HoldsPart:
+    """Base of the annotation that says that a key holds a part (`PartKey` in feebcore/parts.py)."""
+
+
+class Identified:
+    """A value in a config that says itself what of it changes the result."""
+
+    def identity(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+
 class PartConfig(BaseModel):
     """Options of a part. Unknown keys are errors; instances are immutable."""
 
@@ -52,7 +56,7 @@ class PartConfig(BaseModel):
         named = dict(data)
         for key, field in cls.model_fields.items():
             value, default = data.get(key), field.default
-            if isinstance(value, dict) and "name" not in value and isinstance(default, dict) and any(isinstance(m, PartKey) for m in field.metadata):
+            if isinstance(value, dict) and "name" not in value and isinstance(default, dict) and any(isinstance(m, HoldsPart) for m in field.metadata):
                 named[key] = {**default, **value}
         return named
 
@@ -63,96 +67,6 @@ class StageConfig(PartConfig):
 
 class NoOptions(PartConfig):
     """For parts that have none."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """A part chosen in a recipe: its spec and its validated options. `build(...)` makes the thing itself."""
-
-    kind: str
-    spec: PartSpec
-    config: PartConfig
-    shared: bool = False  # other plugins claim the bare name too
-
-    @property
-    def name(self) -> str:
-        """The name a recipe writes: bare for built-in parts that share it with nobody, `distribution/name` for others."""
-        return self.spec.name if self.spec.distribution in ("", "feeb") and not self.shared else self.spec.full_name
-
-    def build(self, *args: Any, **kwargs: Any) -> Any:
-        """Import the part's factory and call it: `factory(config, *args, **kwargs)`."""
-        return self.spec.load()(self.config, *args, **kwargs)
-
-    def build_with(self, *args: Any, **offered: Any) -> Any:
-        """As `build`, with those of `offered` that the factory names among its arguments."""
-        named = inspect.signature(self.spec.load()).parameters
-        return self.build(*args, **{name: value for name, value in offered.items() if name in named})
-
-    def dump(self) -> dict[str, Any]:
-        """`{name: …, option: …}`, plain JSON values, all options spelled out."""
-        return {"name": self.name, **self.config.model_dump(mode="json")}
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Part) and (self.kind, self.spec.full_name, self.config) == (
-            other.kind,
-            other.spec.full_name,
-            other.config,
-        )
-
-    def __hash__(self) -> int:
-        return hash((self.kind, self.spec.full_name))
-
-
-@dataclass(frozen=True)
-class PartKey:
-    """Marks a `Part` key with the kind its part comes from; resolves names while a config is validated.
-
-    Accepts `name`, `{name: …, option: …}` or a `Part`. The registry is taken from the validation context
-    (`{"registry": …}`), else the process-wide one.
-    """
-
-    kind: str
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
-        return core_schema.with_info_plain_validator_function(
-            self._resolve,
-            serialization=core_schema.plain_serializer_function_ser_schema(lambda part: part.dump()),
-        )
-
-    def _resolve(self, value: Any, info: core_schema.ValidationInfo) -> Part:
-        from feebcore.registry import get_registry
-
-        if isinstance(value, Part):
-            if value.kind != self.kind:
-                raise PydanticCustomError("part", f"a part of kind {value.kind!r} where {self.kind!r} is wanted")
-            return value
-        if isinstance(value, str):
-            name, options = value, {}
-        elif isinstance(value, dict) and isinstance(value.get("name"), str):
-            name, options = value["name"], {k: v for k, v in value.items() if k != "name"}
-        else:
-            raise PydanticCustomError("part", f"write a name of kind {self.kind!r}, or {{name: …, option: …}}; `feeb parts {self.kind}` lists them")
-        registry = (info.context or {}).get("registry") or get_registry()
-        try:
-            spec = registry.resolve(self.kind, name)
-        except FeebError as error:
-            raise PydanticCustomError("part", "{why}", {"why": str(error)}) from None
-        try:
-            config = spec.config.model_validate(options, context=info.context)
-        except ValidationError as error:  # carried out whole, so that the recipe's message has the inner key and its line
-            details = [
-                {"loc": list(e["loc"]), "type": e["type"], "msg": e["msg"], "input": e["input"], "ctx": e.get("ctx", {})}
-                for e in error.errors(include_url=False)
-            ]
-            why = "; ".join(f"{'.'.join(map(str, d['loc'])) or 'options'}: {d['msg']}" for d in details)
-            context = {"why": f"{spec.name}: {why}", "details": details, "known": sorted(spec.config.model_fields)}
-            raise PydanticCustomError("part_options", "{why}", context) from None
-        return Part(self.kind, spec, config, registry.shared(self.kind, spec.name))
-
-
-def default_part(name: str, **options: Any) -> Any:
-    """The default of a `Part` key: a part by name, resolved when the config is validated."""
-    return {"name": name, **options}
 
 
 def identity_of(config: BaseModel) -> dict[str, Any]:
@@ -179,7 +93,7 @@ def identity_of(config: BaseModel) -> dict[str, Any]:
 
 
 def _has_part(value: Any) -> bool:
-    if isinstance(value, Part):
+    if isinstance(value, Identified):
         return True
     if isinstance(value, list | tuple):
         return any(_has_part(v) for v in value)
@@ -189,10 +103,8 @@ def _has_part(value: Any) -> bool:
 
 
 def _identity_value(value: Any) -> Any:
-    if isinstance(value, Part):
-        plain: dict[str, Any] = {"part": value.spec.full_name, "revision": value.spec.revision}
-        options = identity_of(value.config)
-        return plain | ({"options": options} if options else {})
+    if isinstance(value, Identified):
+        return value.identity()
     if isinstance(value, BaseModel):
         return identity_of(value)
     if isinstance(value, list | tuple):
@@ -200,16 +112,3 @@ def _identity_value(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(k): _identity_value(v) for k, v in value.items()}
     return value if value is None or isinstance(value, str | int | float | bool) else str(value)
-
-
-def parts_in(value: Any) -> list[Part]:
-    """Every part chosen inside a config, depth first."""
-    if isinstance(value, Part):
-        return [value, *parts_in(value.config)]
-    if isinstance(value, BaseModel):
-        return [p for key in type(value).model_fields for p in parts_in(getattr(value, key))]
-    if isinstance(value, list | tuple):
-        return [p for v in value for p in parts_in(v)]
-    if isinstance(value, dict):
-        return [p for v in value.values() for p in parts_in(v)]
-    return []

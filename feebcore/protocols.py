@@ -20,6 +20,50 @@ ProgressFn = Callable[[float, float], None]
 """`progress(done, total)` in whatever unit the caller announced."""
 
 
+# --- building ---------------------------------------------------------------------------------------------------
+
+
+def _not_offered(*arguments: Any, **named: Any) -> Any:
+    raise TypeError("this kind of part is not given this maker; the docstring of its spec lists what its BuildContext holds")
+
+
+@dataclass(frozen=True)
+class BuildContext:
+    """What a part may know of the place where it will stand: the second argument of every factory, `build(config, context)`.
+
+    One record for all kinds of part; the docstring of each spec (feebcore/specs.py) lists the fields that its kind is given.
+    The others keep their defaults.
+
+    Sizes of the model: vocab_size, seq_len, d_model (for a norm: the width that it normalizes), num_heads, head_dim, layer (of
+    num_layers, from 0). Its parts: position (the model's Position), embedding, and makers of what a part may hold several of:
+    make_norm(dim=d_model), make_attention(), make_feedforward(), make_block(layer).
+    Data: store (TokenStore), packing, num_sequences of one epoch, sources (the sequences of each source, where the data order
+    asks for them), batch_size, seed. Training: groups (ParamGroup), total_steps (0: not known).
+    """
+
+    vocab_size: int = 0
+    seq_len: int = 0
+    d_model: int = 0
+    num_heads: int = 0
+    head_dim: int = 0
+    layer: int = 0
+    num_layers: int = 0
+    position: Any = None
+    embedding: Any = None
+    make_norm: Callable[..., Any] = _not_offered
+    make_attention: Callable[..., Any] = _not_offered
+    make_feedforward: Callable[..., Any] = _not_offered
+    make_block: Callable[..., Any] = _not_offered
+    store: Any = None
+    packing: Any = None
+    num_sequences: int = 0
+    sources: dict[str, range] = field(default_factory=dict)
+    batch_size: int = 0
+    seed: int = 0
+    groups: list[ParamGroup] = field(default_factory=list)
+    total_steps: int = 0
+
+
 # --- data -------------------------------------------------------------------------------------------------------
 
 

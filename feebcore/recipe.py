@@ -30,8 +30,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from feebcore.claims.claim import Claim, unknown_variants
-from feebcore.config import Part, StageConfig, parts_in
+from feebcore.config import StageConfig
 from feebcore.errors import PartClashError, RecipeError, UnknownPartError, did_you_mean
+from feebcore.parts import Part, parts_in
 from feebcore.registry import Registry, get_registry
 from feebcore.specs import Need, StageSpec, load_object
 

@@ -15,9 +15,10 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import os
+import pkgutil
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -229,6 +230,29 @@ def get_registry(files: tuple[Path, ...] = ()) -> Registry:
         return _in_use[-1]
     stamped = tuple((f, f.stat().st_mtime_ns if f.exists() else 0) for f in map(Path, files))
     return _cached(stamped, tuple(os.environ.get(f"FEEB_PLUGINS_{v}") for v in ("BLOCK", "ALLOW", "STRICT")))
+
+
+def collect(package: str, spec_class: type[PartSpec]) -> Callable[[], Iterable[PartSpec]]:
+    """A hook implementation that offers the parts in the folders of a package, for a plugin with a folder a part or family:
+
+        feeb_optimizers = feeb.collect(__name__, feeb.OptimizerSpec)
+
+    Each folder's `__init__.py` names its spec `PART`, or several `PARTS`; those of `spec_class` are offered, by folder name.
+    Only these files are imported, so keep torch out of them. Raises PluginError for a folder that names neither.
+    """
+
+    @hookspecs.hookimpl
+    def offer() -> Iterator[PartSpec]:
+        for found in sorted(pkgutil.iter_modules(importlib.import_module(package).__path__), key=lambda m: m.name):
+            if not found.ispkg:
+                continue
+            module = importlib.import_module(f"{package}.{found.name}")
+            parts = getattr(module, "PARTS", None) or (module.PART,) if hasattr(module, "PART") or hasattr(module, "PARTS") else None
+            if parts is None:
+                raise PluginError(f"{module.__file__}: a folder of parts names its spec PART, or several PARTS")
+            yield from (spec for spec in parts if isinstance(spec, spec_class))
+
+    return offer
 
 
 def source_hash(folder_or_file: Path) -> str:

@@ -39,7 +39,7 @@ def tiny_chain(tmp_path_factory: pytest.TempPathFactory):
     """(workspace, artifacts by stage) of a real chain in seconds: 40 files, bytes, a 30 k-parameter model, evaluation."""
     from feebcore.artifacts import Workspace
     from feebcore.recipe import load
-    from feebcore.stages.base import run_all
+    from feebcore.run.build import run_all
 
     folder = tmp_path_factory.mktemp("chain")
     (folder / "text").mkdir()

@@ -50,8 +50,9 @@ def measure(recipe: Recipe, inputs: Mapping[str, Artifact], folder: Path, steps:
     import torch
 
     from feebcore.data.loader import make_batches
+    from feebcore.model import precision
     from feebcore.stages.pretrain import PretrainConfig, open_tokens
-    from feebcore.train import compilation, precision
+    from feebcore.train import compilation
     from feebcore.train.parallel_config import ParallelConfig
     from feebcore.train.pretrain import train_model
 
@@ -106,7 +107,7 @@ def _resident() -> int | None:
 
 
 def main(folder: Path, pipe: int) -> int:
-    from feebcore.stages.worker import end_with_pipe
+    from feebcore.run.worker import end_with_pipe
 
     os.set_inheritable(pipe, False)
     end_with_pipe(pipe)

@@ -11,12 +11,13 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, field_validator
 
 from feebcore.artifacts import Artifact
-from feebcore.config import Part, PartConfig, identity_of
+from feebcore.config import PartConfig, identity_of
 from feebcore.errors import RecipeError
 from feebcore.files import digest_of
+from feebcore.parts import Part
 from feebcore.provenance import plugin_sources
 from feebcore.recipe import Recipe, StageEntry
-from feebcore.stages.base import identity, stages_for
+from feebcore.run.build import identity, stages_for
 from feebcore.stages.pretrain import PretrainConfig, check_training
 
 STAGE = "pretrain"

@@ -41,7 +41,7 @@ from feebcore.files import digest_of, explain, read_json, write_atomic, write_js
 from feebcore.protocols import Cell
 from feebcore.provenance import describe_environment, describe_plugins
 from feebcore.recipe import Recipe
-from feebcore.stages.base import Listener, build, plan_stage, stages_for
+from feebcore.run.build import Listener, build, plan_stage, stages_for
 from feebcore.studies import Ledger, Row, this_owner
 
 KIND = "compare"

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from feebcore.config import Part
 from feebcore.data.prefetch import Prefetch
 from feebcore.data.views import source_views
 from feebcore.errors import DataError
+from feebcore.parts import Part
 from feebcore.protocols import Batch, DataOrder, DataOrderContext, PackedWindows, Packing
 
 if TYPE_CHECKING:

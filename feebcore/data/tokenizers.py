@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from feebcore.config import Part
 from feebcore.errors import ArtifactError
 from feebcore.files import read_json, write_json
+from feebcore.parts import Part
 from feebcore.protocols import Tokenizer
 from feebcore.registry import Registry, get_registry
 

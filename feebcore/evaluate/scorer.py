@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from feebcore.train.precision import keep_freed_memory
+from feebcore.model.precision import keep_freed_memory
 
 if TYPE_CHECKING:
     from feebcore.protocols import LanguageModel, ProgressFn, Tokenizer

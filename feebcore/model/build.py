@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from feebcore.config import Part
 from feebcore.model.counting import training_flops
+from feebcore.parts import Part
 from feebcore.protocols import Counts
 
 if TYPE_CHECKING:
-    from feebcore.registry import Registry
+    pass
 
 
 def build_model(architecture: Part, vocab_size: int, seq_len: int, seed: int = 0, device: str | torch.device = "cpu") -> Any:
@@ -37,14 +37,3 @@ def count_training(architecture: Part, objective: Any, vocab_size: int, seq_len:
     with torch.device("meta"):
         model = architecture.build(vocab_size, seq_len)
     return model.count(), training_flops(model, objective, seq_len)
-
-
-def resolve_part(kind: str, value: Any, registry: Registry | None = None) -> Part:
-    """The part that `value` (a name, or {name: …, option: …}) means on `kind`, as in a recipe. Raises ValidationError."""
-    from typing import Annotated
-
-    from pydantic import TypeAdapter
-
-    from feebcore.config import PartKey
-
-    return TypeAdapter(Annotated[Part, PartKey(kind)]).validate_python(value, context={"registry": registry})  # type: ignore[arg-type]

@@ -11,7 +11,8 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from feebcore.config import Part, PartConfig, PartKey, parts_in
+from feebcore.config import PartConfig
+from feebcore.parts import Part, PartKey, parts_in
 
 
 class TransformerConfig(PartConfig):

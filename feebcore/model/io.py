@@ -18,10 +18,10 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from feebcore.artifacts import MANIFEST, read_artifact
-from feebcore.config import Part
 from feebcore.errors import ArtifactError
 from feebcore.files import explain, read_json, sync_folder, write_atomic, write_json
-from feebcore.model.build import build_model, resolve_part
+from feebcore.model.build import build_model
+from feebcore.parts import Part, resolve_part
 
 if TYPE_CHECKING:
     from feebcore.registry import Registry

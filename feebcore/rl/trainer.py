@@ -24,13 +24,13 @@ from feebcore.errors import FeebError, Interrupted
 from feebcore.files import explain, read_jsonl, write_atomic
 from feebcore.generate.engine import Completion, encode_prompt, generate
 from feebcore.model.groups import param_groups
+from feebcore.model.precision import autocast, environment, resolve_precision
 from feebcore.protocols import ParamGroup, Problem, Task, Tokenizer
 from feebcore.rl import losses
 from feebcore.rl.advantages import zero_variance
 from feebcore.rl.rollouts import Algorithm, Experience, Rollout, collate, make_rollout, predict
 from feebcore.rl.tasks import completion_text, evaluate_task, held_out_instances, score, training_instances
 from feebcore.train import checkpoint
-from feebcore.train.precision import autocast, environment, resolve_precision
 
 if TYPE_CHECKING:
     from feebcore.stages.rl import RlConfig

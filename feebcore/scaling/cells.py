@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from feebcore.config import Part
 from feebcore.errors import RecipeError, did_you_mean
+from feebcore.parts import Part
 from feebcore.scaling.points import Cost, Measure
 
 if TYPE_CHECKING:

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from feebcore.artifacts import Artifact, StageOutput
-from feebcore.config import Part, PartKey, StageConfig
+from feebcore.config import StageConfig
 from feebcore.errors import DataError, Interrupted, did_you_mean
 from feebcore.files import write_atomic, write_json
+from feebcore.parts import Part, PartKey
 
 if TYPE_CHECKING:
     import polars as pl

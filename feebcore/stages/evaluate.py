@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from feebcore.artifacts import Artifact, StageOutput
-from feebcore.config import Execution, Part, PartKey, StageConfig, default_part
+from feebcore.config import Execution, StageConfig
 from feebcore.errors import Interrupted, did_you_mean
 from feebcore.files import read_json, write_json
+from feebcore.parts import Part, PartKey, default_part
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -73,7 +74,7 @@ def labeled(benchmarks: list[Part]) -> dict[str, Part]:
 
 def run(section: EvaluateConfig, inputs: Mapping[str, Artifact], out: StageOutput) -> dict[str, Any]:
     from feebcore.evaluate.benchmark import summarize
-    from feebcore.train.precision import execution, resolve_device, resolve_precision
+    from feebcore.model.precision import execution, resolve_device, resolve_precision
 
     device = resolve_device(section.device)
     precision = resolve_precision(section.precision, device)

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, field_validator
 
 from feebcore.artifacts import Artifact, StageOutput
-from feebcore.config import Execution, Part, parts_in
+from feebcore.config import Execution
 from feebcore.errors import ArtifactError, did_you_mean
 from feebcore.files import read_json
+from feebcore.parts import Part, parts_in
 from feebcore.train.config import TrainSection, checkpoint_of
 
 if TYPE_CHECKING:

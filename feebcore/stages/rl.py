@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from feebcore.artifacts import Artifact, StageOutput
-from feebcore.config import Execution, Observation, Part, PartKey, StageConfig, default_part
+from feebcore.config import Execution, Observation, StageConfig
+from feebcore.parts import Part, PartKey, default_part
 
 if TYPE_CHECKING:
     from feebcore.recipe import Recipe
@@ -78,10 +79,10 @@ def context_problems(task: Part, recipe: Recipe) -> list[str]:
 def run(section: RlConfig, inputs: Mapping[str, Artifact], out: StageOutput) -> dict[str, Any]:
     from feebcore.data.tokenizers import load_tokenizer
     from feebcore.files import read_json
-    from feebcore.model.build import resolve_part
     from feebcore.model.io import load_model, save_model
+    from feebcore.model.precision import execution, resolve_device
+    from feebcore.parts import resolve_part
     from feebcore.rl.trainer import RlTrainer
-    from feebcore.train.precision import execution, resolve_device
 
     source = inputs["model"].file("model")
     device = resolve_device(section.device)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from feebcore.artifacts import Artifact, StageOutput
-from feebcore.config import Execution, Observation, Part, PartKey, StageConfig, default_part
+from feebcore.config import Execution, Observation, StageConfig
+from feebcore.parts import Part, PartKey, default_part
 
 if TYPE_CHECKING:
     from feebcore.recipe import Recipe
@@ -60,9 +61,9 @@ def check(section: SftConfig, recipe: Recipe) -> list[str]:
 def run(section: SftConfig, inputs: Mapping[str, Artifact], out: StageOutput) -> dict[str, Any]:
     from feebcore.data.tokenizers import load_tokenizer
     from feebcore.model.io import load_model
+    from feebcore.model.precision import autocast, execution, resolve_device
     from feebcore.rl.examples import Examples, train_section
     from feebcore.rl.tasks import evaluate_task, held_out_instances
-    from feebcore.train.precision import autocast, execution, resolve_device
     from feebcore.train.pretrain import train_model
 
     source = inputs["model"].file("model")

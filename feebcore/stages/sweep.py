@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from feebcore.artifacts import Artifact, StageOutput
-from feebcore.config import Observation, Part, PartKey, StageConfig, default_part
+from feebcore.config import Observation, StageConfig
 from feebcore.errors import RecipeError
+from feebcore.parts import Part, PartKey, default_part
 from feebcore.scaling.points import ParameterCount
 from feebcore.train.config import TrainSection
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from feebcore.artifacts import Artifact, StageOutput
-from feebcore.config import Part, PartKey, StageConfig, default_part
+from feebcore.config import StageConfig
 from feebcore.errors import DataError, Interrupted
+from feebcore.parts import Part, PartKey, default_part
 
 if TYPE_CHECKING:
     from feebcore.recipe import Recipe

@@ -11,9 +11,10 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from feebcore.model.build import build_model, resolve_part
+from feebcore.model.build import build_model
 from feebcore.model.parts import Position, ResidualLinear
 from feebcore.model.transformer import Transformer
+from feebcore.parts import resolve_part
 from feebcore.protocols import Batch
 from feebcore.testing.framework import Candidate, check, require
 from feebcore.testing.models import BLOCK_KEYS, LENGTH, ROWS, SIZES, VOCAB, enliven, require_close, small_model, some_tokens

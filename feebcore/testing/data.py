@@ -14,7 +14,7 @@ import numpy as np
 from feebcore.data.loader import make_batches
 from feebcore.data.store import TokenStore
 from feebcore.data.store_writer import SplitWriter
-from feebcore.model.build import resolve_part
+from feebcore.parts import resolve_part
 from feebcore.protocols import PackedWindows
 from feebcore.testing.framework import Candidate, check, require
 

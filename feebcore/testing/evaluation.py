@@ -18,7 +18,8 @@ import torch
 from feebcore.data.store import TokenStore
 from feebcore.data.store_writer import SplitWriter
 from feebcore.evaluate.benchmark import Subject, intervals
-from feebcore.model.build import build_model, resolve_part
+from feebcore.model.build import build_model
+from feebcore.parts import resolve_part
 from feebcore.protocols import Document
 from feebcore.testing.framework import Candidate, check, require
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from feebcore.config import Part
+from feebcore.parts import Part
 from feebcore.specs import PartSpec
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def checks_for(kind: str) -> list[Check]:
 
 def candidate(kind: str, part: str | Part, registry: Registry | None = None) -> Candidate:
     """The part of this name as a Candidate. Options: `example` (a dict) on its config class, else the defaults."""
-    from feebcore.model.build import resolve_part
+    from feebcore.parts import resolve_part
     from feebcore.registry import get_registry
 
     if isinstance(part, Part):

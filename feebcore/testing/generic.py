@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from feebcore.config import identity_of
-from feebcore.model.build import resolve_part
+from feebcore.parts import resolve_part
 from feebcore.testing.framework import NEEDS_THE_WORLD, Candidate, check, checks_for, require
 
 

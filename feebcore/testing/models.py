@@ -18,10 +18,10 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from feebcore.config import Part
-from feebcore.model.build import build_model, resolve_part
+from feebcore.model.build import build_model
 from feebcore.model.groups import param_groups
 from feebcore.model.io import load_model, save_model
+from feebcore.parts import Part, resolve_part
 from feebcore.testing.framework import Candidate, check, example_options, require
 
 BLOCK_KEYS = {

@@ -113,8 +113,9 @@ def draws_random_numbers(objective: Any, model: nn.Module, batch: Batch) -> bool
 
 @functools.cache
 def _model_folder() -> tempfile.TemporaryDirectory[str]:
-    from feebcore.model.build import build_model, resolve_part
+    from feebcore.model.build import build_model
     from feebcore.model.io import save_model
+    from feebcore.parts import resolve_part
 
     folder = tempfile.TemporaryDirectory(prefix="feeb-contract-")
     architecture = resolve_part("architectures", {"name": "transformer", "d_model": 16, "num_heads": 2, "num_layers": 1})
@@ -310,7 +311,8 @@ def _slopes(objective: Callable[..., ObjectiveOutput], logits: Tensor, batch: Ba
 @check("objectives", meaning="It computes more, or less, than is counted, so comparisons at equal FLOPs are off; say what it runs besides in `extra_flops`.")
 @torch.no_grad()
 def extra_flops_are_declared(subject: Candidate) -> None:
-    from feebcore.model.build import build_model, resolve_part
+    from feebcore.model.build import build_model
+    from feebcore.parts import resolve_part
 
     objective, batch = subject.part.build(), everywhere(example()[1])
     head = {"name": "multi_token", "num_mtp": 3, "logit_softcap": 30.0}  # capped: a plain matrix goes through an operation that the counter does not see

@@ -23,7 +23,7 @@ from feebcore.testing.models import loss_of, small_model, some_tokens
 
 def gradients(job: dict[str, Any], rank: int, ranks: int) -> dict[str, torch.Tensor]:
     """Of this rank's rows, by name."""
-    from feebcore.model.build import resolve_part
+    from feebcore.parts import resolve_part
 
     registry = get_registry(tuple(map(Path, job["files"])))
     with use_registry(registry):

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from feebcore.config import Part
 from feebcore.model.context import ForwardContext
 from feebcore.model.parts import Position
+from feebcore.parts import Part
 from feebcore.protocols import BlockShape
 from feebcore.testing.framework import require
 

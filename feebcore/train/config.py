@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from feebcore.config import Execution, Observation, Part, PartKey, StageConfig, default_part
+from feebcore.config import Execution, Observation, StageConfig
 from feebcore.files import digest_of, read_json, sha256_file
+from feebcore.parts import Part, PartKey, default_part
 from feebcore.train.depth_scaling import RATE_RULE, depth_scaled_run
 from feebcore.train.parallel_config import ParallelConfig
 from feebcore.train.param_groups import ParamGroupOverride

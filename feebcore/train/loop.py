@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from feebcore.errors import ArtifactError, FeebError, Interrupted
+from feebcore.model.precision import environment
 from feebcore.protocols import Batch
 from feebcore.train import compilation
 from feebcore.train.callbacks import Callback, RunContext
@@ -29,7 +30,6 @@ from feebcore.train.config import checkpoint_digest, checkpoint_of
 from feebcore.train.ema import WeightAverage
 from feebcore.train.loss_spike import LossSpikeGuard, Rollback
 from feebcore.train.optimizer_schedules import OptimizerSchedules
-from feebcore.train.precision import environment
 from feebcore.train.step import Gradients
 from feebcore.train.validation import LeftEarly
 

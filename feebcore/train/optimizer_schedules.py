@@ -13,7 +13,7 @@ from feebcore.train.param_groups import Change, ParamGroupOverride, apply_rules
 if TYPE_CHECKING:
     import torch
 
-    from feebcore.config import Part
+    from feebcore.parts import Part
 
 Multiplier = Callable[[int], float]
 

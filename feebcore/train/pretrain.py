@@ -13,18 +13,19 @@ from torch import nn
 
 from feebcore.data.loader import Prefetch
 from feebcore.errors import FeebError, Interrupted
+from feebcore.model import precision
 from feebcore.model.build import build_model
 from feebcore.model.counting import training_flops
 from feebcore.model.groups import param_groups
 from feebcore.model.io import load_model, save_model
+from feebcore.model.precision import execution, resolve_device, resolve_precision
 from feebcore.protocols import Batch
-from feebcore.train import optimizer_schedules, precision
+from feebcore.train import optimizer_schedules
 from feebcore.train.callbacks import Callback, RunContext
 from feebcore.train.checkpoint import restore_model
 from feebcore.train.loop import Data, Trainer, TrainState
 from feebcore.train.lr_scaling import LRScale, TrainShape
 from feebcore.train.parallel import Parallel, make_parallel
-from feebcore.train.precision import execution, resolve_device, resolve_precision
 from feebcore.train.step import Gradients, LossModule, checkpoint_activations
 from feebcore.train.validation import make_evaluation
 

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from feebcore.model.precision import autocast
 from feebcore.model.transformer import Transformer
 from feebcore.protocols import Batch, ModelOutput
 from feebcore.train.callbacks import RunContext
-from feebcore.train.precision import autocast
 
 EDGES = (0.01, 0.1, 1.0, 10.0, 100.0)
 """Between the six bins of |value|: fixed, so that layers, steps and runs compare."""

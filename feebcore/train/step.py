@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from feebcore.errors import FeebError
+from feebcore.model.precision import autocast
 from feebcore.protocols import Batch, Objective
 from feebcore.train import compilation
 from feebcore.train.parallel import Parallel
-from feebcore.train.precision import autocast
 
 Sums = tuple[Tensor, Tensor, dict[str, Tensor]]
 

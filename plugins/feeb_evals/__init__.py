@@ -14,7 +14,8 @@ from pydantic import Field
 
 import feebcore as feeb
 from feeb_evals.scaling_parts import feeb_laws, feeb_planners
-from feebcore.config import Execution, Part, PartConfig, PartKey, default_part
+from feebcore.config import Execution, PartConfig
+from feebcore.parts import Part, PartKey, default_part
 
 FUNCTION_NAMES = ("main", "get", "set", "read", "write", "parse", "format", "close", "add", "check", "is", "_make", "find", "run", "test", "to")
 

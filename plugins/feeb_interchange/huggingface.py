@@ -20,11 +20,11 @@ from torch import Tensor
 
 from feeb_interchange.families import FAMILIES, Options, Take, family_of
 from feeb_interchange.tokenizer import copy_codec, special_ids, write_codec_folder
-from feebcore.config import Part
 from feebcore.errors import DataError
 from feebcore.files import read_json, write_json
-from feebcore.model.build import build_model, resolve_part
+from feebcore.model.build import build_model
 from feebcore.model.io import DESCRIPTION, TOKENIZER, WEIGHTS, save_model, set_weights
+from feebcore.parts import Part, resolve_part
 
 if TYPE_CHECKING:
     from feeb_interchange import HuggingfaceExportConfig, ImportConfig

@@ -19,7 +19,7 @@ import numpy as np
 from feebcore.data.tokenizers import PART_FILE, save_part
 from feebcore.errors import DataError
 from feebcore.files import read_json, write_atomic, write_json
-from feebcore.model.build import resolve_part
+from feebcore.parts import resolve_part
 from feebcore.protocols import ProgressFn
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from feebcore import PartConfig
-from feebcore.config import Part, PartKey, default_part
+from feebcore.parts import Part, PartKey, default_part
 
 Role = Literal["matrix", "embedding", "lm_head", "vector"]
 Shape = Literal["linear", "cosine", "one_minus_sqrt"]

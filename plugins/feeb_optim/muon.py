@@ -21,8 +21,8 @@ from torch import Tensor
 from feeb_optim.configs import MuonConfig, NorMuonConfig
 from feeb_optim.matrix_optimizer import MatrixOptimizer, groups_of
 from feeb_optim.sharding import gradients_of, local, locals_of, own_part_of, state_of, whole
+from feebcore.model.precision import has_fast_bf16
 from feebcore.protocols import ParamGroup
-from feebcore.train.precision import has_fast_bf16
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 

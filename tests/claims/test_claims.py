@@ -6,9 +6,9 @@ import math
 import random
 
 import pytest
-from feebcore.claims.claim import Claim, Relation, Term, Trains, parse, variants_of
 from pydantic import ValidationError
 
+from feebcore.claims.claim import Claim, Relation, Term, Trains, parse, variants_of
 from feebcore.claims.judge import judge
 from feebcore.errors import RecipeError
 from feebcore.recipe import load_study, quick_overrides

@@ -17,7 +17,7 @@ from feebcore.compare.plan import Settings
 from feebcore.compare.run import compare
 from feebcore.errors import Diverged, RecipeError, StageFailed
 from feebcore.files import read_json, write_json
-from feebcore.stages.process import _failure
+from feebcore.run.processes import _failure
 from feebcore.studies import Ledger
 
 sys.path.insert(0, str(Path(__file__).parent))

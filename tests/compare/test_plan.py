@@ -24,7 +24,8 @@ from feebcore.compare.plan import (
     token_steps,
 )
 from feebcore.errors import RecipeError
-from feebcore.model.build import count_architecture, resolve_part
+from feebcore.model.build import count_architecture
+from feebcore.parts import resolve_part
 from feebcore.recipe import load
 
 sys.path.insert(0, str(Path(__file__).parent))

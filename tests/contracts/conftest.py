@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from feebcore.config import Part
+from feebcore.parts import Part
 from feebcore.registry import Registry
 from feebcore.testing import check_part
 

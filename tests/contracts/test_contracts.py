@@ -32,7 +32,7 @@ OPTIONS = [
 
 @pytest.mark.parametrize(("kind", "value"), OPTIONS, ids=[f"{s}-{v['name']}-{i}" for i, (s, v) in enumerate(OPTIONS)])
 def test_part_keeps_its_contract_with_other_options(kind: str, value: dict[str, object]) -> None:
-    from feebcore.model.build import resolve_part
+    from feebcore.parts import resolve_part
 
     broken = [str(r) for r in iterate(candidate(kind, resolve_part(kind, value))) if not r.passed]
     assert not broken, "\n".join(broken)

@@ -18,8 +18,8 @@ from feeb_models.attentions.grouped import GroupedQueryAttention
 from feeb_models.norms import NormConfig
 from feeb_models.objectives import NextTokenConfig
 from feeb_models.objectives.next_token import NextToken
-from feebcore.config import Part
 from feebcore.model.context import ForwardContext
+from feebcore.parts import Part
 from feebcore.protocols import Batch, ObjectiveOutput
 from feebcore.testing import check_part
 

@@ -29,9 +29,10 @@ from feeb_models.positions.rope import Rope, plain
 from feeb_models.stacks import PatchesConfig
 from feeb_models.stacks.patches import Boundaries, Patches
 from feeb_models.stacks.sequential import Sequential
-from feebcore.config import NoOptions, Part
+from feebcore.config import NoOptions
 from feebcore.model.context import ForwardContext
 from feebcore.model.parts import rows_of
+from feebcore.parts import Part
 from feebcore.protocols import Batch, ModelOutput
 from feebcore.testing import check_part
 

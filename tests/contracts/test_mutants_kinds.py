@@ -16,11 +16,12 @@ from torch import Tensor
 import feebcore as feeb
 from feeb_data import ByteConfig
 from feeb_data.tokenizers import build_byte
-from feebcore.config import NoOptions, Part
+from feebcore.config import NoOptions
 from feebcore.evaluate.benchmark import Subject
 from feebcore.evaluate.intervals import dump, wilson
 from feebcore.generate import decoding
 from feebcore.generate.decoding import PerRowRNG
+from feebcore.parts import Part
 from feebcore.protocols import Document
 from feebcore.testing import check_part
 

@@ -17,8 +17,7 @@ from feeb_models.objectives import multi_token as multi_token_file
 from feeb_models.objectives.layers import AllLayer
 from feeb_models.objectives.multi_token import MultiToken
 from feeb_models.objectives.selective import Selective
-from feebcore.config import Part
-from feebcore.model.build import resolve_part
+from feebcore.parts import Part, resolve_part
 from feebcore.protocols import Batch, LanguageModel, ObjectiveOutput
 from feebcore.testing import check_part, checks_for
 

@@ -6,7 +6,8 @@ import pytest
 from pydantic import ValidationError
 
 import feebcore as feeb
-from feebcore.config import identity_of, parts_in
+from feebcore.config import identity_of
+from feebcore.parts import parts_in
 
 
 class Inner(feeb.PartConfig):

@@ -17,7 +17,7 @@ from feebcore import recipe
 from feebcore.artifacts import Workspace, read_artifact
 from feebcore.errors import Interrupted, StageFailed
 from feebcore.files import read_json, read_jsonl
-from feebcore.stages.base import run_all
+from feebcore.run.build import run_all
 
 RECIPE = "name: toy\nplugins: [./toy_ranks.py]\nstages: [crowd]\n"
 
@@ -103,7 +103,7 @@ DRIVER = """
 import sys
 from feebcore import recipe
 from feebcore.artifacts import Workspace
-from feebcore.stages.base import run_all
+from feebcore.run.build import run_all
 run_all(recipe.load(sys.argv[1], sys.argv[3:]), Workspace(sys.argv[2]), in_process=False)
 """
 

@@ -15,7 +15,7 @@ from feebcore import recipe as recipes
 from feebcore.artifacts import Workspace, read_artifact
 from feebcore.errors import StageFailed
 from feebcore.files import read_json, read_jsonl
-from feebcore.stages.base import build, plan, run_all
+from feebcore.run.build import build, plan, run_all
 
 RECIPE = "name: toy\nplugins: [./toy_stages.py]\nstages: [numbers, total]\n"
 
@@ -96,7 +96,7 @@ DRIVER = """
 import sys
 from feebcore import recipe
 from feebcore.artifacts import Workspace
-from feebcore.stages.base import run_all
+from feebcore.run.build import run_all
 run_all(recipe.load(sys.argv[1], ["numbers.pause=0.3", "numbers.count=20"]), Workspace(sys.argv[2]), in_process=False)
 """
 
@@ -186,7 +186,7 @@ def test_the_manifest_says_what_the_run_was_made_with(folder):
 
 
 def test_build_needs_no_torch(folder):
-    code = f"import sys; from feebcore import recipe; from feebcore.stages.base import run_all; recipe.load({str(folder / 'toy.yaml')!r}); sys.exit('torch' in sys.modules)"
+    code = f"import sys; from feebcore import recipe; from feebcore.run.build import run_all; recipe.load({str(folder / 'toy.yaml')!r}); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

@@ -9,7 +9,7 @@ from feebcore.artifacts import Workspace
 from feebcore.data.store_writer import SplitWriter
 from feebcore.data.task_runner import offering
 from feebcore.recipe import load
-from feebcore.stages.base import run_all
+from feebcore.run.build import run_all
 
 recipe, workspace, rows = sys.argv[1], sys.argv[2], int(sys.argv[3])
 original, seen = SplitWriter._append_row, 0

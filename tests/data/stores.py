@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from feebcore.config import Part
 from feebcore.data.store import TokenStore
 from feebcore.data.store_writer import SplitWriter
+from feebcore.parts import Part
 from feebcore.registry import get_registry
 
 VOCAB, BOS, EOS = 100, 98, 99

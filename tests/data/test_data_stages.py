@@ -18,7 +18,7 @@ from feebcore.data.store import TokenStore
 from feebcore.data.tokenizers import load_tokenizer
 from feebcore.errors import ArtifactError, DataError, Interrupted, RecipeError
 from feebcore.recipe import load
-from feebcore.stages.base import run_all
+from feebcore.run.build import run_all
 
 SPECIAL = "<|endoftext|>"
 

@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 from feeb_data import BpeConfig
 from feeb_data.bpe import BpeTrainer
 from feebcore.artifacts import Artifact, Workspace
-from feebcore.config import Part
 from feebcore.data import fan_out
 from feebcore.data.encode import Encoder, framed, row_ranges
 from feebcore.data.tokenizers import save_part
 from feebcore.errors import DataError
+from feebcore.parts import Part
 from feebcore.recipe import load
 from feebcore.registry import get_registry
-from feebcore.stages.base import run_all
+from feebcore.run.build import run_all
 
 TEXTS = [f"Document {i} says café {i * 37} times.\n" * (1 + i % 5) for i in range(50)]
 

@@ -21,11 +21,11 @@ from stores import store_of
 
 import feebcore as feeb
 from feeb_data.packings import ConcatPacking
-from feebcore.config import Part
 from feebcore.data.loader import BatchSource, Prefetch, make_batches
 from feebcore.data.store import TokenStore
 from feebcore.data.store_writer import SplitWriter
 from feebcore.errors import DataError
+from feebcore.parts import Part
 from feebcore.protocols import Batch
 from feebcore.registry import get_registry
 

@@ -13,7 +13,7 @@ from feeb_data import BestfitConfig, ConcatConfig
 from feeb_data.bestfit import make_index
 from feeb_data.packings import ConcatPacking
 from feeb_data.pieces import PieceIndex, PiecePacking
-from feebcore.config import Part
+from feebcore.parts import Part
 from feebcore.protocols import PackedWindows
 from feebcore.testing import check_part
 

@@ -14,9 +14,9 @@ from feeb_data import bpe as bpe_module
 from feeb_data import memo as memo_module
 from feeb_data.bpe import BpeTokenizer, BpeTrainer, pieces, sample
 from feeb_data.tokenizers import build_byte, build_char
-from feebcore.config import Part
 from feebcore.data.tokenizers import load_tokenizer, save_part
 from feebcore.errors import ArtifactError, DataError, Interrupted
+from feebcore.parts import Part
 from feebcore.protocols import Tokenizer, TokenizerTrainer
 from feebcore.registry import get_registry
 

@@ -16,7 +16,7 @@ from feebcore.data.store import TokenStore
 from feebcore.data.views import source_views, validation_sets
 from feebcore.errors import ArtifactError, RecipeError
 from feebcore.recipe import load
-from feebcore.stages.base import run_all
+from feebcore.run.build import run_all
 
 PRETRAIN = {
     "architecture": {"name": "transformer", "num_layers": 1, "d_model": 16, "num_heads": 2},

@@ -11,7 +11,8 @@ import torch
 from feebcore.errors import DataError
 from feebcore.generate import decoding
 from feebcore.generate.engine import generate
-from feebcore.model.build import build_model, resolve_part
+from feebcore.model.build import build_model
+from feebcore.parts import resolve_part
 from feebcore.protocols import ModelOutput
 
 VOCAB, EOS = 23, 1

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from feebcore.generate.decoding import PerRowRNG, row_seeds
-from feebcore.model.build import resolve_part
+from feebcore.parts import resolve_part
 
 PROBS = [0.5, 0.2, 0.15, 0.1, 0.05]
 LOGITS = torch.tensor([PROBS]).log()

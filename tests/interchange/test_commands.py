@@ -9,8 +9,9 @@ import pytest
 
 from feeb_pipelines.cli import run_command
 from feebcore.api import open_run
-from feebcore.model.build import build_model, resolve_part
+from feebcore.model.build import build_model
 from feebcore.model.io import save_model
+from feebcore.parts import resolve_part
 
 
 def exported_model(folder: Path) -> Path:

@@ -16,8 +16,9 @@ from feeb_interchange.gguf import TYPES, GgufFile
 from feeb_interchange.gguf_models import hugging_face_name
 from feebcore.api import open_model
 from feebcore.errors import DataError
-from feebcore.model.build import build_model, resolve_part
+from feebcore.model.build import build_model
 from feebcore.model.io import load_model, save_model
+from feebcore.parts import resolve_part
 
 Values = list[float]
 

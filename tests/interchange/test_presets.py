@@ -10,7 +10,8 @@ from pydantic import ValidationError
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from feebcore.model.build import build_model, count_architecture, resolve_part
+from feebcore.model.build import build_model, count_architecture
+from feebcore.parts import resolve_part
 from feebcore.registry import BUILTIN, get_registry
 
 ARCHITECTURES = [spec.name for kind, spec in get_registry().parts() if kind == "architectures" and spec.distribution == BUILTIN]

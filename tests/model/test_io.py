@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 
 from feebcore.errors import ArtifactError
 from feebcore.files import sha256_file
-from feebcore.model.build import build_model, resolve_part
+from feebcore.model.build import build_model
 from feebcore.model.io import load_model, save_model
+from feebcore.parts import resolve_part
 
 
 def transformer(**options: Any) -> Any:

@@ -68,7 +68,8 @@ def test_nothing_counts_gives_zero() -> None:
 
 
 def test_completion_only_wants_a_mask() -> None:
-    from feebcore.model.build import build_model, resolve_part
+    from feebcore.model.build import build_model
+    from feebcore.parts import resolve_part
     from feebcore.protocols import Batch
 
     model = build_model(resolve_part("architectures", {"name": "transformer", "num_layers": 1, "d_model": 8, "num_heads": 2}), V, T)

@@ -11,9 +11,10 @@ from pydantic import ValidationError
 from torch.nn import functional as F
 
 from feebcore.model.attention import _explicit, attend
-from feebcore.model.build import build_model, count_architecture, resolve_part
+from feebcore.model.build import build_model, count_architecture
 from feebcore.model.context import Cache, attention_mask, positions_in_documents
 from feebcore.model.groups import param_groups
+from feebcore.parts import resolve_part
 from feebcore.protocols import BlockShape
 
 

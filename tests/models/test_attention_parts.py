@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from feebcore.errors import FeebError
 from feebcore.model.attention import attend, attention_weights, document_block_mask, window_block_mask, window_mask
-from feebcore.model.build import build_model, count_architecture, resolve_part
+from feebcore.model.build import build_model, count_architecture
 from feebcore.model.context import ForwardContext, attention_mask
 from feebcore.model.parts import Position
+from feebcore.parts import resolve_part
 from feebcore.protocols import BlockShape
 from feebcore.testing import check_part
 from feebcore.testing.models import enliven

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from feebcore.model.build import build_model, resolve_part
+from feebcore.model.build import build_model
 from feebcore.model.context import ForwardContext
 from feebcore.model.parts import Position
+from feebcore.parts import resolve_part
 from feebcore.protocols import BlockShape
 from feebcore.testing import candidate
 from feebcore.testing.framework import iterate

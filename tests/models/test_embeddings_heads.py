@@ -12,9 +12,10 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from feeb_models.embeddings.ngrams import FACTOR, PRIME
-from feebcore.model.build import build_model, resolve_part
+from feebcore.model.build import build_model
 from feebcore.model.counting import count_flops
 from feebcore.model.loss import linear_cross_entropy
+from feebcore.parts import resolve_part
 from feebcore.protocols import Batch
 from feebcore.testing import candidate
 from feebcore.testing.framework import iterate

@@ -9,7 +9,7 @@ import torch
 from pydantic import ValidationError
 from torch.nn import functional as F
 
-from feebcore.model.build import resolve_part
+from feebcore.parts import resolve_part
 from feebcore.protocols import BlockShape
 from feebcore.testing import candidate
 from feebcore.testing.framework import iterate

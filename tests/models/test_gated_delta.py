@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from feebcore.model.build import build_model, count_architecture, resolve_part
+from feebcore.model.build import build_model, count_architecture
 from feebcore.model.context import ForwardContext, attention_mask
 from feebcore.model.parts import Position
+from feebcore.parts import resolve_part
 from feebcore.protocols import BlockShape
 from feebcore.testing.models import enliven
 

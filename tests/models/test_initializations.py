@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from feebcore.model.build import build_model, count_architecture, resolve_part
+from feebcore.model.build import build_model, count_architecture
 from feebcore.model.parts import ResidualLinear
+from feebcore.parts import resolve_part
 
 L, C = 3, 96
 

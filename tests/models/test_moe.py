@@ -16,9 +16,10 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from feeb_models.feedforwards import grouped
-from feebcore.model.build import build_model, resolve_part
+from feebcore.model.build import build_model
 from feebcore.model.context import ForwardContext
 from feebcore.model.parts import Position
+from feebcore.parts import resolve_part
 from feebcore.protocols import Batch, BlockShape
 from feebcore.testing import candidate
 from feebcore.testing.framework import iterate

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 
 from feeb_models.sphere import LearnedScale, UnitColumns, UnitRows
-from feebcore.model.build import build_model, resolve_part
+from feebcore.model.build import build_model
 from feebcore.model.context import ForwardContext
 from feebcore.model.parts import Position
+from feebcore.parts import resolve_part
 from feebcore.protocols import BlockShape
 
 C, H, D, T, VOCAB = 32, 4, 8, 10, 61

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from feebcore.model.build import resolve_part
+from feebcore.parts import resolve_part
 from feebcore.testing import candidate
 from feebcore.testing.framework import iterate
 

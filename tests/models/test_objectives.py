@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from feebcore.config import identity_of
-from feebcore.model.build import build_model, resolve_part
+from feebcore.model.build import build_model
 from feebcore.model.counting import count_flops, training_flops
 from feebcore.model.io import save_model
+from feebcore.parts import resolve_part
 from feebcore.protocols import Batch, LanguageModel, ModelOutput
 from feebcore.testing import candidate
 from feebcore.testing.framework import iterate

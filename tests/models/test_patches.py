@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from feeb_models.stacks.patches import ends_words
-from feebcore.model.build import build_model, resolve_part
+from feebcore.model.build import build_model
 from feebcore.model.context import ForwardContext
+from feebcore.parts import resolve_part
 from feebcore.testing import candidate
 from feebcore.testing.framework import iterate
 from feebcore.testing.models import enliven

@@ -12,9 +12,10 @@ from torch import Tensor
 
 import feebcore.model.attention as attention
 from feebcore.model.attention import attend, document_block_mask
-from feebcore.model.build import build_model, resolve_part
+from feebcore.model.build import build_model
 from feebcore.model.context import ForwardContext, attention_mask
 from feebcore.model.parts import Position
+from feebcore.parts import resolve_part
 from feebcore.protocols import BlockShape
 from feebcore.testing import check_part
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from feeb_models.stacks import LoopedConfig
 from feeb_models.stacks.looped import passes_run
-from feebcore.model.build import build_model, count_architecture, resolve_part
+from feebcore.model.build import build_model, count_architecture
+from feebcore.parts import resolve_part
 from feebcore.testing import candidate
 from feebcore.testing.framework import iterate
 from feebcore.testing.models import enliven, some_tokens

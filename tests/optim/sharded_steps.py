@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 
-from feebcore.model.build import resolve_part
+from feebcore.parts import resolve_part
 from feebcore.protocols import ParamGroup
 from feebcore.train.optimizer_schedules import build_optimizer
 from feebcore.train.state_tensors import optimizer_state, own_part

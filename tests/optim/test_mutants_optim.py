@@ -13,7 +13,7 @@ import feebcore as feeb
 from feeb_optim.configs import AdamWConfig, ConstantConfig, MupConfig
 from feeb_optim.lr_scalings import build_mup
 from feeb_optim.role_groups import adamw_group
-from feebcore.config import Part
+from feebcore.parts import Part
 from feebcore.protocols import ParamGroup
 from feebcore.testing import check_part
 from feebcore.train.lr_scaling import LRScale, TrainShape

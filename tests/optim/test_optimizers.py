@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from feeb_optim.muon import COEFFICIENTS, orthogonalize, orthogonalize_all
-from feebcore.model.build import resolve_part
+from feebcore.parts import resolve_part
 from feebcore.protocols import ParamGroup
 from feebcore.train.checkpoint import optimizer_state, restore_optimizer
 

@@ -13,7 +13,7 @@ from pytorch_optimizer.optimizer.grokfast import gradfilter_ema
 from torch import nn
 
 from feeb_optim.muon import COEFFICIENTS
-from feebcore.model.build import resolve_part
+from feebcore.parts import resolve_part
 from feebcore.protocols import ParamGroup
 
 STEPS = 25

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from feebcore.model.build import resolve_part
+from feebcore.parts import resolve_part
 from feebcore.train.lr_scaling import TrainShape
 
 NAMES = ["constant", "linear", "cosine", "wsd", "one_minus_sqrt", "exponential", "inverse_sqrt", "power"]

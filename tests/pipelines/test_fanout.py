@@ -13,7 +13,7 @@ from feebcore.artifacts import Workspace
 from feebcore.data import encode, fan_out
 from feebcore.errors import RecipeError
 from feebcore.recipe import load
-from feebcore.stages.base import run_all
+from feebcore.run.build import run_all
 
 from .conftest import Feeb
 

@@ -49,7 +49,7 @@ def slow(section, inputs, out):
     """Counts to `steps` with a checkpoint at each; continues from the last."""
     import sys
 
-    assert "feebcore.stages.worker" in sys.modules or "__main__" in sys.modules
+    assert "feebcore.run.worker" in sys.modules or "__main__" in sys.modules
     state = out.path / "state.json"
     done = json.loads(state.read_text()) if state.exists() else 0
     out.log(f"starts at step {done}")

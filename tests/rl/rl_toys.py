@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from feebcore.artifacts import StageOutput
-from feebcore.config import NoOptions, Part
-from feebcore.model.build import build_model, resolve_part
+from feebcore.config import NoOptions
+from feebcore.model.build import build_model
+from feebcore.parts import Part, resolve_part
 from feebcore.protocols import Problem
 from feebcore.specs import OptimizerSpec, ScheduleSpec, TaskSpec
 from feebcore.stages.rl import RlConfig

@@ -11,8 +11,9 @@ from rl_toys import output
 from feebcore.artifacts import Artifact
 from feebcore.data.tokenizers import load_tokenizer, save_part
 from feebcore.errors import Interrupted
-from feebcore.model.build import build_model, resolve_part
+from feebcore.model.build import build_model
 from feebcore.model.io import load_model, save_model
+from feebcore.parts import resolve_part
 from feebcore.stages import rl, sft
 
 TINY = {"name": "transformer", "num_layers": 1, "d_model": 32, "num_heads": 2}

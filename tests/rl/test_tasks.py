@@ -15,7 +15,7 @@ from rl_toys import CharTokenizer, EmitTask
 from feeb_rl.countdown import evaluate
 from feebcore.errors import DataError
 from feebcore.generate.engine import Completion
-from feebcore.model.build import resolve_part
+from feebcore.parts import resolve_part
 from feebcore.protocols import Problem
 from feebcore.rl.examples import Examples
 from feebcore.rl.tasks import encode_example, held_out_instances, is_held_out, score, training_instances

@@ -14,7 +14,7 @@ from rl_toys import CharTokenizer, EmitTask, output, rl_config, tiny_model
 
 from feebcore.errors import FeebError
 from feebcore.generate.engine import Completion, encode_prompt, generate
-from feebcore.model.build import resolve_part
+from feebcore.parts import resolve_part
 from feebcore.protocols import ModelOutput
 from feebcore.rl import losses
 from feebcore.rl.rollouts import Experience, Prediction, collate, make_rollout, predict

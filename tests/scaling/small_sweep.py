@@ -12,7 +12,7 @@ import numpy as np
 
 from feebcore.artifacts import Artifact, StageOutput
 from feebcore.data.store_writer import SplitWriter
-from feebcore.stages.base import stop_on_signals
+from feebcore.run.build import stop_on_signals
 from feebcore.stages.sweep import SweepConfig, run
 
 VOCAB, T = 64, 16

@@ -17,7 +17,7 @@ from small_run import VOCAB, B, Cycle, T, section
 from feebcore.artifacts import StageOutput
 from feebcore.model.build import build_model
 from feebcore.protocols import Batch
-from feebcore.stages.worker import RankOutput
+from feebcore.run.worker import RankOutput
 from feebcore.train.checkpoint import Checkpointer, checkpoints
 from feebcore.train.parallel import join, make_parallel
 from feebcore.train.pretrain import build_optimizer, train_model

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from feebcore.artifacts import StageOutput
 from feebcore.files import read_jsonl
 from feebcore.protocols import Batch
-from feebcore.stages.base import stop_on_signals
+from feebcore.run.build import stop_on_signals
 from feebcore.train.checkpoint import name_of
 from feebcore.train.config import TrainSection
 from feebcore.train.pretrain import TrainResult, train_model

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from feebcore.errors import FeebError
-from feebcore.train import compilation, precision
+from feebcore.model import precision
+from feebcore.train import compilation
 
 CPU = torch.device("cpu")
 

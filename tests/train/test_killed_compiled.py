@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from test_killed_training import kills_change_no_bit
 
+from feebcore.model.precision import resolve_device
 from feebcore.train import compilation
-from feebcore.train.precision import resolve_device
 
 
 @pytest.mark.slow

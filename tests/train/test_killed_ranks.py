@@ -17,7 +17,7 @@ from feebcore import recipe
 from feebcore.artifacts import Artifact, Workspace, read_artifact
 from feebcore.errors import StageFailed
 from feebcore.files import read_jsonl
-from feebcore.stages.base import build, plan
+from feebcore.run.build import build, plan
 from feebcore.train.checkpoint import checkpoints, step_of
 
 STEPS = 200
@@ -35,7 +35,7 @@ DRIVER = """
 import sys
 from feebcore import recipe
 from feebcore.artifacts import Workspace
-from feebcore.stages.base import run_all
+from feebcore.run.build import run_all
 run_all(recipe.load(sys.argv[1], sys.argv[3:]), Workspace(sys.argv[2]), ["pretrain"], in_process=False)
 """
 
@@ -165,7 +165,7 @@ def test_kills_of_the_parent_and_of_a_rank_and_a_stop_change_no_bit_and_leave_no
 def test_torchrun_runs_the_same_stage_and_its_ranks_end_with_it(tiny_chain, whole, tmp_path):
     place = Place(tiny_chain[0], tmp_path / "data")
     options = [word for setting in SETTINGS for word in ("--set", setting)]
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "feebcore.train.launch", str(place.recipe)]
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "feebcore.run.launch", str(place.recipe)]
     command += ["--workspace", str(place.root), *options]
 
     process = place.begin(*command)
@@ -198,7 +198,7 @@ def test_torchrun_runs_the_same_stage_and_its_ranks_end_with_it(tiny_chain, whol
 def test_a_rank_under_torchrun_says_what_is_not_finished(tiny_chain, tmp_path):
     place = Place(tiny_chain[0], tmp_path / "data")
     shutil.rmtree(place.root / "shard")
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "feebcore.train.launch", str(place.recipe)]
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "feebcore.run.launch", str(place.recipe)]
     process = place.begin(*command, "--workspace", str(place.root), "--set", "pretrain.parallel.strategy=ddp")
     told = process.communicate(timeout=100)[0].decode()
     assert process.returncode != 0

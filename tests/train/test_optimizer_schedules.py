@@ -13,8 +13,9 @@ from small_run import run, section
 from torch import nn
 
 from feebcore.errors import FeebError
-from feebcore.model.build import build_model, resolve_part
+from feebcore.model.build import build_model
 from feebcore.model.groups import param_groups
+from feebcore.parts import resolve_part
 from feebcore.protocols import ParamGroup
 from feebcore.registry import get_registry
 from feebcore.train.lr_scaling import LRScale

@@ -11,7 +11,7 @@ from feebcore.artifacts import Workspace
 from feebcore.errors import ArtifactError, Interrupted, RecipeError
 from feebcore.files import read_jsonl
 from feebcore.recipe import load
-from feebcore.stages.base import run_all
+from feebcore.run.build import run_all
 
 TIMES = ("elapsed", "tokens_per_second", "data_wait")
 

@@ -186,7 +186,7 @@ def test_a_run_continues_in_the_precision_it_began_in(tmp_path, monkeypatch):
     """precision: auto may mean another one on the machine that continues."""
     with pytest.raises(FeebError):
         run(tmp_path, section(precision="bf16"), data=Cycle({9: lambda: (_ for _ in ()).throw(FeebError("stop here"))}))
-    monkeypatch.setattr("feebcore.train.precision.has_fast_bf16", lambda device: False)
+    monkeypatch.setattr("feebcore.model.precision.has_fast_bf16", lambda device: False)
     logged: list[str] = []
     assert run(tmp_path, section(precision="auto"), logged=logged).metrics["precision"] == "bf16"
     assert any("begun in bf16" in text for text in logged)

@@ -25,7 +25,7 @@ def plan(recipe: RecipePath, stage: StageName = None, /, *, set: Set = [], works
     """
     from feebcore.artifacts import Workspace
     from feebcore.recipe import load_study
-    from feebcore.stages.base import plan as plan_stages
+    from feebcore.run.build import plan as plan_stages
 
     members = load_study(recipe, set)
     space = Workspace(workspace)

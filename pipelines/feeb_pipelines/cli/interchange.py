@@ -85,7 +85,7 @@ def _part(kind: str, name: str, options: list[str] | None) -> Any:
     from pydantic import ValidationError
 
     from feebcore.errors import FeebError
-    from feebcore.model.build import resolve_part
+    from feebcore.parts import resolve_part
     from feebcore.recipe import parse_scalar
 
     pairs = [text.partition("=") for text in options or ()]

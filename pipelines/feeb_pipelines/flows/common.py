@@ -42,8 +42,8 @@ from feebcore.claims.conclude import command_of, conclude
 from feebcore.data.task_runner import offering
 from feebcore.errors import FeebError, Interrupted, StageFailed
 from feebcore.recipe import Recipe, load_study
-from feebcore.stages.base import PlanItem, build, plan_stage, stages_for
-from feebcore.stages.process import ALMOST_AT_ONCE, stop_running
+from feebcore.run.build import PlanItem, build, plan_stage, stages_for
+from feebcore.run.processes import ALMOST_AT_ONCE, stop_running
 
 OPTIONS: dict[str, Any] = {"persist_result": True, "result_serializer": "json", "validate_parameters": True}
 """Options of every @flow here."""

@@ -1,10 +1,10 @@
-"""A training stage without Prefect, on one machine or many: `python -m feebcore.train.launch RECIPE [--stage pretrain]`.
+"""A training stage without Prefect, on one machine or many: `python -m feebcore.run.launch RECIPE [--stage pretrain]`.
 
 Alone, it builds the stage and what that needs, and starts the ranks of `parallel` itself. Under torchrun (or anything
 that sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT) each process is one rank, on any number of machines
 that share the workspace's file system:
 
-    torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint $HOST:29500 -m feebcore.train.launch RECIPE
+    torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint $HOST:29500 -m feebcore.run.launch RECIPE
 
 Rank 0 holds the artifact's lock, writes its files and commits it. What the stage needs must be finished before.
 """
@@ -23,8 +23,8 @@ from typing import Any
 from feebcore.artifacts import Artifact, StageOutput, Workspace
 from feebcore.errors import FeebError, Interrupted
 from feebcore.recipe import Recipe, load
-from feebcore.stages.base import build, plan, run_all, run_stage
-from feebcore.stages.worker import RankOutput, end_when
+from feebcore.run.build import build, plan, run_all, run_stage
+from feebcore.run.worker import RankOutput, end_when
 
 POLL = 0.5
 """Seconds between looks whether the parent is still there."""
@@ -40,8 +40,8 @@ def launch(recipe: Recipe, stage: str, workspace: Workspace) -> Path:
 
 
 def _as_rank(recipe: Recipe, stage: str, workspace: Workspace) -> Path:
+    from feebcore.model.precision import resolve_device
     from feebcore.train.parallel import make_parallel
-    from feebcore.train.precision import resolve_device
 
     section = recipe.stages[stage].section if stage in recipe.stages else None
     if section is not None and not hasattr(section, "parallel"):
@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command. Its exit status is 130 after a stop, 1 after an error that the user can mend."""
     from torch.distributed.elastic.multiprocessing.errors import record  # torchrun then tells the error of the rank that failed first
 
-    parser = argparse.ArgumentParser(prog="python -m feebcore.train.launch", description="Run a training stage without Prefect, also as a rank under torchrun.")
+    parser = argparse.ArgumentParser(prog="python -m feebcore.run.launch", description="Run a training stage without Prefect, also as a rank under torchrun.")
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--stage", default="pretrain")
     parser.add_argument("--workspace", type=Path, help="default: FEEB_WORKSPACE, or data/")

@@ -1,4 +1,4 @@
-"""`python -m feebcore.stages.worker FOLDER PIPE LOCK`: runs one stage in a process of its own, as one rank of several perhaps.
+"""`python -m feebcore.run.worker FOLDER PIPE LOCK`: runs one stage in a process of its own, as one rank of several perhaps.
 
 The folder has request.json and recipe.json; the outcome goes to result.json and the exit status. Of several ranks only
 the first writes it, and events.jsonl; another one says in rank-N.json why it failed. The process, and every process it
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from feebcore.artifacts import StageOutput
-from feebcore.stages.process import outcome_name
+from feebcore.run.processes import outcome_name
 
 TO_SAVE = 9.5
 """Seconds between the request to stop and the end."""
@@ -77,7 +77,7 @@ def main(folder: Path, pipe: int, lock: int) -> int:
     from feebcore.errors import ArtifactError, FeebError, Interrupted
     from feebcore.files import read_json, write_json
     from feebcore.recipe import from_resolved
-    from feebcore.stages.base import run_stage
+    from feebcore.run.build import run_stage
 
     rank = int(os.environ.get("RANK", 0))
     out = RankOutput(folder) if rank else StageOutput(folder)

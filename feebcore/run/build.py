@@ -20,7 +20,7 @@ from feebcore.files import digest_of, explain, write_json
 from feebcore.provenance import describe_environment, describe_plugins, plugin_sources
 from feebcore.recipe import Recipe
 from feebcore.registry import use_registry
-from feebcore.stages.process import ALMOST_AT_ONCE, IN_THREADS, run_in_processes
+from feebcore.run.processes import ALMOST_AT_ONCE, IN_THREADS, run_in_processes
 
 Listener = Callable[[dict[str, Any]], None]
 

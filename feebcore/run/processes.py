@@ -57,7 +57,7 @@ def run_in_processes(place: Path, section: Any, out: StageOutput, tell: Listener
         logs = [stack.enter_context(open(place / log_name(rank), "ab")) for rank in range(ranks)]
         tail = _Tail(place / "events.jsonl", tell)
         stack.callback(tail.stop)
-        workers = Workers([sys.executable, "-m", "feebcore.stages.worker", str(place), str(reader), str(lock)], environments, logs, (reader, lock))
+        workers = Workers([sys.executable, "-m", "feebcore.run.worker", str(place), str(reader), str(lock)], environments, logs, (reader, lock))
         os.close(ends.pop(0))
         tail.start()
         codes = workers.wait(out)

@@ -1,0 +1,138 @@
+"""Parts chosen by name: the recipe key that holds one, the chosen part, and how a name becomes one.
+
+class PretrainConfig(StageConfig):
+    optimizer: Annotated[Part, PartKey("optimizers")] = default_part("adamw")
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import BaseModel, GetCoreSchemaHandler, TypeAdapter, ValidationError
+from pydantic_core import PydanticCustomError, core_schema
+
+from feebcore.config import HoldsPart, Identified, PartConfig, identity_of
+from feebcore.errors import FeebError
+from feebcore.protocols import BuildContext
+from feebcore.registry import Registry, get_registry
+from feebcore.specs import PartSpec
+
+
+@dataclass(frozen=True)
+class Part(Identified):
+    """A part chosen in a recipe: its spec and its validated options. `build(...)` makes the thing itself."""
+
+    kind: str
+    spec: PartSpec
+    config: PartConfig
+    shared: bool = False  # other plugins claim the bare name too
+
+    @property
+    def name(self) -> str:
+        """The name a recipe writes: bare for built-in parts that share it with nobody, `distribution/name` for others."""
+        return self.spec.name if self.spec.distribution in ("", "feeb") and not self.shared else self.spec.full_name
+
+    def build(self, *args: Any, **fields: Any) -> Any:
+        """Import the part's factory and call it: `factory(config, context)`. fields: of the BuildContext, over those of `context`."""
+        factory = self.spec.load()
+        if args and not isinstance(args[0], BuildContext):  # TRANSITION: kinds whose factories are not moved to BuildContext yet
+            return factory(self.config, *args, **fields)
+        if not args and len(inspect.signature(factory).parameters) == 1:  # TRANSITION
+            return factory(self.config)
+        context = args[0] if args else BuildContext()
+        return factory(self.config, dataclasses.replace(context, **fields) if fields else context)
+
+    def build_with(self, *args: Any, **offered: Any) -> Any:
+        """TRANSITION: as `build`, with those of `offered` that the factory names among its arguments."""
+        named = inspect.signature(self.spec.load()).parameters
+        return self.spec.load()(self.config, *args, **{name: value for name, value in offered.items() if name in named})
+
+    def identity(self) -> dict[str, Any]:
+        """Full name, revision and the options that differ from their defaults."""
+        options = identity_of(self.config)
+        return {"part": self.spec.full_name, "revision": self.spec.revision} | ({"options": options} if options else {})
+
+    def dump(self) -> dict[str, Any]:
+        """`{name: …, option: …}`, plain JSON values, all options spelled out."""
+        return {"name": self.name, **self.config.model_dump(mode="json")}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Part) and (self.kind, self.spec.full_name, self.config) == (
+            other.kind,
+            other.spec.full_name,
+            other.config,
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.kind, self.spec.full_name))
+
+
+@dataclass(frozen=True)
+class PartKey(HoldsPart):
+    """Marks a `Part` key with the kind its part comes from; resolves names while a config is validated.
+
+    Accepts `name`, `{name: …, option: …}` or a `Part`. The registry is taken from the validation context
+    (`{"registry": …}`), else the process-wide one.
+    """
+
+    kind: str
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        return core_schema.with_info_plain_validator_function(
+            self._resolve,
+            serialization=core_schema.plain_serializer_function_ser_schema(lambda part: part.dump()),
+        )
+
+    def _resolve(self, value: Any, info: core_schema.ValidationInfo) -> Part:
+        if isinstance(value, Part):
+            if value.kind != self.kind:
+                raise PydanticCustomError("part", f"a part of kind {value.kind!r} where {self.kind!r} is wanted")
+            return value
+        if isinstance(value, str):
+            name, options = value, {}
+        elif isinstance(value, dict) and isinstance(value.get("name"), str):
+            name, options = value["name"], {k: v for k, v in value.items() if k != "name"}
+        else:
+            raise PydanticCustomError("part", f"write a name of kind {self.kind!r}, or {{name: …, option: …}}; `feeb parts {self.kind}` lists them")
+        registry = (info.context or {}).get("registry") or get_registry()
+        try:
+            spec = registry.resolve(self.kind, name)
+        except FeebError as error:
+            raise PydanticCustomError("part", "{why}", {"why": str(error)}) from None
+        try:
+            config = spec.config.model_validate(options, context=info.context)
+        except ValidationError as error:  # carried out whole, so that the recipe's message has the inner key and its line
+            details = [
+                {"loc": list(e["loc"]), "type": e["type"], "msg": e["msg"], "input": e["input"], "ctx": e.get("ctx", {})}
+                for e in error.errors(include_url=False)
+            ]
+            why = "; ".join(f"{'.'.join(map(str, d['loc'])) or 'options'}: {d['msg']}" for d in details)
+            context = {"why": f"{spec.name}: {why}", "details": details, "known": sorted(spec.config.model_fields)}
+            raise PydanticCustomError("part_options", "{why}", context) from None
+        return Part(self.kind, spec, config, registry.shared(self.kind, spec.name))
+
+
+def default_part(name: str, **options: Any) -> Any:
+    """The default of a `Part` key: a part by name, resolved when the config is validated."""
+    return {"name": name, **options}
+
+
+def parts_in(value: Any) -> list[Part]:
+    """Every part chosen inside a config, depth first."""
+    if isinstance(value, Part):
+        return [value, *parts_in(value.config)]
+    if isinstance(value, BaseModel):
+        return [p for key in type(value).model_fields for p in parts_in(getattr(value, key))]
+    if isinstance(value, list | tuple):
+        return [p for v in value for p in parts_in(v)]
+    if isinstance(value, dict):
+        return [p for v in value.values() for p in parts_in(v)]
+    return []
+
+
+def resolve_part(kind: str, value: Any, registry: Registry | None = None) -> Part:
+    """The part that `value` (a name, or {name: …, option: …}) means on `kind`, as in a recipe. Raises ValidationError."""
+    return TypeAdapter(Annotated[Part, PartKey(kind)]).validate_python(value, context={"registry": registry})  # type: ignore[arg-type]
