@@ -22,41 +22,41 @@ def config_of(value: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("depth_scaled", "sizes"), [(1, (1, 64, 1)), (4, (4, 256, 4)), (11, (11, 704, 11)), (12, (12, 768, 6)), (13, (13, 896, 7)), (20, (20, 1280, 10))]
+    ("depth", "sizes"), [(1, (1, 64, 1)), (4, (4, 256, 4)), (11, (11, 704, 11)), (12, (12, 768, 6)), (13, (13, 896, 7)), (20, (20, 1280, 10))]
 )
-def test_the_dial_sets_layers_width_and_heads(depth: int, sizes: tuple[int, int, int]) -> None:
-    config = config_of({"name": "depth_scaled", "depth_scaled": depth})
+def test_the_depth_sets_layers_width_and_heads(depth: int, sizes: tuple[int, int, int]) -> None:
+    config = config_of({"name": "depth_scaled", "depth": depth})
     assert (config.num_layers, config.d_model, config.num_heads) == sizes
     assert config.width_of_head == (64 if depth < 12 else 128)
 
 
 def test_sizes_that_are_written_win_over_the_dial_and_a_dump_means_the_same_again() -> None:
-    config = config_of({"name": "gpt2", "depth_scaled": 6, "num_layers": 3})
+    config = config_of({"name": "gpt2", "depth": 6, "num_layers": 3})
     assert (config.num_layers, config.d_model, config.num_heads) == (3, 384, 6)
-    part = resolve_part("architectures", {"name": "gpt2", "depth_scaled": 6, "num_layers": 3})
+    part = resolve_part("architectures", {"name": "gpt2", "depth": 6, "num_layers": 3})
     assert resolve_part("architectures", part.dump()) == part
     assert config_of("gpt2").d_model == config_of("transformer").d_model
 
 
 def test_a_dial_that_is_no_size_is_an_error() -> None:
     for depth in (0, "big"):
-        with pytest.raises(ValidationError, match="depth_scaled"):
-            config_of({"name": "llama", "depth_scaled": depth})
+        with pytest.raises(ValidationError, match="depth"):
+            config_of({"name": "llama", "depth": depth})
 
 
 @pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name != "transformer"])
 def test_every_preset_has_a_dial_that_fits_at_any_size(name: str) -> None:
     for depth in (1, 3, 4, 7, 12, 13):
-        config = config_of({"name": name, "depth_scaled": depth})
+        config = config_of({"name": name, "depth": depth})
         assert (config.num_layers, config.d_model % config.num_heads) == (depth, 0)
 
 
 def test_the_dial_can_be_narrower_and_sets_groups_of_key_value_heads() -> None:
-    config = config_of({"name": "depth_scaled", "depth_scaled": 3, "width_per_layer": 16})
+    config = config_of({"name": "depth_scaled", "depth": 3, "width_per_layer": 16})
     assert (config.num_layers, config.d_model, config.num_heads) == (3, 48, 3)
-    groups = [config_of({"name": "llama", "depth_scaled": depth}).attention.config.num_kv_heads for depth in (1, 4, 7, 9, 20)]
+    groups = [config_of({"name": "llama", "depth": depth}).attention.config.num_kv_heads for depth in (1, 4, 7, 9, 20)]
     assert groups == [1, 2, 1, 3, 5]
-    assert config_of({"name": "qwen3", "depth_scaled": 8, "attention": {"num_kv_heads": 8}}).attention.config.num_kv_heads == 8
+    assert config_of({"name": "qwen3", "depth": 8, "attention": {"num_kv_heads": 8}}).attention.config.num_kv_heads == 8
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
