@@ -27,7 +27,7 @@ FEW = ("architectures/transformer", "architectures/gpt2", "architectures/qwen3")
 def inductor_parity(subject: Candidate) -> None:
     model, tokens = small_model(subject), some_tokens()
     eager = loss_of(model, tokens)
-    # what a head foretells besides the next token has no part in this loss
+    # what a head predicts besides the next token has no part in this loss
     wanted = torch.autograd.grad(eager, list(model.parameters()), allow_unused=True, materialize_grads=True)
     torch._dynamo.reset()
     compiled = torch.compile(loss_of, fullgraph=True)(model, tokens)

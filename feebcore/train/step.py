@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import functools
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from feebcore.errors import FeebError
+from feebcore.model.parts import BlockPart
 from feebcore.model.precision import autocast
+from feebcore.model.transformer import Transformer
 from feebcore.protocols import Batch, Objective
 from feebcore.train import compilation
 from feebcore.train.parallel import Parallel
@@ -122,11 +121,10 @@ def checkpoint_activations(model: nn.Module) -> int:
     """Have each block of `model.stack` compute its activations again in the backward pass; the bits stay. Returns their number."""
     blocks = blocks_of(model)
     for block in blocks:
-        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
+        block.recompute = True
     return len(blocks)
 
 
-def blocks_of(model: Any) -> list[nn.Module]:
-    """The residual blocks of a transformer: the members of the lists that `model.stack` itself holds, each once."""
-    lists = [m for m in getattr(model, "stack", nn.Module()).children() if isinstance(m, nn.ModuleList)]
-    return list(dict.fromkeys(block for one in lists for block in one))
+def blocks_of(model: nn.Module) -> list[BlockPart]:
+    """The residual blocks of a transformer's stack, each once; of another model none."""
+    return model.stack.all_blocks() if isinstance(model, Transformer) else []

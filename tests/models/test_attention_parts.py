@@ -11,12 +11,13 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from feebcore.errors import FeebError
-from feebcore.model.attention import attend, attention_weights, document_block_mask, window_block_mask, window_mask
+from feebcore.model.attention import attend, attention_weights
 from feebcore.model.build import build_model, count_architecture
-from feebcore.model.context import ForwardContext, attention_mask
+from feebcore.model.context import ForwardContext
+from feebcore.model.masks import Masks, attention_mask, document_block_mask, window_block_mask, window_mask
 from feebcore.model.parts import Position
 from feebcore.parts import resolve_part
-from feebcore.protocols import BlockShape
+from feebcore.protocols import BuildContext
 from feebcore.testing import check_part
 from feebcore.testing.models import enliven
 from feebcore.train.step import checkpoint_activations
@@ -37,8 +38,10 @@ def vivid(attention: Any, **options: Any) -> Any:
 
 def alone(attention: Any, layer: int = 0) -> nn.Module:
     """One attention in fp64, vivid, without positions; its norms have no weights."""
-    make_norm = resolve_part("norms", {"name": "rmsnorm", "learnable": False}).build
-    module = resolve_part("attentions", attention).build(BlockShape(C, H, D, T, layer, 4, make_norm, Position(), VOCAB))
+    norm = resolve_part("norms", {"name": "rmsnorm", "learnable": False})
+    sizes = {"d_model": C, "num_heads": H, "head_dim": D, "seq_len": T, "layer": layer, "num_layers": 4, "vocab_size": VOCAB}
+    context = BuildContext(**sizes, position=Position(), make_norm=lambda dim: norm.build(d_model=dim))
+    module = resolve_part("attentions", attention).build(context)
     enliven(module)
     return module.double()
 
@@ -132,7 +135,7 @@ def test_causal_flops_of_a_window_are_the_pairs_it_leaves() -> None:
 
 
 def test_decoding_reads_no_keys_out_of_sight() -> None:
-    context = ForwardContext(Position(), mask_BTS=attention_mask(torch.zeros(1, 2, dtype=torch.int64), torch.zeros(1, 10, dtype=torch.int64), 8))
+    context = ForwardContext(Position(), masks=Masks(attention_mask(torch.zeros(1, 2, dtype=torch.int64), torch.zeros(1, 10, dtype=torch.int64), 8)))
     q, k, v = torch.randn(1, 2, 2, 4), torch.randn(1, 2, 10, 4), torch.randn(1, 2, 10, 4)
     k[:, :, :6], v[:, :, :6] = math.nan, math.nan  # token 8 sees 6..8, token 9 sees 7..9
     assert context.attend(q, k, v, window=3).isfinite().all()
@@ -180,7 +183,7 @@ def test_the_absorbed_form_is_the_naive_form(past: int) -> None:
     draw = lambda *shape: torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(sum(shape)))  # noqa: E731
     new, S = T - past, T
     doc_ids = torch.tensor([[0] * T, [0] * 3 + [1] * (T - 3)])
-    context = ForwardContext(Position(), mask_BTS=attention_mask(doc_ids[:, past:], doc_ids, past))
+    context = ForwardContext(Position(), masks=Masks(attention_mask(doc_ids[:, past:], doc_ids, past)))
     given = draw(B, H, new, D), draw(B, H, new, 4), draw(B, 1, S, 16 + 4)
     torch.testing.assert_close(mla.absorbed(*given, context), mla.naive(*given, context), rtol=1e-5, atol=1e-5)
 

@@ -9,8 +9,8 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from feeb_models.stacks import LoopedConfig
-from feeb_models.stacks.looped import passes_run
+from feeb_models.stacks.looped import LoopedConfig
+from feeb_models.stacks.looped.looped import passes_run
 from feebcore.model.build import build_model, count_architecture
 from feebcore.parts import resolve_part
 from feebcore.testing import candidate
