@@ -24,8 +24,8 @@ class SumConfig(feeb.StageConfig):
 
 @feeb.hookimpl
 def feeb_stages():
-    yield feeb.StageSpec("numbers", NumbersConfig, build="toy_stages:numbers", process="worker", summary="Writes numbers, slowly.")
-    yield feeb.StageSpec("total", SumConfig, build="toy_stages:total", needs=(feeb.Need("numbers", ("numbers",)),), summary="Adds them up.")
+    yield feeb.StageSpec("numbers", NumbersConfig, build="toy_stages:numbers", makes=("numbers",), process="worker", summary="Writes numbers, slowly.")
+    yield feeb.StageSpec("total", SumConfig, build="toy_stages:total", needs=(feeb.Need("numbers"),), summary="Adds them up.")
 
 
 def numbers(section, inputs, out):

@@ -17,9 +17,10 @@ from feebcore.generate.engine import Completion, encode_prompt, generate
 from feebcore.parts import resolve_part
 from feebcore.protocols import ModelOutput
 from feebcore.rl import losses
+from feebcore.rl.config import RlConfig
 from feebcore.rl.rollouts import Experience, Prediction, collate, make_rollout, predict
 from feebcore.rl.trainer import RlTrainer
-from feebcore.stages.rl import RlConfig, check
+from feebcore.stages.rl import check
 
 TOKENIZER = CharTokenizer()
 PROMPTS = ["12=", "3=", "4567=", "12="]

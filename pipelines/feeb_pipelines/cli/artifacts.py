@@ -52,7 +52,7 @@ def verify(
 def import_(
     source: Annotated[Path, Parameter(help="A folder made elsewhere, with the stage's files.")],
     stage: Annotated[str, Parameter(help="The stage that would have made it, as shard.")],
-    label: Annotated[str, Parameter(help="Its name in the workspace.")],
+    name: Annotated[str, Parameter(help="Its name in the workspace.")],
     /,
     *,
     note: Annotated[str, Parameter(help="Where it comes from; kept in the manifest.")] = "",
@@ -65,7 +65,7 @@ def import_(
     """
     from feebcore.artifacts import Workspace
 
-    print(Workspace(workspace).import_folder(source, stage, label, note).path)
+    print(Workspace(workspace).import_folder(source, stage, name, note).path)
 
 
 def gc(

@@ -47,8 +47,8 @@ def branch(
         there = [str(int(p.name.rpartition("-")[2])) for p in sorted((folder / "checkpoints").glob("step-*"))]
         raise FeebError(f"{folder} has no checkpoint" + (f" of step {step}; there are {', '.join(there)} (keep_every keeps more)" if there else ""))
     at = int(checkpoint.name.rpartition("-")[2])
-    label = name or f"{folder.name.rpartition('-')[0]}-from-{at}"
-    changes = [f"name={label}", f"{STAGE}.init_from=", f"{STAGE}.branch_from={folder}", f"{STAGE}.branch_step={at}"]
+    branch_name = name or f"{folder.name.rpartition('-')[0]}-from-{at}"
+    changes = [f"name={branch_name}", f"{STAGE}.init_from=", f"{STAGE}.branch_from={folder}", f"{STAGE}.branch_step={at}"]
     return run(STAGE, str(folder / "recipe.json"), set=[*changes, *set], workspace=workspace, in_process=in_process, json=json)
 
 

@@ -25,13 +25,14 @@ def plan(recipe: RecipePath, stage: StageName = None, /, *, set: Set = [], works
     """
     from feebcore.artifacts import Workspace
     from feebcore.recipe import load_study
-    from feebcore.run.build import plan as plan_stages
+    from feebcore.run.plan import explain_differences
+    from feebcore.run.plan import plan as plan_stages
 
     members = load_study(recipe, set)
     space = Workspace(workspace)
     rows: list[dict[str, Any]] = []
     for member in members:
-        for item in plan_stages(member, space, [stage] if stage else None):
+        for item in explain_differences(plan_stages(member, space, [stage] if stage else None), space, member.name):
             row = {"run": member.name, "stage": item.stage, "status": item.status, "fingerprint": item.fingerprint}
             rows.append(row | {"path": str(item.path) if item.path else None, "differs": list(item.differs)})
     if json:
@@ -140,8 +141,8 @@ def runs(stage: Annotated[str | None, Parameter(help="Only this stage.")] = None
         print(f"{what} in {space.root} yet; feeb run RECIPE makes something")
         return None
     return _print_table(
-        ("stage", "label", "fingerprint", "status", "created", "metrics"),
-        [(r["stage"], r["label"], r["fingerprint"], r["status"], r["created"], headline(r["stage"], r["metrics"])) for r in rows],
+        ("stage", "name", "fingerprint", "status", "created", "metrics"),
+        [(r["stage"], r["name"], r["fingerprint"], r["status"], r["created"], headline(r["stage"], r["metrics"])) for r in rows],
     )
 
 
@@ -149,11 +150,11 @@ def _run_row(folder: Any, artifact: Any, status: str = "") -> dict[str, Any]:
     from datetime import UTC, datetime
 
     if artifact is not None:
-        found = {"stage": artifact.stage, "label": artifact.label, "fingerprint": artifact.fingerprint, "path": str(folder), "status": "finished"}
+        found = {"stage": artifact.stage, "name": artifact.name, "fingerprint": artifact.fingerprint, "path": str(folder), "status": "finished"}
         return found | {"created": artifact.manifest["created"], "seconds": artifact.manifest["seconds"], "metrics": artifact.metrics}
-    label, _, fingerprint = folder.name.rpartition("-")
+    name, _, fingerprint = folder.name.rpartition("-")
     created = datetime.fromtimestamp(folder.stat().st_ctime, UTC).isoformat(timespec="seconds")
-    found = {"stage": folder.parent.name, "label": label, "fingerprint": fingerprint, "path": str(folder)}
+    found = {"stage": folder.parent.name, "name": name, "fingerprint": fingerprint, "path": str(folder)}
     return found | {"status": status or ("running" if _is_locked(folder) else "unfinished"), "created": created, "seconds": None, "metrics": {}}
 
 

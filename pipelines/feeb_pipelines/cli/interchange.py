@@ -17,7 +17,7 @@ Option = Annotated[
 
 def import_(
     source: Annotated[Path, Parameter(help="A folder with config.json and safetensors, or a .gguf file.")],
-    name: Annotated[str, Parameter(help="Its label in the workspace.")],
+    name: Annotated[str, Parameter(help="Its name in the workspace.")],
     /,
     *,
     importer: Annotated[str | None, Parameter(help="Part of kind importers; default: what SOURCE looks like.")] = None,
@@ -41,14 +41,14 @@ def import_(
     if not source.exists():
         raise FeebError(f"there is no {source}")
     if not name or "/" in name or name.startswith((".", "_")):
-        raise FeebError(f"{name!r} is no label; use letters, digits, '-' and '_'")
+        raise FeebError(f"{name!r} is no name; use letters, digits, '-' and '_'")
     part = _part("importers", importer or ("huggingface" if source.is_dir() else source.suffix.removeprefix(".") or "huggingface"), option)
     place.root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=place.root, prefix=".import-") as temporary:  # same disk as the workspace: it has to fit there anyway
         part.build()(source, Path(temporary) / "model")
         artifact = place.import_folder(Path(temporary), "pretrain", name, f"imported from {source.absolute()} by {part.name}")
     if json:
-        _print_json({"path": str(artifact.path), "fingerprint": artifact.fingerprint, "label": artifact.label})
+        _print_json({"path": str(artifact.path), "fingerprint": artifact.fingerprint, "name": artifact.name})
     else:
         print(artifact.path)
     if not (artifact.path / "model" / "tokenizer").is_dir():
@@ -58,7 +58,7 @@ def import_(
 
 
 def export(
-    where: Annotated[str, Parameter(help="A run's label, as quickstart; or STAGE/LABEL; or the path of an artifact or model folder.")],
+    where: Annotated[str, Parameter(help="A run's name, as quickstart; or STAGE/NAME; or the path of an artifact or model folder.")],
     target: Annotated[Path, Parameter(help="The folder to make.")],
     /,
     *,
@@ -86,7 +86,7 @@ def _part(kind: str, name: str, options: list[str] | None) -> Any:
 
     from feebcore.errors import FeebError
     from feebcore.parts import resolve_part
-    from feebcore.recipe import parse_scalar
+    from feebcore.recipe_yaml import parse_scalar
 
     pairs = [text.partition("=") for text in options or ()]
     for key, equals, _ in pairs:

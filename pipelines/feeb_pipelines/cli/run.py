@@ -95,13 +95,13 @@ def _check_arguments(stage: str | None, recipe: str) -> None:
 
 
 def _nothing_to_do(members: Sequence[Recipe], space: Workspace, stages: list[str] | None) -> bool:
-    from feebcore.run.build import plan
+    from feebcore.run.plan import plan
 
     return all(item.status == "reuse" for member in members for item in plan(member, space, stages))
 
 
 def _reuse(members: Sequence[Recipe], space: Workspace, stages: list[str] | None) -> dict[str, Any]:
-    from feebcore.run.build import plan
+    from feebcore.run.plan import plan
 
     return {m.name: {i.stage: _row(i.artifact, "reused", 0.0) for i in plan(m, space, stages)} for m in members}
 
@@ -133,7 +133,8 @@ def _in_this_process(
 
 
 def _build_member(member: Recipe, space: Workspace, stages: list[str] | None, display: Display, results: dict[str, Any]) -> None:
-    from feebcore.run.build import build, plan_stage, stages_for
+    from feebcore.run.build import build
+    from feebcore.run.plan import plan_stage, stages_for
 
     label, order = member.name, stages_for(member, stages)
     built: dict[str, Artifact] = {}
