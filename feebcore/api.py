@@ -135,9 +135,7 @@ class Run:
 
     def _opened(self, device: str) -> OpenedModel:
         if not (self.path / "model").is_dir():
-            raise ArtifactError(
-                f"{self.path} has no model; runs of stages pretrain, sft and rl have one" + ("" if self.artifact else " when they are finished")
-            )
+            raise ArtifactError(f"{self.path} has no model; " + (f"stage {self.stage} makes none" if self.artifact else "a run has one when it is finished"))
         return _cached_model(self.path / "model", device)
 
     def __repr__(self) -> str:
@@ -147,8 +145,8 @@ class Run:
 def open_run(path_or_name: str | Path, workspace: str | Path | None = None, stage: str | None = None) -> Run:
     """A run by its folder, its name, its fingerprint (or the beginning of one), or `stage/name`.
 
-    A name means the newest finished run of that name; of several stages, the last of pretrain, sft and rl that has it
-    unless `stage` says which. workspace: default FEEB_WORKSPACE or ./data. Raises ArtifactError.
+    A name means the newest finished run of that name; of several stages, the last that makes a model: one on which no other
+    model of the name is built. workspace: default FEEB_WORKSPACE or ./data. Raises ArtifactError.
 
     Example::
 
@@ -160,12 +158,15 @@ def open_run(path_or_name: str | Path, workspace: str | Path | None = None, stag
     place, text = Workspace(workspace), str(path_or_name)
     if stage is None and "/" in text:
         stage, _, text = text.partition("/")
-    found = [Run(path, artifact) for path, artifact in place.all(damaged=lambda folder, error: None) if stage in (None, path.parent.name)]
-    named = [r for r in found if r.name == text or r.path.name == text or (len(text) >= 4 and r.fingerprint.startswith(text))]
+    candidates = [Run(path, artifact) for path, artifact in place.all(damaged=lambda folder, error: None, stage=stage)]
+    named = [r for r in candidates if r.name == text or r.path.name == text or (len(text) >= 4 and r.fingerprint.startswith(text))]
     if not named:
-        raise ArtifactError(f"no run {path_or_name!r} in {place.root}; {did_you_mean(text, {r.name for r in found} | {r.path.name for r in found})}")
-    order = {"pretrain": 1, "sft": 2, "rl": 3}
-    return max(named, key=lambda r: (r.artifact is not None, order.get(r.stage, 0), r.manifest.get("finished", 0.0)))
+        near = {r.name for r in candidates} | {r.path.name for r in candidates}
+        raise ArtifactError(f"no run {path_or_name!r} in {place.root}; {did_you_mean(text, near)}")
+    models = [r for r in named if r.artifact is not None and "model" in r.artifact.makes]
+    built_on = {(entry["stage"], entry["fingerprint"]) for r in models for entry in r.manifest["inputs"].values()}
+    last = [r for r in models if (r.stage, r.fingerprint) not in built_on]
+    return max(last or named, key=lambda r: (r.artifact is not None, r.manifest.get("finished", 0.0)))
 
 
 def runs(workspace: str | Path | None = None) -> pl.DataFrame:

@@ -32,7 +32,6 @@ from pydantic import ValidationError
 from feebcore.claim import Claim, unknown_variants
 from feebcore.config import StageConfig
 from feebcore.errors import PartClashError, RecipeError, UnknownPartError, did_you_mean
-from feebcore.parts import Part, parts_in
 from feebcore.recipe_yaml import Lines, read_merged, set_key
 from feebcore.registry import Registry, get_registry
 from feebcore.specs import StageSpec, load_object
@@ -338,11 +337,6 @@ def _known_keys(model: Any, location: Sequence[Any]) -> list[str]:
             arguments = [a for a in getattr(model, "__args__", ()) if hasattr(a, "model_fields") or hasattr(a, "__args__")]
             model = arguments[0] if arguments else None
     return sorted(getattr(model, "model_fields", {}))
-
-
-def plugins_used(recipe: Recipe, key: str) -> list[Part]:
-    """Every part that a stage's section chooses."""
-    return parts_in(recipe.stages[key].section)
 
 
 def to_yaml(recipe: Recipe) -> str:

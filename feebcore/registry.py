@@ -65,7 +65,7 @@ class Registry:
         if not found:
             broken = dict.fromkeys(f"{p.distribution} ({p.problem})" for p in self.plugins if p.problem)
             hint = f". Plugins that are not loaded: {'; '.join(broken)}." if broken else ""
-            raise UnknownPartError(f"no part {name!r} on kind {kind!r}; {did_you_mean(name, offered)}{hint}")
+            raise UnknownPartError(f"no part {name!r} of kind {kind!r}; {did_you_mean(name, offered)}{hint}")
         strangers = [s for s in found if s.distribution != BUILTIN]
         if len(found) > 1 and len(strangers) == 1 and _introduced_later(found, strangers[0]):
             return strangers[0]

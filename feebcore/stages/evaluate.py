@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from feebcore.data.store import TokenStore
     from feebcore.recipe import Recipe
 
+
 class EvaluateConfig(StageConfig):
     """Options of stage evaluate.
 

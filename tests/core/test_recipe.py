@@ -80,14 +80,14 @@ def test_unknown_option_of_a_part_names_line_and_near_match(write):
 
 def test_unknown_part_names_line_and_near_match(write):
     path = write(HEAD + "count_it:\n  schedule: stedy\n")
-    with pytest.raises(RecipeError, match=r"r.yaml:4: count_it.schedule: no part 'stedy' on kind 'schedules'; did you mean 'steady'"):
+    with pytest.raises(RecipeError, match=r"r.yaml:4: count_it.schedule: no part 'stedy' of kind 'schedules'; did you mean 'steady'"):
         recipes.load(path)
 
 
 def test_unknown_top_key_and_unknown_stage(write):
     with pytest.raises(RecipeError, match=r"r.yaml:3: unknown key 'count_itt'; did you mean 'count_it'"):
         recipes.load(write(HEAD + "count_itt: {}\n"))
-    with pytest.raises(RecipeError, match=r"r.yaml:2: no part 'sum_at' on kind 'stages'; did you mean"):
+    with pytest.raises(RecipeError, match=r"r.yaml:2: no part 'sum_at' of kind 'stages'; did you mean"):
         recipes.load(write("plugins: [./recipe_idea.py]\nstages: [count_it, sum_at]\n"))
 
 

@@ -72,6 +72,18 @@ def test_the_same_content_made_in_another_way_is_reused_downstream(folder):
     assert items[0].differs[0].startswith("sources.toy_stages:toy_stages.py")
 
 
+def test_the_source_of_a_part_that_only_watches_causes_no_work(folder):
+    watcher = folder / "my_watch.py"
+    text = 'import feebcore as feeb\n\n@feeb.hookimpl\ndef feeb_callbacks():\n    yield feeb.CallbackSpec("mywatch", build="m:f", summary="Watches.")\n'
+    watcher.write_text(text)
+    settings = [f"plugins=[{folder}/toy_stages.py, {watcher}]", "numbers.watchers=[mywatch]"]
+    workspace = Workspace(folder / "data")
+    built = run_all(load(folder, *settings), workspace)
+    assert "mywatch" in str(built["numbers"].manifest["plugins"])
+    watcher.write_text(text + "# a comment\n")
+    assert [i.status for i in plan(load(folder, *settings), workspace)] == ["reuse", "reuse"]
+
+
 def test_a_stage_that_raises_is_reported_with_its_message_and_log(folder):
     with pytest.raises(StageFailed, match=r"ValueError: as asked \(log: .*log.txt\)"):
         run_all(load(folder, "numbers.crash=raise"), Workspace(folder / "data"), in_process=False)

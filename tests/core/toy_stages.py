@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from typing import Annotated
 
 import feebcore as feeb
 from feebcore.errors import Interrupted
@@ -12,6 +13,7 @@ from feebcore.files import write_json
 
 
 class NumbersConfig(feeb.StageConfig):
+    watchers: feeb.Observation[list[Annotated[feeb.Part, feeb.PartKey("callbacks")]]] = []
     count: int = 5
     pause: feeb.Execution[float] = 0.0
     crash: feeb.Execution[str] = ""

@@ -25,33 +25,37 @@ def import_(
     workspace: WorkspaceOption = None,
     json: Json = False,
 ) -> None:
-    """Bring a model of another library into the workspace, as the result of a pretraining named NAME.
+    """Bring a model of another library into the workspace. A recipe takes it in the place of pretraining: `inputs: {pretrain: NAME}`.
 
     Examples:
         feeb import ~/models/SmolLM2-135M smol
         feeb import smollm2.Q4_1.gguf smol --option seq_len=2048
     """
+    import shutil
     import tempfile
 
     from feeb_pipelines.cli.inspection import _print_json
-    from feebcore.artifacts import Workspace
+    from feebcore.artifacts import Workspace, check_name
     from feebcore.errors import FeebError
 
     source, place = source.expanduser(), Workspace(workspace)
     if not source.exists():
         raise FeebError(f"there is no {source}")
-    if not name or "/" in name or name.startswith((".", "_")):
-        raise FeebError(f"{name!r} is no name; use letters, digits, '-' and '_'")
+    check_name(name)
     part = _part("importers", importer or ("huggingface" if source.is_dir() else source.suffix.removeprefix(".") or "huggingface"), option)
     place.root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=place.root, prefix=".import-") as temporary:  # same disk as the workspace: it has to fit there anyway
-        part.build()(source, Path(temporary) / "model")
-        artifact = place.import_folder(Path(temporary), "pretrain", name, f"imported from {source.absolute()} by {part.name}")
+        model = Path(temporary) / "model"
+        part.build()(source, model)
+        if has_tokenizer := (model / "tokenizer").is_dir():  # as stage tokenizer has it, so that a recipe can tokenize with it
+            shutil.copytree(model / "tokenizer", Path(temporary) / "tokenizer")
+        note = f"imported from {source.absolute()} by {part.name}"
+        artifact = place.import_folder(Path(temporary), "pretrain", name, note, ("tokenizer",) if has_tokenizer else ())
     if json:
         _print_json({"path": str(artifact.path), "fingerprint": artifact.fingerprint, "name": artifact.name})
     else:
         print(artifact.path)
-    if not (artifact.path / "model" / "tokenizer").is_dir():
+    if not has_tokenizer:
         import sys
 
         print(f"feeb: {source} brought no tokenizer: the model can be scored and trained on ids, but not generate text", file=sys.stderr)
