@@ -10,13 +10,22 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from feeb_pipelines.cli.options import Json, Set, WorkspaceOption
+from feeb_pipelines.cli.options import Input, Json, Set, WorkspaceOption, with_inputs
 
 RecipePath = Annotated[str, Parameter(help="A recipe (YAML file).")]
 StageName = Annotated[str | None, Parameter(help="Only this stage and what it needs.")]
 
 
-def plan(recipe: RecipePath, stage: StageName = None, /, *, set: Set = [], workspace: WorkspaceOption = None, json: Json = False) -> None:  # noqa: B006
+def plan(
+    recipe: RecipePath,
+    stage: StageName = None,
+    /,
+    *,
+    set: Set = [],  # noqa: B006
+    input: Input = [],  # noqa: B006
+    workspace: WorkspaceOption = None,
+    json: Json = False,
+) -> None:
     """Say what `feeb run` would do: which stages run, which are reused, and which key makes the difference.
 
     Examples:
@@ -28,7 +37,7 @@ def plan(recipe: RecipePath, stage: StageName = None, /, *, set: Set = [], works
     from feebcore.run.plan import explain_differences
     from feebcore.run.plan import plan as plan_stages
 
-    members = load_study(recipe, set)
+    members = load_study(recipe, with_inputs(set, input))
     space = Workspace(workspace)
     rows: list[dict[str, Any]] = []
     for member in members:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from feeb_pipelines.cli.options import Json, Set, WorkspaceOption
+from feeb_pipelines.cli.options import Input, Json, Set, WorkspaceOption, with_inputs
 
 if TYPE_CHECKING:
     from feeb_pipelines.cli.display import Display
@@ -28,6 +28,7 @@ def run(
     /,
     *,
     set: Set = [],  # noqa: B006
+    input: Input = [],  # noqa: B006
     workspace: WorkspaceOption = None,
     quick: Annotated[bool, Parameter(help="At the small scale that the recipe's `quick:` section sets.", negative=(), show_default=False)] = False,
     jobs: Annotated[int, Parameter(help="Members of a study (variants, seeds) at work side by side.")] = 1,
@@ -48,6 +49,7 @@ def run(
         feeb run pretrain experiments/quickstart.yaml --set pretrain.max_steps=100
         feeb run experiments/quickstart.yaml --workspace /tmp/try --in-process
         feeb run experiments/notebook-c.yaml --quick --jobs 2
+        feeb run sft experiments/quickstart.yaml --input pretrain=smol
     """
     from feeb_pipelines.cli.display import Display
     from feebcore.artifacts import Workspace
@@ -59,6 +61,7 @@ def run(
     _check_arguments(stage, recipe)
     if jobs < 1 or (in_process and jobs > 1):
         raise FeebError(f"--jobs {jobs}: at least 1, and 1 with --in-process")
+    set = with_inputs(set, input)
     if quick:
         set = [*quick_overrides(recipe), *set]
     members = load_study(recipe, set)
