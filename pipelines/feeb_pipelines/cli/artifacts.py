@@ -52,7 +52,7 @@ def verify(
 def import_(
     source: Annotated[Path, Parameter(help="Folder with the files that the stage would have written.")],
     stage: Annotated[str, Parameter(help="Stage that the folder belongs to, e.g. shard.")],
-    label: Annotated[str, Parameter(help="Name in the workspace.")],
+    name: Annotated[str, Parameter(help="Name in the workspace.")],
     /,
     *,
     note: Annotated[str, Parameter(help="Provenance note, stored in the manifest.")] = "",
@@ -65,7 +65,7 @@ def import_(
     """
     from feebcore.artifacts import Workspace
 
-    print(Workspace(workspace).import_folder(source, stage, label, note).path)
+    print(Workspace(workspace).import_folder(source, stage, name, note).path)
 
 
 def gc(

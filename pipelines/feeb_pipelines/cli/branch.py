@@ -12,8 +12,6 @@ from feeb_pipelines.cli.options import Json, Set, WorkspaceOption
 if TYPE_CHECKING:
     from feebcore.artifacts import Workspace
 
-STAGE = "pretrain"
-
 
 def branch(
     source: Annotated[str, Parameter(help="Run: its name, the start of its fingerprint, or its folder.")],
@@ -46,25 +44,28 @@ def branch(
     if checkpoint is None:
         there = [str(int(p.name.rpartition("-")[2])) for p in sorted((folder / "checkpoints").glob("step-*"))]
         raise FeebError(f"{folder} has no checkpoint" + (f" of step {step}; there are {', '.join(there)} (keep_every keeps more)" if there else ""))
-    at = int(checkpoint.name.rpartition("-")[2])
-    label = name or f"{folder.name.rpartition('-')[0]}-from-{at}"
-    changes = [f"name={label}", f"{STAGE}.init_from=", f"{STAGE}.branch_from={folder}", f"{STAGE}.branch_step={at}"]
-    return run(STAGE, str(folder / "recipe.json"), set=[*changes, *set], workspace=workspace, in_process=in_process, json=json)
+    at, stage = int(checkpoint.name.rpartition("-")[2]), folder.parent.name
+    branch_name = name or f"{folder.name.rpartition('-')[0]}-from-{at}"
+    changes = [f"name={branch_name}", f"{stage}.init_from=", f"{stage}.branch_from={folder}", f"{stage}.branch_step={at}"]
+    return run(stage, str(folder / "recipe.json"), set=[*changes, *set], workspace=workspace, in_process=in_process, json=json)
 
 
 def find(space: Workspace, source: str) -> Path:
-    """The folder of a training run, finished or not. Raises FeebError when none or several are meant."""
+    """The folder of a run that can be branched, finished or not: of a stage with the option `branch_from`. Raises FeebError
+    when none or several are meant."""
     from feebcore.errors import FeebError
+    from feebcore.registry import get_registry
 
     if (Path(source) / "recipe.json").is_file():
         return Path(source).resolve()
-    folders = sorted(p.parent for p in (space.root / STAGE).glob("*/recipe.json"))
-    found = [f for f in folders if source in (f.name, f.name.rpartition("-")[0]) or f.name.rpartition("-")[2].startswith(source)]
-    if len(found) == 1:
-        return found[0].resolve()
-    if found:
-        raise FeebError(f"{source!r} is ambiguous: {', '.join(f.name for f in found)}; use a fingerprint")
-    raise FeebError(f"no training run {source!r} in {space.root / STAGE}" + (f"; there are {', '.join(f.name for f in folders[:10])}" if folders else ""))
+    stages = [spec.name for _, spec in get_registry().parts("stages") if "branch_from" in spec.config.model_fields]
+    folders = sorted(p.parent for stage in stages for p in (space.root / stage).glob("*/recipe.json"))
+    matches = [f for f in folders if source in (f.name, f.name.rpartition("-")[0]) or f.name.rpartition("-")[2].startswith(source)]
+    if len(matches) == 1:
+        return matches[0].resolve()
+    if matches:
+        raise FeebError(f"{source!r} is ambiguous: {', '.join(f.name for f in matches)}; use a fingerprint")
+    raise FeebError(f"no training run {source!r} in {space.root}" + (f"; there are {', '.join(f.name for f in folders[:10])}" if folders else ""))
 
 
 branch.usage = "Usage: feeb branch RUN [OPTIONS]"  # type: ignore[attr-defined]

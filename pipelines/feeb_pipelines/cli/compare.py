@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from feeb_pipelines.cli.options import Json, Set, WorkspaceOption
+from feeb_pipelines.cli.options import Input, Json, Set, WorkspaceOption, with_inputs
 
 if TYPE_CHECKING:
     from feeb_pipelines.cli.display import Display
@@ -31,6 +31,7 @@ def compare(
     curve: Annotated[str, Parameter(help="Extra baseline budgets, as multiples, for the compute multiplier; 'none' skips them.")] = "0.5,2",
     name: Annotated[str, Parameter(help="Name of the comparison. Default: the names of the recipes.", show_default=False)] = "",
     set: Set = [],  # noqa: B006
+    input: Input = [],  # noqa: B006
     workspace: WorkspaceOption = None,
     quick: Annotated[bool, Parameter(help="Use the small-scale settings in the `quick:` section of each recipe.", negative=(), show_default=False)] = False,
     in_process: Annotated[
@@ -59,7 +60,7 @@ def compare(
     settings = _settings(
         seeds=seeds, budget=budget, effect=effect, rates="report" if own_rate else "best" if rate_probe else "off", curve=_factors(curve), name=name
     )
-    members = _members(recipes, set, quick)
+    members = _members(recipes, with_inputs(set, input), quick)
     if len(recipes) == 1 and not name:
         called = str(members[0].data.get("name") or members[0].path.stem)
         settings = settings.model_copy(update={"name": re.sub(r"[^\w.-]+", "-", called).lstrip(".")})

@@ -10,7 +10,7 @@ from feeb_pipelines.cli.options import Json, WorkspaceOption
 
 
 def generate(
-    where: Annotated[str, Parameter(help="Model: STAGE/NAME such as pretrain/quickstart, a run name, or the path of an artifact or model folder.")],
+    where: Annotated[str, Parameter(help="A run's name, as quickstart; or STAGE/NAME; or the path of an artifact or model folder.")],
     prompt: Annotated[str, Parameter(help="Prompt.")] = "",
     /,
     *,

@@ -10,13 +10,22 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from feeb_pipelines.cli.options import Json, Plugin, Set, WorkspaceOption
+from feeb_pipelines.cli.options import Input, Json, Plugin, Set, WorkspaceOption, with_inputs
 
 RecipePath = Annotated[str, Parameter(help="A recipe (YAML file).")]
 StageName = Annotated[str | None, Parameter(help="Only this stage and its inputs.")]
 
 
-def plan(recipe: RecipePath, stage: StageName = None, /, *, set: Set = [], workspace: WorkspaceOption = None, json: Json = False) -> None:  # noqa: B006
+def plan(
+    recipe: RecipePath,
+    stage: StageName = None,
+    /,
+    *,
+    set: Set = [],  # noqa: B006
+    input: Input = [],  # noqa: B006
+    workspace: WorkspaceOption = None,
+    json: Json = False,
+) -> None:
     """Show what `feeb run` would do: which stages run, which are reused, and which keys changed.
 
     Examples:
@@ -25,13 +34,14 @@ def plan(recipe: RecipePath, stage: StageName = None, /, *, set: Set = [], works
     """
     from feebcore.artifacts import Workspace
     from feebcore.recipe import load_study
-    from feebcore.run.build import plan as plan_stages
+    from feebcore.run.plan import explain_differences
+    from feebcore.run.plan import plan as plan_stages
 
-    members = load_study(recipe, set)
+    members = load_study(recipe, with_inputs(set, input))
     space = Workspace(workspace)
     rows: list[dict[str, Any]] = []
     for member in members:
-        for item in plan_stages(member, space, [stage] if stage else None):
+        for item in explain_differences(plan_stages(member, space, [stage] if stage else None), space, member.name):
             row = {"run": member.name, "stage": item.stage, "status": item.status, "fingerprint": item.fingerprint}
             rows.append(row | {"path": str(item.path) if item.path else None, "differs": list(item.differs)})
     if json:
@@ -101,11 +111,7 @@ def parts(
     return _print_table(("kind", "part", "summary", "reference"), shown)
 
 
-def plugins(
-    *,
-    plugin: Plugin = [],  # noqa: B006
-    json: Json = False,
-) -> int:
+def plugins(*, plugin: Plugin = [], json: Json = False) -> int:  # noqa: B006
     """List installed plugins, the number of their parts, and load errors.
 
     Example:
@@ -144,8 +150,8 @@ def runs(stage: Annotated[str | None, Parameter(help="Show only this stage.")] =
         print(f"{what} in {space.root} yet; create some with feeb run RECIPE")
         return None
     return _print_table(
-        ("stage", "label", "fingerprint", "status", "created", "metrics"),
-        [(r["stage"], r["label"], r["fingerprint"], r["status"], r["created"], headline(r["stage"], r["metrics"])) for r in rows],
+        ("stage", "name", "fingerprint", "status", "created", "metrics"),
+        [(r["stage"], r["name"], r["fingerprint"], r["status"], r["created"], headline(r["stage"], r["metrics"])) for r in rows],
     )
 
 
@@ -153,11 +159,11 @@ def _run_row(folder: Any, artifact: Any, status: str = "") -> dict[str, Any]:
     from datetime import UTC, datetime
 
     if artifact is not None:
-        found = {"stage": artifact.stage, "label": artifact.label, "fingerprint": artifact.fingerprint, "path": str(folder), "status": "finished"}
+        found = {"stage": artifact.stage, "name": artifact.name, "fingerprint": artifact.fingerprint, "path": str(folder), "status": "finished"}
         return found | {"created": artifact.manifest["created"], "seconds": artifact.manifest["seconds"], "metrics": artifact.metrics}
-    label, _, fingerprint = folder.name.rpartition("-")
+    name, _, fingerprint = folder.name.rpartition("-")
     created = datetime.fromtimestamp(folder.stat().st_ctime, UTC).isoformat(timespec="seconds")
-    found = {"stage": folder.parent.name, "label": label, "fingerprint": fingerprint, "path": str(folder)}
+    found = {"stage": folder.parent.name, "name": name, "fingerprint": fingerprint, "path": str(folder)}
     return found | {"status": status or ("running" if _is_locked(folder) else "unfinished"), "created": created, "seconds": None, "metrics": {}}
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from feeb_pipelines.cli.options import Json, Set, WorkspaceOption
+from feeb_pipelines.cli.options import Input, Json, Set, WorkspaceOption, with_inputs
 
 if TYPE_CHECKING:
     from feeb_pipelines.cli.display import Display
@@ -28,6 +28,7 @@ def run(
     /,
     *,
     set: Set = [],  # noqa: B006
+    input: Input = [],  # noqa: B006
     workspace: WorkspaceOption = None,
     quick: Annotated[bool, Parameter(help="Use the small-scale settings in the `quick:` section of the recipe.", negative=(), show_default=False)] = False,
     jobs: Annotated[int, Parameter(help="Number of parallel runs of a study (variants, seeds).")] = 1,
@@ -47,6 +48,7 @@ def run(
         feeb run pretrain experiments/quickstart.yaml --set pretrain.max_steps=100
         feeb run experiments/quickstart.yaml --workspace /tmp/try --in-process
         feeb run experiments/notebook-c.yaml --quick --jobs 2
+        feeb run sft experiments/quickstart.yaml --input pretrain=smol
     """
     from feeb_pipelines.cli.display import Display
     from feebcore.artifacts import Workspace
@@ -58,6 +60,7 @@ def run(
     _check_arguments(stage, recipe)
     if jobs < 1 or (in_process and jobs > 1):
         raise FeebError(f"--jobs {jobs}: at least 1, and 1 with --in-process")
+    set = with_inputs(set, input)
     if quick:
         set = [*quick_overrides(recipe), *set]
     members = load_study(recipe, set)
@@ -94,13 +97,13 @@ def _check_arguments(stage: str | None, recipe: str) -> None:
 
 
 def _nothing_to_do(members: Sequence[Recipe], space: Workspace, stages: list[str] | None) -> bool:
-    from feebcore.run.build import plan
+    from feebcore.run.plan import plan
 
     return all(item.status == "reuse" for member in members for item in plan(member, space, stages))
 
 
 def _reuse(members: Sequence[Recipe], space: Workspace, stages: list[str] | None) -> dict[str, Any]:
-    from feebcore.run.build import plan
+    from feebcore.run.plan import plan
 
     return {m.name: {i.stage: _row(i.artifact, "reused", 0.0) for i in plan(m, space, stages)} for m in members}
 
@@ -132,7 +135,8 @@ def _in_this_process(
 
 
 def _build_member(member: Recipe, space: Workspace, stages: list[str] | None, display: Display, results: dict[str, Any]) -> None:
-    from feebcore.run.build import build, plan_stage, stages_for
+    from feebcore.run.build import build
+    from feebcore.run.plan import plan_stage, stages_for
 
     label, order = member.name, stages_for(member, stages)
     built: dict[str, Artifact] = {}
