@@ -1,4 +1,4 @@
-"""`feeb branch`: go on from any checkpoint of a training run, with other settings."""
+"""`feeb branch`: continue from any checkpoint of a training run with different settings."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ if TYPE_CHECKING:
 
 
 def branch(
-    source: Annotated[str, Parameter(help="The run: its folder, its name in the workspace, or the begin of its fingerprint.")],
+    source: Annotated[str, Parameter(help="Run: its name, the start of its fingerprint, or its folder.")],
     /,
     *,
-    step: Annotated[int, Parameter(help="The checkpoint to go on from; 0: the newest.")] = 0,
-    name: Annotated[str | None, Parameter(help="The branch's name; default: the run's name and the step.")] = None,
+    step: Annotated[int, Parameter(help="Checkpoint step to continue from; 0 is the latest.")] = 0,
+    name: Annotated[str | None, Parameter(help="Name of the new run. Default: the run's name and the step.")] = None,
     set: Set = [],  # noqa: B006
     workspace: WorkspaceOption = None,
-    in_process: Annotated[bool, Parameter(help="For a debugger: no Prefect, no subprocess.", negative=(), show_default=False)] = False,
+    in_process: Annotated[bool, Parameter(help="Run in this process without Prefect, for debugging.", negative=(), show_default=False)] = False,
     json: Json = False,
 ) -> int:
-    """Train on from a checkpoint of another run: a decay from a trunk, or more steps for a run that is finished.
+    """Continue training from a checkpoint of another run: decay from a stable phase, or train a finished run for longer.
 
-    Weights, optimizer state and the place in the data come from the checkpoint; everything else is the run's own recipe
-    with what --set changes. The branch is an artifact of its own. `keep_every` in the trunk's recipe says which checkpoints
-    stay to branch from.
+    Weights, optimizer state and data position are restored from the checkpoint; everything else comes from the run's
+    recipe, as changed by --set. The result is a new artifact. Set `keep_every` in the recipe of the original run to keep
+    checkpoints to branch from.
 
     Examples:
-        feeb branch trunk --step 2000 --set pretrain.schedule.name=wsd --set pretrain.max_steps=2500
+        feeb branch wsd-stable --step 2000 --set pretrain.schedule.name=wsd --set pretrain.max_steps=2500
         feeb branch data/pretrain/quickstart-0123456789ab --set pretrain.max_steps=800
     """
     from feeb_pipelines.cli.run import run
@@ -64,7 +64,7 @@ def find(space: Workspace, source: str) -> Path:
     if len(matches) == 1:
         return matches[0].resolve()
     if matches:
-        raise FeebError(f"{source!r} means several runs: {', '.join(f.name for f in matches)}; name one by its fingerprint")
+        raise FeebError(f"{source!r} is ambiguous: {', '.join(f.name for f in matches)}; use a fingerprint")
     raise FeebError(f"no training run {source!r} in {space.root}" + (f"; there are {', '.join(f.name for f in folders[:10])}" if folders else ""))
 
 

@@ -1,4 +1,4 @@
-"""`feeb import` and `feeb export`: models of other libraries in and out of the workspace."""
+"""`feeb import` and `feeb export`: convert models from and to the formats of other libraries."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from feeb_pipelines.cli.options import Json, WorkspaceOption
 
 Option = Annotated[
     list[str] | None,
-    Parameter(name="--option", help="An option of the part: --option seq_len=512. May be repeated.", negative=(), show_default=False),
+    Parameter(name="--option", help="Set an option of the importer or exporter: --option seq_len=512. May be repeated.", negative=(), show_default=False),
 ]
 
 
 def import_(
-    source: Annotated[Path, Parameter(help="A folder with config.json and safetensors, or a .gguf file.")],
+    source: Annotated[Path, Parameter(help="Folder with config.json and safetensors files, or a .gguf file.")],
     name: Annotated[str, Parameter(help="Its name in the workspace.")],
     /,
     *,
-    importer: Annotated[str | None, Parameter(help="Part of kind importers; default: what SOURCE looks like.")] = None,
+    importer: Annotated[str | None, Parameter(help="Importer (see `feeb parts importers`). Default: detected from SOURCE.")] = None,
     option: Option = None,
     workspace: WorkspaceOption = None,
     json: Json = False,
@@ -40,7 +40,7 @@ def import_(
 
     source, place = source.expanduser(), Workspace(workspace)
     if not source.exists():
-        raise FeebError(f"there is no {source}")
+        raise FeebError(f"{source} does not exist")
     check_name(name)
     part = _part("importers", importer or ("huggingface" if source.is_dir() else source.suffix.removeprefix(".") or "huggingface"), option)
     place.root.mkdir(parents=True, exist_ok=True)
@@ -58,19 +58,19 @@ def import_(
     if not has_tokenizer:
         import sys
 
-        print(f"feeb: {source} brought no tokenizer: the model can be scored and trained on ids, but not generate text", file=sys.stderr)
+        print(f"feeb: {source} has no tokenizer: the model can be evaluated and trained on token ids, but cannot generate text", file=sys.stderr)
 
 
 def export(
     where: Annotated[str, Parameter(help="A run's name, as quickstart; or STAGE/NAME; or the path of an artifact or model folder.")],
-    target: Annotated[Path, Parameter(help="The folder to make.")],
+    target: Annotated[Path, Parameter(help="Output folder.")],
     /,
     *,
-    exporter: Annotated[str, Parameter(help="Part of kind exporters.")] = "huggingface",
+    exporter: Annotated[str, Parameter(help="Exporter (see `feeb parts exporters`).")] = "huggingface",
     option: Option = None,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Write a model in the form of another library.
+    """Export a model to the format of another library.
 
     Examples:
         feeb export quickstart exported/quickstart
@@ -85,7 +85,7 @@ def export(
 
 
 def _part(kind: str, name: str, options: list[str] | None) -> Any:
-    """The part of this name with `key=value` options; what is wrong with them is a FeebError."""
+    """The part of this name with `key=value` options. Raises FeebError for invalid options."""
     from pydantic import ValidationError
 
     from feebcore.errors import FeebError

@@ -1,4 +1,4 @@
-"""Options that several commands share."""
+"""Options shared by several commands."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 Set = Annotated[
     list[str],
-    Parameter(name="--set", help="Change a key of the recipe: --set pretrain.max_steps=100. May be repeated.", negative=(), show_default=False),
+    Parameter(name="--set", help="Override a recipe key: --set pretrain.max_steps=100. May be repeated.", negative=(), show_default=False),
 ]
 Input = Annotated[
     list[str],
@@ -23,8 +23,9 @@ Input = Annotated[
         show_default=False,
     ),
 ]
-WorkspaceOption = Annotated[Path | None, Parameter(name=["--workspace", "-w"], help="Folder of the artifacts; default FEEB_WORKSPACE or ./data.")]
-Json = Annotated[bool, Parameter(name="--json", help="Print JSON for a program to read.", negative=(), show_default=False)]
+Plugin = Annotated[list[str], Parameter(name="--plugin", help="Load a single-file plugin, e.g. ./idea.py. May be repeated.", negative=(), show_default=False)]
+WorkspaceOption = Annotated[Path | None, Parameter(name=["--workspace", "-w"], help="Workspace folder. Default: FEEB_WORKSPACE, else ./data.")]
+Json = Annotated[bool, Parameter(name="--json", help="Print JSON.", negative=(), show_default=False)]
 
 
 def with_inputs(overrides: Sequence[str], inputs: Sequence[str]) -> list[str]:

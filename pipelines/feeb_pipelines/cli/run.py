@@ -1,4 +1,4 @@
-"""`feeb run`: build a recipe, or one stage of it and whatever that needs."""
+"""`feeb run`: run a recipe, or one of its stages and the inputs of that stage."""
 
 from __future__ import annotations
 
@@ -23,26 +23,25 @@ if TYPE_CHECKING:
 
 
 def run(
-    target: Annotated[str, Parameter(help="A recipe (YAML file), or a stage followed by a recipe.")],
-    recipe: Annotated[str | None, Parameter(help="The recipe, when the first word is a stage.")] = None,
+    target: Annotated[str, Parameter(help="Recipe (YAML file), or a stage followed by a recipe.")],
+    recipe: Annotated[str | None, Parameter(help="Recipe, if the first argument is a stage.")] = None,
     /,
     *,
     set: Set = [],  # noqa: B006
     input: Input = [],  # noqa: B006
     workspace: WorkspaceOption = None,
-    quick: Annotated[bool, Parameter(help="At the small scale that the recipe's `quick:` section sets.", negative=(), show_default=False)] = False,
-    jobs: Annotated[int, Parameter(help="Members of a study (variants, seeds) at work side by side.")] = 1,
-    in_process: Annotated[bool, Parameter(help="For a debugger: no Prefect, no subprocess.", negative=(), show_default=False)] = False,
+    quick: Annotated[bool, Parameter(help="Use the small-scale settings in the `quick:` section of the recipe.", negative=(), show_default=False)] = False,
+    jobs: Annotated[int, Parameter(help="Number of parallel runs of a study (variants, seeds).")] = 1,
+    in_process: Annotated[bool, Parameter(help="Run in this process without Prefect, for debugging.", negative=(), show_default=False)] = False,
     json: Json = False,
 ) -> int:
-    """Run a recipe: build what is missing, reuse what is finished.
+    """Run a recipe: run the missing stages and reuse finished ones.
 
-    The stages run as one Prefect flow run, on the server that PREFECT_API_URL names or on one that the workspace owns and
-    that is started and stopped for you. Interrupted at any moment and run again, it continues from the last checkpoint.
-    When everything is finished, no server is started.
+    The stages run as one Prefect flow, on the server at PREFECT_API_URL or on an embedded server that is started and
+    stopped automatically. If interrupted, the same command resumes from the last checkpoint. If everything is finished,
+    no server is started.
 
-    A study whose recipe has `claims:` ends with a page of what its runs say of each; a member that fails does not end the
-    others.
+    A study whose recipe has `claims:` ends with a page of verdicts. A failed run does not stop the others.
 
     Examples:
         feeb run experiments/quickstart.yaml
@@ -199,7 +198,7 @@ def _quiet_console() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
-    """SIGTERM is what Ctrl-C is, between stages too; stages have their own handlers."""
+    """Treat SIGTERM like Ctrl-C between stages; stages have their own handlers."""
     import signal
 
     def interrupt(number: int, frame: Any) -> None:
