@@ -80,11 +80,11 @@ def run(section: EvaluateConfig, inputs: Mapping[str, Artifact], out: StageOutpu
     precision = resolve_precision(section.precision, device)
     benchmarks = labeled(section.benchmarks)
     models = [s for s in MODELS if s in inputs]
-    todo = [(subject, name) for subject in models for name in benchmarks if subject in section.models.get(name, models)]
+    todo = [(stage, name) for stage in models for name in benchmarks if stage in section.models.get(name, models)]
     (out.path / "parts").mkdir(exist_ok=True)
     with execution(section.threads, section.deterministic):
         _run_missing(todo, benchmarks, section, inputs, out, str(device), precision)
-    parts = {(subject, name): read_json(_part_file(out.path, subject, name)) for subject, name in todo}
+    parts = {(stage, name): read_json(_part_file(out.path, stage, name)) for stage, name in todo}
     collect = lambda key: {n: {s: parts[s, n][key] for s in models if (s, n) in parts} for n in benchmarks}  # noqa: E731
     results = collect("result")
     built = {name: part.build() for name, part in benchmarks.items()}
@@ -111,11 +111,11 @@ def _run_missing(
     from feebcore.api import registry_of
     from feebcore.data.store import TokenStore
     from feebcore.data.tokenizers import load_tokenizer
-    from feebcore.evaluate.benchmark import Subject
+    from feebcore.evaluate.benchmark import EvaluatedModel
     from feebcore.model.io import load_model
 
     registry = registry_of(out.path)
-    subject: Subject | None = None
+    target: EvaluatedModel | None = None
     for number, (stage, name) in enumerate(todo):
         if _part_file(out.path, stage, name).exists():
             continue
@@ -129,14 +129,14 @@ def _run_missing(
             out.progress(done, total, name=label)
 
         out.progress(number, len(todo), "benchmarks", "evaluate")
-        if subject is None or subject.name != stage:
+        if target is None or target.name != stage:
             folder = inputs[stage].file("model")
-            store = TokenStore.open(inputs["tokens"].file("tokens.zarr"), "val")
-            subject = Subject(
+            store = TokenStore.open(inputs["tokens"].file("tokens.zarr"), "validation")
+            target = EvaluatedModel(
                 stage, load_model(folder, device, registry=registry), load_tokenizer(folder / "tokenizer", registry), store, device, precision, section.seed
             )
         started = time.monotonic()
-        result = dict(benchmarks[name].build().run(dataclasses.replace(subject, progress=progress)))
+        result = dict(benchmarks[name].build().run(dataclasses.replace(target, progress=progress)))
         seconds = round(time.monotonic() - started, 2)
         samples = result.pop("samples", [])
         write_json(_part_file(out.path, stage, name), {"result": result, "samples": samples, "seconds": seconds})
@@ -144,8 +144,8 @@ def _run_missing(
     out.progress(len(todo), len(todo), "benchmarks", "evaluate")
 
 
-def _part_file(folder: Path, subject: str, benchmark: str) -> Path:
-    return folder / "parts" / f"{subject}.{benchmark}.json"
+def _part_file(folder: Path, stage: str, benchmark: str) -> Path:
+    return folder / "parts" / f"{stage}.{benchmark}.json"
 
 
 def _in_words(result: Mapping[str, Any]) -> str:

@@ -55,7 +55,7 @@ def check(section: RlConfig, recipe: Recipe) -> list[str]:
     for i, part in enumerate(section.logits_processors):
         if getattr(part.config, "truncates", True):
             problems.append(
-                f"processors.{i}: {part.name} removes tokens, and what was removed when sampling cannot be replayed when training; rl takes temperature only"
+                f"logits_processors.{i}: {part.name} removes tokens, and what was removed when sampling cannot be replayed when training; rl takes temperature only"
             )
     if getattr(section.algorithm.config, "compares_group", False) and section.group_size < 2:
         problems.append(f"group_size: {section.algorithm.name} compares completions of one prompt, so it needs at least 2")

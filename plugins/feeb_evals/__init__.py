@@ -45,10 +45,10 @@ class PythonParsesConfig(PartConfig):
 
 
 class TaskAccuracyConfig(PartConfig):
-    """instances: held-out problems of `task`, each answered once sampled at temperature 1 and once greedily."""
+    """problems: held-out problems of `task`, each answered once sampled at temperature 1 and once greedily."""
 
     task: Annotated[Part, PartKey("tasks")] = default_part("sort")
-    instances: int = Field(512, ge=1)
+    problems: int = Field(512, ge=1)
     batch_size: Execution[int] = Field(512, ge=1)
 
 
