@@ -105,7 +105,7 @@ def test_a_corpus_that_is_all_held_out_is_refused(tmp_path: Path) -> None:
     held_out = next(t for t in (f"text {i}" for i in range(1000)) if int(hashlib.sha256(t.encode()).hexdigest(), 16) % 10 == 0)
     for path in (tmp_path / "text").iterdir():
         path.write_text(held_out)
-    with pytest.raises(DataError, match="all 3 documents fall into the held-out split"):
+    with pytest.raises(DataError, match="all 3 documents fall into the validation split"):
         run(tmp_path, "download")
 
 
