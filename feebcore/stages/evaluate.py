@@ -1,6 +1,6 @@
 """Stage evaluate: Runs benchmarks on every model of the recipe.
 
-Each (benchmark, model) is written to `parts/` as soon as it is known; a run that was killed goes on with the next one.
+Each (benchmark, model) is written to `parts/` as soon as it is known; a run that was killed continues with the next one.
 """
 
 from __future__ import annotations
@@ -82,14 +82,14 @@ def check(section: EvaluateConfig, recipe: Recipe) -> list[str]:
 
 def labeled(benchmarks: list[Part]) -> dict[str, Part]:
     """The benchmarks by the names that results have: the part's bare name, numbered from the second of a name on."""
-    found: dict[str, Part] = {}
+    by_name: dict[str, Part] = {}
     for part in benchmarks:
         name, number = part.spec.name, 1
-        while name in found:
+        while name in by_name:
             number += 1
             name = f"{part.spec.name}_{number}"
-        found[name] = part
-    return found
+        by_name[name] = part
+    return by_name
 
 
 def run(section: EvaluateConfig, inputs: Mapping[str, Artifact], out: StageOutput) -> dict[str, Any]:
@@ -128,32 +128,28 @@ def _run_missing(
     precision: str,
 ) -> None:
     """Run what has no file in parts/ yet, one model after the other, each loaded once and only when needed."""
-    from feebcore.api import registry_of
     from feebcore.data.tokenizers import load_tokenizer
     from feebcore.evaluate.benchmark import EvaluatedModel
     from feebcore.model.io import load_model
 
-    registry = registry_of(out.path)
     target: EvaluatedModel | None = None
     for number, (stage, name) in enumerate(todo):
         if _part_file(out.path, stage, name).exists():
             continue
         label = f"{name} on {stage}"
         if out.stop_requested:
-            raise Interrupted(f"evaluate: stopped before {label}; run it again to go on")
+            raise Interrupted(f"evaluate: stopped before {label}; run it again to continue")
 
         def progress(done: float, total: float, label: str = label) -> None:
             if out.stop_requested:
-                raise Interrupted(f"evaluate: stopped in {label}; run it again to go on")
+                raise Interrupted(f"evaluate: stopped in {label}; run it again to continue")
             out.progress(done, total, name=label)
 
         out.progress(number, len(todo), "benchmarks", "evaluate")
         if target is None or target.name != stage:
             folder = inputs[stage].file("model")
             store = _validation_tokens(inputs, stage) if "tokens" in inputs else None
-            target = EvaluatedModel(
-                stage, load_model(folder, device, registry=registry), load_tokenizer(folder / "tokenizer", registry), store, device, precision, section.seed
-            )
+            target = EvaluatedModel(stage, load_model(folder, device), load_tokenizer(folder / "tokenizer"), store, device, precision, section.seed)
         started = time.monotonic()
         result = dict(benchmarks[name].build().run(dataclasses.replace(target, progress=progress)))
         seconds = round(time.monotonic() - started, 2)

@@ -51,11 +51,11 @@ def run(section: SftConfig, inputs: Mapping[str, Artifact], out: StageOutput) ->
     settings = train_section(section, source, data.width)
     result = train_model(settings, data, None, source / "tokenizer", out.path, out, vocab_size=model.vocab_size, model=model, final_score=False, name="sft")
     problems = held_out_problems(task, section.eval_prompts)
-    found = {}
+    accuracies = {}
     with execution(section.threads, section.deterministic), autocast(result.metrics["precision"], device):
         for name, greedy in (("accuracy_sampled", False), ("accuracy_greedy", True)):
             evaluated = evaluate_task(result.model, tokenizer, task, problems, greedy, seed=section.seed)  # type: ignore[arg-type]
-            found[name] = {k: v for k, v in evaluated.items() if k != "samples"}
+            accuracies[name] = {k: v for k, v in evaluated.items() if k != "samples"}
     out.content("model/*")
-    kept = {k: result.metrics[k] for k in ("steps", "final_loss", "tokens", "seconds") if k in result.metrics}
-    return kept | {"examples": section.max_steps * section.batch_size} | found
+    training = {k: result.metrics[k] for k in ("steps", "final_loss", "tokens", "seconds") if k in result.metrics}
+    return training | {"examples": section.max_steps * section.batch_size} | accuracies
