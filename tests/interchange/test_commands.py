@@ -52,7 +52,7 @@ inputs: {pretrain: smol}
 stages: [sft, rl, evaluate, report]
 sft: {task: {name: sort, digits: 3}, max_steps: 3, batch_size: 4, eval_prompts: 8}
 rl: {task: {name: sort, digits: 3}, max_steps: 1, prompts_per_step: 2, group_size: 2, eval_prompts: 8}
-evaluate: {benchmarks: [{name: task_accuracy, task: {name: sort, digits: 3}, instances: 8}]}
+evaluate: {benchmarks: [{name: task_accuracy, task: {name: sort, digits: 3}, problems: 8}]}
 """
 
 
