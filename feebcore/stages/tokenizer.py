@@ -14,6 +14,7 @@ from feebcore.artifacts import Artifact, StageOutput
 from feebcore.config import StageConfig
 from feebcore.errors import DataError, Interrupted
 from feebcore.parts import Part, PartKey, default_part
+from feebcore.specs import Need, StageSpec
 
 if TYPE_CHECKING:
     from feebcore.recipe import Recipe
@@ -25,6 +26,18 @@ class TokenizerConfig(StageConfig):
     """Which tokenizer, with its options."""
 
     tokenizer: Annotated[Part, PartKey("tokenizers")] = Field(default_part("bpe"), description="tokenizer part")
+
+
+PART = StageSpec(
+    "tokenizer",
+    TokenizerConfig,
+    build=f"{__name__}:run",
+    check=f"{__name__}:check",
+    needs=(Need("documents"),),
+    makes=("tokenizer",),
+    process="inline",
+    summary="Trains a tokenizer on the training documents.",
+)
 
 
 def check(section: TokenizerConfig, recipe: Recipe) -> list[str]:
@@ -52,7 +65,7 @@ def run(section: TokenizerConfig, inputs: Mapping[str, Artifact], out: StageOutp
         )
     save_part(folder, section.tokenizer)
     out.content("tokenizer/*")
-    sample = list(read_texts(documents, "val", SAMPLE_BYTES)) or list(read_texts(documents, "train", SAMPLE_BYTES))
+    sample = list(read_texts(documents, "validation", SAMPLE_BYTES)) or list(read_texts(documents, "train", SAMPLE_BYTES))
     decision = trained.choose_encoder(sample) if hasattr(trained, "choose_encoder") else {}
     if decision:
         out.log(f"tokenizer: encodes with {decision['encoder']}" + (f": {decision['why']}" if decision["why"] else ", which gives the codec's ids"))

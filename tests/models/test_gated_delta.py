@@ -56,7 +56,7 @@ def plainly(m: nn.Module, x_TC: Tensor) -> Tensor:
 @pytest.mark.parametrize(("chunk", "conv"), [(1, 4), (4, 2), (64, 4)])
 @torch.no_grad()
 def test_chunks_of_any_size_follow_the_recurrence(chunk: int, conv: int) -> None:
-    module, x = alone(chunk=chunk, conv=conv), some_x()
+    module, x = alone(chunk=chunk, conv_kernel_size=conv), some_x()
     found = module(x, ForwardContext(Position()))
     for b in range(B):
         torch.testing.assert_close(found[b].double(), plainly(module, x[b]), rtol=1e-4, atol=1e-5)

@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from feeb_models.feedforwards.moe import grouped_linear as grouped
 from feebcore.model.build import build_model
 from feebcore.model.context import ForwardContext
+from feebcore.model.counting import hook_optimizer
 from feebcore.model.parts import Position
 from feebcore.parts import resolve_part
 from feebcore.protocols import Batch
@@ -153,6 +154,7 @@ def step(moe: Any, *passes: Tensor) -> None:
         moe(x).sum().backward()
     with torch.no_grad():
         moe.router.scores.weight.mul_(1 + 1e-6)
+    moe.router.after_optimizer_step()
 
 
 def test_the_bias_balances_a_skewed_router() -> None:
@@ -174,14 +176,27 @@ def test_the_bias_moves_once_a_step_by_the_sign_of_the_whole_steps_load_error() 
     load = whole.router(x).load_BE.sum(0).float()
     for moe in (whole, parts):
         moe.router.load.zero_()
+    whole(x)
+    assert not whole.router.bias.any(), "within the step nothing moves"
+    whole.router.load.zero_()
     step(whole, x)
     step(parts, x[:1], x[1:3], x[3:])
-    assert not whole.router.bias.any(), "within the step nothing moves"
-    whole(x), parts(x)
     assert torch.allclose(whole.router.bias, 0.01 * torch.sign(load.mean() - load))
     assert torch.equal(whole.router.bias, parts.router.bias)
     whole(x)
     assert torch.equal(whole.router.bias, parts.router.bias), "no step, no move"
+
+
+def test_the_bias_moves_with_every_optimizer_step_though_the_router_is_frozen() -> None:
+    moe, x = skewed(router="sigmoid", bias_rate=0.01)
+    moe.router.scores.requires_grad_(False)
+    optimizer = torch.optim.SGD([p for p in moe.parameters() if p.requires_grad], lr=0.1)
+    hook_optimizer(moe, optimizer)
+    for number in (1, 2):
+        moe(x).sum().backward()
+        optimizer.step()
+        assert moe.router.bias.abs().max().item() == pytest.approx(0.01 * number)
+    assert not moe.router.load.any()
 
 
 def test_evaluation_and_passes_without_gradient_leave_no_trace() -> None:
@@ -219,6 +234,7 @@ def test_gradients_are_the_same_when_activations_are_computed_again() -> None:
         moe.zero_grad()
         for _ in range(2):  # as in a looped model: the second call comes before the first is computed again
             call(x).square().sum().backward()
+        moe.router.after_optimizer_step()
     assert torch.equal(plain.router.bias, again.router.bias)
     assert plain.router.bias.any()
     for a, b in zip(plain.parameters(), again.parameters(), strict=True):
@@ -233,8 +249,7 @@ def test_compiled_training_moves_the_bias_as_eager_training_does() -> None:
     for _ in range(3):
         for moe, forward in ((eager, eager), (compiled, call)):
             forward(x).sum().backward()
-            with torch.no_grad():
-                moe.router.scores.weight.mul_(1 + 1e-6)
+            moe.router.after_optimizer_step()
     assert eager.router.bias.any()
     assert torch.equal(eager.router.bias, compiled.router.bias)
     assert torch.equal(eager.router.load, compiled.router.load)
@@ -373,7 +388,7 @@ def test_latent_attention_with_experts_learns_three_thousand_tokens_by_heart() -
     text = Path(json.decoder.__file__).read_bytes()[: 48 * 64 + 1]
     data = torch.tensor(list(text))
     inputs, targets = data[:-1].view(4, 12, 64), data[1:].view(4, 12, 64)
-    attention = {"name": "mla", "query_latent": 8, "kv_latent": 16, "content_dim": 16, "rope_dim": 8}
+    attention = {"name": "mla", "q_lora_rank": 8, "kv_lora_rank": 16, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8}
     moe = {"name": "moe", "num_experts": 4, "top_k": 2, "num_shared": 2}
     part = resolve_part("architectures", {"name": "transformer", "num_layers": 1, "d_model": 128, "num_heads": 8, "attention": attention, "feedforward": moe})
     model = build_model(part, 128, 64, seed=0)

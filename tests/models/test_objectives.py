@@ -402,7 +402,7 @@ def test_a_reference_that_does_not_fit_says_so(tmp_path: Path) -> None:
         objective("selective", reference=str(tmp_path))
     architecture = resolve_part("architectures", {"name": "transformer", "d_model": 8, "num_heads": 1, "num_layers": 1})
     save_model(tmp_path / "model", build_model(architecture, V + 1, T), architecture)
-    with pytest.raises(ValueError, match=rf"has {V + 1} tokens, the model that is trained {V}; both need the same tokenizer"):
+    with pytest.raises(ValueError, match=rf"has {V + 1} tokens, the trained model {V}; both need the same tokenizer"):
         objective("selective", reference=str(tmp_path))(transformer(), batch())
 
 

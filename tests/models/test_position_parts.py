@@ -44,7 +44,7 @@ def broken(results: Any) -> list[str]:
     return [str(r) for r in results if not r.passed]
 
 
-# --- rope: pairing and fraction -------------------------------------------------------------------------------------
+# --- rope: pairs and partial rotation----------------------------------------------------------------------------------
 
 
 def test_adjacent_pairs_are_turned_as_in_the_paper() -> None:
@@ -64,12 +64,12 @@ def test_the_two_pairings_differ_in_the_order_of_dimensions_alone() -> None:
     assert not torch.allclose(turned(position({"name": "rope", "interleaved": True}), x, 9), turned(position("rope"), x, 9), atol=0.1)
 
 
-@pytest.mark.parametrize("pairing", ["half", "adjacent"])
-def test_a_fraction_turns_the_first_dimensions_as_a_narrower_head(pairing: str) -> None:
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_a_partial_rotary_factor_rotates_the_first_dimensions_as_a_narrower_head(interleaved: bool) -> None:
     x = torch.randn(D)
-    found = turned(position({"name": "rope", "partial_rotary_factor": 0.5, "pairing": pairing}), x, 7)
+    found = turned(position({"name": "rope", "partial_rotary_factor": 0.5, "interleaved": interleaved}), x, 7)
     assert torch.equal(found[D // 2 :], x[D // 2 :])
-    assert torch.equal(found[: D // 2], turned(position({"name": "rope", "pairing": pairing}, head_dim=D // 2), x[: D // 2], 7))
+    assert torch.equal(found[: D // 2], turned(position({"name": "rope", "interleaved": interleaved}, head_dim=D // 2), x[: D // 2], 7))
     assert torch.equal(turned(position({"name": "rope", "partial_rotary_factor": 0.01}), x, 7)[2:], x[2:])  # one pair at least
 
 
@@ -154,7 +154,7 @@ def test_the_trained_window_is_the_model_s_over_the_factor_unless_said() -> None
 
 
 def test_bounds_in_the_wrong_order_are_refused() -> None:
-    with pytest.raises(ValidationError, match="slow 40 must be below fast 32"):
+    with pytest.raises(ValidationError, match="beta_slow 40 must be below beta_fast 32"):
         resolve_part("positions", {"name": "rope_yarn", "beta_slow": 40})
 
 

@@ -1,4 +1,4 @@
-"""Artifact folders as a whole quickstart would leave them, with plausible made-up numbers, for looking at reports."""
+"""Artifact folders as a complete quickstart writes them, with plausible made-up numbers, to render reports from."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ENVIRONMENT = {
 }
 RECIPE = {
     "name": "quickstart",
-    "description": "The standard library's source, a small transformer, a scaling law and GRPO on sorting, in minutes.",
+    "description": "Pretraining on the standard library's source, a scaling law, and GRPO on sorting.",
     "seed": 0,
     "stages": [*STAGES, "report"],
     "pretrain": {"max_steps": 1400, "optimizer": {"name": "muon", "lr": 0.02}, "architecture": {"name": "transformer", "d_model": 256}},
@@ -45,7 +45,7 @@ PARTS = {
 def make_artifacts(root: Path, stages: tuple[str, ...] = STAGES) -> dict[str, Artifact]:
     """Finished artifacts of these stages in the workspace `root`."""
     rng = np.random.default_rng(0)
-    found = {}
+    artifacts = {}
     for i, stage in enumerate(stages):
         fingerprint = f"{i + 10:012x}"
         out = StageOutput(_folder(root, stage, fingerprint))
@@ -55,7 +55,7 @@ def make_artifacts(root: Path, stages: tuple[str, ...] = STAGES) -> dict[str, Ar
         artifact = commit(
             out,
             stage=stage,
-            label="quickstart",
+            name="quickstart",
             fingerprint=fingerprint,
             identity={},
             metrics=metrics,
@@ -65,8 +65,8 @@ def make_artifacts(root: Path, stages: tuple[str, ...] = STAGES) -> dict[str, Ar
             environment=ENVIRONMENT,
             started=time.time() - SECONDS[stage],
         )
-        found[stage] = artifact
-    return found
+        artifacts[stage] = artifact
+    return artifacts
 
 
 def _folder(root: Path, stage: str, fingerprint: str) -> Path:
@@ -102,8 +102,8 @@ def _pretrain(folder: Path, rng: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         loss = 3.9 + 4.4 * math.exp(-step / 90) + 0.9 * math.exp(-step / 700)
         rows.append({"step": step, "split": "train", "loss": loss + rng.normal(0, 0.07), "lr": 0.02, "tokens": step * 4096})
         if step % 200 == 0:
-            rows.append({"step": step, "split": "val", "loss": loss + 0.1, "bits_per_byte": (loss + 0.1) / 2.36})
-    rows.append({"step": 1400, "split": "val", "loss": 4.21, "bits_per_byte": 1.782, "whole_split": True})
+            rows.append({"step": step, "split": "validation", "loss": loss + 0.1, "bits_per_byte": (loss + 0.1) / 2.36})
+    rows.append({"step": 1400, "split": "validation", "loss": 4.21, "bits_per_byte": 1.782, "whole_split": True})
     _lines(folder / "metrics.jsonl", rows)
     text = ' __init__(self, name, *, default=None):\n        """Initialize the <b>parser</b> & its names."""\n        self._name = name\n        if default is not None:\n            self._default = default'
     _lines(folder / "samples.jsonl", [{"step": 1400, "prompt": p, "text": text} for p in ("def", "class Reader:\n    def", "import os\n\ndef")])
@@ -121,9 +121,9 @@ def _pretrain(folder: Path, rng: Any) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _probes(folder: Path, rng: Any) -> None:
-    """What probes would have written of a model of six blocks."""
+    """What the probes write for a model of six blocks."""
     folder.mkdir()
-    (folder / "first_batch.txt").write_text('The first batch: 16 windows of 256 tokens.\n--- window 0 ---\n    0 0 <bos>    312 "import"\n')
+    (folder / "first_batch.txt").write_text('The first batch: 16 sequences of 256 tokens.\n--- sequence 0 ---\n    0 0 <bos>    312 "import"\n')
     histogram = lambda scale: np.histogram(abs(rng.normal(0, scale, 4000)), [0, 0.01, 0.1, 1, 10, 100, np.inf])[0] / 4000  # noqa: E731
     streams, gradients, logits, repetition, throughput = [], [], [], [], []
     for step in (0, *range(100, 1401, 100)):
@@ -234,7 +234,7 @@ def _sft(folder: Path, rng: Any) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _rl(folder: Path, rng: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    rows: list[dict[str, Any]] = [{"step": 0, "split": "val", "accuracy": 0.48, "accuracy_greedy": 0.55}]
+    rows: list[dict[str, Any]] = [{"step": 0, "split": "validation", "accuracy": 0.48, "accuracy_greedy": 0.55}]
     for step in range(1, 81):
         rise = 1 - math.exp(-step / 22)
         rows.append(
@@ -247,7 +247,7 @@ def _rl(folder: Path, rng: Any) -> tuple[dict[str, Any], dict[str, Any]]:
                 "length": 6.0 + rng.normal(0, 0.1),
             }
         )
-    rows.append({"step": 80, "split": "val", "accuracy": 0.81, "accuracy_greedy": 0.86})
+    rows.append({"step": 80, "split": "validation", "accuracy": 0.81, "accuracy_greedy": 0.86})
     _lines(folder / "metrics.jsonl", rows)
     rollouts = [
         {"step": s, "prompt": "sort 72914=", "completion": c, "answer": "12479", "reward": r}
@@ -270,9 +270,9 @@ def _evaluate(folder: Path, rng: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         "task_accuracy": {s: {"sampled": share(v), "greedy": share(min(1.0, v * 1.06))} for s, v in sampled.items()},
     }
     about = {
-        "bits_per_byte": {"title": "Held-out text, bits per byte", "better": "lower", "percent": False},
-        "python_parses": {"title": "Sampled functions that parse", "better": "higher", "percent": True},
-        "task_accuracy": {"title": "Held-out sort problems solved", "better": "higher", "percent": True},
+        "bits_per_byte": {"title": "Validation loss, bits per byte", "better": "lower", "percent": False},
+        "python_parses": {"title": "Valid Python functions", "better": "higher", "percent": True},
+        "task_accuracy": {"title": "Accuracy on held-out sort problems", "better": "higher", "percent": True},
     }
     good = "\n\ndef get_default(self, name):\n    if name in self._data:\n        return self._data[name]\n    raise KeyError(name)"
     bad = "\n\ndef parse(line):\n    <script>alert('never runs')</script>\n    return ((line"

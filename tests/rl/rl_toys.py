@@ -14,8 +14,8 @@ from feebcore.config import NoOptions
 from feebcore.model.build import build_model
 from feebcore.parts import Part, resolve_part
 from feebcore.protocols import Problem
+from feebcore.rl.config import RlConfig
 from feebcore.specs import OptimizerSpec, ScheduleSpec, TaskSpec
-from feebcore.stages.rl import RlConfig
 
 
 class CharTokenizer:
@@ -47,7 +47,7 @@ class EmitTask:
         digits = "".join(map(str, rng.integers(0, 10, 3)))
         return Problem(digits + "=", "aa", digits)
 
-    def reward(self, instance: Problem, completion: str) -> float:
+    def reward(self, problem: Problem, completion: str) -> float:
         return completion.count("a") / max(self.max_completion_tokens - 1, 1)
 
 
