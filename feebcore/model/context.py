@@ -40,7 +40,7 @@ class ForwardContext:
 
     position: Position
     prepared: Any = None
-    masks: Masks = field(default_factory=Masks)
+    masks: Masks = Masks()
     cache: Cache | None = None
     tokens_BT: Tensor | None = None
     positions_BT: Tensor | None = None

@@ -80,7 +80,7 @@ def test_an_unknown_part_is_explained(saved: Path) -> None:
 def test_an_altered_file_of_a_finished_artifact_is_refused(saved: Path) -> None:
     file = saved / "model.safetensors"
     entry = {"size": file.stat().st_size, "sha256": sha256_file(file)}
-    manifest = {"schema": 1, "stage": "pretrain", "label": "x", "fingerprint": "a" * 12, "digest": "", "inputs": {}, "metrics": {}}
+    manifest = {"schema": 2, "stage": "pretrain", "name": "x", "makes": ["model"], "fingerprint": "a" * 12, "digest": "", "inputs": {}, "metrics": {}}
     manifest["files"] = {"model/model.safetensors": entry}
     (saved.parent / "manifest.json").write_text(json.dumps(manifest))
     load_model(saved)

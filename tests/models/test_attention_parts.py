@@ -235,7 +235,7 @@ def test_sharing_layers_keep_one_slot_a_group_beside_other_layers() -> None:
 
 
 def test_a_layer_without_keys_says_who_should_have_made_them() -> None:
-    with pytest.raises(FeebError, match=r"layer 1 has no keys of its own.*share: 1"):
+    with pytest.raises(FeebError, match=r"layer 1 has no keys of its own.*kv_share_layers: 1"):
         alone("cross_layer", layer=1)(some_x(), ForwardContext(Position()))
 
 
