@@ -88,8 +88,8 @@ def check_training(section: TrainSection) -> list[str]:
         at = int(path.name.rpartition("-")[2])
         if at >= section.max_steps:
             problems.append(f"max_steps: {section.max_steps} is not beyond step {at}, from which this branches (branch_from)")
-    if section.keep_best and not section.eval_every:
-        problems.append("keep_best: it needs looks at held-out text; set eval_every")
+    if section.keep_best and not section.validation_every:
+        problems.append("keep_best: it needs validation; set validation_every")
     ranks = section.parallel.ranks
     if ranks > 1 and section.batch_size % ranks:
         problems.append(f"batch_size: {section.batch_size} windows do not divide over {ranks} ranks")
@@ -98,9 +98,7 @@ def check_training(section: TrainSection) -> list[str]:
     if section.weight_decay_schedule and getattr(section.optimizer.config, "weight_decay", None) == 0:
         problems.append("weight_decay_schedule: the optimizer's weight_decay is 0, so there is nothing to schedule")
     for key in ("schedule", "optimizer", "data_order"):
-        part_check = getattr(getattr(section, key).config, "check_run", None)  # parts may have a say about the run's length
-        if part_check is not None:
-            problems += [f"{key}.{text}" for text in part_check(section.max_steps)]
+        problems += [f"{key}.{text}" for text in getattr(section, key).config.check_run(section.max_steps)]
     return problems
 
 

@@ -46,7 +46,7 @@ class RlConfig(StageConfig):
     keep_checkpoints: Observation[Annotated[int, Field(ge=1)]] = 2
     log_every: Observation[Annotated[int, Field(ge=1)]] = 1
     log_rollouts: Observation[Annotated[int, Field(ge=0)]] = 4  # samples kept of each logged step
-    eval_every: Observation[Annotated[int, Field(ge=0)]] = 0  # steps between held-out accuracies; 0: before and after only
+    validation_every: Observation[Annotated[int, Field(ge=0)]] = 0  # steps between held-out accuracies; 0: before and after only
 
 
 def check(section: RlConfig, recipe: Recipe) -> list[str]:

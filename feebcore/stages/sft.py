@@ -32,7 +32,7 @@ class SftConfig(StageConfig):
     eval_prompts: int = Field(512, ge=1)  # held-out problems of the accuracies at the end
     seed: int = Field(0, ge=0)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    on_bad_step: Literal["stop", "skip"] = "stop"  # when loss or gradient is not finite
+    on_nonfinite: Literal["stop", "skip"] = "stop"  # when loss or gradient is not finite
 
     device: Execution[Literal["auto", "cpu", "cuda"]] = "auto"
     compile: Execution[Literal["auto", "on", "off"]] = "off"

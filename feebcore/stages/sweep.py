@@ -22,7 +22,7 @@ from feebcore.train.config import TrainSection
 if TYPE_CHECKING:
     from feebcore.recipe import Recipe
 
-CELL_DEFAULTS: dict[str, Any] = {"callbacks": ["metrics"], "compile": "off", "checkpoint_every": 0, "eval_every": 0}
+CELL_DEFAULTS: dict[str, Any] = {"callbacks": ["metrics"], "compile": "off", "checkpoint_every": 0, "validation_every": 0}
 """Of `train:` where it does not say otherwise: cells are small and many."""
 
 

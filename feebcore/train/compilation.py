@@ -25,7 +25,7 @@ def has_compiler(device: torch.device) -> bool:
     return any(shutil.which(c) for c in (os.environ.get("CXX", ""), "g++", "clang++", "c++") if c)
 
 
-def decide(wanted: str, device: torch.device, precision: str, training_flops: float, steps: int) -> tuple[bool, str]:
+def should_compile(wanted: str, device: torch.device, precision: str, training_flops: float, steps: int) -> tuple[bool, str]:
     """Compile or not, and a sentence when the wish cannot be met. From shape and length alone, never from a clock, so
     that the same recipe takes the same path twice."""
     if wanted == "off":

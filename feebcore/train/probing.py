@@ -1,7 +1,7 @@
-"""How a probe looks at a model while it is trained: a forward pass of its own, on the same windows every time.
+"""How a probe runs the model during training: a forward pass of its own, on the same sequences every time.
 
 The pass is without gradients, eager, in evaluation mode and in the run's precision; hooks stay only as long as it
-takes. So the training's compiled code, its random numbers and its weights never see that anyone looked.
+takes. So the training's compiled code, its random numbers and its weights are not affected.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ EDGES = (0.01, 0.1, 1.0, 10.0, 100.0)
 
 
 @contextlib.contextmanager
-def looking(run: RunContext) -> Iterator[nn.Module]:
+def eval_mode(run: RunContext) -> Iterator[nn.Module]:
     """The run's model for forward passes inside; afterwards it is as it was."""
     was_training = run.model.training
     run.model.eval()
@@ -37,8 +37,8 @@ def looking(run: RunContext) -> Iterator[nn.Module]:
         run.model.train(was_training)
 
 
-def first_windows(run: RunContext, number: int) -> Batch:
-    """The first windows of the run's first batch, on its device: rows of tokens [B,T] and what belongs to them."""
+def first_sequences(run: RunContext, number: int) -> Batch:
+    """The first sequences of the run's first batch, on its device: rows of tokens [B,T] and what belongs to them."""
     batch = run.data.batch(0)
     fields = {f.name: getattr(batch, f.name) for f in dataclasses.fields(Batch)}
     return Batch(**{k: None if v is None else v[:number].to(run.device) for k, v in fields.items()})  # type: ignore[arg-type]

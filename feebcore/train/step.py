@@ -6,7 +6,6 @@ import collections
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +13,10 @@ from torch.utils.checkpoint import checkpoint
 
 from feebcore.errors import FeebError
 from feebcore.model.precision import autocast
+from feebcore.model.tensors import blocks_of
 from feebcore.protocols import Batch, Objective
 from feebcore.train import compilation
-from feebcore.train.parallel import Parallel
+from feebcore.train.parallel import Strategy
 
 Sums = tuple[Tensor, Tensor, dict[str, Tensor]]
 
@@ -37,15 +37,15 @@ class LossModule(nn.Module):
         return output.loss_sum, output.count, output.metrics
 
 
-class Gradients:
+class GradientAccumulator:
     """Adds up the gradient of one batch. size: windows held at once; 0: this rank's whole batch, or what fits in memory."""
 
-    def __init__(self, module: LossModule, parallel: Parallel, size: int, log: Callable[[str], None]) -> None:
+    def __init__(self, module: LossModule, parallel: Strategy, size: int, log: Callable[[str], None]) -> None:
         self.module, self.parallel, self.size, self.log = module, parallel, size, log
         self.wrapped = parallel.wrap(module)
         self.forward: Callable[..., Sums] = self.wrapped
         self.compiled = False
-        self.proven = False  # forward and backward have run once
+        self.warmed_up = False  # forward and backward have run once
 
     def compile(self) -> None:
         self.compiled, self.forward = True, self.parallel.compile(self.wrapped, lambda forward: compilation.compiled(forward))
@@ -55,14 +55,14 @@ class Gradients:
         in the first step, is put right and told; later ones are errors."""
         while True:
             try:
-                found = self._add(batch, divisor, seed)
+                sums = self._add(batch, divisor, seed)
             except Exception as error:
-                if self.proven or not (self._smaller(batch, error) or self._uncompiled(error)):
+                if self.warmed_up or not (self._smaller(batch, error) or self._uncompiled(error)):
                     raise
                 self.module.zero_grad(set_to_none=True)
                 continue
-            self.proven = True
-            return found
+            self.warmed_up = True
+            return sums
 
     def _add(self, batch: Batch, divisor: float, seed: int) -> Sums:
         torch.manual_seed(seed)
@@ -124,9 +124,3 @@ def checkpoint_activations(model: nn.Module) -> int:
     for block in blocks:
         block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
     return len(blocks)
-
-
-def blocks_of(model: Any) -> list[nn.Module]:
-    """The residual blocks of a transformer: the members of the lists that `model.stack` itself holds, each once."""
-    lists = [m for m in getattr(model, "stack", nn.Module()).children() if isinstance(m, nn.ModuleList)]
-    return list(dict.fromkeys(block for one in lists for block in one))

@@ -29,7 +29,7 @@ def rows_of(folder: Path, probe: str) -> list[dict]:
 
 
 def test_logits_are_described_as_numpy_would(tmp_path):
-    the_section = section(callbacks=[{"name": "logits", "every": 100, "windows": B}], max_steps=1)
+    the_section = section(callbacks=[{"name": "logits", "every": 100, "sequences": B}], max_steps=1)
     run(tmp_path, the_section, checkpoint=False, save=False)
     row = rows_of(tmp_path, "logits")[0]
     model = build_model(the_section.architecture, VOCAB, T, the_section.seed, torch.device("cpu")).eval()
@@ -107,7 +107,7 @@ def test_greedy_text_is_greedy_and_sampled_text_is_not(tmp_path, monkeypatch):
     kept: list[list[list[int]]] = []
     original = repetition.measure
     monkeypatch.setattr(repetition, "measure", lambda texts: kept.append(texts) or original(texts))
-    part = {"name": "repetition", "every": 1000, "windows": 8, "prompt_tokens": 4}
+    part = {"name": "repetition", "every": 1000, "sequences": 8, "prompt_tokens": 4}
     model = run(tmp_path, section(callbacks=[part], max_steps=100), checkpoint=False, save=False).model
     greedy, sampled, text = kept[-3:]
     prompts = Cycle().batch(0).tokens[:, :4]

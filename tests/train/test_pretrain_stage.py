@@ -26,7 +26,7 @@ pretrain:
   seq_len: 32
   batch_size: 4
   max_steps: 6
-  eval_every: 3
+  validation_every: 3
   checkpoint_every: 2
   log_every: 2
   threads: 1
@@ -103,7 +103,7 @@ def test_an_altered_token_shard_is_refused(recipe, tmp_path):
         ("download.held_out_sources=[web]", "held_out_sources: no source 'web'"),
         ("download.held_out_sources=[files]", "every source is held out"),
         ("pretrain.architecture=byte_patches tokenizer.tokenizer=char", "patches with boundaries words reads tokens as bytes, and the tokenizer is char"),
-        ("pretrain.keep_best=1 pretrain.eval_every=0", "keep_best: it needs looks"),
+        ("pretrain.keep_best=1 pretrain.validation_every=0", "keep_best: it needs validation"),
         ("pretrain.weight_decay_schedule=linear pretrain.optimizer={name: adamw, weight_decay: 0}", "weight_decay is 0"),
     ],
 )
@@ -131,13 +131,13 @@ def test_what_the_final_score_looks_at_is_part_of_the_identity(recipe):
     """It decides val_bits_per_byte, and in a sweep the losses that the law is fitted to."""
     from feebcore.config import identity_of
 
-    assert identity_of(load(recipe, ["pretrain.eval_stride=8"]).stages["pretrain"].section)["eval_stride"] == 8
+    assert identity_of(load(recipe, ["pretrain.validation_stride=8"]).stages["pretrain"].section)["validation_stride"] == 8
 
 
 def test_a_stop_while_it_looks_at_held_out_text_saves_at_once_and_looks_again(recipe, tmp_path, monkeypatch):
     from feebcore.train import heldout
 
-    changed = ["pretrain.checkpoint_every=0", "pretrain.eval_tokens=64", "pretrain.callbacks=[metrics]"]
+    changed = ["pretrain.checkpoint_every=0", "pretrain.validation_tokens=64", "pretrain.callbacks=[metrics]"]
     whole = run_all(load(recipe, changed), Workspace(tmp_path / "whole"))["pretrain"]
     looks = 0
     parts = heldout.micro_batches
@@ -159,7 +159,7 @@ def test_a_stop_while_it_looks_at_held_out_text_saves_at_once_and_looks_again(re
 
 
 def test_the_best_checkpoint_is_kept_whenever_it_is_looked_at(recipe, tmp_path):
-    changed = ["pretrain.checkpoint_every=5", "pretrain.eval_every=2", "pretrain.keep_best=1", "pretrain.keep_checkpoints=1", "pretrain.max_steps=9"]
+    changed = ["pretrain.checkpoint_every=5", "pretrain.validation_every=2", "pretrain.keep_best=1", "pretrain.keep_checkpoints=1", "pretrain.max_steps=9"]
     run = run_all(load(recipe, changed), Workspace(tmp_path / "ws"))["pretrain"]
     looked = {row["step"]: row["loss"] for row in read_jsonl(run.path / "metrics.jsonl") if row["split"] == "val" and not row.get("whole_split")}
     best = min(looked, key=looked.__getitem__)

@@ -8,8 +8,8 @@ from small_run import VOCAB, B, Cycle, T, run, section
 
 from feebcore.errors import FeebError
 from feebcore.model.build import build_model
+from feebcore.model.tensors import blocks_of
 from feebcore.train.ema import WeightAverage
-from feebcore.train.step import blocks_of
 
 
 class Cramped(torch.nn.Module):
@@ -89,8 +89,9 @@ def test_the_average_of_weights_follows_its_formula():
         average.update(step)
         decay = min(0.9, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * step
-    with average.applied():
-        assert layer.weight.item() == pytest.approx(expected, rel=1e-5)
+    average.use_eval_weights()
+    assert layer.weight.item() == pytest.approx(expected, rel=1e-5)
+    average.use_train_weights()
     assert layer.weight.item() == 199
 
 
