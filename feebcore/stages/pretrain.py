@@ -92,9 +92,9 @@ def check_training(section: TrainSection) -> list[str]:
         problems.append("keep_best: it needs validation; set validation_every")
     ranks = section.parallel.ranks
     if ranks > 1 and section.batch_size % ranks:
-        problems.append(f"batch_size: {section.batch_size} windows do not divide over {ranks} ranks")
+        problems.append(f"batch_size: {section.batch_size} sequences do not divide over {ranks} ranks")
     elif ranks > 1 and section.micro_batch and section.batch_size // ranks % section.micro_batch:
-        problems.append(f"micro_batch: {section.micro_batch} does not divide the {section.batch_size // ranks} windows of a rank")
+        problems.append(f"micro_batch: {section.micro_batch} does not divide the {section.batch_size // ranks} sequences of a rank")
     if section.weight_decay_schedule and getattr(section.optimizer.config, "weight_decay", None) == 0:
         problems.append("weight_decay_schedule: the optimizer's weight_decay is 0, so there is nothing to schedule")
     for key in ("schedule", "optimizer", "data_order"):

@@ -101,14 +101,19 @@ def each_parameter_in_one_group(subject: Candidate) -> None:
     require(all(n == 1 for n in counts.values()), f"groups that hold the parameter of each role: {counts}")
 
 
-@check("optimizers", meaning="Weights move at rate 0, so warm-up and decay do not reach that path; it has a rate of its own instead of reading group['lr'].")
+@check(
+    "optimizers",
+    meaning="Weights move at learning rate 0, so warm-up and decay do not reach that path; it has a learning rate of its own instead of reading group['lr'].",
+)
 def rate_zero_changes_nothing(subject: Candidate) -> None:
-    found = displacement(subject, lambda g: g.update(lr=0.0))
-    moved = [role for role, (before, after) in found.items() if not torch.equal(before, after)]
-    require(not moved, f"role {', '.join(moved)} moved at rate 0")
+    paths = displacement(subject, lambda g: g.update(lr=0.0))
+    moved = [role for role, (before, after) in paths.items() if not torch.equal(before, after)]
+    require(not moved, f"role {', '.join(moved)} moved at learning rate 0")
 
 
-@check("optimizers", meaning="Half the rate is not half the step, so a schedule does not do what it says; the rate was copied when the optimizer was made.")
+@check(
+    "optimizers", meaning="Half the learning rate is not half the step, so a schedule has no effect; the learning rate was copied when the optimizer was made."
+)
 def steps_follow_the_rate(subject: Candidate) -> None:
     def small(part: float) -> Callable[[dict[str, Any]], None]:
         return lambda g: g.update(lr=1e-3 * part, **({"weight_decay": 0.0} if "weight_decay" in g else {}))
@@ -116,7 +121,7 @@ def steps_follow_the_rate(subject: Candidate) -> None:
     full, half = displacement(subject, small(1.0)), displacement(subject, small(0.5))
     for role, (before, after) in full.items():
         ratio = float((after - before).norm() / (half[role][1] - before).norm())
-        require(1.9 < ratio < 2.1, f"role {role} moves {ratio:.2f} times as far at twice the rate")
+        require(1.9 < ratio < 2.1, f"role {role} moves {ratio:.2f} times as far at twice the learning rate")
 
 
 @check("optimizers", meaning="Weight decay that a group asks for does nothing, grows the weights, or cannot be switched off: a sign, or an option read once.")
@@ -190,21 +195,21 @@ def evaluation_is_undone(subject: Candidate) -> None:
         require(same, f"after step {step + 1}, use_eval_weights() and use_train_weights() leave other weights behind")
 
 
-@check("schedules", meaning="The rate depends on more than the step, or leaves 0..1, so a resumed run differs or diverges.")
+@check("schedules", meaning="The learning rate depends on more than the step, or leaves 0..1, so a resumed run differs or diverges.")
 def pure_and_bounded(subject: Candidate) -> None:
     first, second = subject.part.build(total_steps=STEPS), subject.part.build(total_steps=STEPS)
     rates = [first(step) for step in range(STEPS + 1)]
     backwards = [second(step) for step in reversed(range(STEPS + 1))][::-1]
-    require(rates == backwards, "asking for the steps in another order gives other rates")
+    require(rates == backwards, "asking for the steps in another order gives other learning rates")
     require(all(math.isfinite(r) and 0.0 <= r <= 1.0 for r in rates), f"rates from {min(rates)} to {max(rates)}")
-    require(max(rates) > 0.5, f"the rate never gets above {max(rates)} of its peak")
+    require(max(rates) > 0.5, f"the learning rate never gets above {max(rates)} of its peak")
 
 
 @check("schedules", meaning="Warm-up does not rise, so the first steps can blow the model up.")
 def warms_up(subject: Candidate) -> None:
     rates = [subject.part.build(total_steps=STEPS)(step) for step in range(STEPS)]
     peak = rates.index(max(rates))
-    require(all(a <= b for a, b in itertools.pairwise(rates[: peak + 1])), f"the rate falls before its peak at step {peak}")
+    require(all(a <= b for a, b in itertools.pairwise(rates[: peak + 1])), f"the learning rate falls before its peak at step {peak}")
 
 
 @check("schedules", meaning="Very short runs fail or never train.")
@@ -214,15 +219,15 @@ def short_runs(subject: Candidate) -> None:
         require(all(0.0 <= r <= 1.0 for r in rates) and max(rates) > 0, f"rates {rates} in a run of {total} steps")
 
 
-@check("schedules", meaning="Steps are spent at a rate of zero: a warm-up that begins at 0, or a decay that ends one step early, is off by one.")
+@check("schedules", meaning="Steps are spent at a learning rate of zero: a warm-up that begins at 0, or a decay that ends one step early, is off by one.")
 def no_step_is_wasted(subject: Candidate) -> None:
     rates = [subject.part.build(total_steps=STEPS)(step) for step in range(STEPS)]
     wasted = [step for step, rate in enumerate(rates) if rate <= 0]
-    require(not wasted, f"the rate is 0 at step {', '.join(map(str, wasted[:5]))} of {STEPS}")
+    require(not wasted, f"the learning rate is 0 at step {', '.join(map(str, wasted[:5]))} of {STEPS}")
     require(sum(rates) / STEPS > 0.05, f"the mean rate is {sum(rates) / STEPS:.3f} of the peak")
 
 
-@check("schedules", meaning="Beyond its end the rate leaves 0..1 or fails, so a run that is extended or asks one step too far breaks.")
+@check("schedules", meaning="Beyond its end the learning rate leaves 0..1 or fails, so a run that is extended or asks one step too far breaks.")
 def defined_past_the_end(subject: Candidate) -> None:
     multiplier = subject.part.build(total_steps=STEPS)
     for step in (STEPS, STEPS + 1, 10 * STEPS):
@@ -233,10 +238,10 @@ ROLES = ("matrix", "embedding", "lm_head", "vector")
 
 
 def factors(scale: LRScale) -> dict[str, float]:
-    return {f"{what} of {role}": of(role) for what, of in (("rate", scale.of), ("weight decay", scale.decay_of)) for role in ROLES}
+    return {f"{what} of {role}": of(role) for what, of in (("learning rate", scale.of), ("weight decay", scale.decay_of)) for role in ROLES}
 
 
-@check("lr_scalings", meaning="A rate becomes zero, negative or infinite at some size; look for a subtraction, or a size that may be 0.")
+@check("lr_scalings", meaning="A factor becomes zero, negative or infinite at some size; look for a subtraction, or a size that may be 0.")
 def factors_are_positive(subject: Candidate) -> None:
     rule = subject.part.build()
     for shape in itertools.product((0, 64, 8192), (0, 1, 96), (256, 2**22), (1, 10**6)):
@@ -244,7 +249,7 @@ def factors_are_positive(subject: Candidate) -> None:
             require(math.isfinite(factor) and factor > 0, f"{name} is multiplied by {factor} at width, layers, batch, steps {shape}")
 
 
-@check("lr_scalings", meaning="At the size where rates were found they change anyway; a constant slipped in, or a ratio stands upside down.")
+@check("lr_scalings", meaning="At the size where learning rates were tuned they change anyway; a constant slipped in, or a ratio stands upside down.")
 def identity_at_the_reference(subject: Candidate) -> None:
     sizes = {"d_model": "reference_width", "num_layers": "reference_layers", "batch_tokens": "reference_batch_tokens", "steps": "reference_steps"}
     known = {size: getattr(subject.part.config, option, 0) for size, option in sizes.items()}

@@ -38,7 +38,7 @@ FORMAT = 3
 Extras = dict[str, dict[str, Tensor]]
 
 _writing: dict[Path, threading.Thread] = {}
-"""Checkpoints that this process has not finished writing, by folder: a run that failed may be begun again beside them."""
+"""Checkpoints that this process has not finished writing, by folder: a run that failed may be started again while they are written."""
 
 
 @dataclass
@@ -76,7 +76,7 @@ class Checkpointer:
     """Writes and reads the checkpoints of one run.
 
     save: copies the state before it returns and writes it in a thread of its own (`asynchronous`), one at a time; what
-    goes wrong there is raised by the next `save` or `wait`. Kept are the newest `keep`, every step divisible by
+    goes wrong there is raised by the next `save` or `wait`. It keeps the newest `keep`, every step divisible by
     `keep_every`, and the `keep_best` with the lowest metric. Every rank must make one and call it alike.
     """
 
@@ -208,7 +208,7 @@ class Checkpointer:
                 raise ArtifactError(problem + (f" (rank {rank})" if len(problems) > 1 else ""))
 
     def _remove_old(self, step: int) -> None:
-        """All but what is to stay, now that the checkpoint of `step` is there. Later ones are of a way that the run has left."""
+        """Remove what is not to stay, now that the checkpoint of `step` is there. Later ones are from before a rollback."""
         for path in checkpoints(self.root.parent):
             if step_of(path) > step:
                 shutil.rmtree(path, ignore_errors=True)

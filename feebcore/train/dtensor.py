@@ -1,4 +1,4 @@
-"""Sharded tensors (DTensor, arXiv:2304.11277): a rank holds a slice along the first dimension, and here is which.
+"""Sharded tensors (DTensor, arXiv:2304.11277): each rank holds a slice along one dimension.
 
 Elementwise work runs on a rank's own shard (`local_shard`), matrix work on the gathered tensor (`gather_full`), whose result
 each rank cuts down again (`slice_like`). Imports nothing of feebcore.

@@ -40,7 +40,7 @@ COLLECTIVE_TIMEOUT = datetime.timedelta(hours=1)
 
 
 class Channel:
-    """Short texts between ranks, beside the training: a group of its own, so that a thread may use it."""
+    """Short texts between ranks, in a process group of its own, so that a thread may use it during training."""
 
     def __init__(self, group: Any = None) -> None:
         self._group = group
@@ -233,7 +233,7 @@ def make_parallel(section: Any, device: torch.device) -> Strategy:
             )
         return SingleProcess(device)
     if section.batch_size % world:
-        raise FeebError(f"batch_size: {section.batch_size} windows do not divide over {world} ranks")
+        raise FeebError(f"batch_size: {section.batch_size} sequences do not divide over {world} ranks")
     device = local_device(device)
     owns = not dist.is_initialized()
     if owns:

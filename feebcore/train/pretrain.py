@@ -1,4 +1,4 @@
-"""Train one model: what stage pretrain, every sweep cell and sft call."""
+"""Train one model: what stages pretrain, sweep and sft call."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def _whole(section: TrainSection, model: nn.Module, vocab_size: int, parallel: S
 
 
 def build_optimizer(section: TrainSection, model: nn.Module) -> Optimizer:
-    """The optimizer part over the model's parameters by role and rule, its rates scaled by the learning-rate scaling."""
+    """The optimizer part over the model's parameters by role and override, with scaled learning rates."""
     return optimizer_schedules.build_optimizer(section.optimizer, param_groups(model, frozen=True), section.param_groups, _lr_scale(section, model))
 
 

@@ -38,7 +38,7 @@ class LossModule(nn.Module):
 
 
 class GradientAccumulator:
-    """Adds up the gradient of one batch. size: windows held at once; 0: this rank's whole batch, or what fits in memory."""
+    """Adds up the gradient of one batch. size: sequences held at once; 0: this rank's whole batch, or what fits in memory."""
 
     def __init__(self, module: LossModule, parallel: Strategy, size: int, log: Callable[[str], None]) -> None:
         self.module, self.parallel, self.size, self.log = module, parallel, size, log
@@ -52,7 +52,7 @@ class GradientAccumulator:
 
     def add(self, batch: Batch, divisor: float, seed: int) -> Sums:
         """Backward of loss_sum / divisor through the batch; returns the sums. A compile that fails, or memory that runs out
-        in the first step, is put right and told; later ones are errors."""
+        in the first step, is handled and logged; later ones are errors."""
         while True:
             try:
                 sums = self._add(batch, divisor, seed)
@@ -84,11 +84,11 @@ class GradientAccumulator:
             return False
         size = self.size or len(batch.tokens)
         if size == 1:
-            raise FeebError("not one window fits in memory; lower seq_len or the model's size, or set activation_checkpointing: true") from error
+            raise FeebError("not one sequence fits in memory; lower seq_len or the model's size, or set activation_checkpointing: true") from error
         if self.parallel.world > 1:  # ranks must agree; this one cannot speak for the others
-            raise FeebError(f"{size} windows do not fit in the memory of rank {self.parallel.rank}; set micro_batch to {size // 2} or less") from error
+            raise FeebError(f"{size} sequences do not fit in the memory of rank {self.parallel.rank}; set micro_batch to {size // 2} or less") from error
         self.size = next(s for s in range(size // 2, 0, -1) if len(batch.tokens) % s == 0)
-        self.log(f"{size} windows at once do not fit in memory; going on with micro_batch: {self.size}")
+        self.log(f"{size} sequences at once do not fit in memory; continuing with micro_batch: {self.size}")
         if self.module.device.type == "cuda":
             torch.cuda.empty_cache()
         return True
@@ -102,7 +102,7 @@ class GradientAccumulator:
 
 
 def micro_batches(batch: Batch, size: int, device: torch.device) -> Iterator[Batch]:
-    """The batch in slices of `size` windows, on the device."""
+    """The batch in slices of `size` sequences, on the device."""
     for i in range(0, len(batch.tokens), size):
         fields = {f.name: getattr(batch, f.name) for f in dataclasses.fields(Batch)}
         cut = {k: None if v is None else v[i : i + size].to(device, non_blocking=True) for k, v in fields.items()}

@@ -13,7 +13,7 @@ from feebcore.train.ema import WeightAverage
 
 
 class Cramped(torch.nn.Module):
-    """Stands in for memory that holds `rows` windows; only a full machine could show it otherwise."""
+    """Stands in for memory that holds `rows` sequences; only a full machine could show it otherwise."""
 
     def __init__(self, rows: int) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ def test_a_resumed_run_keeps_the_micro_batch_it_found(tmp_path):
 
 
 def test_one_window_that_does_not_fit_is_explained(tmp_path):
-    with pytest.raises(FeebError, match=r"not one window fits.*activation_checkpointing"):
+    with pytest.raises(FeebError, match=r"not one sequence fits.*activation_checkpointing"):
         run(tmp_path, model=cramped(rows=0)[0])
 
 

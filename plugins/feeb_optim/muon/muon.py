@@ -4,7 +4,8 @@
     W -= lr sqrt(max(1, rows / columns)) NewtonSchulz5(u)              NewtonSchulz5(U S V^T) ~ U V^T
 
 for the role 'matrix'; AdamW for the other roles. NorMuon (arXiv:2510.05491) divides each row of NewtonSchulz5(u) by the
-root of an average of its mean square and then brings the matrix back to the norm it had, so that rates are those of Muon.
+root of an average of its mean square and then brings the matrix back to the norm it had, so that Muon's learning rates
+apply.
 
 Matrices of one shape, transposed or not, are orthogonalized as one batch, in bf16 where the hardware has it (`ns_precision`): 9 ms a step
 for twelve 256 x 256 matrices on two cores, 46 ms in fp32. FSDP ones are gathered, and every rank does all of it.

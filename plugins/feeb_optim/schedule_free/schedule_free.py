@@ -77,8 +77,8 @@ class ScheduleFreeAdamW(Optimizer):
         for p in parameters:
             if "z" not in self.state[p]:
                 self.state[p]["z"] = local_shard(p).clone()
-        kept = [state_of(self, parameters, key) for key in ("z", "exp_avg_sq")]
-        for y, gradients, z, squares in cache_blocks(shards_of(parameters), gradients_of(parameters), *kept):
+        state = [state_of(self, parameters, key) for key in ("z", "exp_avg_sq")]
+        for y, gradients, z, squares in cache_blocks(shards_of(parameters), gradients_of(parameters), *state):
             torch._foreach_mul_(squares, beta2)
             torch._foreach_addcmul_(squares, gradients, gradients, value=1 - beta2)
             sizes = torch._foreach_div(squares, 1 - beta2**step)

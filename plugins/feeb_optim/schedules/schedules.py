@@ -1,8 +1,8 @@
-"""Rate multipliers as pure functions of the step: `multiplier(step)` for step 0 .. total_steps - 1.
+"""Learning-rate multipliers as pure functions of the step: `multiplier(step)` for step 0 .. total_steps - 1.
 
-A warmup of w steps gives (step + 1) / w. A decay runs over the remaining steps and would reach its final fraction at
-`total_steps`, one past the last step, so that no step is spent at a rate of zero. Below, `part` is the share of a decay
-that is over, from 0 to 1.
+A warm-up of w steps gives (step + 1) / w. A decay runs over the remaining steps and would reach its final fraction at
+`total_steps`, one past the last step, so that no step is spent at a learning rate of zero. Below, `part` is the
+share of a decay that is over, from 0 to 1.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def wsd(config: WsdConfig, context: BuildContext) -> Schedule:
 
 
 def wsd_s(config: WsdSConfig, context: BuildContext) -> Schedule:
-    """The full rate again right after each decay (arXiv:2410.05192, Section 4), so that one run has a checkpoint for each end."""
+    """The peak learning rate again right after each decay (arXiv:2410.05192, Section 4), so that one run has a checkpoint for each end."""
     total_steps = context.total_steps
     warmup = config.warmup(total_steps)
     ends = [round(end * total_steps) for end in config.ends]
@@ -91,7 +91,7 @@ def power(config: PowerConfig, context: BuildContext) -> Schedule:
 
 
 def sequential(config: SequentialConfig, context: BuildContext) -> Schedule:
-    """Each piece counts its steps from its own beginning; past the end, the last one goes on."""
+    """Each piece counts its steps from its own beginning; past the end, the last one continues."""
     lengths = config.lengths(context.total_steps)
     schedules = [(p.schedule.build(context, total_steps=n), p.scale) for p, n in zip(config.pieces, lengths, strict=True)]
     begins = [0, *itertools.accumulate(lengths)][:-1]

@@ -1,4 +1,4 @@
-"""A progress line with loss and rate."""
+"""A progress line with loss and tokens per second."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from feebcore.train.callbacks import Callback
 
 
 class ProgressBar(Callback):
-    """State: none that matters; the rate is a running mean of this process."""
+    """State: none that matters; tokens per second are a running mean of this process."""
 
     rate = 0.0
 
