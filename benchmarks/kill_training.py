@@ -65,7 +65,7 @@ def feeb_callbacks():
     yield feeb.CallbackSpec("watch", build=build, summary="Tells what training does.")
 
 
-def build(config):
+def build(config, context):
     from feebcore.train.callbacks import Callback
 
     class Watch(Callback):

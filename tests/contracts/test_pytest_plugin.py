@@ -11,12 +11,12 @@ from pathlib import Path
 PLUGIN = """
 import feebcore as feeb
 
-def late(config, total):
-    return lambda step: min(1.0, step / 10 if total > 5 else 1.0)
+def late(config, context):
+    return lambda step: min(1.0, step / 10 if context.total_steps > 5 else 1.0)
 
 @feeb.hookimpl
 def feeb_schedules():
-    yield feeb.ScheduleSpec("sound", build=lambda config, total: lambda step: max(0.0, 1 - step / total), summary="Falls in a line.")
+    yield feeb.ScheduleSpec("sound", build=lambda config, context: lambda step: max(0.0, 1 - step / context.total_steps), summary="Falls in a line.")
     yield feeb.ScheduleSpec("from_zero", build=late, summary="Begins at a rate of zero in long runs.")
 """
 
