@@ -321,9 +321,8 @@ def read_state(path: Path) -> dict[str, Any]:
     if digest_of(state) != digest:
         raise ArtifactError("state.json was altered")
     if state["format"] != FORMAT:
-        raise FeebError(
-            f"{path} has checkpoint format {state['format']}, and this version of feeb reads format {FORMAT} only; train it again, or use the feeb that wrote it"
-        )
+        what = f"{path} has checkpoint format {state['format']}, and this version of feeb reads format {FORMAT} only"
+        raise FeebError(f"{what}; remove it to start anew, or use the version that wrote it")
     return state
 
 

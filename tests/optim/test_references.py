@@ -78,7 +78,7 @@ def test_adam_is_torchs_with_rates_by_role():
 def test_sgd_is_the_recurrence_written_out(nesterov):
     groups = make()
     optimizer = resolve_part("optimizers", {"name": "sgd", "lr": 0.1, "lm_head_lr": 0.03, "momentum": 0.8, "nesterov": nesterov, "weight_decay": 0.05}).build(
-        groups
+        groups=groups
     )
     rate = {"lm_head": 0.03}
     expected = [p.detach().double().numpy().copy() for p in weights_of(groups)]
@@ -124,7 +124,7 @@ def test_schedule_free_is_that_of_its_authors_while_the_rate_rises_and_stays():
     for a, b in zip(weights_of(groups), weights_of(twins), strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
     assert not any(a.equal(b) for a, b in zip(weights_of(groups), before, strict=True)), "the average differs from the weights in training"
-    with pytest.raises(RuntimeError, match="call train"):
+    with pytest.raises(RuntimeError, match="call use_train_weights"):
         ours.step()
     ours.use_train_weights()
     assert all(a.equal(b) for a, b in zip(weights_of(groups), before, strict=True))

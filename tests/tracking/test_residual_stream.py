@@ -122,7 +122,7 @@ def test_watching_leaves_no_hook_behind_even_after_an_error():
 
 
 def test_an_architecture_of_one_piece_shows_what_its_forward_tells(tmp_path, monkeypatch):
-    monkeypatch.setattr("feeb_tracking.residual_stream.Transformer", nn.Bilinear)  # as if the model were something else
+    monkeypatch.setattr("feeb_tracking.residual_stream.residual_stream.Transformer", nn.Bilinear)  # as if the model were something else
     run(tmp_path, section(callbacks=["residual_stream"], max_steps=2), checkpoint=False, save=False)
     rows = read_jsonl(tmp_path / "probes" / "residual_stream.jsonl")
     assert [set(block) for block in rows[0]["blocks"]] == [{"layer", "after", "largest"}] * 2

