@@ -64,7 +64,7 @@ def test_fp8_without_cuda_says_what_to_do() -> None:
 
 FAULTS = """
 import resource, torch
-from feebcore.train import precision
+from feebcore.model import precision
 
 assert precision.keep_freed_memory()
 
