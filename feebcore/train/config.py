@@ -113,7 +113,7 @@ class TrainSection(StageConfig):
         if self.depth is None:
             return self
         sizes = self.architecture.config
-        own = sizes.model_dump().get("depth")
+        own = dict(sizes).get("depth")
         if own != self.depth:
             raise ValueError(f"depth: {self.depth}, but the architecture's is {own}; give one of them")
         batch_size = self.batch_size if "batch_size" in self.model_fields_set else None

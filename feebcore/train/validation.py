@@ -71,8 +71,8 @@ def make_evaluation(
         packing = section.packing.build(store, section.seq_len)
     except DataError:
         return None
-    number = max(1, min(packing.num_windows, section.validation_tokens // section.seq_len))
-    packed = packing.windows(np.unique(np.linspace(0, packing.num_windows - 1, number).round().astype(np.int64)))
+    number = max(1, min(packing.num_sequences, section.validation_tokens // section.seq_len))
+    packed = packing.sequences(np.unique(np.linspace(0, packing.num_sequences - 1, number).round().astype(np.int64)))
     tokens = torch.from_numpy(packed.tokens.astype(np.int64))
     optional = [None if a is None else torch.from_numpy(a) for a in (packed.mask, packed.doc_ids, packed.positions)]
     whole = Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), *optional)

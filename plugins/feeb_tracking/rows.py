@@ -15,7 +15,7 @@ class RowLogger(Callback):
 
     loss, and nats where the objective reports the next token's: means over the steps since the last row, per target. data_wait:
     seconds of these steps spent waiting for data. tokens: all so far. elapsed: seconds in the loop so far. Rows of validations
-    have split 'val'.
+    have split 'validation'.
     """
 
     def __init__(self, config: LogConfig, context: BuildContext) -> None:
@@ -44,7 +44,7 @@ class RowLogger(Callback):
             self.sums = zero_sums(metrics["tokens"])
 
     def on_validation(self, step: int, metrics: dict[str, Any]) -> None:
-        self.write(make_row(step, "val", metrics))
+        self.write(make_row(step, "validation", metrics))
 
     def state_dict(self) -> dict[str, Any]:
         return {"sums": self.sums}

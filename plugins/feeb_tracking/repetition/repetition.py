@@ -47,7 +47,7 @@ class Repetition(Probe):
             return chosen
 
         tokenizer_free_end = -1  # text may continue past its end: what is measured is the loop
-        completions = generate(run.model, prompts * 2, room, tokenizer_free_end, decoder=greedy_then_sampled, seed=seed)  # type: ignore[arg-type]
+        completions = generate(run.model, prompts * 2, room, tokenizer_free_end, sampler=greedy_then_sampled, seed=seed)  # type: ignore[arg-type]
         texts = [completion.tokens for completion in completions]
         values: dict[str, Any] = {
             "greedy": repetition_of(texts[:half]),
