@@ -25,7 +25,7 @@ from feebcore.testing.pytest_plugin import contract
 
 test_sound = contract("schedules/sound", plugin="../two_schedules.py")
 test_from_zero = contract("schedules/from_zero", plugin="../two_schedules.py")
-test_with_options = contract("processors/top_k", k=3)
+test_with_options = contract("logits_processors/top_k", k=3)
 """
 
 

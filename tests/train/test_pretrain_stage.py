@@ -96,9 +96,9 @@ def test_an_altered_token_shard_is_refused(recipe, tmp_path):
         ("pretrain.init_from=nowhere", "init_from: no folder .*nowhere"),
         ("pretrain.max_step=3", "did you mean 'max_steps'"),
         ("pretrain.optimizer={name: muon, lrr: 1}", "lrr"),
-        ("pretrain.schedule={name: wsd, warmup_fraction: 0.6, decay_fraction: 0.6}", "4 steps of warmup and 4 of decay are more than max_steps 6"),
+        ("pretrain.schedule={name: wsd, warmup_fraction: 0.6, decay_fraction: 0.6}", "4 steps of warm-up and 4 of decay are more than max_steps 6"),
         ("pretrain.data_order={name: mixture, proportions: {file: 1}}", "no source 'file' in stage download; did you mean 'files'"),
-        ("pretrain.data_order={name: repeat_batches, order: {name: mixture, proportions: {web: 1}}}", "no source 'web' in stage download"),
+        ("pretrain.data_order={name: repeat_batches, data_order: {name: mixture, proportions: {web: 1}}}", "no source 'web' in stage download"),
         ("pretrain.data_order={name: mixture, proportions: {files: 1}, phases: [{begin_step: 9, proportions: {files: 1}}]}", "the run ends after 6"),
         ("download.validation_sources=[web]", "validation_sources: no source 'web'"),
         ("download.validation_sources=[files]", "every source is a validation source"),
@@ -134,13 +134,13 @@ def test_what_the_final_score_looks_at_is_part_of_the_identity(recipe):
     assert identity_of(load(recipe, ["pretrain.validation_stride=8"]).stages["pretrain"].section)["validation_stride"] == 8
 
 
-def test_a_stop_while_it_looks_at_held_out_text_saves_at_once_and_looks_again(recipe, tmp_path, monkeypatch):
-    from feebcore.train import heldout
+def test_a_stop_during_validation_saves_at_once_and_the_validation_is_done_again(recipe, tmp_path, monkeypatch):
+    from feebcore.train import validation
 
     changed = ["pretrain.checkpoint_every=0", "pretrain.validation_tokens=64", "pretrain.callbacks=[metrics]"]
     whole = run_all(load(recipe, changed), Workspace(tmp_path / "whole"))["pretrain"]
     looks = 0
-    parts = heldout.micro_batches
+    parts = validation.micro_batches
 
     def interrupted(*arguments):
         nonlocal looks
@@ -149,7 +149,7 @@ def test_a_stop_while_it_looks_at_held_out_text_saves_at_once_and_looks_again(re
             signal.raise_signal(signal.SIGTERM)
         return parts(*arguments)
 
-    monkeypatch.setattr(heldout, "micro_batches", interrupted)
+    monkeypatch.setattr(validation, "micro_batches", interrupted)
     with pytest.raises(Interrupted, match="after step 3 of 6"):
         run_all(load(recipe, changed), Workspace(tmp_path / "cut"))
     again = run_all(load(recipe, changed), Workspace(tmp_path / "cut"))["pretrain"]
