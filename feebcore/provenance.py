@@ -13,7 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from feebcore.recipe import Recipe, plugins_used
+from feebcore.parts import parts_in
+from feebcore.recipe import Recipe
 from feebcore.registry import BUILTIN, source_hash
 from feebcore.specs import PartSpec
 
@@ -45,7 +46,7 @@ def describe_environment() -> dict[str, Any]:
 def describe_plugins(recipe: Recipe, stage: str) -> list[dict[str, str]]:
     """Every part a stage uses: kind, full name, revision, version of its distribution, origin."""
     entry = recipe.stages[stage]
-    rows = [("stages", entry.spec)] + [(p.kind, p.spec) for p in plugins_used(recipe, stage)]
+    rows = [("stages", entry.spec)] + [(p.kind, p.spec) for p in parts_in(entry.section)]
     seen, found = set(), []
     for kind, spec in rows:
         if (kind, spec.full_name) in seen:
@@ -56,11 +57,11 @@ def describe_plugins(recipe: Recipe, stage: str) -> list[dict[str, str]]:
 
 
 def plugin_sources(recipe: Recipe, stage: str) -> dict[str, str]:
-    """Source hashes of the plugins a stage uses that have no fixed version: single files, editable installs, and
-    built-in packages with uncommitted changes."""
+    """Source hashes of the plugins that make a stage's result and have no fixed version: single files, editable installs, and
+    built-in packages with uncommitted changes. Parts that only watch (`Observation` keys) or say how the work is done do not count."""
     entry = recipe.stages[stage]
     found = {}
-    for spec in [entry.spec, *(p.spec for p in plugins_used(recipe, stage))]:
+    for spec in [entry.spec, *(p.spec for p in parts_in(entry.section, identity_only=True))]:
         place = _unversioned(spec)
         if place is not None:
             found[f"{spec.distribution}:{place.name}"] = source_hash(place)[:16]

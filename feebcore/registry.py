@@ -65,7 +65,7 @@ class Registry:
         if not found:
             broken = dict.fromkeys(f"{p.distribution} ({p.problem})" for p in self.plugins if p.problem)
             hint = f". Plugins that are not loaded: {'; '.join(broken)}." if broken else ""
-            raise UnknownPartError(f"no part {name!r} on kind {kind!r}; {did_you_mean(name, offered)}{hint}")
+            raise UnknownPartError(f"no part {name!r} of kind {kind!r}; {did_you_mean(name, offered)}{hint}")
         strangers = [s for s in found if s.distribution != BUILTIN]
         if len(found) > 1 and len(strangers) == 1 and _introduced_later(found, strangers[0]):
             return strangers[0]
@@ -232,24 +232,25 @@ def get_registry(files: tuple[Path, ...] = ()) -> Registry:
     return _cached(stamped, tuple(os.environ.get(f"FEEB_PLUGINS_{v}") for v in ("BLOCK", "ALLOW", "STRICT")))
 
 
-def collect(package: str, spec_class: type[PartSpec]) -> Callable[[], Iterable[PartSpec]]:
+def collect(package: str, spec_class: type[PartSpec], modules: bool = False) -> Callable[[], Iterable[PartSpec]]:
     """A hook implementation that offers the parts in the folders of a package, for a plugin with a folder a part or family:
 
         feeb_optimizers = feeb.collect(__name__, feeb.OptimizerSpec)
 
     Each folder's `__init__.py` names its spec `PART`, or several `PARTS`; those of `spec_class` are offered, by folder name.
-    Only these files are imported, so keep torch out of them. Raises PluginError for a folder that names neither.
+    Only these files are imported, so keep torch out of them. modules: files beside the folders may hold a part as well.
+    Raises PluginError for a folder (or file) that names neither.
     """
 
     @hookspecs.hookimpl
     def offer() -> Iterator[PartSpec]:
-        for found in sorted(pkgutil.iter_modules(importlib.import_module(package).__path__), key=lambda m: m.name):
-            if not found.ispkg:
+        for entry in sorted(pkgutil.iter_modules(importlib.import_module(package).__path__), key=lambda m: m.name):
+            if not (entry.ispkg or modules):
                 continue
-            module = importlib.import_module(f"{package}.{found.name}")
-            parts = getattr(module, "PARTS", None) or (module.PART,) if hasattr(module, "PART") or hasattr(module, "PARTS") else None
+            module = importlib.import_module(f"{package}.{entry.name}")
+            parts = vars(module).get("PARTS") or (vars(module)["PART"],) if {"PART", "PARTS"} & vars(module).keys() else None
             if parts is None:
-                raise PluginError(f"{module.__file__}: a folder of parts names its spec PART, or several PARTS")
+                raise PluginError(f"{module.__file__}: a {'folder' if entry.ispkg else 'file'} of parts names its spec PART, or several PARTS")
             yield from (spec for spec in parts if isinstance(spec, spec_class))
 
     return offer

@@ -20,7 +20,6 @@ from feebcore.report.figures import NAMES, duration
 from feebcore.report.style import byte_size, compact
 
 Artifacts = Mapping[str, Artifact]
-ORDER = ("download", "tokenizer", "shard", "pretrain", "sweep", "sft", "rl", "evaluate")
 
 
 @dataclass(frozen=True)
@@ -204,10 +203,10 @@ def _evaluation(artifacts: Artifacts) -> list[Sentence]:
     rows = []
     for bar in evaluation_bars(artifacts):
         by_stage = {s[0]: s for s in bar["models"]}
-        later = [stage for stage in by_stage if stage != "pretrain"]
-        if bar["benchmark"] not in ("bits_per_byte", "python_parses") or not later or "pretrain" not in by_stage:
+        first, *later = by_stage  # in the order of the recipe
+        if bar["benchmark"] not in ("bits_per_byte", "python_parses") or not later:
             continue
-        base, tuned = by_stage["pretrain"], by_stage[later[-1]]
+        base, tuned = by_stage[first], by_stage[later[-1]]
         significant = None not in (base[2], tuned[2]) and (tuned[2] > base[3] or tuned[3] < base[2])
         worse = (tuned[1] > base[1]) == (bar["better"] == "lower")
         show = percent if bar["percent"] else lambda v: f"{v:.3f}"
@@ -262,7 +261,7 @@ def sample_groups(artifacts: Artifacts, each: int = 6) -> list[SampleGroup]:
         for model, rows in models.items():
             title = f"{benchmark.replace('_', ' ').capitalize()}, {model_name(model)}"
             if rows and "parses" in rows[0]:
-                count = each if model == "pretrain" else each // 2
+                count = each if model == next(iter(models)) else each // 2
                 items = [
                     {"prompt": r["prompt"].strip("\n"), "text": r["text"].removeprefix(r["prompt"]), "note": "", "good": r["parses"]}
                     for r in _mixed(rows, "parses", count)
@@ -311,8 +310,7 @@ def stage_rows(artifacts: Artifacts, root: str) -> list[dict[str, Any]]:
     """The finished stages, in execution order: stage, seconds, share, fingerprint, path (relative to the workspace), size."""
     total = sum(a.manifest["seconds"] for a in artifacts.values()) or 1.0
     rows = []
-    for stage in [*(s for s in ORDER if s in artifacts), *(s for s in artifacts if s not in ORDER)]:
-        artifact = artifacts[stage]
+    for stage, artifact in artifacts.items():
         seconds = artifact.manifest["seconds"]
         rows.append(
             {

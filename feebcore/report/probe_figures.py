@@ -234,7 +234,7 @@ def throughput(rows: Rows, theme: Theme) -> Figure | None:
     marker = "o" if len(steps) < 3 else None
     speed.plot(steps, [100 * v for v in mfu], color=theme.series[0], marker=marker)
     speed.set(title="MFU", ylabel="% of measured matmul peak", ylim=(0, 110 * max(*mfu, 1e-9)))
-    for number, key, name in ((1, "data_wait", "data loading"), (2, "outside", "validation, checkpoints, probes")):
+    for number, key, name in ((1, "data_wait", "data loading"), (2, "outside", "validation, saving")):
         x, values = column(rows, key)
         lost.plot(x, [100 * v for v in values], color=theme.series[number], marker=marker, label=name)
     lost.set(title="Overhead", ylabel="% of time")

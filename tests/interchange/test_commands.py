@@ -48,8 +48,8 @@ def test_what_is_wrong_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture
     for arguments, message in (
         (["import", str(tmp_path / "nothing"), "a"], "there is no"),
         (["import", str(tmp_path / "empty"), "a"], "has no config.json"),
-        (["import", str(tmp_path / "empty"), "a/b"], "is no label"),
-        (["import", str(tmp_path / "model.onnx"), "a"], "no part 'onnx' on kind 'importers'"),
+        (["import", str(tmp_path / "empty"), "a/b"], "cannot name an artifact"),
+        (["import", str(tmp_path / "model.onnx"), "a"], "no part 'onnx' of kind 'importers'"),
         (["import", str(tmp_path / "empty"), "a", "--option", "seq_len"], "write --option key=value"),
         (["import", str(tmp_path / "empty"), "a", "--option", "seq_len=0"], "seq_len"),
         (["export", "nobody", str(tmp_path / "out")], "no run 'nobody'"),

@@ -55,7 +55,7 @@ def make_artifacts(root: Path, stages: tuple[str, ...] = STAGES) -> dict[str, Ar
         artifact = commit(
             out,
             stage=stage,
-            label="quickstart",
+            name="quickstart",
             fingerprint=fingerprint,
             identity={},
             metrics=metrics,
