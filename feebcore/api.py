@@ -5,7 +5,7 @@
     feeb.runs()                                   # every artifact of the workspace, a polars frame
     run = feeb.open_run("quickstart", stage="pretrain")
     run.metrics["val_bits_per_byte"]
-    run.log().filter(split="val")                 # the training log, a polars frame
+    run.log().filter(split="validation")                 # the training log, a polars frame
     print(run.generate("def main(", max_new_tokens=64, temperature=0.8))
     model, tokenizer = feeb.open_model("exported/model")
 
@@ -95,7 +95,7 @@ class Run:
 
         Example::
 
-            run.log().filter(split="val").select("step", "loss")
+            run.log().filter(split="validation").select("step", "loss")
         """
         import polars as pl
 
@@ -232,19 +232,19 @@ def generate(
         "top_p": ("p", top_p),
         "min_p": ("min_p", min_p),
     }
-    wanted = [*logits_processors, *({"name": n, key: v} for n, (key, v) in named.items() if v is not None)]
-    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    processors = [*logits_processors, *({"name": n, key: v} for n, (key, v) in named.items() if v is not None)]
+    inputs = [prompts] if isinstance(prompts, str) else list(prompts)
     completions = run_engine(
         opened.model,
-        [encode_prompt(opened.tokenizer, text) for text in texts],
+        [encode_prompt(opened.tokenizer, text) for text in inputs],
         max_new_tokens,
         opened.tokenizer.eos_id,
-        [resolve_part("logits_processors", value).build() for value in wanted],
+        [resolve_part("logits_processors", value).build() for value in processors],
         greedy if temperature == 0 else None,
         seed,
     )
-    found = [opened.tokenizer.decode([t for t in c.tokens if t != opened.tokenizer.eos_id]) for c in completions]
-    return found[0] if isinstance(prompts, str) else found
+    texts = [opened.tokenizer.decode([t for t in c.tokens if t != opened.tokenizer.eos_id]) for c in completions]
+    return texts[0] if isinstance(prompts, str) else texts
 
 
 def registry_of(folder: Path) -> Registry:

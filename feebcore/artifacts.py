@@ -259,14 +259,14 @@ class Workspace:
 
         Finished artifacts are never listed, and neither is anything a finished artifact names as its input.
         """
-        found = []
+        unfinished = []
         for folder, artifact in self.all():
             if artifact is not None or time.time() - folder.stat().st_mtime < keep_days * 86400:
                 continue
             with _unused(folder) as unused:
                 if unused:
-                    found.append(folder)
-        return found
+                    unfinished.append(folder)
+        return unfinished
 
     def gc(self, superseded: bool = False, keep_days: float = 0.0, dry_run: bool = False) -> list[Path]:
         """Remove unfinished folders; with `superseded`, also finished artifacts that a newer one of the same stage
@@ -418,7 +418,7 @@ def busy_seconds(folder: Path, started: float) -> float:
 
 
 def _hashed(folder: Path) -> dict[str, dict[str, Any]]:
-    found = {}
+    files = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if (
@@ -428,8 +428,8 @@ def _hashed(folder: Path) -> dict[str, dict[str, Any]]:
             or ".tmp" in {Path(part).suffix for part in path.relative_to(folder).parts}
         ):
             continue
-        found[name] = {"size": path.stat().st_size, "sha256": sha256_file(path)}
-    return found
+        files[name] = {"size": path.stat().st_size, "sha256": sha256_file(path)}
+    return files
 
 
 def _content_digest(files: Mapping[str, Mapping[str, Any]], patterns: tuple[str, ...]) -> str:

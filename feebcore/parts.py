@@ -90,7 +90,7 @@ class PartKey(HoldsPart):
     def _resolve(self, value: Any, info: core_schema.ValidationInfo) -> Part:
         if isinstance(value, Part):
             if value.kind != self.kind:
-                raise PydanticCustomError("part", f"a part of kind {value.kind!r} where {self.kind!r} is wanted")
+                raise PydanticCustomError("part", f"a part of kind {value.kind!r} where {self.kind!r} is expected")
             return value
         if isinstance(value, str):
             name, options = value, {}

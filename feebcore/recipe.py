@@ -145,10 +145,10 @@ def load_study(path: str | Path, overrides: Sequence[str] = (), registry: Regist
     seeds = data.get("seeds") or [data.get("seed", 0)]
     if not isinstance(seeds, list) or not all(isinstance(s, int) and not isinstance(s, bool) for s in seeds):
         raise RecipeError(f"{lines.of(['seeds'])}: seeds is a list of whole numbers")
-    found = claims_of(data, lines)
-    for name, variant in unknown_variants(found, variants).items():
+    claims = claims_of(data, lines)
+    for name, variant in unknown_variants(claims, variants).items():
         raise RecipeError(f"{lines.of(['claims', name, 'expect'])}: claim {name!r} names {variant!r}; {did_you_mean(variant, variants)}")
-    for name, claim in found.items():
+    for name, claim in claims.items():
         if isinstance(stages := data.get("stages"), list) and claim.stage not in [str(stage).rpartition("/")[2] for stage in stages]:
             raise RecipeError(f"{lines.of(['claims', name])}: claim {name!r} is of stage {claim.stage!r}; {did_you_mean(claim.stage, map(str, stages))}")
     if len(set(seeds)) < len(seeds):
@@ -173,14 +173,14 @@ def claims_of(data: Mapping[str, Any], lines: Lines | None = None) -> dict[str, 
     raw = data.get("claims") or {}
     if not isinstance(raw, dict) or not all(isinstance(value, dict) for value in raw.values()):
         raise RecipeError(f"{lines.of(['claims'])}: claims is a mapping of names to {{claim: ..., expect: ...}}")
-    found = {}
+    claims = {}
     for name, value in raw.items():
         try:
-            found[name] = Claim.model_validate(value)
+            claims[name] = Claim.model_validate(value)
         except ValidationError as error:
             problems = [_sentence(["claims", name, *item["loc"]], dict(item), Claim.model_fields, lines) for item in error.errors(include_url=False)]
             raise RecipeError("\n".join(problems)) from None
-    return found
+    return claims
 
 
 def quick_overrides(path: str | Path) -> list[str]:
@@ -292,7 +292,8 @@ def _check_needs(recipe: Recipe, lines: Lines) -> None:
             if need.optional or any(need.met_by(makes) for makes in before.values()):
                 continue
             kind = need.kind or need.name
-            makers = [spec.name for _, spec in recipe.registry.parts("stages") if isinstance(spec, StageSpec) and kind in spec.makes and spec.name != key]
+            specs = [spec for _, spec in recipe.registry.parts("stages") if isinstance(spec, StageSpec)]
+            makers = [spec.name for spec in specs if kind in spec.makes and not any((n.kind or n.name) == kind for n in spec.needs)]
             if later := next((stage for stage in recipe.stages if stage in makers), ""):
                 raise RecipeError(f"{lines.of(['stages'])}: stage {key!r} needs {kind}, and {later!r}, which makes it, is listed after it")
             known = f"add {' or '.join(map(repr, makers))} to `stages:` before it, or name" if makers else "no stage that is installed makes it; name"

@@ -36,7 +36,7 @@ from feebcore.compare.plan import (
     token_steps,
     with_section,
 )
-from feebcore.errors import NO_HELD_OUT_TEXT, DataError, Diverged, FeebError
+from feebcore.errors import NO_VALIDATION_TEXT, DataError, Diverged, FeebError
 from feebcore.files import digest_of, explain, read_json, write_atomic, write_json
 from feebcore.protocols import Cell
 from feebcore.provenance import describe_environment, describe_plugins
@@ -130,8 +130,8 @@ def _shared_stages(sides: Sequence[Side], workspace: Workspace, publish: Publish
             if plan_stage(side.recipe, stage, workspace, built).fingerprint != built[stage].fingerprint:
                 raise FeebError(f"{side.recipe.path}: its stage {stage} is not that of {base.path}, so the two are not trained on the same data")
     tokens = built[base.needs(STAGE)["tokens"]]
-    if not read_json(tokens.file("tokens.json"))["val"]["documents"]:
-        raise DataError(f"{KIND}: no document is held out, so nothing can be compared; {NO_HELD_OUT_TEXT}")
+    if not read_json(tokens.file("tokens.json"))["validation"]["documents"]:
+        raise DataError(f"{KIND}: no document is held out, so nothing can be compared; {NO_VALIDATION_TEXT}")
     return built
 
 

@@ -1,6 +1,6 @@
 """Stage evaluate: Runs benchmarks on every model of the recipe.
 
-Each (benchmark, model) is written to `parts/` as soon as it is known; a run that was killed goes on with the next one.
+Each (benchmark, model) is written to `parts/` as soon as it is known; a run that was killed continues with the next one.
 """
 
 from __future__ import annotations
@@ -82,14 +82,14 @@ def check(section: EvaluateConfig, recipe: Recipe) -> list[str]:
 
 def labeled(benchmarks: list[Part]) -> dict[str, Part]:
     """The benchmarks by the names that results have: the part's bare name, numbered from the second of a name on."""
-    found: dict[str, Part] = {}
+    by_name: dict[str, Part] = {}
     for part in benchmarks:
         name, number = part.spec.name, 1
-        while name in found:
+        while name in by_name:
             number += 1
             name = f"{part.spec.name}_{number}"
-        found[name] = part
-    return found
+        by_name[name] = part
+    return by_name
 
 
 def run(section: EvaluateConfig, inputs: Mapping[str, Artifact], out: StageOutput) -> dict[str, Any]:
@@ -100,11 +100,11 @@ def run(section: EvaluateConfig, inputs: Mapping[str, Artifact], out: StageOutpu
     precision = resolve_precision(section.precision, device)
     benchmarks = labeled(section.benchmarks)
     models = [name for name, artifact in inputs.items() if "model" in artifact.makes and name != "tokens"]
-    todo = [(subject, name) for subject in models for name in benchmarks if subject in section.models.get(name, models)]
+    todo = [(stage, name) for stage in models for name in benchmarks if stage in section.models.get(name, models)]
     (out.path / "parts").mkdir(exist_ok=True)
     with execution(section.threads, section.deterministic):
         _run_missing(todo, benchmarks, section, inputs, out, str(device), precision)
-    parts = {(subject, name): read_json(_part_file(out.path, subject, name)) for subject, name in todo}
+    parts = {(stage, name): read_json(_part_file(out.path, stage, name)) for stage, name in todo}
     collect = lambda key: {n: {s: parts[s, n][key] for s in models if (s, n) in parts} for n in benchmarks}  # noqa: E731
     results = collect("result")
     built = {name: part.build() for name, part in benchmarks.items()}
@@ -128,34 +128,30 @@ def _run_missing(
     precision: str,
 ) -> None:
     """Run what has no file in parts/ yet, one model after the other, each loaded once and only when needed."""
-    from feebcore.api import registry_of
     from feebcore.data.tokenizers import load_tokenizer
-    from feebcore.evaluate.benchmark import Subject
+    from feebcore.evaluate.benchmark import EvaluatedModel
     from feebcore.model.io import load_model
 
-    registry = registry_of(out.path)
-    subject: Subject | None = None
+    target: EvaluatedModel | None = None
     for number, (stage, name) in enumerate(todo):
         if _part_file(out.path, stage, name).exists():
             continue
         label = f"{name} on {stage}"
         if out.stop_requested:
-            raise Interrupted(f"evaluate: stopped before {label}; run it again to go on")
+            raise Interrupted(f"evaluate: stopped before {label}; run it again to continue")
 
         def progress(done: float, total: float, label: str = label) -> None:
             if out.stop_requested:
-                raise Interrupted(f"evaluate: stopped in {label}; run it again to go on")
+                raise Interrupted(f"evaluate: stopped in {label}; run it again to continue")
             out.progress(done, total, name=label)
 
         out.progress(number, len(todo), "benchmarks", "evaluate")
-        if subject is None or subject.name != stage:
+        if target is None or target.name != stage:
             folder = inputs[stage].file("model")
             store = _validation_tokens(inputs, stage) if "tokens" in inputs else None
-            subject = Subject(
-                stage, load_model(folder, device, registry=registry), load_tokenizer(folder / "tokenizer", registry), store, device, precision, section.seed
-            )
+            target = EvaluatedModel(stage, load_model(folder, device), load_tokenizer(folder / "tokenizer"), store, device, precision, section.seed)
         started = time.monotonic()
-        result = dict(benchmarks[name].build().run(dataclasses.replace(subject, progress=progress)))
+        result = dict(benchmarks[name].build().run(dataclasses.replace(target, progress=progress)))
         seconds = round(time.monotonic() - started, 2)
         samples = result.pop("samples", [])
         write_json(_part_file(out.path, stage, name), {"result": result, "samples": samples, "seconds": seconds})
@@ -175,15 +171,15 @@ def _validation_tokens(inputs: Mapping[str, Artifact], stage: str) -> TokenStore
             f"evaluate: {tokens.path} was tokenized by {tokenizer.path}, not by the tokenizer of the {stage} model; name that one, as in "
             f"`inputs: {{tokenizer: {model.stage}/{model.name}}}`, or leave out what needs tokens"
         )
-    return TokenStore.open(tokens.file("tokens.zarr"), "val")
+    return TokenStore.open(tokens.file("tokens.zarr"), "validation")
 
 
 def _hashes(artifact: Artifact, folder: str) -> dict[str, str]:
     return {name.removeprefix(folder): entry["sha256"] for name, entry in artifact.manifest["files"].items() if name.startswith(folder)}
 
 
-def _part_file(folder: Path, subject: str, benchmark: str) -> Path:
-    return folder / "parts" / f"{subject}.{benchmark}.json"
+def _part_file(folder: Path, stage: str, benchmark: str) -> Path:
+    return folder / "parts" / f"{stage}.{benchmark}.json"
 
 
 def _in_words(result: Mapping[str, Any]) -> str:

@@ -77,10 +77,10 @@ def _check_sources(section: PretrainConfig, recipe: Recipe) -> list[str]:
     download = recipe.stages.get("download")
     if named is None or download is None or not isinstance(download.section, DownloadConfig) or (labels := source_labels(download.section)) is None:
         return []
-    held_out = set(download.section.held_out_sources)
+    held_out = set(download.section.validation_sources)
     problems = [f"data_order: no source {name!r} in stage download; {did_you_mean(name, labels)}" for name in named() if name not in labels]
     return problems + [
-        f"data_order: source {name!r} is in download.held_out_sources, so nothing of it can be trained on" for name in named() if name in held_out
+        f"data_order: source {name!r} is in download.validation_sources, so nothing of it can be trained on" for name in named() if name in held_out
     ]
 
 
@@ -125,7 +125,7 @@ def run(section: PretrainConfig, inputs: Mapping[str, Artifact], out: StageOutpu
     tokens = inputs["tokens"]
     if not section.tokens_url:
         verify_tokens(tokens)
-    train, val = (open_tokens(tokens, split, section.tokens_url) for split in ("train", "val"))
+    train, val = (open_tokens(tokens, split, section.tokens_url) for split in ("train", "validation"))
     data = make_batches(train, section.packing, section.data_order, section.batch_size, section.seq_len, section.seed, section.max_steps)
     out.content("model/*")
     tokenizer = inputs["tokenizer"].file("tokenizer")

@@ -117,7 +117,7 @@ run_all(recipe.load(sys.argv[1], ["numbers.pause=0.3", "numbers.count=20"]), Wor
 def drive(folder):
     """A process that runs the recipe; returns it and its worker's pid once the worker has begun."""
     process = subprocess.Popen([sys.executable, "-c", DRIVER, str(folder / "toy.yaml"), str(folder / "data")], stderr=subprocess.DEVNULL)
-    for _ in range(200):
+    for _ in range(600):  # 30 s: the machine may be busy
         time.sleep(0.05)
         for events in (folder / "data").glob("numbers/*/events.jsonl"):
             for row in read_jsonl(events):

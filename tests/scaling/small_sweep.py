@@ -49,7 +49,7 @@ def inputs(root: Path) -> dict[str, Artifact]:
     if not folder.exists():
         rng = np.random.default_rng(0)
         (folder / "tokenizer").mkdir(parents=True)
-        for split, number in (("train", 200), ("val", 20)):
+        for split, number in (("train", 200), ("validation", 20)):
             documents = []
             for _ in range(number):
                 ids = [int(rng.integers(VOCAB - 2))]

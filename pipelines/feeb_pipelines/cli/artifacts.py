@@ -37,10 +37,10 @@ def verify(
         one = read_artifact(path)
         if one is None:
             raise ArtifactError(f"{path} is not a finished artifact: manifest.json is missing")
-        found = [one]
+        artifacts = [one]
     else:
-        found = [a for _, a in Workspace(workspace).all(damaged=lambda folder, error: unreadable.append(folder)) if a is not None]
-    rows: list[dict[str, Any]] = [{"path": str(artifact.path), "files": len(artifact.manifest["files"]), "bad": artifact.verify()} for artifact in found]
+        artifacts = [a for _, a in Workspace(workspace).all(damaged=lambda folder, error: unreadable.append(folder)) if a is not None]
+    rows: list[dict[str, Any]] = [{"path": str(artifact.path), "files": len(artifact.manifest["files"]), "bad": artifact.verify()} for artifact in artifacts]
     rows += [{"path": str(folder), "files": 0, "bad": [MANIFEST]} for folder in unreadable]
     if json:
         _print_json(rows)
@@ -86,12 +86,12 @@ def gc(
     """
     from feebcore.artifacts import Workspace
 
-    found = Workspace(workspace).gc(superseded=superseded, keep_days=keep_days, dry_run=not yes)
+    folders = Workspace(workspace).gc(superseded=superseded, keep_days=keep_days, dry_run=not yes)
     if json:
-        return _print_json([str(p) for p in found])
-    for path in found:
+        return _print_json([str(p) for p in folders])
+    for path in folders:
         print(("removed " if yes else "would remove ") + str(path))
-    if not found:
+    if not folders:
         print("nothing to remove")
     elif not yes:
         print("pass --yes to remove them")
