@@ -61,7 +61,7 @@ def _subject(folder: Any, part: str, plugin: str = "", full: bool = False, optio
             raise FeebError(f"{part!r} is no part; write kind/name; {did_you_mean(kind, KINDS)}")
         registry = get_registry(((folder / plugin).resolve(),) if plugin else ())
         spec = registry.resolve(kind, name)
-        from feebcore.model.build import resolve_part  # loads torch: not for a name that nobody knows
+        from feebcore.parts import resolve_part
 
         chosen = resolve_part(kind, {"name": spec.full_name, **example_options(spec), **options}, registry) if options else spec.full_name
         subject = candidate(kind, chosen, registry)
