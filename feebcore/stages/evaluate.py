@@ -27,22 +27,18 @@ if TYPE_CHECKING:
 
 
 class EvaluateConfig(StageConfig):
-    """Options of stage evaluate.
-
-    benchmarks: two of one name are told apart as `name` and `name_2`. models: for a benchmark, the stages whose models
-    it is run on; default all. precision: of the model's matrix products.
-    """
+    """Options of stage evaluate. Of two benchmarks of one name, the second is called `name_2` in `models:` and in results."""
 
     benchmarks: list[Annotated[Part, PartKey("benchmarks")]] = Field(
-        default_factory=lambda: [default_part("bits_per_byte")], min_length=1, validate_default=True
+        default_factory=lambda: [default_part("bits_per_byte")], min_length=1, validate_default=True, description="benchmark parts"
     )
-    models: dict[str, list[str]] = Field(default_factory=dict)
-    seed: int = Field(0, ge=0)
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    models: dict[str, list[str]] = Field(default_factory=dict, description="by benchmark, the stages whose models it runs on; default: every model")
+    seed: int = Field(0, ge=0, description="of everything drawn")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="of matrix products; auto: bf16 where the device has it in hardware")
 
-    device: Execution[Literal["auto", "cpu", "cuda"]] = "auto"
-    threads: Execution[Annotated[int, Field(ge=0)]] = 0  # 0: every CPU this process may use
-    deterministic: Execution[bool] = True
+    device: Execution[Literal["auto", "cpu", "cuda"]] = Field("auto", description="auto: cuda where there is one")
+    threads: Execution[Annotated[int, Field(ge=0)]] = Field(0, description="CPU threads; 0: every CPU this process may use")
+    deterministic: Execution[bool] = Field(True, description="deterministic algorithms")
 
 
 PART = StageSpec(
