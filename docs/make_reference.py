@@ -1,4 +1,4 @@
-"""Writes docs/extension-points.md, docs/reference.md, docs/contracts.md and docs/parts.md from the code: hook docstrings, specs, configs and their comments.
+"""Writes docs/extension-points.md, docs/reference.md, docs/contracts.md, docs/parts.md and docs/plugin-examples.md from the code: hook docstrings, specs, configs and their comments.
 
 `make docs` runs it; a test fails when the files are out of date.
 """
@@ -192,6 +192,7 @@ def pages() -> dict[Path, str]:
         DOCS / "reference.md": reference_page(registry),
         DOCS / "contracts.md": contracts_page(),
         DOCS / "parts.md": beside("parts_page").parts_page(registry, default_text),
+        DOCS / "plugin-examples.md": beside("plugin_examples").examples_page(),
     }
 
 

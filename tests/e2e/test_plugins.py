@@ -106,6 +106,14 @@ def test_a_blocked_package_is_not_offered(installed, tmp_path):
     assert "signsgd" not in [row["name"] for row in json.loads(done.stdout)]
 
 
+def test_the_page_shows_the_package_that_is_made(packages):
+    text = (ROOT / "docs" / "write-a-plugin.md").read_text()
+    shown = re.findall(r'^```python title="(.*?)"\n(.*?)^```', text, flags=re.M | re.S)
+    assert len(shown) == 4
+    for path, code in shown:
+        assert (packages["task"] / path).read_text().rstrip() == code.rstrip(), path
+
+
 def test_the_template_has_an_example_of_every_kind_and_no_other():
     assert {folder.name for folder in (TEMPLATE / "kinds").iterdir()} == {*KINDS}
 
