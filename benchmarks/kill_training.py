@@ -47,7 +47,7 @@ pretrain:
   compile: {compile}
   checkpoint_every: {checkpoint}
   keep_checkpoints: 3
-  eval_every: {eval}
+  validation_every: {eval}
   log_every: 1
   callbacks: [metrics, watch]
   parallel: {{strategy: {strategy}, ranks: {ranks}}}
@@ -66,7 +66,7 @@ def feeb_callbacks():
     yield feeb.CallbackSpec("watch", build=build, summary="Tells what training does.")
 
 
-def build(config):
+def build(config, context):
     from feebcore.train.callbacks import Callback
 
     class Watch(Callback):
@@ -78,7 +78,7 @@ def build(config):
             self.tell("step", os.getpid(), step, hashlib.sha256(batch.tokens.numpy().tobytes()).hexdigest())
 
         def on_step_end(self, step, metrics):
-            if step % self.run.section.eval_every == 0:
+            if step % self.run.section.validation_every == 0:
                 self.tell("evaluation", os.getpid(), step)
 
         def on_save(self, step):

@@ -16,7 +16,7 @@ from feebcore.errors import ArtifactError, FeebError, Interrupted
 from feebcore.train import checkpoint
 from feebcore.train.checkpoint import checkpoints, name_of
 from feebcore.train.pretrain import train_model
-from feebcore.train.validation import LeftEarly
+from feebcore.train.validation import ValidationInterrupted
 
 
 @pytest.mark.parametrize("changes", [{}, {"optimizer": "muon", "precision": "bf16", "micro_batch": 4}], ids=["adamw", "muon-bf16-micro"])
@@ -46,7 +46,7 @@ def test_a_kill_between_a_repeated_look_and_its_checkpoint_leaves_no_row_twice(t
         def evaluate(forward):
             looks.append("look")
             if len(looks) == cut:
-                raise LeftEarly
+                raise ValidationInterrupted
             return {"loss": 2.0}
 
         return evaluate
@@ -55,7 +55,7 @@ def test_a_kill_between_a_repeated_look_and_its_checkpoint_leaves_no_row_twice(t
         folder.mkdir(exist_ok=True)
         out = StageOutput(folder)
         try:
-            train_model(section(eval_every=8), Cycle(), object(), None, folder, out, vocab_size=64, final_score=False)
+            train_model(section(validation_every=8), Cycle(), object(), None, folder, out, vocab_size=64, final_score=False)
         finally:
             out.close()
 
@@ -73,7 +73,7 @@ def test_a_kill_between_a_repeated_look_and_its_checkpoint_leaves_no_row_twice(t
     with pytest.raises(Interrupted):
         go_on(tmp_path / "killed")
     with monkeypatch.context() as killing:
-        killing.setattr("feebcore.train.loop.Trainer.save", killed)
+        killing.setattr("feebcore.train.checkpointing.Checkpointing.save", killed)
         with pytest.raises(Killed):
             go_on(tmp_path / "killed")
     assert [r["split"] for r in rows(tmp_path / "killed") if r["step"] == 8] == ["validation"]
