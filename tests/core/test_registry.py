@@ -9,6 +9,7 @@ import pytest
 
 import feebcore as feeb
 from feebcore.errors import PartClashError, PluginError, UnknownPartError
+from feebcore.protocols import BuildContext
 from feebcore.registry import PluginInfo, Registry
 
 
@@ -28,7 +29,7 @@ def offers(*specs):
 
 
 def optimizer(name="lion", **changes):
-    return feeb.OptimizerSpec(name, build=lambda config, groups: None, summary="A test optimizer.", **changes)
+    return feeb.OptimizerSpec(name, build=lambda config, context: None, summary="A test optimizer.", **changes)
 
 
 def registry_with(**distributions) -> Registry:
@@ -134,13 +135,13 @@ def test_a_single_file_plugin_offers_its_parts(tmp_path):
     file = tmp_path / "my_idea_file.py"
     file.write_text(
         "import feebcore as feeb\n"
-        "def build(config, total_steps):\n    return lambda step: 0.5\n"
+        "def build(config, context):\n    return lambda step: 0.5\n"
         "@feeb.hookimpl\n"
         "def feeb_schedules():\n    yield feeb.ScheduleSpec('half', build='my_idea_file:build', summary='Always a half.')\n"
     )
     registry = Registry((file,))
     spec = registry.resolve("schedules", "my_idea_file/half")
-    assert spec.load()(spec.config(), 10)(3) == 0.5
+    assert spec.load()(spec.config(), BuildContext(total_steps=10))(3) == 0.5
     del sys.modules["my_idea_file"]
 
 
