@@ -91,6 +91,7 @@ class StageSpec(PartSpec):
     makes: the kinds of thing that its folder holds, by which later stages find it. Those of the built-in stages: `documents`
     (documents.parquet), `tokenizer` (tokenizer/), `tokens` (tokens.zarr, tokens.json), `model` (model/), `law`, `scores`, `page`;
     a plugin may add others. Whatever makes a model is evaluated, reported, generated from and exported. needs: its inputs.
+    shows: it shows the recipe and its inputs' logs, times and metrics, so these are identity as well as the inputs' content.
     process: 'inline' (runs in the flow's process) or 'worker' (its own subprocess).
     check: "module:function" called as `check(section, recipe) -> list[str]` before anything runs: what is wrong.
     """
@@ -98,6 +99,7 @@ class StageSpec(PartSpec):
     config: type[StageConfig] = StageConfig
     makes: tuple[str, ...] = ()
     needs: tuple[Need, ...] = ()
+    shows: bool = False
     process: str = "inline"
     check: str = ""
 
@@ -176,19 +178,21 @@ class ObjectiveSpec(PartSpec):
 
 
 class OptimizerSpec(PartSpec):
-    """build: `(config, groups: list[ParamGroup]) -> torch.optim.Optimizer`."""
+    """build: `(config, context) -> Optimizer` (feebcore.train.optimizer); context: groups (ParamGroup, one or more per role)."""
 
 
 class ScheduleSpec(PartSpec):
-    """build: `(config, total_steps) -> Callable[[int], float]`: rate multiplier, a pure function of the step."""
+    """build: `(config, context) -> Callable[[int], float]`: multiplier from 0 to 1 for step 0 .. total_steps - 1 and beyond, a pure
+    function of the step; context: total_steps."""
 
 
 class LRScalingSpec(PartSpec):
-    """build: `(config) -> Callable[[TrainShape], LRScale]`: transfers rate and batch across size."""
+    """build: `(config, context) -> Callable[[TrainShape], LRScale]` (feebcore.train.lr_scaling): factors on learning rates and weight
+    decay by role, for a model and batch of this size."""
 
 
 class CallbackSpec(PartSpec):
-    """build: `(config) -> Callback` (feebcore.train.callbacks): probes and loggers inside the training loop."""
+    """build: `(config, context) -> Callback` (feebcore.train.callbacks): a probe or logger in the training loop."""
 
 
 class LogitsProcessorSpec(PartSpec):

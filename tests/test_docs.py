@@ -1,12 +1,10 @@
-"""The documents say what the code does: every snippet runs, every public name is described, links lead somewhere."""
+"""The docs match the code: every snippet runs, every public name is documented, every link resolves."""
 
 import importlib.util
-import inspect
 import os
 import re
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 import pytest
@@ -18,31 +16,36 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
 
 
+def make_reference():
+    """docs/make_reference.py as a module."""
+    spec = importlib.util.spec_from_file_location("make_reference", ROOT / "docs" / "make_reference.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), flags=re.M | re.S)
 
 
 @pytest.mark.parametrize("kind", hookspecs.KINDS)
 def test_the_example_of_every_hook_yields_a_spec_of_its_kind(kind):
-    text = textwrap.dedent(inspect.getdoc(getattr(hookspecs, f"feeb_{kind}")).partition("Example::")[2])
+    example, _ = make_reference().example_of(getattr(hookspecs, f"feeb_{kind}"))
     namespace = {}
-    exec(text, namespace)  # the docstring is our own code
+    exec(example, namespace)  # the docstring is our own code
     (spec,) = namespace[f"feeb_{kind}"]()
     assert isinstance(spec, hookspecs.KINDS[kind])
 
 
 def test_generated_pages_are_up_to_date():
-    spec = importlib.util.spec_from_file_location("make_reference", ROOT / "docs" / "make_reference.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    for path, text in module.pages().items():
+    for path, text in make_reference().pages().items():
         assert path.read_text() == text, f"run `make docs`: {path.name} is out of date"
 
 
-def test_every_built_in_part_has_a_summary_and_every_hook_a_seam_on_the_page():
+def test_every_built_in_part_has_a_summary_and_every_kind_a_section_on_the_page():
     page = (ROOT / "docs" / "extension-points.md").read_text()
     for kind, spec in Registry().parts():
-        assert spec.summary.strip().endswith("."), f"{kind} {spec.name}: end the summary with a full stop"
+        assert spec.summary.strip().endswith("."), f"{kind} {spec.name}: end the summary with a period"
         assert f"**{spec.name}**" in page or spec.distribution != "feeb"
     for kind in hookspecs.KINDS:
         assert f"## {kind}\n" in page
@@ -77,6 +80,11 @@ def test_yaml_recipes_on_the_page_load(page, tmp_path):
         for plugin in re.findall(r"\./(\w+\.py)", text):
             code = next(b for b in blocks(page, "python") if b.startswith(f"# {plugin}"))
             (tmp_path / plugin).write_text(code)
+        for pattern in [p.strip(' "') for paths in re.findall(r"paths: \[([^\]]*)\]", text) for p in paths.split(",")]:
+            file = tmp_path / pattern.replace("**/", "").replace("*", "a")
+            file = file if file.suffix else file / "a.txt"
+            file.parent.mkdir(exist_ok=True)
+            file.write_text("Some text.\n\nMore text.")
         text = text.replace("extends: experiments/", f"extends: {ROOT}/experiments/").replace("extends: ../experiments/", f"extends: {ROOT}/experiments/")
         path.write_text(text)
         for member in recipe.load_study(path):

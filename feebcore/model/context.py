@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from feebcore.model.attention import attend, attention_weights
-from feebcore.model.masks import Masks, attention_mask, positions_in_documents, window_block_mask, window_mask
+from feebcore.model.masks import NO_MASKS, Masks, attention_mask, positions_in_documents, window_block_mask, window_mask
 
 if TYPE_CHECKING:
     from feebcore.model.parts import Position
@@ -40,7 +40,7 @@ class ForwardContext:
 
     position: Position
     prepared: Any = None
-    masks: Masks = Masks()
+    masks: Masks = NO_MASKS
     cache: Cache | None = None
     tokens_BT: Tensor | None = None
     positions_BT: Tensor | None = None

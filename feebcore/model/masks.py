@@ -30,6 +30,10 @@ class Masks:
     near: dict[int, Any] = field(default_factory=dict)
 
 
+NO_MASKS = Masks()
+"""Plainly causal."""
+
+
 def make_masks(length: int, num_keys: int, dense_BTS: Tensor | None, windows: Iterable[int], device: torch.device, blocks: Any = None) -> Masks:
     """The masks of one pass of `length` queries over num_keys keys. windows: those that attentions of the model have."""
     windows = [w for w in windows if 0 < w < num_keys]

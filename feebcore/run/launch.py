@@ -43,26 +43,27 @@ def launch(recipe: Recipe, stage: str, workspace: Workspace) -> Path:
 
 def _as_rank(recipe: Recipe, stage: str, workspace: Workspace) -> Path:
     from feebcore.model.precision import resolve_device
+    from feebcore.train.config import TrainSection
     from feebcore.train.parallel import make_parallel
 
     section = recipe.stages[stage].section if stage in recipe.stages else None
-    if section is not None and not hasattr(section, "parallel"):
+    if section is not None and not isinstance(section, TrainSection):
         raise FeebError(f"stage {stage} takes no `parallel`: it runs in one process, start it with `feeb run {stage} {recipe.path}`")
     built = _finished_inputs(recipe, stage, workspace)
-    parallel = make_parallel(section, resolve_device(section.device))  # type: ignore[union-attr]
+    parallel = make_parallel(section, resolve_device(section.device))  # type: ignore[arg-type, union-attr]
     channel = parallel.channel()
     if parallel.is_main:
         place: list[Path] = []
 
         def begin(folder: Path) -> None:
             place.append(folder)
-            channel.exchange(str(folder))
+            channel.all_gather_text(str(folder))
 
         artifact = build(recipe, stage, workspace, built, _print_log, in_process=True, before=begin)
         if not place:
-            channel.exchange("")
+            channel.all_gather_text("")
         return artifact.path
-    folder = channel.exchange("")[0]
+    folder = channel.all_gather_text("")[0]
     if not folder:
         return Path()
     out: StageOutput = RankOutput(Path(folder))

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from feebcore.artifacts import StageOutput
+from feebcore.config import StageConfig
 from feebcore.errors import ArtifactError, Diverged, FeebError, Interrupted, StageFailed
 from feebcore.files import read_json
 
@@ -41,7 +42,7 @@ SECONDS_TO_FOLLOW = 3.0
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "FEEB_RENDEZVOUS")
 
 
-def run_in_processes(place: Path, section: Any, out: StageOutput, publish: Publish) -> dict[str, Any]:
+def run_in_processes(place: Path, section: StageConfig, out: StageOutput, publish: Publish) -> dict[str, Any]:
     """Run the worker on the folder and pass its events on; the return code decides.
 
     Raises Interrupted, or StageFailed (or ArtifactError, or Diverged) with what the failing rank said, its traceback where there are several.
@@ -58,7 +59,7 @@ def run_in_processes(place: Path, section: Any, out: StageOutput, publish: Publi
         logs = [stack.enter_context(open(place / log_name(rank), "ab")) for rank in range(ranks)]
         tail = _Tail(place / "events.jsonl", publish)
         stack.callback(tail.stop)
-        workers = Workers([sys.executable, "-m", "feebcore.run.worker", str(place), str(reader), str(lock)], environments, logs, (reader, lock))
+        workers = Workers([sys.executable, "-P", "-m", "feebcore.run.worker", str(place), str(reader), str(lock)], environments, logs, (reader, lock))
         os.close(ends.pop(0))
         tail.start()
         codes = workers.wait(out)
@@ -74,13 +75,10 @@ def _close_all(handles: Sequence[int]) -> None:
         os.close(handle)
 
 
-def num_ranks(section: Any) -> int:
-    """How many processes the section's `parallel` means on this machine."""
-    config = getattr(section, "parallel", None)
-    if config is None or config.strategy == "none":
-        return 1
-    if config.ranks or section.device == "cpu":
-        return config.ranks or 1
+def num_ranks(section: StageConfig) -> int:
+    """How many processes the stage runs as on this machine. Raises FeebError where GPUs cannot be counted."""
+    if number := section.num_processes():
+        return number
     count = [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"]  # torch stays out of this process
     done = subprocess.run(count, capture_output=True, text=True, check=False)
     if done.returncode != 0:
@@ -174,7 +172,7 @@ class Workers:
             _RUNNING.discard(self)
             for n, handler in old.items():
                 signal.signal(n, handler)
-            self.kill()  # an exception in this thread
+            self.kill()  # after an exception in this thread, and what they have left behind
 
     def ask(self) -> None:
         """SIGTERM to all, with SECONDS_TO_SAVE seconds to end in; asked again, none."""
@@ -184,12 +182,12 @@ class Workers:
             self.processes[rank].send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """At once, with whatever they have started."""
-        for rank in self.alive():
-            self.killed.add(rank)
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.processes[rank].pid, signal.SIGKILL)
-            self.processes[rank].wait()
+        """At once, with whatever they have started, also by those that have ended: such a process would hold the GPU."""
+        self.killed.update(self.alive())
+        for process in self.processes:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 @contextlib.contextmanager

@@ -84,6 +84,18 @@ def test_the_source_of_a_part_that_only_watches_causes_no_work(folder):
     assert [i.status for i in plan(load(folder, *settings), workspace)] == ["reuse", "reuse"]
 
 
+def test_a_page_is_not_reused_where_it_would_show_something_else(folder):
+    workspace = Workspace(folder / "data")
+    stages = "stages=[numbers, total, sheet]"
+    assert run_all(load(folder, stages), workspace)["sheet"].metrics == {"shown": 2}
+    assert [i.status for i in plan(load(folder, stages), workspace)] == ["reuse"] * 3
+    assert [i.status for i in plan(load(folder, stages, "description=new"), workspace)] == ["reuse", "reuse", "run"]
+    (numbers,) = (a for _, a in workspace.all(stage="numbers"))
+    shutil.rmtree(numbers.path)
+    run_all(load(folder, "stages=[numbers]"), workspace)  # the same content, made at another time
+    assert [i.status for i in plan(load(folder, stages), workspace)] == ["reuse", "reuse", "run"]
+
+
 def test_a_stage_that_raises_is_reported_with_its_message_and_log(folder):
     with pytest.raises(StageFailed, match=r"ValueError: as asked \(log: .*log.txt\)"):
         run_all(load(folder, "numbers.crash=raise"), Workspace(folder / "data"), in_process=False)
@@ -92,6 +104,20 @@ def test_a_stage_that_raises_is_reported_with_its_message_and_log(folder):
 def test_a_worker_that_is_killed_is_a_failure_not_a_success(folder):
     with pytest.raises(StageFailed, match="killed by signal 9"):
         run_all(load(folder, "numbers.crash=die"), Workspace(folder / "data"), in_process=False)
+
+
+def test_what_a_killed_worker_had_started_ends_too(folder):
+    with pytest.raises(StageFailed, match="killed by signal 9"):
+        run_all(load(folder, "numbers.crash=orphan"), Workspace(folder / "data"), in_process=False)
+    (child,) = (folder / "data").glob("numbers/*/child")
+    assert gone(int(child.read_text()), 5)
+
+
+def test_a_worker_imports_nothing_from_the_current_folder(folder, monkeypatch):
+    (folder / "tempfile.py").write_text("raise SystemExit('a file of the current folder ran')\n")
+    monkeypatch.chdir(folder)
+    built = run_all(load(folder), Workspace(folder / "data"), in_process=False)
+    assert built["numbers"].metrics == {"count": 5}
 
 
 def test_after_a_kill_the_stage_continues_in_the_same_folder(folder):

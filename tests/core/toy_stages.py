@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import time
 from typing import Annotated
 
@@ -27,6 +28,8 @@ class SumConfig(feeb.StageConfig):
 @feeb.hookimpl
 def feeb_stages():
     yield feeb.StageSpec("numbers", NumbersConfig, build="toy_stages:numbers", makes=("numbers",), process="worker", summary="Writes numbers, slowly.")
+    needs = (feeb.Need("everything", kind="*", many=True),)
+    yield feeb.StageSpec("sheet", feeb.StageConfig, build="toy_stages:sheet", needs=needs, makes=("page",), shows=True, summary="Shows what there is.")
     yield feeb.StageSpec("total", SumConfig, build="toy_stages:total", needs=(feeb.Need("numbers"),), summary="Adds them up.")
 
 
@@ -41,6 +44,10 @@ def numbers(section, inputs, out):
             raise Interrupted(f"numbers stopped at {len(values)}; run the same command again to continue")
         if section.crash == "raise":
             raise ValueError("as asked")
+        if section.crash == "orphan":  # as when the kernel kills a worker for memory: what it started is left
+            child = subprocess.Popen(["sleep", "300"])
+            (out.path / "child").write_text(str(child.pid))
+            os.kill(os.getpid(), 9)
         if section.crash == "die":
             os.kill(os.getpid(), 9)
         values.append(len(values) + 1)
@@ -56,3 +63,8 @@ def total(section, inputs, out):
     values = json.loads(inputs["numbers"].file("numbers.json").read_text())
     write_json(out.path / "total.json", sum(v**section.power for v in values))
     return {"total": sum(v**section.power for v in values)}
+
+
+def sheet(section, inputs, out):
+    write_json(out.path / "sheet.json", {name: artifact.metrics for name, artifact in inputs.items()})
+    return {"shown": len(inputs)}

@@ -248,7 +248,7 @@ def test_compiled_training_moves_the_bias_as_eager_training_does() -> None:
     call = torch.compile(compiled, backend="aot_eager", fullgraph=True)
     for _ in range(3):
         for moe, forward in ((eager, eager), (compiled, call)):
-            forward(x).sum().backward()
+            forward(x, ForwardContext(Position())).sum().backward()
             moe.router.after_optimizer_step()
     assert eager.router.bias.any()
     assert torch.equal(eager.router.bias, compiled.router.bias)
