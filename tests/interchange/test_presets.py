@@ -83,7 +83,7 @@ def test_published_sizes_have_the_published_number_of_parameters() -> None:
     """GPT-2 small: 124,439,808 (the released weights). Llama 3 8B: 8,030,261,248. Qwen3 0.6B: 596,049,920 (both: model cards)."""
     gpt2 = {"name": "gpt2", "num_layers": 12, "d_model": 768, "num_heads": 12}
     assert count_architecture(resolve_part("architectures", gpt2), 50257, 1024).total == 124_439_808
-    llama = {"name": "llama", "num_layers": 32, "d_model": 4096, "num_heads": 32, "attention": {"num_kv_heads": 8}, "feedforward": {"hidden": 14336}}
+    llama = {"name": "llama", "num_layers": 32, "d_model": 4096, "num_heads": 32, "attention": {"num_kv_heads": 8}, "feedforward": {"intermediate_size": 14336}}
     assert count_architecture(resolve_part("architectures", llama), 128_256, 8).total == 8_030_261_248
     qwen = {"name": "qwen3", "num_layers": 28, "d_model": 1024, "num_heads": 16, "head_dim": 128, "attention": {"num_kv_heads": 8}}
     assert count_architecture(resolve_part("architectures", qwen), 151_936, 8).total == 596_049_920
