@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, field_validator
 
 from feebcore.artifacts import Artifact, StageOutput
-from feebcore.config import Execution
+from feebcore.config import DataOrderConfig, Execution
 from feebcore.errors import ArtifactError, did_you_mean
 from feebcore.files import read_json
 from feebcore.parts import Part, parts_in
@@ -70,17 +70,18 @@ def check(section: PretrainConfig, recipe: Recipe) -> list[str]:
 
 
 def _check_sources(section: PretrainConfig, recipe: Recipe) -> list[str]:
-    """Sources that the order names, against those that stage download reads."""
-    from feebcore.stages.download import DownloadConfig, source_labels
+    """Sources that the data order names, against those that stage download reads."""
+    from feebcore.stages.download import DownloadConfig, source_names
 
-    named = getattr(section.data_order.config, "source_names", None)
+    assert isinstance(section.data_order.config, DataOrderConfig)
+    named = section.data_order.config.source_names()
     download = recipe.stages.get("download")
-    if named is None or download is None or not isinstance(download.section, DownloadConfig) or (labels := source_labels(download.section)) is None:
+    if not named or download is None or not isinstance(download.section, DownloadConfig) or (names := source_names(download.section)) is None:
         return []
-    held_out = set(download.section.validation_sources)
-    problems = [f"data_order: no source {name!r} in stage download; {did_you_mean(name, labels)}" for name in named() if name not in labels]
+    validation = set(download.section.validation_sources)
+    problems = [f"data_order: no source {name!r} in stage download; {did_you_mean(name, names)}" for name in named if name not in names]
     return problems + [
-        f"data_order: source {name!r} is in download.validation_sources, so nothing of it can be trained on" for name in named() if name in held_out
+        f"data_order: source {name!r} is in download.validation_sources, so nothing of it can be trained on" for name in named if name in validation
     ]
 
 
@@ -111,9 +112,7 @@ def check_training(section: TrainSection) -> list[str]:
     if section.weight_decay_schedule and getattr(section.optimizer.config, "weight_decay", None) == 0:
         problems.append("weight_decay_schedule: the optimizer's weight_decay is 0, so there is nothing to schedule")
     for key in ("schedule", "optimizer", "data_order"):
-        part_check = getattr(getattr(section, key).config, "check_run", None)  # parts may have a say about the run's length
-        if part_check is not None:
-            problems += [f"{key}.{text}" for text in part_check(section.max_steps)]
+        problems += [f"{key}.{text}" for text in getattr(section, key).config.check_run(section.max_steps)]
     return problems
 
 

@@ -92,7 +92,7 @@ def train_model(
         callbacks = {f"{i}:{part.name}": part.build() for i, part in enumerate(section.callbacks)} if parallel.is_main else {}
         trainer = Trainer(
             run,
-            stack.enter_context(Prefetch(data, section.prefetch)) if section.prefetch else data,
+            stack.enter_context(Prefetch(data, section.prefetch, pin=device.type == "cuda")) if section.prefetch else data,
             gradients,
             optimizer,
             rates,
