@@ -18,7 +18,8 @@ from feebcore.parts import Part
 from feebcore.provenance import plugin_sources
 from feebcore.recipe import Recipe, StageEntry
 from feebcore.run.plan import identity, stages_for
-from feebcore.stages.pretrain import PretrainConfig, check_training
+from feebcore.train.checks import check_training
+from feebcore.train.pretrain_config import PretrainConfig
 
 STAGE = "pretrain"
 REVISION = 2

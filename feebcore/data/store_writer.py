@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from feebcore.data.shard_index import read_shard_index
-from feebcore.data.store import block_hash
+from feebcore.data.store import FORMAT, block_hash
 from feebcore.errors import ArtifactError, DataError
 from feebcore.files import read_jsonl, sync_folder
 
@@ -125,6 +125,7 @@ class SplitWriter:
             group.create_array(name, data=values, chunks=(max(1, min(len(values), 2**20)),), overwrite=True)
         group.attrs.update(
             {
+                "format": FORMAT,
                 "vocab_size": self.vocab_size,
                 "bos_id": self.bos_id,
                 "eos_id": self.eos_id,

@@ -61,6 +61,10 @@ class DocumentScores:
     bytes: np.ndarray
     tokens: np.ndarray
 
+    def where(self, chosen: np.ndarray) -> DocumentScores:
+        """Of some documents only; chosen bool [N]."""
+        return DocumentScores(self.nats[chosen], self.bytes[chosen], self.tokens[chosen])
+
     def total(self) -> Score:
         return Score(math.fsum(self.nats), int(self.bytes.sum()), int(self.tokens.sum()), len(self.nats))
 

@@ -26,7 +26,7 @@ from feebcore.studies import Ledger, Row, this_owner
 from feebcore.train.pretrain import train_model
 
 if TYPE_CHECKING:
-    from feebcore.stages.sweep import SweepConfig
+    from feebcore.scaling.config import SweepConfig
     from feebcore.train.config import TrainSection
 
 CURVE_POINTS = 60

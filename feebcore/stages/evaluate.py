@@ -27,22 +27,18 @@ if TYPE_CHECKING:
 
 
 class EvaluateConfig(StageConfig):
-    """Options of stage evaluate.
-
-    benchmarks: two of one name are told apart as `name` and `name_2`. models: for a benchmark, the stages whose models
-    it is run on; default all. precision: of the model's matrix products.
-    """
+    """Options of stage evaluate. Of two benchmarks of one name, the second is called `name_2` in `models:` and in results."""
 
     benchmarks: list[Annotated[Part, PartKey("benchmarks")]] = Field(
-        default_factory=lambda: [default_part("bits_per_byte")], min_length=1, validate_default=True
+        default_factory=lambda: [default_part("bits_per_byte")], min_length=1, validate_default=True, description="benchmark parts"
     )
-    models: dict[str, list[str]] = Field(default_factory=dict)
-    seed: int = Field(0, ge=0)
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    models: dict[str, list[str]] = Field(default_factory=dict, description="by benchmark, the stages whose models it runs on; default: every model")
+    seed: int = Field(0, ge=0, description="of everything drawn")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="of matrix products; auto: bf16 where the device has it in hardware")
 
-    device: Execution[Literal["auto", "cpu", "cuda"]] = "auto"
-    threads: Execution[Annotated[int, Field(ge=0)]] = 0  # 0: every CPU this process may use
-    deterministic: Execution[bool] = True
+    device: Execution[Literal["auto", "cpu", "cuda"]] = Field("auto", description="auto: cuda where there is one")
+    threads: Execution[Annotated[int, Field(ge=0)]] = Field(0, description="CPU threads; 0: every CPU this process may use")
+    deterministic: Execution[bool] = Field(True, description="deterministic algorithms")
 
 
 PART = StageSpec(
@@ -53,6 +49,7 @@ PART = StageSpec(
     needs=(Need("models", kind="model", many=True), Need("tokens", optional=True)),
     makes=("scores",),
     process="worker",
+    revision=2,
     summary="Runs benchmarks on every model of the recipe.",
 )
 
@@ -93,7 +90,7 @@ def labeled(benchmarks: list[Part]) -> dict[str, Part]:
 
 
 def run(section: EvaluateConfig, inputs: Mapping[str, Artifact], out: StageOutput) -> dict[str, Any]:
-    from feebcore.evaluate.benchmark import summarize
+    from feebcore.evaluate.benchmark import Benchmark, summarize
     from feebcore.model.precision import execution, resolve_device, resolve_precision
 
     device = resolve_device(section.device)
@@ -107,12 +104,12 @@ def run(section: EvaluateConfig, inputs: Mapping[str, Artifact], out: StageOutpu
     parts = {(stage, name): read_json(_part_file(out.path, stage, name)) for stage, name in todo}
     collect = lambda key: {n: {s: parts[s, n][key] for s in models if (s, n) in parts} for n in benchmarks}  # noqa: E731
     results = collect("result")
-    built = {name: part.build() for name, part in benchmarks.items()}
+    built: dict[str, Benchmark] = {name: part.build() for name, part in benchmarks.items()}
     write_json(out.path / "results.json", results)
     write_json(out.path / "samples.json", collect("samples"))
     write_json(
         out.path / "benchmarks.json",
-        {n: {"title": getattr(b, "title", n), "better": getattr(b, "better", "higher"), "percent": getattr(b, "percent", False)} for n, b in built.items()},
+        {name: {"title": b.title or name, "better": b.better, "percent": b.percent} for name, b in built.items()},
     )
     out.content("results.json", "samples.json", "benchmarks.json")
     return summarize(results)

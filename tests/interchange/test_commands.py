@@ -114,7 +114,7 @@ def test_what_is_wrong_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture
     (tmp_path / "empty").mkdir()
     (tmp_path / "model.onnx").write_bytes(b"x")
     for arguments, message in (
-        (["import", str(tmp_path / "nothing"), "a"], "there is no"),
+        (["import", str(tmp_path / "nothing"), "a"], "does not exist"),
         (["import", str(tmp_path / "empty"), "a"], "has no config.json"),
         (["import", str(tmp_path / "empty"), "a/b"], "cannot name an artifact"),
         (["import", str(tmp_path / "model.onnx"), "a"], "no part 'onnx' of kind 'importers'"),

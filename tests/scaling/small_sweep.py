@@ -13,7 +13,8 @@ import numpy as np
 from feebcore.artifacts import Artifact, StageOutput
 from feebcore.data.store_writer import SplitWriter
 from feebcore.run.build import stop_on_signals
-from feebcore.stages.sweep import SweepConfig, run
+from feebcore.scaling.config import SweepConfig
+from feebcore.stages.sweep import run
 
 VOCAB, T = 64, 16
 

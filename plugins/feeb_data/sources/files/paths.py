@@ -34,7 +34,7 @@ def all_files(paths: Sequence[str]) -> list[tuple[str, Path]]:
         for key, file in expand(path):
             seen.setdefault(file, key)
     counts: Counter[str] = Counter()
-    found = []
+    numbered = []
     for file, key in sorted(seen.items(), key=lambda item: (item[1], str(item[0]))):
         counts[key] += 1
         numbered.append((key if counts[key] == 1 else f"{key}#{counts[key]}", file))

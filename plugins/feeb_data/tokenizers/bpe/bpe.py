@@ -36,7 +36,7 @@ class BpeTokenizer(Tokenizer):
     encodes_in_threads = True
 
     def __init__(self, ranks: Ranks, digits: str) -> None:
-        self.ranks = ranks
+        self.ranks, self.digits = ranks, digits
         self.vocab_size = len(ranks) + NUM_SPECIAL
         self.bos_id, self.eos_id = self.vocab_size - 2, self.vocab_size - 1
         self._lengths = {rank: len(token) for token, rank in ranks.items()}
