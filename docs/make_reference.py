@@ -200,6 +200,7 @@ def pages() -> dict[Path, str]:
         DOCS / "contracts.md": contracts_page(),
         DOCS / "parts.md": neighbor("parts_page").parts_page(registry, default_text),
         DOCS / "protocols.md": neighbor("protocols_page").protocols_page(),
+        DOCS / "plugin-examples.md": neighbor("plugin_examples").examples_page(),
         DOCS / "commands.md": neighbor("commands_page").commands_page(),
     }
 

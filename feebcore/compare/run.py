@@ -264,7 +264,7 @@ class Comparison:
         if not math.isfinite(loss) or loss > 1.05 * chance:
             raise Diverged(f"its held-out loss of {loss:.3f} nats per token is worse than guessing ({chance:.3f})")
         kept = {key: metrics.get(key) for key in ("steps", "tokens", "flops", "seconds", "tokens_per_second", "parameters", "compiled", "precision")}
-        bad = len(metrics.get("bad_steps", []))
+        bad = len(metrics.get("anomalous_steps", []))
         return (
             {"bits_per_byte": metrics["val_bits_per_byte"], "loss": loss, "fingerprint": artifact.fingerprint, "path": str(artifact.path)}
             | kept

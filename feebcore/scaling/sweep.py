@@ -98,7 +98,7 @@ class Sweep:
         trained = train_model(
             section,
             data,
-            self.val_store if section.eval_every else None,
+            self.val_store if section.validation_every else None,
             self.tokenizer,
             folder,
             self.out,
@@ -118,7 +118,7 @@ class Sweep:
 
     def score(self, model: Any, section: TrainSection, precision: str) -> dict[str, float]:
         """Loss and bits per byte on the held-out documents that all cells share."""
-        stride = section.eval_stride or max(1, section.seq_len // 2)
+        stride = section.validation_stride or max(1, section.seq_len // 2)
         score = score_store(model, self.val_store, section.seq_len, stride, dtype=precision, max_documents=self.section.eval_documents or None)
         chance = math.log(self.train_store.vocab_size)
         if not math.isfinite(score.loss) or score.loss > 1.05 * chance:
