@@ -112,7 +112,7 @@ class Encoder:
         return 1 if corpus_bytes <= SMALL_CORPUS or self.tokenizer.encodes_in_threads else cores
 
     def _submitter(self) -> Callable[[str, str, int, int], Pending]:
-        """How one unit is given away."""
+        """The function that submits one unit of work."""
         if self._fan_out != "none":
             runner = self._open.enter_context(open_runner(self._fan_out, self._workers, self._address, "shard.fan_out"))
             elsewhere = (str(self.folder.absolute()), self._fan_out != "threads")

@@ -272,8 +272,8 @@ def _score_batch(model: Any, tokens: torch.Tensor, scored: torch.Tensor, dtype: 
             nats.append(functional.cross_entropy(logits_NV, target_N, reduction="none").double())
             if greedy:
                 hits.append(logits_NV.argmax(-1) == target_N)
-    found = torch.cat(nats).cpu().numpy()
-    return found, torch.cat(hits).cpu().numpy() if greedy else np.zeros(len(found), dtype=bool)
+    total = torch.cat(nats).cpu().numpy()
+    return total, torch.cat(hits).cpu().numpy() if greedy else np.zeros(len(total), dtype=bool)
 
 
 def precision(device: torch.device, dtype: str | torch.dtype | None) -> contextlib.AbstractContextManager[Any]:

@@ -190,8 +190,8 @@ def packing_isolates_documents(subject: Candidate) -> None:
         for row in range(len(packed.tokens)):
             tokens, ids = packed.tokens[row], packed.doc_ids[row]
             for number in np.unique(ids[ids >= 0]).tolist():
-                found = {int(document[t]) for t in tokens[:-1][ids == number] if t > EOS}
-                require(len(found) <= 1, f"document {number} of sequence {row} holds tokens of {len(found)} documents")
+                documents = {int(document[t]) for t in tokens[:-1][ids == number] if t > EOS}
+                require(len(documents) <= 1, f"document {number} of sequence {row} holds tokens of {len(documents)} documents")
             if packed.positions is not None:
                 same = ids[1:] == ids[:-1]
                 expected = np.where(same, packed.positions[row, :-1] + 1, 0)

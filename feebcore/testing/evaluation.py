@@ -91,10 +91,10 @@ def result_is_whole(subject: Candidate) -> None:
     require(benchmark.better in ("lower", "higher"), f"title {benchmark.title!r}, better {benchmark.better!r}")
     with small_target() as model:
         result = benchmark.run(model)
-    found = intervals(result)
-    require(found, f"no metric with a value among {', '.join(result)}")
+    metrics = intervals(result)
+    require(metrics, f"no metric with a value among {', '.join(result)}")
     json.dumps(result, allow_nan=False)
-    for name, entry in found.items():
+    for name, entry in metrics.items():
         require(entry["n"] > 0 and all(math.isfinite(entry[key]) for key in ("value", "low", "high")), f"{name} is {entry}")
         require(entry["low"] <= entry["value"] <= entry["high"], f"{name}: {entry['value']} is outside of {entry['low']} to {entry['high']}")
         require(not benchmark.percent or 0 <= entry["low"] <= entry["high"] <= 1, f"{name} is a share, but {entry['low']} to {entry['high']}")

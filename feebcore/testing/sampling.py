@@ -22,9 +22,9 @@ def example_logits() -> Tensor:
 
 @check("logits_processors", meaning="No token is left, so sampling fails or returns nonsense.")
 def keeps_a_token(subject: Candidate) -> None:
-    found = subject.part.build()(example_logits())
-    require(found.shape == example_logits().shape and not found.isnan().any(), "shape changed or NaN")
-    require((found > float("-inf")).any(-1).all(), "a row has no token left")
+    processed = subject.part.build()(example_logits())
+    require(processed.shape == example_logits().shape and not processed.isnan().any(), "shape changed or NaN")
+    require((processed > float("-inf")).any(-1).all(), "a row has no token left")
 
 
 @check("logits_processors", meaning="A token that an earlier processor removed is possible again.")
@@ -47,8 +47,8 @@ def processor_works_by_row(subject: Candidate) -> None:
 )
 def most_likely_token_stays(subject: Candidate) -> None:
     logits = example_logits()
-    found, sharp = subject.part.build()(logits.clone()), logits.topk(2).values.diff()[:, 0] < -1e-3
-    require(torch.equal(found.argmax(-1)[sharp], logits.argmax(-1)[sharp]), "the most likely token of a row is another one afterwards")
+    processed, sharp = subject.part.build()(logits.clone()), logits.topk(2).values.diff()[:, 0] < -1e-3
+    require(torch.equal(processed.argmax(-1)[sharp], logits.argmax(-1)[sharp]), "the most likely token of a row is another one afterwards")
 
 
 @check("samplers", meaning="A sampler returns a token that was removed, or one outside the vocabulary.")

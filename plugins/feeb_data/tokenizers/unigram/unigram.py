@@ -1,7 +1,7 @@
 """A probability for every piece, and the most probable way to cut a text into pieces.
 
 Kudo 2018 (arXiv:1804.10959), trained by Hugging Face tokenizers: from all frequent substrings, expectation maximization
-drops the least useful ones until the vocabulary has the wanted size; encoding is Viterbi's algorithm. Text is cut into the
+drops the least useful ones until the vocabulary has the requested size; encoding is Viterbi's algorithm. Text is cut into the
 same pretokens as for `bpe` and spelt in bytes: the 256 bytes are always in the vocabulary, so any text round-trips and
 nothing is ever unknown. Long texts are encoded in pieces, as with `bpe`.
 
