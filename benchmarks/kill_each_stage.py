@@ -20,7 +20,7 @@ from pathlib import Path
 from feebcore import recipe as recipes
 from feebcore.artifacts import Workspace
 from feebcore.files import read_jsonl
-from feebcore.run.build import plan
+from feebcore.run.plan import plan
 
 
 def left_behind(workspace: Path, seconds: float) -> int:

@@ -28,7 +28,7 @@ def run(section, inputs, out):
 @feeb.hookimpl
 def feeb_stages():
     for i, needs in enumerate([(), ("step0",), ("step1",)]):
-        yield feeb.StageSpec(f"step{i}", build="bench_steps:run", needs=tuple(feeb.Need("x", (n,)) for n in needs), process="PROCESS", summary="Sleeps 0.2 s.")
+        yield feeb.StageSpec(f"step{i}", build="bench_steps:run", makes=(f"x{i}",), needs=tuple(feeb.Need(n.replace("step", "x")) for n in needs), process="PROCESS", summary="Sleeps 0.2 s.")
 """
 
 

@@ -20,6 +20,7 @@ from feebcore import hookspecs
 from feebcore.config import KeyRole
 from feebcore.parts import Part, PartKey
 from feebcore.registry import Registry
+from feebcore.specs import Need, StageSpec
 
 DOCS = Path(__file__).resolve().parent
 
@@ -78,10 +79,15 @@ def reference_page(registry: Registry) -> str:
     for _, spec in registry.parts("stages"):
         if spec.distribution != "feeb":
             continue
-        needs = ", ".join(" or ".join(n.stages) + (" (optional)" if n.optional else "") for n in spec.needs) or "nothing"  # type: ignore[attr-defined]
-        lines += ["", f"## {spec.name}", "", f"{spec.summary} Needs: {needs}."]
+        assert isinstance(spec, StageSpec)
+        lines += ["", f"## {spec.name}", "", f"{spec.summary} Needs: {', '.join(map(_need, spec.needs)) or 'nothing'}. Makes: {', '.join(spec.makes)}."]
         lines += options_table(spec.config)
     return "\n".join(lines) + "\n"
+
+
+def _need(need: Need) -> str:
+    what = "whatever the stages before it make" if need.kind == "*" else f"every {need.kind or need.name}" if need.many else need.kind or need.name
+    return what + (" (optional)" if need.optional else "")
 
 
 def _when(item: Any) -> str:

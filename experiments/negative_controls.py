@@ -1,10 +1,10 @@
-"""Mistakes that the notebook made, as parts: a comparison that does not see that they hurt sees nothing."""
+"""Negative controls: deliberate bugs as parts. A comparison must detect that they hurt."""
 
 import feebcore as feeb
 
 
 def build_double_softmax(config):
-    """Cross-entropy of log-probabilities of probabilities: softmax before a loss that has its own."""
+    """A softmax before a cross-entropy loss that applies its own."""
     from torch import nn
 
     from feebcore.protocols import ObjectiveOutput

@@ -57,8 +57,8 @@ class Run:
         return self.artifact.stage if self.artifact else self.path.parent.name
 
     @property
-    def label(self) -> str:
-        return self.artifact.label if self.artifact else self.path.name.rpartition("-")[0]
+    def name(self) -> str:
+        return self.artifact.name if self.artifact else self.path.name.rpartition("-")[0]
 
     @property
     def fingerprint(self) -> str:
@@ -135,41 +135,42 @@ class Run:
 
     def _opened(self, device: str) -> OpenedModel:
         if not (self.path / "model").is_dir():
-            raise ArtifactError(
-                f"{self.path} has no model; runs of stages pretrain, sft and rl have one" + ("" if self.artifact else " when they are finished")
-            )
+            raise ArtifactError(f"{self.path} has no model; " + (f"stage {self.stage} makes none" if self.artifact else "a run has one when it is finished"))
         return _cached_model(self.path / "model", device)
 
     def __repr__(self) -> str:
-        return f"Run({self.stage}, {self.label}, {self.fingerprint}, {self.status}, {str(self.path)!r})"
+        return f"Run({self.stage}, {self.name}, {self.fingerprint}, {self.status}, {str(self.path)!r})"
 
 
-def open_run(path_or_label: str | Path, workspace: str | Path | None = None, stage: str | None = None) -> Run:
-    """A run by its folder, its label, its fingerprint (or the beginning of one), or `stage/label`.
+def open_run(path_or_name: str | Path, workspace: str | Path | None = None, stage: str | None = None) -> Run:
+    """A run by its folder, its name, its fingerprint (or the beginning of one), or `stage/name`.
 
-    A label means the newest finished run of that name; of several stages, the last of pretrain, sft and rl that has it
-    unless `stage` says which. workspace: default FEEB_WORKSPACE or ./data. Raises ArtifactError.
+    A name means the newest finished run of that name; of several stages, the last that makes a model: one on which no other
+    model of the name is built. workspace: default FEEB_WORKSPACE or ./data. Raises ArtifactError.
 
     Example::
 
         feeb.open_run("quickstart", stage="sweep").metrics["law"]
     """
-    folder = Path(path_or_label)
+    folder = Path(path_or_name)
     if folder.is_dir() and (folder / MANIFEST).exists() | (folder / "recipe.json").exists():
         return Run(folder.absolute(), read_artifact(folder.absolute()))
-    place, text = Workspace(workspace), str(path_or_label)
+    place, text = Workspace(workspace), str(path_or_name)
     if stage is None and "/" in text:
         stage, _, text = text.partition("/")
-    found = [Run(path, artifact) for path, artifact in place.all(damaged=lambda folder, error: None) if stage in (None, path.parent.name)]
-    named = [r for r in found if r.label == text or r.path.name == text or (len(text) >= 4 and r.fingerprint.startswith(text))]
+    candidates = [Run(path, artifact) for path, artifact in place.all(damaged=lambda folder, error: None, stage=stage)]
+    named = [r for r in candidates if r.name == text or r.path.name == text or (len(text) >= 4 and r.fingerprint.startswith(text))]
     if not named:
-        raise ArtifactError(f"no run {path_or_label!r} in {place.root}; {did_you_mean(text, {r.label for r in found} | {r.path.name for r in found})}")
-    order = {"pretrain": 1, "sft": 2, "rl": 3}
-    return max(named, key=lambda r: (r.artifact is not None, order.get(r.stage, 0), r.manifest.get("finished", 0.0)))
+        near = {r.name for r in candidates} | {r.path.name for r in candidates}
+        raise ArtifactError(f"no run {path_or_name!r} in {place.root}; {did_you_mean(text, near)}")
+    models = [r for r in named if r.artifact is not None and "model" in r.artifact.makes]
+    built_on = {(entry["stage"], entry["fingerprint"]) for r in models for entry in r.manifest["inputs"].values()}
+    last = [r for r in models if (r.stage, r.fingerprint) not in built_on]
+    return max(last or named, key=lambda r: (r.artifact is not None, r.manifest.get("finished", 0.0)))
 
 
 def runs(workspace: str | Path | None = None) -> pl.DataFrame:
-    """Every run of a workspace: stage, label, fingerprint, path, status, created, metrics (JSON text).
+    """Every run of a workspace: stage, name, fingerprint, path, status, created, metrics (JSON text).
 
     Folders with a damaged manifest are left out; `feeb runs` names them.
 
@@ -185,8 +186,8 @@ def runs(workspace: str | Path | None = None) -> pl.DataFrame:
     for path, artifact in Workspace(workspace).all(damaged=lambda folder, error: None):
         run = Run(path, artifact)
         created = run.manifest.get("created") or datetime.fromtimestamp(path.stat().st_ctime, UTC).isoformat(timespec="seconds")
-        rows.append((run.stage, run.label, run.fingerprint, str(path), run.status, created, json.dumps(run.metrics)))
-    columns = ("stage", "label", "fingerprint", "path", "status", "created", "metrics")
+        rows.append((run.stage, run.name, run.fingerprint, str(path), run.status, created, json.dumps(run.metrics)))
+    columns = ("stage", "name", "fingerprint", "path", "status", "created", "metrics")
     return pl.DataFrame(rows, schema=dict.fromkeys(columns, pl.String), orient="row")
 
 
@@ -231,19 +232,19 @@ def generate(
         "top_p": ("p", top_p),
         "min_p": ("min_p", min_p),
     }
-    wanted = [*logits_processors, *({"name": n, key: v} for n, (key, v) in named.items() if v is not None)]
-    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    processors = [*logits_processors, *({"name": n, key: v} for n, (key, v) in named.items() if v is not None)]
+    inputs = [prompts] if isinstance(prompts, str) else list(prompts)
     completions = run_engine(
         opened.model,
-        [encode_prompt(opened.tokenizer, text) for text in texts],
+        [encode_prompt(opened.tokenizer, text) for text in inputs],
         max_new_tokens,
         opened.tokenizer.eos_id,
-        [resolve_part("logits_processors", value).build() for value in wanted],
+        [resolve_part("logits_processors", value).build() for value in processors],
         greedy if temperature == 0 else None,
         seed,
     )
-    found = [opened.tokenizer.decode([t for t in c.tokens if t != opened.tokenizer.eos_id]) for c in completions]
-    return found[0] if isinstance(prompts, str) else found
+    texts = [opened.tokenizer.decode([t for t in c.tokens if t != opened.tokenizer.eos_id]) for c in completions]
+    return texts[0] if isinstance(prompts, str) else texts
 
 
 def registry_of(folder: Path) -> Registry:

@@ -1,4 +1,4 @@
-"""Immutable, fingerprinted stage outputs: `<workspace>/<stage>/<label>-<fingerprint>/`.
+"""Immutable, fingerprinted stage outputs: `<workspace>/<stage>/<name>-<fingerprint>/`.
 
 A folder is created at once and filled; its last act is `manifest.json`, and that is the commit: a folder without
 one is unfinished and can be continued. Paths never change. Identity is what changes the result: the stage and its
@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import fnmatch
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -22,11 +23,22 @@ from typing import Any
 
 from feebcore.errors import ArtifactError
 from feebcore.files import digest_of, explain, locked, read_json, read_jsonl, sha256_file, write_json
+from feebcore.registry import get_registry
+from feebcore.specs import StageSpec
 
-SCHEMA = 1
+SCHEMA = 2
+"""Of manifests; 2 has `name` and `makes`."""
 MANIFEST = "manifest.json"
 NOT_CONTENT = ("events.jsonl", "log.txt", "metrics.jsonl", "recipe.json", "environment.json", "request.json", "result.json", "checkpoints/*", "rank-*.log")
 """Files that never enter the content digest: they say how and when, not what."""
+
+KIND_FILES: dict[str, tuple[str, ...]] = {
+    "documents": ("documents.parquet",),
+    "tokenizer": ("tokenizer",),
+    "tokens": ("tokens.zarr", "tokens.json"),
+    "model": ("model/model.json",),
+}
+"""What an artifact of a kind has, whichever stage makes it: stages that need the kind read these."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +53,13 @@ class Artifact:
         return self.manifest["stage"]
 
     @property
-    def label(self) -> str:
-        return self.manifest["label"]
+    def name(self) -> str:
+        return self.manifest["name"]
+
+    @property
+    def makes(self) -> tuple[str, ...]:
+        """The kinds of thing inside: documents, tokenizer, tokens, model …"""
+        return tuple(self.manifest["makes"])
 
     @property
     def fingerprint(self) -> str:
@@ -60,7 +77,7 @@ class Artifact:
         """A file or folder inside; ArtifactError when it is not there."""
         path = self.path / name
         if not path.exists():
-            raise ArtifactError(f"{self.path} has no {name}; was it removed? `feeb artifacts verify` tells")
+            raise ArtifactError(f"{self.path} has no {name}; was it removed? `feeb artifacts verify` checks")
         return path
 
     def check_sizes(self) -> None:
@@ -95,15 +112,15 @@ class Artifact:
 class StageOutput:
     """What a stage function writes to: its folder, its log and its progress.
 
-    listener: called with every event, in the process that runs the stage. Events are also appended to
+    on_progress: called with every event, in the process that runs the stage. Events are also appended to
     `events.jsonl`, which a parent process tails.
     """
 
-    def __init__(self, path: Path, listener: Callable[[dict[str, Any]], None] | None = None) -> None:
+    def __init__(self, path: Path, on_progress: Callable[[dict[str, Any]], None] | None = None) -> None:
         self.path = Path(path)
         self.stop_requested = False
         self.content_patterns: tuple[str, ...] = ()
-        self._listener = listener
+        self._on_progress = on_progress
         self._events = open(self.path / "events.jsonl", "a", encoding="utf-8", buffering=1)
         if _ends_torn(self.path / "events.jsonl"):  # a kill cut the last line: the next one must not be lost with it
             self._events.write("\n")
@@ -136,8 +153,8 @@ class StageOutput:
             self._events.write(json.dumps(row) + "\n")
         except OSError as error:
             raise explain(error, self.path / "events.jsonl") from error
-        if self._listener:
-            self._listener(row)
+        if self._on_progress:
+            self._on_progress(row)
 
     def close(self) -> None:
         self._events.close()
@@ -150,7 +167,7 @@ class Workspace:
         self.root = Path(root or os.environ.get("FEEB_WORKSPACE") or "data").absolute()
 
     def find(self, stage: str, fingerprint: str) -> Artifact | None:
-        """The finished artifact with this fingerprint, whatever its label; sizes checked."""
+        """The finished artifact with this fingerprint, whatever its name; sizes checked."""
         for folder in self.folders(stage, fingerprint):
             artifact = read_artifact(folder)
             if artifact is not None:
@@ -162,15 +179,15 @@ class Workspace:
         """Folders of this fingerprint, finished or not."""
         return sorted(p for p in (self.root / stage).glob(f"*-{fingerprint}") if p.is_dir())
 
-    def all(self, damaged: Callable[[Path, ArtifactError], None] | None = None) -> Iterator[tuple[Path, Artifact | None]]:
-        """Every artifact folder with its artifact, None while unfinished; in order of stage and name.
+    def all(self, damaged: Callable[[Path, ArtifactError], None] | None = None, stage: str | None = None) -> Iterator[tuple[Path, Artifact | None]]:
+        """Every artifact folder with its artifact, None while unfinished; in order of stage and name. stage: of this one only.
 
-        damaged: told of folders whose manifest cannot be read, which are then left out; without it, they raise.
+        damaged: called with each folder whose manifest cannot be read, which is then left out; without it, it raises.
         """
         if not self.root.is_dir():
             return
-        for stage in sorted(p for p in self.root.iterdir() if p.is_dir() and not p.name.startswith((".", "_"))):
-            for folder in sorted(p for p in stage.iterdir() if p.is_dir() and "-" in p.name and not p.name.startswith(".")):
+        for parent in sorted(p for p in self.root.iterdir() if p.is_dir() and not p.name.startswith((".", "_")) and stage in (None, p.name)):
+            for folder in sorted(p for p in parent.iterdir() if p.is_dir() and "-" in p.name and not p.name.startswith(".")):
                 if not (folder / MANIFEST).exists() and not (folder / "request.json").exists():
                     continue
                 try:
@@ -183,7 +200,7 @@ class Workspace:
                 yield folder, artifact
 
     @contextmanager
-    def building(self, stage: str, label: str, fingerprint: str, waiting: Callable[[str], None] | None = None) -> Iterator[Path | Artifact]:
+    def building(self, stage: str, name: str, fingerprint: str, waiting: Callable[[str], None] | None = None) -> Iterator[Path | Artifact]:
         """Under the lock of this fingerprint: the finished artifact if there is one by now, else the folder to fill."""
         with locked(self.root / stage / f".{fingerprint}.lock", waiting):
             done = self.find(stage, fingerprint)
@@ -191,22 +208,32 @@ class Workspace:
                 yield done
                 return
             existing = self.folders(stage, fingerprint)
-            folder = existing[0] if existing else self.root / stage / f"{label}-{fingerprint}"
+            folder = existing[0] if existing else self.root / stage / f"{name}-{fingerprint}"
             try:
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise explain(error, folder) from error
             yield folder
 
-    def import_folder(self, source: Path, stage: str, label: str, note: str = "") -> Artifact:
-        """Copy a folder made elsewhere into the workspace as a finished artifact of `stage`."""
+    def import_folder(self, source: Path, stage: str, name: str, note: str = "", also_makes: Iterable[str] = ()) -> Artifact:
+        """Copy a folder made elsewhere into the workspace as a finished artifact of `stage`; recipes name it under `inputs:`.
+
+        name: letters, digits, '-', '_' and '.'. note: where it comes from, kept in the manifest. also_makes: kinds inside beyond
+        those that the stage makes. Raises ArtifactError for a folder without the files of these kinds, UnknownPartError for an
+        unknown stage.
+        """
         source = Path(source)
         if not source.is_dir() or not any(source.iterdir()):
-            raise ArtifactError(f"{source} is no folder with files in it")
+            raise ArtifactError(f"{source} is not a folder with files in it")
+        check_name(name)
+        spec = get_registry().resolve("stages", stage)
+        assert isinstance(spec, StageSpec)
+        stage, makes = spec.name, (*spec.makes, *also_makes)
+        check_kinds(source, makes, f"{source}: an artifact of stage {stage}")
         files = _hashed(source)
         digest = _content_digest(files, ())
         fingerprint = digest_of({"imported": digest, "stage": stage})[:12]
-        with self.building(stage, label, fingerprint) as folder:
+        with self.building(stage, name, fingerprint) as folder:
             if isinstance(folder, Artifact):
                 return folder
             shutil.copytree(source, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
@@ -215,7 +242,7 @@ class Workspace:
             return commit(
                 out,
                 stage=stage,
-                label=label,
+                name=name,
                 fingerprint=fingerprint,
                 identity={"imported": digest, "note": note},
                 metrics={},
@@ -224,6 +251,7 @@ class Workspace:
                 plugins=[],
                 environment={},
                 started=time.time(),
+                makes=makes,
             )
 
     def unreferenced(self, keep_days: float = 0.0) -> list[Path]:
@@ -231,18 +259,18 @@ class Workspace:
 
         Finished artifacts are never listed, and neither is anything a finished artifact names as its input.
         """
-        found = []
+        unfinished = []
         for folder, artifact in self.all():
             if artifact is not None or time.time() - folder.stat().st_mtime < keep_days * 86400:
                 continue
             with _unused(folder) as unused:
                 if unused:
-                    found.append(folder)
-        return found
+                    unfinished.append(folder)
+        return unfinished
 
     def gc(self, superseded: bool = False, keep_days: float = 0.0, dry_run: bool = False) -> list[Path]:
         """Remove unfinished folders; with `superseded`, also finished artifacts that a newer one of the same stage
-        and label replaced and that no finished artifact which stays refers to. Returns what went (or would go)."""
+        and name replaced and that no finished artifact which stays refers to. Returns what went (or would go)."""
         unfinished = self.unreferenced(keep_days)
         doomed = unfinished + (self._superseded(unfinished) if superseded else [])
         if dry_run:
@@ -265,9 +293,9 @@ class Workspace:
         finished = [(folder, a) for folder, a in self.all() if a is not None]
         newest: dict[tuple[str, str], float] = {}
         for _, a in finished:
-            key = (a.stage, a.label)
+            key = (a.stage, a.name)
             newest[key] = max(newest.get(key, 0.0), a.manifest["finished"])
-        stay = {str(folder) for folder, a in finished if a.manifest["finished"] == newest[(a.stage, a.label)]}
+        stay = {str(folder) for folder, a in finished if a.manifest["finished"] == newest[(a.stage, a.name)]}
         for folder, artifact in self.all():
             if artifact is None and folder not in doomed and (folder / "request.json").exists():
                 stay |= {str(path) for path in read_json(folder / "request.json").get("inputs", {}).values()}
@@ -276,6 +304,20 @@ class Workspace:
             if referred <= stay:
                 return [folder for folder, _ in finished if str(folder) not in stay]
             stay |= referred
+
+
+def check_name(name: str) -> None:
+    """Raises ArtifactError for a name that would not be one folder of its stage."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+        raise ArtifactError(f"{name!r} cannot name an artifact; use letters, digits, '-', '_' and '.', beginning with a letter or digit")
+
+
+def check_kinds(folder: Path, makes: Iterable[str], what: str) -> None:
+    """Raises ArtifactError where a file is missing that every artifact of these kinds has. what: begins the message."""
+    for kind in makes:
+        for name in KIND_FILES.get(kind, ()):
+            if not (folder / name).exists():
+                raise ArtifactError(f"{what} makes {kind}, so it must have {name}; it has {', '.join(sorted(p.name for p in folder.iterdir())) or 'nothing'}")
 
 
 @contextmanager
@@ -310,10 +352,14 @@ def read_artifact(folder: Path) -> Artifact | None:
         manifest = read_json(path)
     except ArtifactError as error:
         raise ArtifactError(f"{error}; remove {folder} and run the recipe again to rebuild it") from None
-    if not isinstance(manifest, dict) or not manifest.keys() >= {"schema", "stage", "label", "fingerprint", "digest", "files", "inputs", "metrics"}:
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("schema"), int):
         raise ArtifactError(f"{path} is damaged (it is no manifest); remove {folder} and run the recipe again to rebuild it")
     if manifest["schema"] > SCHEMA:
-        raise ArtifactError(f"{path} was written by a newer feeb (schema {manifest.get('schema')}); update feeb to read it")
+        raise ArtifactError(f"{path} was written by a newer feeb (schema {manifest['schema']}); update feeb to read it")
+    if manifest["schema"] < SCHEMA:
+        raise ArtifactError(f"{path} has schema {manifest['schema']} and this feeb reads {SCHEMA}; remove {folder} and run the recipe again to rebuild it")
+    if not manifest.keys() >= {"stage", "name", "makes", "fingerprint", "digest", "files", "inputs", "metrics"}:
+        raise ArtifactError(f"{path} is damaged (keys are missing); remove {folder} and run the recipe again to rebuild it")
     return Artifact(folder, manifest)
 
 
@@ -321,7 +367,7 @@ def commit(
     out: StageOutput,
     *,
     stage: str,
-    label: str,
+    name: str,
     fingerprint: str,
     identity: Mapping[str, Any],
     metrics: Mapping[str, Any],
@@ -330,13 +376,15 @@ def commit(
     plugins: Iterable[Mapping[str, Any]],
     environment: Mapping[str, Any],
     started: float,
+    makes: Iterable[str] = (),
 ) -> Artifact:
     """Hash what the stage made and write the manifest: from here on the artifact is finished and immutable."""
     files = _hashed(out.path)
     manifest = {
         "schema": SCHEMA,
         "stage": stage,
-        "label": label,
+        "name": name,
+        "makes": list(makes),
         "fingerprint": fingerprint,
         "digest": _content_digest(files, out.content_patterns),
         "created": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
@@ -370,7 +418,7 @@ def busy_seconds(folder: Path, started: float) -> float:
 
 
 def _hashed(folder: Path) -> dict[str, dict[str, Any]]:
-    found = {}
+    files = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if (
@@ -380,8 +428,8 @@ def _hashed(folder: Path) -> dict[str, dict[str, Any]]:
             or ".tmp" in {Path(part).suffix for part in path.relative_to(folder).parts}
         ):
             continue
-        found[name] = {"size": path.stat().st_size, "sha256": sha256_file(path)}
-    return found
+        files[name] = {"size": path.stat().st_size, "sha256": sha256_file(path)}
+    return files
 
 
 def _content_digest(files: Mapping[str, Mapping[str, Any]], patterns: tuple[str, ...]) -> str:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic.fields import FieldInfo
 
 T = TypeVar("T")
 
@@ -72,24 +73,24 @@ class NoOptions(PartConfig):
 def identity_of(config: BaseModel) -> dict[str, Any]:
     """The part of `config` that changes the result: identity keys that differ from their defaults, and parts.
 
-    Chosen parts always appear (full name and revision), so that bumping a part's revision is seen.
+    Chosen parts always appear (full name and revision), so that bumping a part's revision is seen. Equal identities mean equal
+    identity keys: an optional sub-config that is None differs from one whose keys all have their defaults.
     """
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for key, field in type(config).model_fields.items():
-        if any(isinstance(m, KeyRole) for m in field.metadata):
+        if not is_identity(field):
             continue
         value = getattr(config, key)
         plain = _identity_value(value)
-        if _has_part(value) or field.is_required():
-            found[key] = plain
-            continue
-        default = field.get_default(call_default_factory=True)
-        if isinstance(value, BaseModel):
-            if plain:
-                found[key] = plain
-        elif value != default:
-            found[key] = plain
-    return found
+        always = field.is_required() or _has_part(value) or (isinstance(value, BaseModel) and plain)  # a sub-config may hold parts
+        if always or plain != _identity_value(field.get_default(call_default_factory=True)):
+            result[key] = plain
+    return result
+
+
+def is_identity(field: FieldInfo) -> bool:
+    """Whether a key changes the result: it is marked neither `Execution` nor `Observation`."""
+    return not any(isinstance(m, KeyRole) for m in field.metadata)
 
 
 def _has_part(value: Any) -> bool:

@@ -7,6 +7,7 @@ class PretrainConfig(StageConfig):
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -14,7 +15,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, GetCoreSchemaHandler, TypeAdapter, ValidationError
 from pydantic_core import PydanticCustomError, core_schema
 
-from feebcore.config import HoldsPart, Identified, PartConfig, identity_of
+from feebcore.config import HoldsPart, Identified, PartConfig, identity_of, is_identity
 from feebcore.errors import FeebError
 from feebcore.protocols import BuildContext
 from feebcore.registry import Registry, get_registry
@@ -89,7 +90,7 @@ class PartKey(HoldsPart):
     def _resolve(self, value: Any, info: core_schema.ValidationInfo) -> Part:
         if isinstance(value, Part):
             if value.kind != self.kind:
-                raise PydanticCustomError("part", f"a part of kind {value.kind!r} where {self.kind!r} is wanted")
+                raise PydanticCustomError("part", f"a part of kind {value.kind!r} where {self.kind!r} is expected")
             return value
         if isinstance(value, str):
             name, options = value, {}
@@ -120,16 +121,16 @@ def default_part(name: str, **options: Any) -> Any:
     return {"name": name, **options}
 
 
-def parts_in(value: Any) -> list[Part]:
-    """Every part chosen inside a config, depth first."""
+def parts_in(value: Any, identity_only: bool = False) -> list[Part]:
+    """Every part chosen inside a config, depth first. identity_only: without those under `Execution` and `Observation` keys."""
+    inside = functools.partial(parts_in, identity_only=identity_only)
     if isinstance(value, Part):
-        return [value, *parts_in(value.config)]
+        return [value, *inside(value.config)]
     if isinstance(value, BaseModel):
-        return [p for key in type(value).model_fields for p in parts_in(getattr(value, key))]
-    if isinstance(value, list | tuple):
-        return [p for v in value for p in parts_in(v)]
-    if isinstance(value, dict):
-        return [p for v in value.values() for p in parts_in(v)]
+        keys = [key for key, field in type(value).model_fields.items() if is_identity(field) or not identity_only]
+        return [part for key in keys for part in inside(getattr(value, key))]
+    if isinstance(value, list | tuple | dict):
+        return [part for item in (value.values() if isinstance(value, dict) else value) for part in inside(item)]
     return []
 
 

@@ -13,7 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from feebcore.recipe import Recipe, plugins_used
+from feebcore.parts import parts_in
+from feebcore.recipe import Recipe
 from feebcore.registry import BUILTIN, source_hash
 from feebcore.specs import PartSpec
 
@@ -45,26 +46,22 @@ def describe_environment() -> dict[str, Any]:
 def describe_plugins(recipe: Recipe, stage: str) -> list[dict[str, str]]:
     """Every part a stage uses: kind, full name, revision, version of its distribution, origin."""
     entry = recipe.stages[stage]
-    rows = [("stages", entry.spec)] + [(p.kind, p.spec) for p in plugins_used(recipe, stage)]
-    seen, found = set(), []
-    for kind, spec in rows:
-        if (kind, spec.full_name) in seen:
-            continue
-        seen.add((kind, spec.full_name))
-        found.append({"kind": kind, "part": spec.full_name, "revision": str(spec.revision), "version": _version(spec.distribution), "origin": spec.origin})
-    return found
+    rows = []
+    for kind, spec in dict.fromkeys([("stages", entry.spec), *((p.kind, p.spec) for p in parts_in(entry.section))]):
+        rows.append({"kind": kind, "part": spec.full_name, "revision": str(spec.revision), "version": _version(spec.distribution), "origin": spec.origin})
+    return rows
 
 
 def plugin_sources(recipe: Recipe, stage: str) -> dict[str, str]:
-    """Source hashes of the plugins a stage uses that have no fixed version: single files, editable installs, and
-    built-in packages with uncommitted changes."""
+    """Source hashes of the plugins that make a stage's result and have no fixed version: single files, editable installs, and
+    built-in packages with uncommitted changes. Parts that only watch (`Observation` keys) or say how the work is done do not count."""
     entry = recipe.stages[stage]
-    found = {}
-    for spec in [entry.spec, *(p.spec for p in plugins_used(recipe, stage))]:
+    sources = {}
+    for spec in [entry.spec, *(p.spec for p in parts_in(entry.section, identity_only=True))]:
         place = _unversioned(spec)
         if place is not None:
-            found[f"{spec.distribution}:{place.name}"] = source_hash(place)[:16]
-    return dict(sorted(found.items()))
+            sources[f"{spec.distribution}:{place.name}"] = source_hash(place)[:16]
+    return dict(sorted(sources.items()))
 
 
 def _unversioned(spec: PartSpec) -> Path | None:
@@ -76,10 +73,10 @@ def _unversioned(spec: PartSpec) -> Path | None:
         return folder if module.startswith("feeb_") and folder.is_dir() and folder.name in _dirty_plugins() else None
     if not _editable(spec.distribution):
         return None
-    found = importlib.util.find_spec(module)
-    if found is None or not found.origin:
+    module_spec = importlib.util.find_spec(module)
+    if module_spec is None or not module_spec.origin:
         return None
-    return Path(found.origin).parent if found.submodule_search_locations else Path(found.origin)
+    return Path(module_spec.origin).parent if module_spec.submodule_search_locations else Path(module_spec.origin)
 
 
 @functools.cache

@@ -4,7 +4,8 @@
     extends: base.yaml            # another recipe, relative to this one; keys here win
     plugins: [./idea.py]          # single-file plugins, relative to this recipe
     seed: 0
-    stages: [download, tokenizer, shard, pretrain]
+    inputs: {shard: mycorpus}     # a finished artifact in the place of a stage: a name, stage/name, stage/name-fingerprint, a folder
+    stages: [pretrain, evaluate]
     pretrain: {max_steps: 800, optimizer: {name: muon, lr: 0.02}}
     variants: {wide: {pretrain.architecture.d_model: 512}}       # a study: the recipe once per variant …
     seeds: [0, 1, 2]                                             # … and per seed
@@ -21,7 +22,6 @@ import dataclasses
 import io
 import itertools
 import json
-import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,14 +29,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from feebcore.claims.claim import Claim, unknown_variants
+from feebcore.claim import Claim, unknown_variants
 from feebcore.config import StageConfig
 from feebcore.errors import PartClashError, RecipeError, UnknownPartError, did_you_mean
-from feebcore.parts import Part, parts_in
+from feebcore.recipe_yaml import Lines, read_merged, set_key
 from feebcore.registry import Registry, get_registry
-from feebcore.specs import Need, StageSpec, load_object
+from feebcore.specs import StageSpec, load_object
 
-TOP_KEYS = ("name", "description", "extends", "plugins", "seed", "stages", "variants", "seeds", "quick", "claims")
+TOP_KEYS = ("name", "description", "extends", "plugins", "seed", "inputs", "stages", "variants", "seeds", "quick", "claims")
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,20 @@ class StageEntry:
 
 
 @dataclass(frozen=True)
+class NamedInput:
+    """An artifact that takes the place of building a stage. reference: a name, `stage/name`, `stage/name-fingerprint` or a folder.
+    spec: of the stage. where: the file and line, for messages. feebcore.run.inputs finds it."""
+
+    stage: str
+    reference: str
+    spec: StageSpec
+    where: str
+
+
+@dataclass(frozen=True)
 class Recipe:
-    """A checked recipe. stages keep the order in which they run. data: the resolved YAML as plain values."""
+    """A checked recipe. stages keep the order in which they run. inputs: stages whose artifact is named, not built.
+    data: the resolved YAML as plain values."""
 
     name: str
     path: Path
@@ -60,26 +72,42 @@ class Recipe:
     seed: int = 0
     description: str = ""
     variant: str = ""
+    inputs: dict[str, NamedInput] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
 
     def needs(self, key: str) -> dict[str, str]:
-        """Input name to the stage of this recipe that provides it."""
-        found = {}
+        """Input name to the stage (of this recipe, or a named input) that provides it: the nearest before `key` that makes the kind."""
+        before = self.before(key)
+        providers: dict[str, str] = {}
         for need in self.stages[key].spec.needs:
-            provider = provider_of(need, self.stages)
-            if provider is not None and provider != key:
-                found[need.name] = provider
-        return found
+            makers = [stage for stage, makes in before.items() if need.met_by(makes)]
+            providers |= {stage: stage for stage in makers} if need.many else {need.name: makers[-1]} if makers else {}
+        return providers
+
+    def before(self, key: str) -> dict[str, tuple[str, ...]]:
+        """What may be an input of `key`: named inputs, then the stages listed before it, with the kinds that they make."""
+        earlier = itertools.takewhile(lambda stage: stage != key, self.stages)
+        return {stage: named.spec.makes for stage, named in self.inputs.items()} | {stage: self.stages[stage].spec.makes for stage in earlier}
+
+    def provider(self, section: StageConfig, kind: str) -> StageEntry | None:
+        """The stage that gives `kind` to the stage with this section; None where none does or it is a named input."""
+        key = self.key_of(section)
+        makers = [stage for stage, makes in self.before(key).items() if kind in makes]
+        return self.stages.get(makers[-1]) if makers else None
+
+    def key_of(self, section: StageConfig) -> str:
+        """The stage that a section belongs to."""
+        return next(key for key, entry in self.stages.items() if entry.section is section)
 
     def upstream(self, key: str) -> list[str]:
-        """Stages that must exist before `key`, in running order, `key` last."""
-        wanted, todo = set(), [key]
+        """Stages that must be built before `key`, in running order, `key` last."""
+        needed, todo = set(), [key]
         while todo:
             stage = todo.pop()
-            if stage not in wanted:
-                wanted.add(stage)
+            if stage in self.stages and stage not in needed:
+                needed.add(stage)
                 todo += self.needs(stage).values()
-        return [s for s in self.stages if s in wanted]
+        return [s for s in self.stages if s in needed]
 
     def resolved(self) -> dict[str, Any]:
         """Everything spelled out, as plain JSON values that load again to the same recipe."""
@@ -89,110 +117,11 @@ class Recipe:
             head["description"] = self.description
         if self.plugins:
             head["plugins"] = [str(p) for p in self.plugins]
+        if self.inputs:
+            head["inputs"] = {stage: named.reference for stage, named in self.inputs.items()}
         bare = [e.spec.distribution == "feeb" and not self.registry.shared("stages", e.spec.name) for e in self.stages.values()]
         names = [e.spec.name if b else e.spec.full_name for b, e in zip(bare, self.stages.values(), strict=True)]
         return head | {"stages": names} | sections
-
-
-def provider_of(need: Need, stages: Iterable[str]) -> str | None:
-    """The first of the need's stages that is among `stages`."""
-    present = set(stages)
-    return next((s for s in need.stages if s in present), None)
-
-
-def read_yaml(path: Path) -> tuple[dict[str, Any], Any]:
-    """A YAML 1.2 mapping as plain values, and the parsed document with its line numbers."""
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
-    path = Path(path)
-    if not path.is_file():
-        near = [str(p) for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
-        raise RecipeError(f"no recipe {path}; {did_you_mean(str(path), near)}")
-    yaml = YAML(typ="rt", pure=True)
-    yaml.version = "1.2"  # type: ignore[assignment]
-    try:
-        text = path.read_text(encoding="utf-8")
-        document = yaml.load(io.StringIO(text))
-    except UnicodeDecodeError as error:
-        raise RecipeError(f"{path}: not UTF-8 text ({error})") from None
-    except RecursionError:
-        raise RecipeError(f"{path}: nested too deeply for a recipe") from None
-    except YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        problem = str(getattr(error, "problem", None) or error)
-        if "another document" in problem:
-            raise RecipeError(f"{path}{line}: a second recipe begins here (`---`); a recipe is a file of its own") from None
-        raise RecipeError(f"{path}{line}: not YAML: {problem}") from None
-    if document is None:
-        raise RecipeError(f"{path}: the recipe is empty; it needs at least `stages:`")
-    if not isinstance(document, dict):
-        raise RecipeError(f"{path}: a recipe is a mapping of keys to values, not a {type(document).__name__}")
-    return _plain(document, path), document
-
-
-def _plain(value: Any, path: Path) -> Any:
-    if isinstance(value, dict):
-        for key in value:
-            if not isinstance(key, str):
-                raise RecipeError(f"{path}: key {key!r} must be text")
-        return {str(k): _plain(v, path) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_plain(v, path) for v in value]
-    if isinstance(value, bool) or value is None:
-        return value
-    for kind in (int, float, str):
-        if isinstance(value, kind):
-            return kind(value)
-    raise RecipeError(f"{path}: {value!r} is a {type(value).__name__}; use text, numbers, lists and mappings")
-
-
-class _Lines:
-    """Finds the file and line of a key, through `extends`, `--set` and the variant that is being built."""
-
-    def __init__(self) -> None:
-        self.documents: list[tuple[Path, Any]] = []
-        self.set_keys: set[str] = set()
-        self.variant = ""
-        self.variant_keys: tuple[str, ...] = ()
-
-    def of(self, keys: Sequence[Any]) -> str:
-        dotted = ".".join(map(str, keys))
-        if key := _around(dotted, self.variant_keys):
-            return f"{self.of(['variants', self.variant, key])} (variant {self.variant!r})"
-        if _around(dotted, self.set_keys):
-            return f"--set {dotted}"
-        for length in range(len(keys), 0, -1):
-            for path, document in reversed(self.documents):
-                if (line := self._line(document, keys[:length])) is not None:
-                    return f"{path}:{line}"
-        if any(k.startswith(dotted + ".") for k in self.set_keys):  # a section that only --set made
-            return f"--set {dotted}"
-        return str(self.documents[-1][0]) if self.documents else "recipe"
-
-    @staticmethod
-    def _line(document: Any, keys: Sequence[Any]) -> int | None:
-        position: Any = operator.attrgetter("lc")  # ruamel's lines and columns
-        node: Any = document
-        line: int | None = None
-        for key in keys:
-            try:
-                if isinstance(node, dict) and key in node:
-                    line = position(node).key(key)[0] + 1
-                elif isinstance(node, list) and isinstance(key, int) and key < len(node):
-                    line = position(node).item(key)[0] + 1
-                else:
-                    return None
-                node = node[key]
-            except (AttributeError, KeyError, TypeError):
-                return None
-        return line
-
-
-def _around(dotted: str, keys: Iterable[str]) -> str:
-    """The one of `keys` that is `dotted` or holds it, '' when there is none."""
-    return next((k for k in keys if dotted == k or dotted.startswith(k + ".")), "")
 
 
 def load(path: str | Path, overrides: Sequence[str] = (), registry: Registry | None = None) -> Recipe:
@@ -200,7 +129,7 @@ def load(path: str | Path, overrides: Sequence[str] = (), registry: Registry | N
 
     A recipe with variants or seeds is a study; this loads its base. Raises RecipeError.
     """
-    data, lines = _merged(Path(path), overrides)
+    data, lines = read_merged(Path(path), overrides)
     return _build(Path(path), data, lines, registry)
 
 
@@ -209,17 +138,17 @@ def load_study(path: str | Path, overrides: Sequence[str] = (), registry: Regist
 
     A member is called after the recipe, its variant and, where there are several, its seed: `rates-low-seed0`.
     """
-    data, lines = _merged(Path(path), overrides)
+    data, lines = read_merged(Path(path), overrides)
     variants = data.get("variants") or {"": {}}
     if not isinstance(variants, dict) or not all(isinstance(v, dict) or v is None for v in variants.values()):
         raise RecipeError(f"{lines.of(['variants'])}: variants is a mapping of names to {{key: value}}")
     seeds = data.get("seeds") or [data.get("seed", 0)]
     if not isinstance(seeds, list) or not all(isinstance(s, int) and not isinstance(s, bool) for s in seeds):
         raise RecipeError(f"{lines.of(['seeds'])}: seeds is a list of whole numbers")
-    found = claims_of(data, lines)
-    for name, variant in unknown_variants(found, variants).items():
+    claims = claims_of(data, lines)
+    for name, variant in unknown_variants(claims, variants).items():
         raise RecipeError(f"{lines.of(['claims', name, 'expect'])}: claim {name!r} names {variant!r}; {did_you_mean(variant, variants)}")
-    for name, claim in found.items():
+    for name, claim in claims.items():
         if isinstance(stages := data.get("stages"), list) and claim.stage not in [str(stage).rpartition("/")[2] for stage in stages]:
             raise RecipeError(f"{lines.of(['claims', name])}: claim {name!r} is of stage {claim.stage!r}; {did_you_mean(claim.stage, map(str, stages))}")
     if len(set(seeds)) < len(seeds):
@@ -238,26 +167,26 @@ def load_study(path: str | Path, overrides: Sequence[str] = (), registry: Regist
     return recipes
 
 
-def claims_of(data: Mapping[str, Any], lines: _Lines | None = None) -> dict[str, Claim]:
+def claims_of(data: Mapping[str, Any], lines: Lines | None = None) -> dict[str, Claim]:
     """The claims of a recipe's merged YAML, by name. Raises RecipeError."""
-    lines = lines or _Lines()
+    lines = lines or Lines()
     raw = data.get("claims") or {}
     if not isinstance(raw, dict) or not all(isinstance(value, dict) for value in raw.values()):
         raise RecipeError(f"{lines.of(['claims'])}: claims is a mapping of names to {{claim: ..., expect: ...}}")
-    found = {}
+    claims = {}
     for name, value in raw.items():
         try:
-            found[name] = Claim.model_validate(value)
+            claims[name] = Claim.model_validate(value)
         except ValidationError as error:
             problems = [_sentence(["claims", name, *item["loc"]], dict(item), Claim.model_fields, lines) for item in error.errors(include_url=False)]
             raise RecipeError("\n".join(problems)) from None
-    return found
+    return claims
 
 
 def quick_overrides(path: str | Path) -> list[str]:
     """What `--quick` puts before the texts of --set: the recipe's `quick:` section, and a name of its own. A key with null is
     left as the recipe has it, whatever the recipe that it extends says. Raises RecipeError."""
-    data, lines = _merged(Path(path), ())
+    data, lines = read_merged(Path(path), ())
     quick = data.get("quick")
     if not quick or not isinstance(quick, dict):
         raise RecipeError(f"{lines.of(['quick'])}: the recipe has no `quick:` section, a mapping of keys to the values that make it small")
@@ -267,104 +196,10 @@ def quick_overrides(path: str | Path) -> list[str]:
 
 def from_resolved(data: Mapping[str, Any], path: Path, registry: Registry | None = None) -> Recipe:
     """The recipe that `Recipe.resolved()` wrote, for running it again from its own folder."""
-    return _build(path, dict(data), _Lines(), registry)
+    return _build(path, dict(data), Lines(), registry)
 
 
-def _merged(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], _Lines]:
-    lines = _Lines()
-    data = _extended(path, lines, ())
-    for text in overrides:
-        key, sign, value = text.partition("=")
-        if not sign or not key.strip():
-            raise RecipeError(f"--set {text!r}: write key=value, as in --set pretrain.max_steps=100")
-        set_key(data, key.strip(), parse_scalar(value))
-        lines.set_keys.add(key.strip())
-    return data, lines
-
-
-def _extended(path: Path, lines: _Lines, chain: tuple[Path, ...]) -> dict[str, Any]:
-    path = path.resolve() if chain else path
-    if path.resolve() in chain:
-        raise RecipeError(f"{path}: extends itself through {' -> '.join(map(str, chain))}")
-    data, document = read_yaml(path)
-    base: dict[str, Any] = {}
-    if parent := data.pop("extends", None):
-        if not isinstance(parent, str):
-            raise RecipeError(f"{path}: extends is the path of one recipe")
-        base = _extended(path.parent / parent, lines, (*chain, path.resolve()))
-    if plugins := data.get("plugins"):
-        if not isinstance(plugins, list) or not all(isinstance(p, str) for p in plugins):
-            raise RecipeError(f"{path}: plugins is a list of files, as in [./idea.py]")
-        inherited = base.pop("plugins", [])
-        data["plugins"] = inherited + [str((path.parent / p).resolve()) for p in plugins]
-    lines.documents.append((path, document))
-    return merge(base, data)
-
-
-def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """`changes` over `base`: mappings merge, but a part that changes its name starts from its defaults."""
-    result = dict(base)
-    for key, value in changes.items():
-        old = result.get(key)
-        if isinstance(old, dict) and isinstance(value, dict) and value.get("name", old.get("name")) == old.get("name"):
-            result[key] = merge(old, value)
-        else:
-            result[key] = value
-    return result
-
-
-def set_key(data: dict[str, Any], dotted: str, value: Any) -> None:
-    """Set `a.b.c` in place; a part written as a bare name becomes `{name: …}` when an option of it is set."""
-    *parents, last = dotted.split(".")
-    node: Any = data
-    for i, key in enumerate(parents):
-        if isinstance(node, list):
-            node = _item(node, key, dotted)
-            continue
-        child = node.get(key)
-        if child is None:
-            child = {}
-        elif isinstance(child, str):
-            child = {"name": child}
-        elif not isinstance(child, dict | list):
-            raise RecipeError(f"{dotted}: {'.'.join(parents[: i + 1])} is {child!r}, which has no keys")
-        node[key] = child
-        node = child
-    if isinstance(node, list):
-        index = node.index(_item(node, last, dotted))
-        node[index] = value
-    elif isinstance(node.get(last), dict) and isinstance(value, str):
-        node[last] = {"name": value} if node[last].get("name") != value else node[last]
-    elif last == "name" and parents and node.get("name") not in (None, value):
-        node.clear()  # another part: the options were those of the one before
-        node["name"] = value
-    else:
-        node[last] = value
-
-
-def _item(node: list[Any], key: str, dotted: str) -> Any:
-    if not key.isdigit() or int(key) >= len(node):
-        raise RecipeError(f"{dotted}: {key!r} is no position of a list of {len(node)}")
-    item = node[int(key)]
-    if isinstance(item, str):
-        item = node[int(key)] = {"name": item}
-    return item
-
-
-def parse_scalar(text: str) -> Any:
-    """One YAML 1.2 value from the command line."""
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
-    try:
-        yaml = YAML(typ="rt", pure=True)
-        yaml.version = "1.2"  # type: ignore[assignment]
-        return _plain(yaml.load(text), Path("--set")) if text.strip() else ""
-    except YAMLError as error:
-        raise RecipeError(f"--set: {text!r} is not a YAML value ({getattr(error, 'problem', error)})") from None
-
-
-def _build(path: Path, data: dict[str, Any], lines: _Lines, registry: Registry | None, variant: str = "") -> Recipe:
+def _build(path: Path, data: dict[str, Any], lines: Lines, registry: Registry | None, variant: str = "") -> Recipe:
     plugins = tuple(Path(p) for p in data.get("plugins") or ())
     registry = registry or get_registry(plugins)
     names = data.get("stages")
@@ -380,10 +215,14 @@ def _build(path: Path, data: dict[str, Any], lines: _Lines, registry: Registry |
             raise RecipeError(f"{lines.of(['stages', i])}: stage {spec.name!r} is listed twice")
         assert isinstance(spec, StageSpec)
         specs[spec.name] = spec
+    inputs = _named_inputs(data, path, registry, lines)
+    specs = {key: spec for key, spec in specs.items() if key not in inputs}
+    if not specs:
+        raise RecipeError(f"{lines.of(['stages'])}: every stage of the recipe is a named input, so nothing is left to run")
     seed = data.get("seed", 0)
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise RecipeError(f"{lines.of(['seed'])}: seed must be a whole number of at least 0, not {seed!r}")
-    _refuse_unknown_sections(data, specs, registry, lines)
+    _refuse_unknown_sections(data, [*specs, *inputs], registry, lines)
     problems: list[str] = []
     stages: dict[str, StageEntry] = {}
     for key, spec in specs.items():
@@ -405,39 +244,63 @@ def _build(path: Path, data: dict[str, Any], lines: _Lines, registry: Registry |
         raise RecipeError(
             f"{lines.of(['variants', variant] if variant else ['name'])}: name {name!r} becomes a folder name; use letters, digits, '-', '_' and '.'"
         )
-    recipe = Recipe(name, path, stages, registry, plugins, seed, str(data.get("description") or ""), variant, data)
+    recipe = Recipe(name, path, stages, registry, plugins, seed, str(data.get("description") or ""), variant, inputs, data)
     _check_needs(recipe, lines)
     for key, entry in stages.items():
         if entry.spec.check:
-            found = load_object(entry.spec.check, entry.spec.full_name)(entry.section, recipe)
-            problems += [f"{lines.of([key, *text.partition(':')[0].split('.')])}: {key}.{text}" for text in found]
+            texts = load_object(entry.spec.check, entry.spec.full_name)(entry.section, recipe)
+            problems += [f"{lines.of([key, *text.partition(':')[0].split('.')])}: {key}.{text}" for text in texts]
     if problems:
         raise RecipeError("\n".join(problems))
     return recipe
 
 
-def _refuse_unknown_sections(data: dict[str, Any], specs: Mapping[str, StageSpec], registry: Registry, lines: _Lines) -> None:
+def _refuse_unknown_sections(data: dict[str, Any], stages: Iterable[str], registry: Registry, lines: Lines) -> None:
     for key in data:
-        if key in TOP_KEYS or key in specs:
+        if key in TOP_KEYS or key in stages:
             continue
         if any(spec.name == key for _, spec in registry.parts("stages")):
             continue  # the section of a stage that this recipe does not run: an inherited one
-        raise RecipeError(f"{lines.of([key])}: unknown key {key!r}; {did_you_mean(key, [*TOP_KEYS, *specs])}")
+        raise RecipeError(f"{lines.of([key])}: unknown key {key!r}; {did_you_mean(key, [*TOP_KEYS, *stages])}")
 
 
-def _check_needs(recipe: Recipe, lines: _Lines) -> None:
-    order = list(recipe.stages)
+def _named_inputs(data: dict[str, Any], path: Path, registry: Registry, lines: Lines) -> dict[str, NamedInput]:
+    raw = data.get("inputs") or {}
+    if not isinstance(raw, dict) or not all(isinstance(value, str) and value for value in raw.values()):
+        raise RecipeError(f"{lines.of(['inputs'])}: inputs is a mapping of stages to artifacts, as in {{pretrain: smol}}; quote a name that reads as a number")
+    inputs = {}
+    for stage, reference in raw.items():
+        where = lines.of(["inputs", stage])
+        try:
+            spec = registry.resolve("stages", stage)
+        except (UnknownPartError, PartClashError) as error:
+            raise RecipeError(f"{where}: inputs: {error}") from None
+        assert isinstance(spec, StageSpec)
+        if reference.startswith(("/", "./", "../", "~")):  # a folder, relative to the recipe
+            reference = str((path.parent / Path(reference).expanduser()).absolute())
+        inputs[spec.name] = NamedInput(spec.name, reference, spec, where)
+    return inputs
+
+
+def _check_needs(recipe: Recipe, lines: Lines) -> None:
     for key, entry in recipe.stages.items():
+        before = recipe.before(key)
+        names = [n for need in entry.spec.needs for n in ([s for s, makes in before.items() if need.met_by(makes)] if need.many else [need.name])]
+        if twice := next((n for n in names if names.count(n) > 1), ""):
+            raise RecipeError(f"{lines.of(['stages'])}: stage {key!r} has two inputs called {twice!r}; rename the stage of that name")
         for need in entry.spec.needs:
-            provider = provider_of(need, recipe.stages)
-            if provider is None and not need.optional:
-                wanted = " or ".join(repr(s) for s in need.stages)
-                raise RecipeError(f"{lines.of(['stages'])}: stage {key!r} needs stage {wanted}; add it to `stages:` before {key!r}")
-            if provider is not None and order.index(provider) > order.index(key):
-                raise RecipeError(f"{lines.of(['stages'])}: stage {key!r} needs {provider!r}, which is listed after it")
+            if need.optional or any(need.met_by(makes) for makes in before.values()):
+                continue
+            kind = need.kind or need.name
+            specs = [spec for _, spec in recipe.registry.parts("stages") if isinstance(spec, StageSpec)]
+            makers = [spec.name for spec in specs if kind in spec.makes and not any((n.kind or n.name) == kind for n in spec.needs)]
+            if later := next((stage for stage in recipe.stages if stage in makers), ""):
+                raise RecipeError(f"{lines.of(['stages'])}: stage {key!r} needs {kind}, and {later!r}, which makes it, is listed after it")
+            known = f"add {' or '.join(map(repr, makers))} to `stages:` before it, or name" if makers else "no stage that is installed makes it; name"
+            raise RecipeError(f"{lines.of(['stages'])}: stage {key!r} needs {kind}; {known} a finished artifact under `inputs:`")
 
 
-def _explain(error: ValidationError, model: type, key: str, lines: _Lines) -> list[str]:
+def _explain(error: ValidationError, model: type, key: str, lines: Lines) -> list[str]:
     """One sentence per error: file:line, dotted key, what is wrong, what to do."""
     messages = []
     for item in error.errors(include_url=False):
@@ -451,7 +314,7 @@ def _explain(error: ValidationError, model: type, key: str, lines: _Lines) -> li
     return messages
 
 
-def _sentence(location: Sequence[Any], item: Mapping[str, Any], known: Iterable[str], lines: _Lines) -> str:
+def _sentence(location: Sequence[Any], item: Mapping[str, Any], known: Iterable[str], lines: Lines) -> str:
     dotted = ".".join(str(k) for k in location)
     where = lines.of(location)
     if item["type"] == "extra_forbidden":
@@ -461,9 +324,9 @@ def _sentence(location: Sequence[Any], item: Mapping[str, Any], known: Iterable[
     if item["type"] == "part_options":
         return "\n".join(_sentence([*location, *d["loc"]], d, item["ctx"]["known"], lines) for d in item["ctx"]["details"])
     message = item["msg"].removeprefix("Value error, ")
-    given = item.get("input")
-    if message.startswith("Input should be") and isinstance(given, str | int | float):
-        message = f"{message.partition(', unable to parse')[0]}, not {given!r}"
+    value = item.get("input")
+    if message.startswith("Input should be") and isinstance(value, str | int | float):
+        message = f"{message.partition(', unable to parse')[0]}, not {value!r}"
     return f"{where}: {dotted}: {message}"
 
 
@@ -475,11 +338,6 @@ def _known_keys(model: Any, location: Sequence[Any]) -> list[str]:
             arguments = [a for a in getattr(model, "__args__", ()) if hasattr(a, "model_fields") or hasattr(a, "__args__")]
             model = arguments[0] if arguments else None
     return sorted(getattr(model, "model_fields", {}))
-
-
-def plugins_used(recipe: Recipe, key: str) -> list[Part]:
-    """Every part that a stage's section chooses."""
-    return parts_in(recipe.stages[key].section)
 
 
 def to_yaml(recipe: Recipe) -> str:

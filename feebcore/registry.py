@@ -61,18 +61,18 @@ class Registry:
         """The spec that `name`, bare or full, means on `kind`. Raises UnknownPartError or PartClashError."""
         offered = self._parts[kind]
         distribution, _, bare = name.rpartition("/")
-        found = [s for s in offered.get(bare, []) if distribution in ("", s.distribution)]
-        if not found:
+        matches = [s for s in offered.get(bare, []) if distribution in ("", s.distribution)]
+        if not matches:
             broken = dict.fromkeys(f"{p.distribution} ({p.problem})" for p in self.plugins if p.problem)
             hint = f". Plugins that are not loaded: {'; '.join(broken)}." if broken else ""
-            raise UnknownPartError(f"no part {name!r} on kind {kind!r}; {did_you_mean(name, offered)}{hint}")
-        strangers = [s for s in found if s.distribution != BUILTIN]
-        if len(found) > 1 and len(strangers) == 1 and _introduced_later(found, strangers[0]):
+            raise UnknownPartError(f"no part {name!r} of kind {kind!r}; {did_you_mean(name, offered)}{hint}")
+        strangers = [s for s in matches if s.distribution != BUILTIN]
+        if len(matches) > 1 and len(strangers) == 1 and _introduced_later(matches, strangers[0]):
             return strangers[0]
-        if len(found) > 1:
-            where = " and ".join(f"{s.full_name} ({s.origin})" for s in found)
-            raise PartClashError(f"{kind}: {name!r} is claimed by {where}; write the full name in the recipe, as {found[0].full_name!r}")
-        return found[0]
+        if len(matches) > 1:
+            where = " and ".join(f"{s.full_name} ({s.origin})" for s in matches)
+            raise PartClashError(f"{kind}: {name!r} is claimed by {where}; write the full name in the recipe, as {matches[0].full_name!r}")
+        return matches[0]
 
     def shared(self, kind: str, name: str) -> bool:
         """Whether several plugins claim the bare name, so that only a full one is sure to mean the same part again."""
@@ -115,7 +115,7 @@ class Registry:
         """Collect one plugin's specs in a manager of its own, so that no plugin can break another's."""
         manager = pluggy.PluginManager(hookspecs.PROJECT)
         manager.add_hookspecs(hookspecs)
-        found: list[tuple[str, PartSpec]] = []
+        parts: list[tuple[str, PartSpec]] = []
         try:
             for name in vars(module):
                 if name.startswith("feeb_") and hasattr(getattr(module, name), "feeb_impl") and not hasattr(hookspecs, name):
@@ -124,20 +124,20 @@ class Registry:
             manager.check_pending()
             for kind, spec_class in hookspecs.KINDS.items():
                 for specs in getattr(manager.hook, f"feeb_{kind}")():
-                    found += [(kind, _checked(spec, spec_class, kind, info)) for spec in specs]
+                    parts += [(kind, _checked(spec, spec_class, kind, info)) for spec in specs]
         except Exception as error:
             self._failed(info, f"{type(error).__name__}: {error}" if not isinstance(error, PluginError) else str(error), error)
             return
-        if not found:
+        if not parts:
             self._failed(info, "it has no hook function (decorate them with @feebcore.hookimpl)", None)
             return
-        for kind, spec in found:
+        for kind, spec in parts:
             same = self._parts[kind].setdefault(spec.name, [])
             if any(s.distribution == spec.distribution for s in same):
                 self._failed(info, f"it offers {kind} part {spec.name!r} twice", None)
                 continue
             same.append(spec)
-        self.plugins.append(dataclasses.replace(info, num_parts=len(found)))
+        self.plugins.append(dataclasses.replace(info, num_parts=len(parts)))
 
     def _failed(self, info: PluginInfo, why: str, error: BaseException | None) -> None:
         self.plugins.append(dataclasses.replace(info, problem=why))
@@ -172,10 +172,10 @@ def _checked(spec: PartSpec, spec_class: type[PartSpec], kind: str, info: Plugin
     return dataclasses.replace(spec, distribution=info.distribution, origin=info.origin)
 
 
-def _introduced_later(found: list[PartSpec], stranger: PartSpec) -> bool:
+def _introduced_later(specs: list[PartSpec], stranger: PartSpec) -> bool:
     """A built-in part that is younger than the stranger's interface yields, so old recipes keep their meaning."""
     version = lambda text: tuple(int(n) for n in text.split("."))  # noqa: E731
-    return all(s is stranger or version(s.since) > version(stranger.api) for s in found)
+    return all(s is stranger or version(s.since) > version(stranger.api) for s in specs)
 
 
 def _import_file(file: Path) -> ModuleType:
@@ -232,24 +232,25 @@ def get_registry(files: tuple[Path, ...] = ()) -> Registry:
     return _cached(stamped, tuple(os.environ.get(f"FEEB_PLUGINS_{v}") for v in ("BLOCK", "ALLOW", "STRICT")))
 
 
-def collect(package: str, spec_class: type[PartSpec]) -> Callable[[], Iterable[PartSpec]]:
+def collect(package: str, spec_class: type[PartSpec], modules: bool = False) -> Callable[[], Iterable[PartSpec]]:
     """A hook implementation that offers the parts in the folders of a package, for a plugin with a folder a part or family:
 
         feeb_optimizers = feeb.collect(__name__, feeb.OptimizerSpec)
 
     Each folder's `__init__.py` names its spec `PART`, or several `PARTS`; those of `spec_class` are offered, by folder name.
-    Only these files are imported, so keep torch out of them. Raises PluginError for a folder that names neither.
+    Only these files are imported, so keep torch out of them. modules: files beside the folders may hold a part as well.
+    Raises PluginError for a folder (or file) that names neither.
     """
 
     @hookspecs.hookimpl
     def offer() -> Iterator[PartSpec]:
-        for found in sorted(pkgutil.iter_modules(importlib.import_module(package).__path__), key=lambda m: m.name):
-            if not found.ispkg:
+        for entry in sorted(pkgutil.iter_modules(importlib.import_module(package).__path__), key=lambda m: m.name):
+            if not (entry.ispkg or modules):
                 continue
-            module = importlib.import_module(f"{package}.{found.name}")
-            parts = getattr(module, "PARTS", None) or (module.PART,) if hasattr(module, "PART") or hasattr(module, "PARTS") else None
+            module = importlib.import_module(f"{package}.{entry.name}")
+            parts = vars(module).get("PARTS") or (vars(module)["PART"],) if {"PART", "PARTS"} & vars(module).keys() else None
             if parts is None:
-                raise PluginError(f"{module.__file__}: a folder of parts names its spec PART, or several PARTS")
+                raise PluginError(f"{module.__file__}: a {'folder' if entry.ispkg else 'file'} of parts names its spec PART, or several PARTS")
             yield from (spec for spec in parts if isinstance(spec, spec_class))
 
     return offer

@@ -8,7 +8,7 @@ of each spec says with what else and what it returns. The protocols named there 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,14 +67,20 @@ def load_object(target: str | Callable[..., Any], owner: str) -> Callable[..., A
 
 @dataclass(frozen=True)
 class Need:
-    """An input of a stage: the output of `stages[0]`, or of the first of `stages` that the recipe runs.
+    """An input of a stage: the output of the nearest stage before it in the recipe that makes `kind`.
 
-    name: key in the stage function's `inputs`. optional: left out when the recipe runs none of `stages`.
+    name: key in the stage function's `inputs`. kind: default `name`; '*' is whatever a stage makes. optional: left out when no
+    stage before it makes the kind. many: all stages before it that make the kind, each in `inputs` under its own name.
     """
 
     name: str
-    stages: tuple[str, ...]
+    kind: str = ""
+    many: bool = False
     optional: bool = False
+
+    def met_by(self, makes: Iterable[str]) -> bool:
+        """Whether a stage that makes these kinds has what is needed."""
+        return self.kind == "*" or (self.kind or self.name) in makes
 
 
 @dataclass(frozen=True)
@@ -82,11 +88,15 @@ class StageSpec(PartSpec):
     """A stage. build: `run(section, inputs, out) -> dict` — inputs: Mapping[str, Artifact], out: StageOutput;
     returns the metrics that the manifest keeps (JSON values).
 
-    needs: its inputs. process: 'inline' (runs in the flow's process) or 'worker' (its own subprocess).
+    makes: the kinds of thing that its folder holds, by which later stages find it. Those of the built-in stages: `documents`
+    (documents.parquet), `tokenizer` (tokenizer/), `tokens` (tokens.zarr, tokens.json), `model` (model/), `law`, `scores`, `page`;
+    a plugin may add others. Whatever makes a model is evaluated, reported, generated from and exported. needs: its inputs.
+    process: 'inline' (runs in the flow's process) or 'worker' (its own subprocess).
     check: "module:function" called as `check(section, recipe) -> list[str]` before anything runs: what is wrong.
     """
 
     config: type[StageConfig] = StageConfig
+    makes: tuple[str, ...] = ()
     needs: tuple[Need, ...] = ()
     process: str = "inline"
     check: str = ""
@@ -199,8 +209,12 @@ class TaskSpec(PartSpec):
     """build: `(config) -> Task`: prompts, verifiable reward, split by instance hash."""
 
 
+@dataclass(frozen=True)
 class BenchmarkSpec(PartSpec):
-    """build: `(config) -> Benchmark`: `run(subject: Subject) -> dict[str, JSON]`; needs: inputs it asks for."""
+    """build: `(config) -> Benchmark`: `run(subject: Subject) -> dict[str, JSON]`. needs: kinds of input beyond the model, as
+    ("tokens",) for one that reads `subject.store`, the validation split."""
+
+    needs: tuple[str, ...] = ()
 
 
 class PlannerSpec(PartSpec):

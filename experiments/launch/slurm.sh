@@ -1,9 +1,9 @@
 #!/bin/bash
 # Stage pretrain of one recipe on several nodes under Slurm: sbatch experiments/launch/slurm.sh experiments/quickstart.yaml
 #
-# The stages before it must be finished in the workspace (feeb run shard RECIPE), which all nodes see under the same path.
-# Stopped by the time limit or scancel, it saves; submitted again, it continues.
-# An example to adapt: it has not been run on a cluster by the project.
+# The earlier stages must be finished in the workspace (feeb run shard RECIPE), which all nodes must see under the same path.
+# When stopped by the time limit or scancel, it saves a checkpoint; submit it again to resume.
+# This is an example; it has not been run on a cluster by the project.
 
 #SBATCH --job-name=feeb
 #SBATCH --nodes=2
@@ -21,4 +21,4 @@ head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 srun --kill-on-bad-exit=1 torchrun \
   --nnodes "$SLURM_NNODES" --nproc-per-node "$SLURM_GPUS_ON_NODE" --max-restarts 0 \
   --rdzv-id "$SLURM_JOB_ID" --rdzv-backend c10d --rdzv-endpoint "$head:29500" \
-  -m feebcore.train.launch "$recipe" --stage pretrain --set pretrain.parallel.strategy=fsdp
+  -m feebcore.run.launch "$recipe" --stage pretrain --set pretrain.parallel.strategy=fsdp

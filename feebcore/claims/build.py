@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 from feebcore.artifacts import Artifact, StageOutput, Workspace, commit
+from feebcore.claim import Claim, Trains
 from feebcore.claims import page
-from feebcore.claims.claim import Claim, Trains
 from feebcore.claims.judge import Judgment, Kind, judge
 from feebcore.claims.measures import LOG, measure
 from feebcore.compare.statistics import holm
@@ -56,7 +56,7 @@ def write_page(members: Sequence[Recipe], runs: Runs, lost: Mapping[str, str], w
             return commit(
                 out,
                 stage=KIND,
-                label=name,
+                name=name,
                 fingerprint=fingerprint,
                 identity={"revision": REVISION, "result": digest_of(result)},
                 metrics=_metrics(result),

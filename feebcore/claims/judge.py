@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from feebcore.claims.claim import Expectation, Relation, Term, Trains, variants_of
+from feebcore.claim import Expectation, Relation, Term, Trains, variants_of
 from feebcore.compare.statistics import Paired, paired
 
 Kind = Literal["agrees", "disagrees", "cannot tell"]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from feebcore.artifacts import Artifact
-from feebcore.claims.claim import HELD_OUT
+from feebcore.claim import HELD_OUT
 from feebcore.errors import FeebError
 from feebcore.files import read_jsonl
 

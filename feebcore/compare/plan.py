@@ -17,7 +17,7 @@ from feebcore.files import digest_of
 from feebcore.parts import Part
 from feebcore.provenance import plugin_sources
 from feebcore.recipe import Recipe, StageEntry
-from feebcore.run.build import identity, stages_for
+from feebcore.run.plan import identity, stages_for
 from feebcore.stages.pretrain import PretrainConfig, check_training
 
 STAGE = "pretrain"

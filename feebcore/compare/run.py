@@ -41,16 +41,18 @@ from feebcore.files import digest_of, explain, read_json, write_atomic, write_js
 from feebcore.protocols import Cell
 from feebcore.provenance import describe_environment, describe_plugins
 from feebcore.recipe import Recipe
-from feebcore.run.build import Listener, build, plan_stage, stages_for
+from feebcore.run.build import build
+from feebcore.run.plan import plan_stage, stages_for
+from feebcore.run.processes import Publish
 from feebcore.studies import Ledger, Row, this_owner
 
 KIND = "compare"
 COST_STEPS = {"time": 40, "flops": 8, "tokens": 8}
-"""Steps that are timed, by budget: for equal time they decide, else they only tell memory."""
+"""Steps that are timed, by budget: for equal time they decide, else they only publish memory."""
 
 
 def compare(
-    recipes: Sequence[Recipe], settings: Settings, workspace: Workspace, listener: Listener | None = None, in_process: bool = False, command: str = ""
+    recipes: Sequence[Recipe], settings: Settings, workspace: Workspace, on_progress: Publish | None = None, in_process: bool = False, command: str = ""
 ) -> Artifact:
     """The finished comparison of `recipes`, the baseline first: its artifact has result.json, verdict.txt, page.md and figure.png.
 
@@ -60,12 +62,12 @@ def compare(
     sides = sides_of(recipes, settings)
     if settings.budget == "tokens":  # the only budget that is known before there are data
         check_plan(sides, token_steps(sides), settings)
-    tell = listener or (lambda row: None)
-    shared = _shared_stages(sides, workspace, tell, in_process)
+    publish = on_progress or (lambda row: None)
+    shared = _shared_stages(sides, workspace, publish, in_process)
     wanted = study_identity(sides, settings, shared)
     fingerprint = digest_of(wanted)[:12]
     name = settings.name or "-vs-".join(side.name for side in sides[:4])[:80]
-    waiting = lambda text: tell({"kind": "log", "time": time.time(), "text": f"{KIND}: {text}"})  # noqa: E731
+    waiting = lambda text: publish({"kind": "log", "time": time.time(), "text": f"{KIND}: {text}"})  # noqa: E731
     with workspace.building(KIND, name, fingerprint, waiting) as place:
         if isinstance(place, Artifact):
             return place
@@ -77,7 +79,7 @@ def compare(
             write_json(place / "recipe.json", head | {KIND: settings.model_dump(mode="json"), "sides": {s.name: s.recipe.resolved() for s in sides}})
             write_json(place / "environment.json", environment)
             write_json(place / "request.json", {"stage": KIND, "fingerprint": fingerprint, "inputs": {n: str(a.path) for n, a in shared.items()}})
-            out = StageOutput(place, listener)
+            out = StageOutput(place, on_progress)
             out.event("begin", stage=KIND, pid=os.getpid())
             with Comparison(sides, settings, workspace, shared, out, place.name.rpartition("-")[0], in_process) as comparison:
                 result = comparison.run()
@@ -89,7 +91,7 @@ def compare(
             return commit(
                 out,
                 stage=KIND,
-                label=place.name.rpartition("-")[0],
+                name=place.name.rpartition("-")[0],
                 fingerprint=fingerprint,
                 identity=wanted,
                 metrics=report.headline(result),
@@ -112,18 +114,18 @@ def _write(place: Path, result: Mapping[str, Any]) -> None:
     write_atomic(place / "figure.png", figure.draw(result))
 
 
-def _shared_stages(sides: Sequence[Side], workspace: Workspace, tell: Listener, in_process: bool) -> dict[str, Artifact]:
+def _shared_stages(sides: Sequence[Side], workspace: Workspace, publish: Publish, in_process: bool) -> dict[str, Artifact]:
     """The artifacts of the stages before pretrain, built once, by stage. Raises DataError without held-out text."""
     base = sides[0].recipe
     order = [stage for stage in stages_for(base, [STAGE]) if stage != STAGE]
     built: dict[str, Artifact] = {}
     for index, stage in enumerate(order):
         item = plan_stage(base, stage, workspace, built)
-        tell({"kind": "stage", "time": time.time(), "label": base.name, "stage": stage, "status": item.status, "index": index, "total": len(order)})
+        publish({"kind": "stage", "time": time.time(), "label": base.name, "stage": stage, "status": item.status, "index": index, "total": len(order)})
         began = time.monotonic()
-        built[stage] = item.artifact or build(base, stage, workspace, built, tell, in_process)
+        built[stage] = item.artifact or build(base, stage, workspace, built, publish, in_process)
         done = {"status": "reused" if item.artifact else "built", "seconds": time.monotonic() - began, "metrics": built[stage].metrics}
-        tell({"kind": "done", "time": time.time(), "label": base.name, "stage": stage} | done)
+        publish({"kind": "done", "time": time.time(), "label": base.name, "stage": stage} | done)
         for side in sides[1:]:
             if plan_stage(side.recipe, stage, workspace, built).fingerprint != built[stage].fingerprint:
                 raise FeebError(f"{side.recipe.path}: its stage {stage} is not that of {base.path}, so the two are not trained on the same data")
@@ -244,10 +246,10 @@ class Comparison:
             try:
                 result = self.train_one(Run(row.name, **row.overrides))
                 self.ledger.done(row.name, result, owner=this_owner())
-                self.tell(f"{row.name}: {result['bits_per_byte']:.4f} bits per byte, {result['seconds']:.1f} s")
+                self.publish(f"{row.name}: {result['bits_per_byte']:.4f} bits per byte, {result['seconds']:.1f} s")
             except Diverged as error:
                 self.ledger.censor(row.name, str(error), owner=this_owner())
-                self.tell(f"{row.name} diverged: {error}")
+                self.publish(f"{row.name} diverged: {error}")
             except BaseException:
                 self.ledger.release(row.name, this_owner())
                 raise
@@ -280,7 +282,7 @@ class Comparison:
             named = {"name": f"{run.name} {row.get('name') or STAGE}"}
             self.out.event("progress", **{k: v for k, v in row.items() if k not in ("kind", "time")} | named)
 
-    def tell(self, text: str) -> None:
+    def publish(self, text: str) -> None:
         rows, settings = self.ledger.rows(), self.settings
         ended = sum(row.status in ("done", "failed", "censored") for row in rows)
         probed = [side for side in self.sides if settings.rates != "off" and not side.same_as and has_rates(side.section.optimizer)]

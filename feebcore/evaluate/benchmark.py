@@ -23,7 +23,8 @@ from feebcore.protocols import LanguageModel, ProgressFn, Tokenizer
 
 @dataclass(frozen=True)
 class Subject:
-    """A model under test. name: the stage that made it. store: TokenStore of the held-out split.
+    """A model under test. name: the stage that made it. store: TokenStore of the validation split; None where the recipe
+    has no tokens, which a benchmark that reads them says in its spec: `needs=("tokens",)`.
 
     precision: 'fp32' or 'bf16', what `score_store` takes as dtype. seed: of everything drawn. progress: call it with
     (done, total) at least every few seconds; it raises when the run is asked to stop.

@@ -1,4 +1,4 @@
-"""Puts a report together: figures in both modes, the page, and a summary for programs."""
+"""Builds a report: figures in light and dark mode, the HTML page, and a machine-readable summary."""
 
 from __future__ import annotations
 
@@ -17,37 +17,40 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CAPTIONS = {
-    "training": ("Training", "Thin line: every logged step; thick line: running mean. Points: loss on held-out text that was never trained on."),
+    "training": (
+        "Training",
+        "Thin line: loss at every logged step. Thick line: running mean. Circles: loss on a sample of the validation split. Diamond: loss on the whole validation split.",
+    ),
     "residual_stream": (
-        "Inside the model",
-        "The stream that blocks add to, in root mean square: growth from block to block is usual, growth without end over training is not. "
-        "Bars: how large the values are that attention and feedforward add, block by block.",
+        "Residual stream",
+        "Root mean square of the residual stream. Growth with depth is normal; unbounded growth during training is not. "
+        "Bars: magnitudes of the attention and feedforward outputs, per block.",
     ),
     "gradients": (
         "Gradients and updates",
-        "A layer whose gradient vanishes learns nothing. Dashed: an update of a thousandth of the weights a step, a usual size at the peak rate.",
+        "Gradient norm per layer, and the norm of each update relative to the weights. Dashed: a ratio of 1e-3 per step, typical at the peak learning rate.",
     ),
     "logits": (
         "Logits",
-        "On the same text every time. Entropy starts near the logarithm of the vocabulary and falls; logits that grow without end come before a run that breaks. "
-        "Text that repeats itself far more than the training text goes round in circles.",
+        "Measured on the same text every time. Entropy starts near ln(vocabulary size) and falls. Logits that keep growing often precede divergence. "
+        "Far more repeated 4-grams than in the training text means degenerate repetition.",
     ),
     "expert_load": (
-        "Experts",
-        "How evenly tokens are spread over the experts of each layer. Entropy 1 is an even spread; 1 on the right, dashed, is an expert's fair share.",
+        "Expert load",
+        "Load balance of the experts, per layer. Left: normalized entropy, 1 is a uniform load. Right: load of the busiest expert relative to a uniform load (dashed).",
     ),
-    "throughput": ("Speed of training", "The share of what a plain matrix product reaches on the same machine, and where the rest of the time went."),
+    "throughput": ("Throughput", "MFU relative to the measured matmul peak of the same machine, time spent outside training steps, and peak memory."),
     "sweep": (
         "Scaling law",
-        "Each color is one budget of training FLOPs, spent on models of different size; lines are the fitted law. "
-        "The diamond was predicted before the cell was run, the star is what it reached.",
+        "Each color is one training FLOP budget spent on models of different sizes; lines show the fitted law. "
+        "The diamond is the prediction made before the held-out run, the star its measured loss.",
     ),
     "reinforcement": (
         "Reinforcement learning",
-        "Reward is on training prompts; accuracy on held-out prompts, before and after, is the result. Low entropy means that the policy has made up its mind.",
+        "Mean reward on training prompts, and accuracy on held-out prompts before and after training. KL is measured against the frozen reference policy. Entropy near zero means an almost deterministic policy.",
     ),
-    "evaluation": ("Before and after", "The same benchmarks on every model of the run. Whiskers are 95 % intervals."),
-    "stage_times": ("Time per stage", "Seconds of work, earlier interrupted attempts included."),
+    "evaluation": ("Evaluation", "The same benchmarks for every model of the recipe. Error bars are 95% confidence intervals."),
+    "stage_times": ("Time per stage", "Wall-clock seconds per stage, including interrupted attempts."),
 }
 PROBES = ("residual_stream", "gradients", "logits", "repetition", "expert_load", "throughput")
 
@@ -57,7 +60,7 @@ def build_report(
 ) -> dict[str, Any]:
     """Write report.html, figures/*.png and summary.json into `folder`; returns the metrics of the stage.
 
-    artifacts: by stage name, whichever there are. recipe: the resolved one. tick: called with (done, total).
+    artifacts: by stage name; any stage may be missing. recipe: the resolved recipe. tick: called with (done, total).
     """
     pictures = draw_all(artifacts, tick)
     (folder / "figures").mkdir(exist_ok=True)
@@ -65,7 +68,7 @@ def build_report(
         write_atomic(folder / "figures" / f"{picture.name}.png", picture.light)
     root = str(folder.absolute().parents[1])
     cards, sentences = facts.cards(artifacts), facts.sentences(artifacts)
-    environment_rows = facts.environment_rows(environment)
+    environment_rows, parts = facts.environment_rows(environment), facts.part_rows(artifacts)
     page = render(
         [p for p in pictures if p.name != "stage_times"],
         title=str(recipe.get("name") or "Report"),
@@ -76,7 +79,8 @@ def build_report(
         first_batch=facts.first_batch(artifacts),
         answers=facts.answer_tables(artifacts),
         stages=facts.stage_rows(artifacts, root),
-        parts=facts.part_rows(artifacts),
+        parts=parts,
+        packages=facts.packages(parts),
         environment=environment_rows,
         environment_line=", ".join(f"{n} {v}" for n, v in environment_rows if n in ("Python", "torch", "CPUs")),
         recipe=facts.recipe_yaml(recipe) if recipe else "",
@@ -88,8 +92,8 @@ def build_report(
 
 
 def draw_all(artifacts: Mapping[str, Artifact], tick: Callable[[int, int], None] = lambda done, total: None) -> list[Picture]:
-    """Every figure that the artifacts have data for, in both modes."""
-    logs = {stage: facts.read_optional(artifacts, stage, "metrics.jsonl") for stage in ("pretrain", "sft", "rl")}
+    """Every figure for which the artifacts hold data, in light and dark mode."""
+    logs = {stage: facts.read_optional(artifacts, stage, "metrics.jsonl") for stage in artifacts}
     probes = {name: facts.read_optional(artifacts, "pretrain", f"probes/{name}.jsonl") for name in PROBES}
     law = facts.read_optional(artifacts, "sweep", "law.json")
     bars = facts.evaluation_bars(artifacts)
@@ -102,7 +106,7 @@ def draw_all(artifacts: Mapping[str, Artifact], tick: Callable[[int, int], None]
         "expert_load": lambda theme: probe_figures.expert_load(probes["expert_load"], theme),
         "throughput": lambda theme: probe_figures.throughput(probes["throughput"], theme),
         "sweep": lambda theme: figures.sweep(law, theme),
-        "reinforcement": lambda theme: figures.reinforcement(logs["rl"], facts.metrics_of(artifacts, "rl"), theme),
+        "reinforcement": lambda theme: figures.reinforcement(logs.get("rl", []), facts.metrics_of(artifacts, "rl"), theme),
         "evaluation": lambda theme: figures.evaluation(bars, theme),
         "stage_times": lambda theme: figures.stage_times(times, theme),
     }

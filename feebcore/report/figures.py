@@ -1,4 +1,4 @@
-"""The figures of a report: each a function from plain rows to a matplotlib figure, None where there is nothing to show."""
+"""The figures of a report. Each function takes plain rows and returns a matplotlib figure, or None without data."""
 
 from __future__ import annotations
 
@@ -8,24 +8,25 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from feebcore.report.style import Theme, compact, end_label, new_figure, plain_log_ticks
+from feebcore.report.style import Theme, end_label, new_figure, plain_log_ticks, with_unit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Rows = Sequence[Mapping[str, Any]]
-NAMES = {"pretrain": "pretrained", "sft": "after SFT", "rl": "after RL"}
+NAMES = {"pretrain": "base model", "sft": "after SFT", "rl": "after RL"}
 
 
 def training(logs: Mapping[str, Rows], theme: Theme) -> Figure | None:
-    """Loss of pretraining and fine-tuning, side by side. logs: rows of metrics.jsonl by stage."""
+    """Training and validation loss of every stage that logs one, at most three panels. logs: rows of metrics.jsonl by stage."""
     titles = {"pretrain": "Pretraining", "sft": "Supervised fine-tuning"}
-    shown = {stage: rows for stage, rows in logs.items() if stage in titles and column(rows, "loss", "train")[0]}
+    shown = {stage: rows for stage, rows in list(logs.items()) if stage != "rl" and column(rows, "loss", "train")[0]}
+    shown = dict(list(shown.items())[:3])
     if not shown:
         return None
     figure = new_figure(9.0, 3.5)
-    for axes, (stage, rows) in zip(panels(figure, len(shown), [1.6, 1.0]), shown.items(), strict=True):
+    for axes, (stage, rows) in zip(panels(figure, len(shown), [1.6, 1.0, 1.0]), shown.items(), strict=True):
         steps, loss = column(rows, "loss", "train")
         axes.plot(steps, loss, color=theme.series[0], alpha=0.28, linewidth=1.0)
         smooth = smoothed(loss)
@@ -35,23 +36,27 @@ def training(logs: Mapping[str, Rows], theme: Theme) -> Figure | None:
         val_steps, val = column(val_rows, "loss", "val")
         if val:
             axes.plot(val_steps, val, color=theme.series[1], marker="o", markersize=3.5, linewidth=1.2)
-            labels.append((val[-1], "held-out sample", theme.series[1]))
+            labels.append((val[-1], "validation", theme.series[1]))
         whole = [r for r in rows if r.get("split") == "val" and r.get("whole_split") and r.get("loss") is not None]
         if whole:
             axes.plot([whole[-1]["step"]], [whole[-1]["loss"]], marker="D", markersize=6, color=theme.series[1], linestyle="none", clip_on=False, zorder=5)
-            labels.append((whole[-1]["loss"], "all held-out text", theme.series[1]))
+            labels.append((whole[-1]["loss"], "full validation", theme.series[1]))
         top = float(np.quantile(loss, 0.98)) if len(loss) > 20 else max(loss)
         low = min([*loss, *val, *(r["loss"] for r in whole)])
         axes.set_ylim(max(0.0, low - 0.08 * (top - low)), top + 0.05 * (top - low) or 1.0)
+        if max(loss) > axes.get_ylim()[1]:
+            axes.annotate(
+                f"first value {loss[0]:.2f}, off scale", (0.98, 0.97), xycoords="axes fraction", ha="right", va="top", color=theme.muted, fontsize=8.5
+            )
         stack_labels(axes, steps[-1], labels)
-        axes.set(title=titles[stage], xlabel="step", ylabel="loss, nats per token")
+        axes.set(title=titles.get(stage, stage), xlabel="step", ylabel="loss (nats per token)")
         whole_steps(axes)
         axes.margins(x=0.02)
     return figure
 
 
 def sweep(law: Mapping[str, Any], theme: Theme) -> Figure | None:
-    """isoFLOP curves with the law and the held-out cell; predicted against measured. law: law.json."""
+    """IsoFLOP curves with the fitted law and the held-out run, and predicted against measured loss. law: law.json."""
     points = [p for p in law.get("points", []) if p.get("loss") is not None]
     if not points:
         return None
@@ -80,9 +85,9 @@ def sweep(law: Mapping[str, Any], theme: Theme) -> Figure | None:
     plain_log_ticks(left.xaxis)
     left.margins(x=0.14, y=0.08)
     left.set(
-        title="Loss of each cell, and the fitted law" if curves else "Loss of each cell",
+        title="Runs and fitted law" if curves else "Runs",
         xlabel=f"parameters N ({parameter_count.replace('_', '-')})",
-        ylabel="held-out loss, nats per token",
+        ylabel="validation loss (nats per token)",
     )
     span = [p["loss"] for p in points] + [h[k] for h in heldout for k in ("predicted", "low", "high", "measured") if h.get(k) is not None]
     pad = 0.07 * (max(span) - min(span) or 1)
@@ -92,7 +97,7 @@ def sweep(law: Mapping[str, Any], theme: Theme) -> Figure | None:
         places = [(size(p), p["loss"]) for p in points if p["budget"] == budget and not p.get("heldout")]
         if budget in curves:
             places += zip(curves[budget]["size"], curves[budget]["loss"], strict=True)
-        end_label(left, *max((x, y) for x, y in places if bottom <= y <= top - 0.5 * pad), f"{compact(budget)}FLOP", colors[budget])
+        end_label(left, *max((x, y) for x, y in places if bottom <= y <= top - 0.5 * pad), with_unit(budget, "FLOPs"), colors[budget])
     handles, names = left.get_legend_handles_labels()
     if handles:
         figure.legend(handles, names, loc="outside lower left", ncols=2, handletextpad=0.4, columnspacing=2.0, borderpad=0.2)
@@ -102,7 +107,7 @@ def sweep(law: Mapping[str, Any], theme: Theme) -> Figure | None:
 
 
 def _held_out(axes: Axes, x: float, cell: Mapping[str, Any], theme: Theme) -> None:
-    """The prediction with its interval, and what came of it."""
+    """The prediction with its interval, and the measured loss."""
     orange = theme.series[1]
     if cell.get("predicted") is not None:
         low, high = cell.get("low") or cell["predicted"], cell.get("high") or cell["predicted"]
@@ -119,7 +124,7 @@ def _held_out(axes: Axes, x: float, cell: Mapping[str, Any], theme: Theme) -> No
             markeredgewidth=1.6,
             linestyle="none",
             zorder=6,
-            label="held-out cell: predicted before it was run, with 95 % interval",
+            label="held-out run: prediction with 95% interval",
         )
     if cell.get("measured") is not None:
         axes.plot(
@@ -132,7 +137,7 @@ def _held_out(axes: Axes, x: float, cell: Mapping[str, Any], theme: Theme) -> No
             markeredgewidth=0.8,
             linestyle="none",
             zorder=7,
-            label="held-out cell: measured",
+            label="held-out run: measured",
         )
 
 
@@ -161,12 +166,12 @@ def _predicted_against_measured(axes: Axes, pairs: Rows, heldout: Rows, colors: 
     pad = 0.06 * (max(values) - min(values) or 1)
     ends = (min(values) - pad, max(values) + pad)
     axes.plot(ends, ends, color=theme.muted, linewidth=1, linestyle=(0, (4, 4)), zorder=1)
-    axes.set(title="Predicted and measured", xlabel="loss by the law", ylabel="measured loss", xlim=ends, ylim=ends)
+    axes.set(title="Predicted vs. measured", xlabel="predicted loss", ylabel="measured loss", xlim=ends, ylim=ends)
     axes.set_aspect("equal", adjustable="box")
 
 
 def predicted_pairs(law: Mapping[str, Any], points: Rows) -> list[dict[str, Any]]:
-    """Fitted cells with what the law says of them, from its residuals ln(predicted / measured); empty without a fit."""
+    """Predicted and measured loss of the fitted runs, from the residuals ln(predicted / measured); empty without a fit."""
     residuals = (law.get("fit") or {}).get("residuals") or []
     fitted = [p for p in points if not p.get("heldout")]
     if len(residuals) != len(fitted):
@@ -175,13 +180,13 @@ def predicted_pairs(law: Mapping[str, Any], points: Rows) -> list[dict[str, Any]
 
 
 def reinforcement(rows: Rows, metrics: Mapping[str, Any], theme: Theme) -> Figure | None:
-    """Reward with held-out accuracy before and after, KL, entropy, length. rows: the stage's metrics.jsonl."""
+    """Reward with accuracy on held-out prompts, KL, entropy and completion length. rows: the stage's metrics.jsonl."""
     train = [r for r in rows if r.get("split", "train") == "train"]
     kinds = [
-        ("reward", "Reward on training prompts", "mean reward", 0),
-        ("kl", "Distance from the start", "KL, nats per completion", 2),
-        ("entropy", "Entropy of the policy", "nats per token", 3),
-        ("length", "Length of completions", "tokens", 4),
+        ("reward", "Reward (training prompts)", "mean reward", 0),
+        ("kl", "KL to reference policy", "nats per completion", 2),
+        ("entropy", "Policy entropy", "nats per token", 3),
+        ("length", "Completion length", "tokens", 4),
     ]
     kinds = [k for k in kinds if column(train, k[0])[0]]
     if not kinds:
@@ -207,23 +212,23 @@ def reinforcement(rows: Rows, metrics: Mapping[str, Any], theme: Theme) -> Figur
 
 
 def _held_out_accuracy(axes: Axes, rows: Rows, metrics: Mapping[str, Any], steps: Sequence[float], theme: Theme) -> None:
-    """Accuracy on held-out prompts, sampled as in training, at the start, at the end and where it was measured between."""
+    """Accuracy on held-out prompts, sampled as in training: before, during and after training."""
     orange = theme.series[1]
     ends = [(steps[0] - 1, metrics.get("accuracy_before")), (steps[-1], metrics.get("accuracy_after"))]
-    found = [(x, a) for x, a in ends if isinstance(a, Mapping)]
+    measured = [(x, a) for x, a in ends if isinstance(a, Mapping)]
     between = [(r["step"], r["accuracy"]) for r in rows if r.get("split") == "val" and r.get("accuracy") is not None]
-    line = sorted({**dict(between), **{x: a["value"] for x, a in found}}.items())
+    line = sorted({**dict(between), **{x: a["value"] for x, a in measured}}.items())
     if not line:
         return
     axes.plot(*zip(*line, strict=True), color=orange, linewidth=1.2, linestyle=(0, (3, 2)), marker="o" if len(line) > 2 else None, markersize=3)
-    for x, a in found:
+    for x, a in measured:
         axes.errorbar(
             [x], [a["value"]], [[a["value"] - a["low"]], [a["high"] - a["value"]]], fmt="o", markersize=6, color=orange, capsize=3, zorder=6, clip_on=False
         )
         first = x == line[0][0]
         below = first and a["low"] > 0.2
         axes.annotate(
-            f"{100 * a['value']:.0f} %",
+            f"{100 * a['value']:.0f}%",
             (x, a["value"] if below else a["high"]),
             xytext=(8 if first else -4, -14 if below else 8),
             textcoords="offset points",
@@ -232,16 +237,16 @@ def _held_out_accuracy(axes: Axes, rows: Rows, metrics: Mapping[str, Any], steps
             fontsize=9.5,
             fontweight="bold",
         )
-    low = max(a["value"] for _, a in found) < 0.6 if found else False
-    place = {"xy": (0.02, 0.93), "ha": "left"} if low else {"xy": (0.98, 0.05), "ha": "right"}
-    axes.annotate("accuracy on held-out prompts, 95 %", xycoords="axes fraction", color=orange, fontsize=9, **place)  # type: ignore[arg-type]
-    axes.set_title("Reward, and accuracy on held-out prompts")
+    low = max(a["value"] for _, a in measured) < 0.6 if measured else False
+    place = {"xy": (0.02, 0.9), "ha": "left"} if low else {"xy": (0.98, 0.05), "ha": "right"}
+    axes.annotate("accuracy, held-out prompts (95% CI)", xycoords="axes fraction", color=orange, fontsize=9, **place)  # type: ignore[arg-type]
+    axes.set_title("Reward and held-out accuracy")
     axes.set_ylim(-0.03, 1.05)
     axes.margins(x=0.06)
 
 
 def evaluation(bars: Rows, theme: Theme) -> Figure | None:
-    """Before and after: one panel a metric. bars: {title, percent, better, models: [(name, value, low, high)]}."""
+    """One panel per metric, one bar per model. bars: {title, percent, better, models: [(name, value, low, high)]}."""
     if not bars:
         return None
     across = min(2, len(bars))
@@ -253,9 +258,9 @@ def evaluation(bars: Rows, theme: Theme) -> Figure | None:
         axes.remove()
     colors = {"pretrain": theme.series[5], "sft": theme.series[4], "rl": theme.series[1]}
     for axes, bar in zip(grid.flat, bars, strict=False):
-        scale, unit = (100.0, " %") if bar["percent"] else (1.0, "")
-        for i, (subject, value, low, high) in enumerate(bar["models"]):
-            axes.barh(i, value * scale, height=0.58, color=colors.get(subject, theme.series[0]))
+        scale, unit = (100.0, "%") if bar["percent"] else (1.0, "")
+        for i, (model, value, low, high) in enumerate(bar["models"]):
+            axes.barh(i, value * scale, height=0.58, color=colors.get(model, theme.series[0]))
             known = low is not None and high is not None and math.isfinite(low) and math.isfinite(high)
             if known:
                 axes.errorbar(
@@ -277,7 +282,7 @@ def evaluation(bars: Rows, theme: Theme) -> Figure | None:
         tops = [(s[3] if s[3] is not None and math.isfinite(s[3]) else s[1]) * scale for s in bar["models"]]
         axes.set_xlim(0, 118 if bar["percent"] else max(max(tops) * 1.22, 1e-9))
         if bar["percent"]:
-            axes.set_xticks(range(0, 101, 25), [f"{t} %" for t in range(0, 101, 25)])
+            axes.set_xticks(range(0, 101, 25), [f"{t}%" for t in range(0, 101, 25)])
         axes.set_title(bar["title"])
         axes.set_xlabel(f"{bar['better']} is better")
         axes.tick_params(axis="y", labelcolor=theme.text)
@@ -285,7 +290,7 @@ def evaluation(bars: Rows, theme: Theme) -> Figure | None:
 
 
 def stage_times(times: Sequence[tuple[str, float]], theme: Theme) -> Figure | None:
-    """Seconds of each stage. times: (stage, seconds) in running order."""
+    """Wall-clock seconds per stage. times: (stage, seconds) in execution order."""
     if not times:
         return None
     figure = new_figure(9.0, 0.75 + 0.34 * len(times))
@@ -314,20 +319,20 @@ def duration(seconds: float) -> str:
 
 
 def column(rows: Rows, key: str, split: str | None = None) -> tuple[list[float], list[float]]:
-    """Steps and finite values of `key`, of one split if given."""
-    found = [(r["step"], r[key]) for r in rows if (split is None or r.get("split") == split) and isinstance(r.get(key), int | float) and math.isfinite(r[key])]
-    return [float(s) for s, _ in found], [float(v) for _, v in found]
+    """Steps and finite values of `key`, optionally of one split."""
+    pairs = [(r["step"], r[key]) for r in rows if (split is None or r.get("split") == split) and isinstance(r.get(key), int | float) and math.isfinite(r[key])]
+    return [float(s) for s, _ in pairs], [float(v) for _, v in pairs]
 
 
 def whole_steps(axes: Axes) -> None:
-    """Steps are counted: no 2.5 on the axis."""
+    """Integer ticks on the step axis."""
     from matplotlib.ticker import MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(nbins="auto", integer=True, steps=[1, 2, 5, 10]))
 
 
 def smoothed(values: Sequence[float]) -> np.ndarray:
-    """A centered running mean over about a twentieth of the rows; edges use what is there."""
+    """A centered running mean over about 5% of the rows; shorter windows at the edges."""
     width = max(1, len(values) // 20)
     sums = np.concatenate([[0.0], np.cumsum(values)])
     index = np.arange(len(values))
@@ -336,12 +341,12 @@ def smoothed(values: Sequence[float]) -> np.ndarray:
 
 
 def panels(figure: Figure, count: int, ratios: Sequence[float]) -> list[Axes]:
-    """Side by side; one alone takes the whole width."""
+    """`count` axes side by side; a single one takes the whole width."""
     return list(figure.subplots(1, count, squeeze=False, gridspec_kw={"width_ratios": list(ratios)[:count]}).flat)
 
 
 def stack_labels(axes: Axes, x: float, labels: Sequence[tuple[float, str, Any]]) -> None:
-    """Names at the ends of lines, moved apart where they would overlap."""
+    """Label lines at their ends, shifted where labels would overlap."""
     bottom, top = axes.get_ylim()
     gap = 0.075 * (top - bottom)
     placed = -math.inf

@@ -1,4 +1,4 @@
-"""The HTML page: one file, images inside, no script, nothing from a network; follows the reader's light or dark mode."""
+"""The HTML page: one self-contained file with embedded images, no scripts and no network access; follows the light or dark mode of the browser."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TEMPLATE = "page.html.jinja"
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure in both modes, as PNG bytes. caption: how to read it."""
+    """A figure in light and dark mode, as PNG bytes. caption: how to read it."""
 
     name: str
     heading: str
@@ -23,7 +23,7 @@ class Picture:
 
 
 def render(pictures: list[Picture], **values: Any) -> str:
-    """The page as text. Every value is escaped."""
+    """The page as HTML text. Every value is escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)

@@ -1,4 +1,4 @@
-"""Figures of what probes saw inside a model while it was trained (rows of probes/*.jsonl); None where nothing looked."""
+"""Figures of the probes' measurements during training (rows of probes/*.jsonl); None without data."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from feebcore.report.figures import Rows, column, panels, stack_labels, whole_steps
-from feebcore.report.style import Theme, byte_size, compact, end_label, new_figure
+from feebcore.report.style import Theme, byte_size, end_label, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BINS = ("below 0.01", "to 0.1", "to 1", "to 10", "to 100", "above 100")
+BINS = ("< 0.01", "0.01–0.1", "0.1–1", "1–10", "10–100", "> 100")
 
 
 def residual_stream(rows: Rows, theme: Theme) -> Figure | None:
-    """Size by depth and over training; magnitudes of what attention and feedforward add. rows: residual_stream.jsonl."""
+    """RMS of the residual stream by depth and by step, and magnitudes of the sublayer outputs. rows: residual_stream.jsonl."""
     rows = [r for r in rows if r.get("blocks")]
     if not rows:
         return None
@@ -27,10 +27,10 @@ def residual_stream(rows: Rows, theme: Theme) -> Figure | None:
     grid = figure.subplots(2 if added else 1, 2, squeeze=False, gridspec_kw={"height_ratios": [3.0, 1.3 + 0.28 * len(last)][: 2 if added else 1]})
     _by_depth(grid[0][0], rows, theme)
     _by_layer(grid[0][1], [(r["step"], [b.get("after") for b in r["blocks"]]) for r in rows], theme, [str(i) for i in range(len(last))])
-    grid[0][1].set(title="Stream after each block", xlabel="step", ylabel="root mean square")
+    grid[0][1].set(title="Residual stream after each block", xlabel="step", ylabel="RMS")
     for axes, kind in zip(grid[1] if added else (), added, strict=False):
         _histograms(axes, [b.get(kind) for b in last], theme)
-        axes.set(title=f"What {kind} adds, step {rows[-1]['step']}", xlabel="share of values by magnitude")
+        axes.set(title=f"{kind.capitalize()} output, step {rows[-1]['step']}", xlabel="fraction of values by magnitude")
     for axes in grid[1][len(added) :] if added else ():
         axes.remove()
     if added:
@@ -40,7 +40,7 @@ def residual_stream(rows: Rows, theme: Theme) -> Figure | None:
 
 
 def _by_depth(axes: Axes, rows: Rows, theme: Theme) -> None:
-    """The stream at every place of the depth, at the first, a middle and the last look."""
+    """The residual stream along the depth, at the first, a middle and the last logged step."""
     shown = list(dict.fromkeys([0, len(rows) // 2, len(rows) - 1]))
     labels: list[tuple[float, str, Any]] = []
     deepest = 0.0
@@ -51,11 +51,11 @@ def _by_depth(axes: Axes, rows: Rows, theme: Theme) -> None:
             continue
         color = theme.ramp(i / max(1, len(shown) - 1))
         axes.plot(*zip(*finite, strict=True), color=color, marker="o", markersize=3.5)
-        labels.append((finite[-1][1], f"step {compact(rows[number]['step'])}", color))
+        labels.append((finite[-1][1], f"step {rows[number]['step']:,}", color))
         deepest = max(deepest, finite[-1][0])
     _log_if_wide(axes, [y for r in rows for k, b in enumerate(r["blocks"]) for _, y in _places(k, b)])
     _label_ends(axes, deepest, labels)
-    axes.set(title="Stream by depth", xlabel="blocks passed", ylabel="root mean square")
+    axes.set(title="Residual stream by depth", xlabel="block", ylabel="RMS")
     whole_steps(axes)
 
 
@@ -66,7 +66,7 @@ def _places(number: int, block: Mapping[str, Any]) -> list[tuple[float, Any]]:
 
 
 def _histograms(axes: Axes, adds: Sequence[Mapping[str, Any] | None], theme: Theme) -> None:
-    """A bar a block, its six bins side by side."""
+    """One stacked bar per block: the share of values in each of six magnitude bins."""
     for layer, add in enumerate(adds):
         left = 0.0
         for k, share in enumerate((add or {}).get("histogram") or []):
@@ -77,7 +77,7 @@ def _histograms(axes: Axes, adds: Sequence[Mapping[str, Any] | None], theme: The
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
     axes.set_xlim(0, 100)
-    axes.set_xticks([0, 50, 100], ["0 %", "50 %", "100 %"])
+    axes.set_xticks([0, 50, 100], ["0%", "50%", "100%"])
 
 
 def gradients(rows: Rows, theme: Theme) -> Figure | None:
@@ -90,11 +90,11 @@ def gradients(rows: Rows, theme: Theme) -> Figure | None:
     figure = new_figure(9.0, 3.6)
     left, *rest = panels(figure, 2 if moved else 1, [1.0, 1.0])
     _by_layer(left, [(r["step"], [layer.get("gradient") for layer in r["layers"]]) for r in rows], theme, names)
-    left.set(title="Gradient of each layer", xlabel="step", ylabel="norm, after clipping")
+    left.set(title="Gradient norm", xlabel="step", ylabel="norm after clipping")
     for axes in rest:
         _by_layer(axes, [(r["step"], [_ratio(layer) for layer in r["layers"]]) for r in rows], theme, names)
         axes.axhline(1e-3, color=theme.muted, linewidth=1, linestyle=(0, (4, 4)), zorder=1)
-        axes.set(title="Update of each layer", xlabel="step", ylabel="norm of the update / norm of the weights")
+        axes.set(title="Update-to-weight ratio", xlabel="step", ylabel="‖update‖ / ‖weights‖")
     return figure
 
 
@@ -108,23 +108,23 @@ def short(layer: str) -> str:
     return layer.rpartition(".")[2] if layer.rpartition(".")[2].isdigit() else layer.replace("_", " ")
 
 
-def _by_layer(axes: Axes, looks: Sequence[tuple[float, Sequence[Any]]], theme: Theme, names: Sequence[str]) -> None:
-    """A line a layer over steps: numbered ones in the colors of a ramp, with their first and last labeled; others by name."""
+def _by_layer(axes: Axes, history: Sequence[tuple[float, Sequence[Any]]], theme: Theme, names: Sequence[str]) -> None:
+    """One line per layer over steps: blocks in sequential colors, first and last labeled; other layers by name."""
     numbered = [name for name in names if name.isdigit()]
     others = [name for name in names if not name.isdigit()]
     labels: list[tuple[float, str, Any]] = []
     for k, name in enumerate(names):
-        line = [(step, values[k]) for step, values in looks if k < len(values) and _finite(values[k])]
+        line = [(step, values[k]) for step, values in history if k < len(values) and _finite(values[k])]
         if not line:
             continue
         block = name in numbered
         place = numbered.index(name) if block else others.index(name)
         color = theme.ramp(place / max(1, len(numbered) - 1)) if block else theme.series[(1, 3, 4, 5)[place % 4]]
-        axes.plot(*zip(*line, strict=True), color=color, linewidth=1.5, linestyle="-" if block else (0, (5, 2)), marker="o" if len(looks) == 1 else None)
+        axes.plot(*zip(*line, strict=True), color=color, linewidth=1.5, linestyle="-" if block else (0, (5, 2)), marker="o" if len(history) == 1 else None)
         if not block or place in (0, len(numbered) - 1):
             labels.append((line[-1][1], f"block {name}" if block else name, color))
-    _log_if_wide(axes, [v for _, values in looks for v in values])
-    _label_ends(axes, max((step for step, _ in looks), default=0), labels)
+    _log_if_wide(axes, [v for _, values in history for v in values])
+    _label_ends(axes, max((step for step, _ in history), default=0), labels)
     whole_steps(axes)
     axes.margins(x=0.02)
 
@@ -142,8 +142,8 @@ def _label_ends(axes: Axes, x: float, labels: Sequence[tuple[float, str, Any]]) 
 
 
 def _log_if_wide(axes: Axes, values: Sequence[Any]) -> None:
-    """A logarithmic axis where values span more than a factor of five, in plain numbers; of four decades at most, since a
-    rate that ends at zero would take all the room."""
+    """Use a logarithmic axis where values span more than a factor of five; at most four decades, so that a value that
+    decays to zero does not fill the axis."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     positive = [v for v in values if _finite(v) and v > 0]
@@ -157,7 +157,7 @@ def _log_if_wide(axes: Axes, values: Sequence[Any]) -> None:
 
 
 def logits(rows: Rows, repetition: Rows, theme: Theme) -> Figure | None:
-    """Quantiles of the logits, how certain the model is, and how much its text repeats. rows: logits.jsonl; repetition:
+    """Quantiles of the logits, predictive entropy, and repetition in sampled text. rows: logits.jsonl; repetition:
     repetition.jsonl; either may be empty."""
     fans = [(r["step"], r["quantiles"]) for r in rows if r.get("quantiles") and all(_finite(q) for q in r["quantiles"])]
     loops = {kind: column([{"step": r["step"], "v": r[kind]["repeated"]} for r in repetition if kind in r], "v") for kind in ("greedy", "sampled", "text")}
@@ -180,11 +180,11 @@ def _fan(axes: Axes, data: Mapping[str, Any], theme: Theme) -> None:
     for k in range(middle):
         axes.fill_between(steps, quantiles[k], quantiles[-1 - k], color=theme.series[0], alpha=0.12 + 0.1 * k, linewidth=0)
     axes.plot(steps, quantiles[middle], color=theme.series[0])
-    axes.set(title="Logits", ylabel="median, 50 %, 98 %, all")
+    axes.set(title="Logits", ylabel="median, 50%, 98%, all")
 
 
 def _certainty(axes: Axes, data: Mapping[str, Any], theme: Theme) -> None:
-    axes.set(title="Certainty", ylabel="nats per token")
+    axes.set(title="Entropy and logsumexp", ylabel="nats per token")
     labels = []
     for number, key in ((1, "entropy"), (2, "logsumexp")):
         steps, values = column(data["rows"], key)
@@ -203,12 +203,12 @@ def _loops(axes: Axes, data: Mapping[str, Any], theme: Theme) -> None:
             shares = [100 * v for v in values]
             axes.plot(steps, shares, color=theme.series[number], marker="o", markersize=3)
             labels.append((shares[-1], {"text": "training text"}.get(kind, kind), theme.series[number]))
-    axes.set(title="Repeated 4-grams", ylabel="% of the text's 4-grams", ylim=(-4, 104))
+    axes.set(title="Repeated 4-grams", ylabel="% of 4-grams", ylim=(-4, 104))
     stack_labels(axes, data["loops"]["greedy"][0][-1], labels)
 
 
 def expert_load(rows: Rows, theme: Theme) -> Figure | None:
-    """Entropy of the load of each layer's experts, and its busiest expert's load. rows: expert_load.jsonl."""
+    """Normalized entropy of the expert load and load of the busiest expert, per layer. rows: expert_load.jsonl."""
     rows = [r for r in rows if r.get("layers")]
     if not rows:
         return None
@@ -218,12 +218,14 @@ def expert_load(rows: Rows, theme: Theme) -> Figure | None:
         _by_layer(axes, [(r["step"], [layer.get(key) for layer in r["layers"]]) for r in rows], theme, names)
         axes.axhline(1.0, color=theme.muted, linewidth=1, linestyle=(0, (4, 4)), zorder=1)
         axes.set(xlabel="step")
-        axes.set(**{"entropy": {"title": "Balance", "ylabel": "entropy / ln E"}, "largest": {"title": "Busiest expert", "ylabel": "tokens / fair share"}}[key])
+        axes.set(
+            **{"entropy": {"title": "Load balance", "ylabel": "entropy / ln E"}, "largest": {"title": "Busiest expert", "ylabel": "load / uniform load"}}[key]
+        )
     return figure
 
 
 def throughput(rows: Rows, theme: Theme) -> Figure | None:
-    """MFU, what holds training up, and memory. rows: throughput.jsonl."""
+    """MFU, overheads and memory. rows: throughput.jsonl."""
     steps, mfu = column(rows, "mfu")
     if not steps:
         return None
@@ -231,11 +233,11 @@ def throughput(rows: Rows, theme: Theme) -> Figure | None:
     speed, lost, memory = panels(figure, 3, [1.2, 1.0, 1.0])
     marker = "o" if len(steps) < 3 else None
     speed.plot(steps, [100 * v for v in mfu], color=theme.series[0], marker=marker)
-    speed.set(title="Speed", ylabel="% of a matrix product's FLOP/s", ylim=(0, 110 * max(*mfu, 1e-9)))
-    for number, key, name in ((1, "data_wait", "waiting for data"), (2, "outside", "probes, saves, scores")):
+    speed.set(title="MFU", ylabel="% of measured matmul peak", ylim=(0, 110 * max(*mfu, 1e-9)))
+    for number, key, name in ((1, "data_wait", "data loading"), (2, "outside", "validation, saving")):
         x, values = column(rows, key)
         lost.plot(x, [100 * v for v in values], color=theme.series[number], marker=marker, label=name)
-    lost.set(title="Not training", ylabel="% of the time")
+    lost.set(title="Overhead", ylabel="% of time")
     lost.set_ylim(0, max(1.0, 1.25 * lost.get_ylim()[1]))
     lost.legend(loc="upper left", handlelength=1.2)
     for number, key, name in ((0, "memory", "process"), (3, "device_memory", "device")):
@@ -243,7 +245,7 @@ def throughput(rows: Rows, theme: Theme) -> Figure | None:
         if values:
             memory.plot(x, values, color=theme.series[number], marker=marker)
             end_label(memory, x[-1], values[-1], name, theme.series[number])
-    memory.set(title="Memory, at most")
+    memory.set(title="Peak memory")
     memory.set_ylim(0, 1.1 * memory.get_ylim()[1])
     memory.yaxis.set_major_formatter(lambda value, position: byte_size(value))
     for axes in (speed, lost, memory):

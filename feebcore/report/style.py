@@ -1,4 +1,4 @@
-"""One look for every figure: the Okabe-Ito colors (told apart by color-blind readers), few lines, words at the data."""
+"""Shared figure style: the Okabe-Ito colors (distinguishable for color-blind readers), few grid lines, direct labels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Theme:
-    """Colors of one mode. series: for things that are different; ramp(t): for things that are ordered, t in [0, 1]."""
+    """Colors of one mode. series: categorical colors; ramp(t): sequential colors, t in [0, 1]."""
 
     name: str
     background: str
@@ -39,7 +39,7 @@ DARK = Theme("dark", "#161a1f", "#e6e9ec", "#98a2ad", "#2b3138", ("#56B4E9", "#F
 
 @contextlib.contextmanager
 def styled(theme: Theme) -> Iterator[None]:
-    """matplotlib's settings for this theme, inside."""
+    """Apply this theme's matplotlib settings within the context."""
     import matplotlib as mpl
 
     settings: dict[str, Any] = {
@@ -81,13 +81,13 @@ def styled(theme: Theme) -> Iterator[None]:
     with mpl.rc_context():
         import logging
 
-        logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # a missing first choice of font is no news
+        logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # do not warn when the preferred font is missing
         mpl.rcParams.update(settings)  # type: ignore[arg-type]
         yield
 
 
 def new_figure(width: float = 9.0, height: float = 3.4) -> Figure:
-    """An Agg figure of its own, with no global state of pyplot. Inches."""
+    """A standalone Agg figure, without pyplot state. Sizes in inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -104,27 +104,44 @@ def png(figure: Figure, dpi: int = 150) -> bytes:
 
 
 def end_label(axes: Axes, x: float, y: float, text: str, color: Any, **more: Any) -> None:
-    """A line's name at its end, instead of a legend."""
+    """Label a line at its end, instead of a legend."""
     axes.annotate(text, (x, y), xytext=(6, 0), textcoords="offset points", color=color, va="center", fontsize=9, annotation_clip=False, **more)
 
 
 def compact(number: float) -> str:
-    """1234567 as '1.23 M', 45678 as '45.7 k'."""
-    for size, unit in ((1e18, " E"), (1e15, " P"), (1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
+    """Three significant digits with an SI suffix: 1234567 as '1.23M', 11000 as '11.0k', 12 as '12'."""
+    value, prefix = _scaled(number)
+    return f"{value}{prefix}"
+
+
+def with_unit(number: float, unit: str) -> str:
+    """The same with a unit: 1.5e11 and 'FLOPs' as '150 GFLOPs', 1234567 and 'B' as '1.23 MB'."""
+    value, prefix = _scaled(number)
+    return f"{value} {prefix}{unit}"
+
+
+def _scaled(number: float) -> tuple[str, str]:
+    for size, prefix in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(number) >= size:
-            return f"{number / size:.3g}{unit}"
-    return f"{number:.3g}"
+            return f"{number / size:#.3g}".rstrip("."), prefix
+    return f"{number:.3g}", ""
+
+
+def tick(number: float) -> str:
+    """A tick label: 200000 as '200k'."""
+    value, prefix = _scaled(number)
+    return f"{float(value):g}{prefix}"
 
 
 def byte_size(number: float) -> str:
     """1234567 as '1.23 MB', 12 as '12 B'."""
-    return f"{compact(number)}B" if abs(number) >= 1e3 else f"{number:.0f} B"
+    return with_unit(number, "B") if abs(number) >= 1e3 else f"{number:.0f} B"
 
 
 def plain_log_ticks(axis: Any) -> None:
-    """Ticks of a logarithmic axis in words ('300 k'), never '10⁵' twice."""
+    """Plain ticks on a logarithmic axis: '300k' rather than '3×10⁵'."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
-    axis.set_major_formatter(FuncFormatter(lambda value, position: compact(value)))
+    axis.set_major_formatter(FuncFormatter(lambda value, position: tick(value)))
     axis.set_minor_formatter(NullFormatter())

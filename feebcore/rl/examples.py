@@ -15,7 +15,7 @@ from feebcore.rl.tasks import encode_example, training_instances
 from feebcore.train.config import TrainSection
 
 if TYPE_CHECKING:
-    from feebcore.stages.sft import SftConfig
+    from feebcore.rl.sft_config import SftConfig
 
 _STREAM = 0x736674  # this module's purpose among a seed's random streams
 

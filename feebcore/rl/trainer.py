@@ -33,7 +33,7 @@ from feebcore.rl.tasks import completion_text, evaluate_task, held_out_instances
 from feebcore.train import checkpoint
 
 if TYPE_CHECKING:
-    from feebcore.stages.rl import RlConfig
+    from feebcore.rl.config import RlConfig
 
 Score = Callable[[Problem, Completion], float | None]
 _PROMPTS, _SAMPLING, _MINIBATCHES, _EVALUATION = range(4)  # purposes of random streams

@@ -23,17 +23,19 @@ from typing import Any
 from feebcore.artifacts import Artifact, StageOutput, Workspace
 from feebcore.errors import FeebError, Interrupted
 from feebcore.recipe import Recipe, load
-from feebcore.run.build import build, plan, run_all, run_stage
+from feebcore.run.build import build, run_all, run_stage
+from feebcore.run.inputs import finished_inputs
+from feebcore.run.plan import plan
 from feebcore.run.worker import RankOutput, end_when
 
 POLL = 0.5
-"""Seconds between looks whether the parent is still there."""
+"""Seconds between checks that the parent still runs."""
 
 
 def launch(recipe: Recipe, stage: str, workspace: Workspace) -> Path:
     """Build the stage, as one rank of several where the environment says so. Returns the artifact's folder."""
     if "RANK" not in os.environ:
-        return run_all(recipe, workspace, [stage], _told, in_process=False)[stage].path
+        return run_all(recipe, workspace, [stage], _print_log, in_process=False)[stage].path
     parent = os.getppid()
     end_when(lambda: _wait_until_orphaned(parent), and_group=False)
     return _as_rank(recipe, stage, workspace)
@@ -56,7 +58,7 @@ def _as_rank(recipe: Recipe, stage: str, workspace: Workspace) -> Path:
             place.append(folder)
             channel.exchange(str(folder))
 
-        artifact = build(recipe, stage, workspace, built, _told, in_process=True, before=begin)
+        artifact = build(recipe, stage, workspace, built, _print_log, in_process=True, before=begin)
         if not place:
             channel.exchange("")
         return artifact.path
@@ -64,7 +66,7 @@ def _as_rank(recipe: Recipe, stage: str, workspace: Workspace) -> Path:
     if not folder:
         return Path()
     out: StageOutput = RankOutput(Path(folder))
-    inputs = {name: built[provider] for name, provider in recipe.needs(stage).items()}
+    inputs = finished_inputs(recipe, stage, workspace, built)
     run_stage(recipe, stage, inputs, out)
     return Path(folder)
 
@@ -82,23 +84,23 @@ def _wait_until_orphaned(parent: int) -> None:
         time.sleep(POLL)
 
 
-def _told(row: Mapping[str, Any]) -> None:
+def _print_log(row: Mapping[str, Any]) -> None:
     if row["kind"] == "log":
         print(row["text"], flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command. Its exit status is 130 after a stop, 1 after an error that the user can mend."""
-    from torch.distributed.elastic.multiprocessing.errors import record  # torchrun then tells the error of the rank that failed first
+    from torch.distributed.elastic.multiprocessing.errors import record  # torchrun then reports the error of the rank that failed first
 
     parser = argparse.ArgumentParser(prog="python -m feebcore.run.launch", description="Run a training stage without Prefect, also as a rank under torchrun.")
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--stage", default="pretrain")
     parser.add_argument("--workspace", type=Path, help="default: FEEB_WORKSPACE, or data/")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a key of the recipe, as in pretrain.max_steps=100")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
-        record(launch)(load(given.recipe, given.set), given.stage, Workspace(given.workspace))
+        record(launch)(load(options.recipe, options.set), options.stage, Workspace(options.workspace))
         return
     except Interrupted as error:
         status = 130

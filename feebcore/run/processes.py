@@ -26,21 +26,22 @@ from feebcore.artifacts import StageOutput
 from feebcore.errors import ArtifactError, Diverged, FeebError, Interrupted, StageFailed
 from feebcore.files import read_json
 
-Listener = Callable[[dict[str, Any]], None]
+Publish = Callable[[dict[str, Any]], None]
+"""Takes one event of a stage: {"time": …, "kind": "log" or "progress" …}."""
 
-TO_SAVE = 10.0
+SECONDS_TO_SAVE = 10.0
 """Seconds that a worker has to save when it is asked to stop."""
 
-ALMOST_AT_ONCE = 1.0
+SAME_REQUEST = 1.0
 """Seconds in which several signals are one request to stop."""
 
-TO_FOLLOW = 3.0
+SECONDS_TO_FOLLOW = 3.0
 """Seconds that ranks have to end by themselves when one has failed."""
 
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "FEEB_RENDEZVOUS")
 
 
-def run_in_processes(place: Path, section: Any, out: StageOutput, tell: Listener) -> dict[str, Any]:
+def run_in_processes(place: Path, section: Any, out: StageOutput, publish: Publish) -> dict[str, Any]:
     """Run the worker on the folder and pass its events on; the return code decides.
 
     Raises Interrupted, or StageFailed (or ArtifactError, or Diverged) with what the failing rank said, its traceback where there are several.
@@ -50,12 +51,12 @@ def run_in_processes(place: Path, section: Any, out: StageOutput, tell: Listener
         reader, writer = os.pipe()  # the workers end when this pipe closes: their parent is gone, however it went
         ends = [reader, writer]
         stack.callback(_close_all, ends)
-        lock = stack.enter_context(_alone(place, tell))
+        lock = stack.enter_context(_exclusive(place, publish))
         for name in ("result.json", *(f.name for f in place.glob("rank-*.json"))):
             (place / name).unlink(missing_ok=True)
         environments = stack.enter_context(_environments(ranks))
         logs = [stack.enter_context(open(place / log_name(rank), "ab")) for rank in range(ranks)]
-        tail = _Tail(place / "events.jsonl", tell)
+        tail = _Tail(place / "events.jsonl", publish)
         stack.callback(tail.stop)
         workers = Workers([sys.executable, "-m", "feebcore.run.worker", str(place), str(reader), str(lock)], environments, logs, (reader, lock))
         os.close(ends.pop(0))
@@ -150,19 +151,19 @@ class Workers:
         return [rank for rank, process in enumerate(self.processes) if process.poll() is None]
 
     def wait(self, out: StageOutput) -> list[int]:
-        """Return codes once all have ended. SIGINT and SIGTERM are passed on as SIGTERM: the workers get TO_SAVE seconds; a
-        second one kills them. Once one has failed, the others have TO_FOLLOW seconds."""
+        """Return codes once all have ended. SIGINT and SIGTERM are passed on as SIGTERM: the workers get SECONDS_TO_SAVE seconds; a
+        second one kills them. Once one has failed, the others have SECONDS_TO_FOLLOW seconds."""
         first: float | None = None
 
-        def asked(number: int, frame: Any) -> None:
+        def on_signal(number: int, frame: Any) -> None:
             nonlocal first
-            if first is not None and time.monotonic() - first < ALMOST_AT_ONCE:
+            if first is not None and time.monotonic() - first < SAME_REQUEST:
                 return
             first = first or time.monotonic()
             self.ask()
 
         main = threading.current_thread() is threading.main_thread()
-        old = {n: signal.signal(n, asked) for n in (signal.SIGINT, signal.SIGTERM)} if main else {}
+        old = {n: signal.signal(n, on_signal) for n in (signal.SIGINT, signal.SIGTERM)} if main else {}
         failed = False
         _RUNNING.add(self)
         try:
@@ -173,7 +174,7 @@ class Workers:
                 if any(codes) and not failed:
                     failed = True
                     stopping = all(code in (0, 130) for code in codes)
-                    self.deadline = min(self.deadline, time.monotonic() + (TO_SAVE if stopping else TO_FOLLOW))
+                    self.deadline = min(self.deadline, time.monotonic() + (SECONDS_TO_SAVE if stopping else SECONDS_TO_FOLLOW))
                 out.stop_requested = out.stop_requested or self.asked
                 if time.monotonic() > self.deadline:
                     self.kill()
@@ -186,8 +187,8 @@ class Workers:
             self.kill()  # an exception in this thread
 
     def ask(self) -> None:
-        """SIGTERM to all, with TO_SAVE seconds to end in; asked again, none."""
-        self.deadline = 0.0 if self.asked else time.monotonic() + TO_SAVE
+        """SIGTERM to all, with SECONDS_TO_SAVE seconds to end in; asked again, none."""
+        self.deadline = 0.0 if self.asked else time.monotonic() + SECONDS_TO_SAVE
         self.asked = True
         for rank in self.alive():
             self.processes[rank].send_signal(signal.SIGTERM)
@@ -202,22 +203,22 @@ class Workers:
 
 
 @contextlib.contextmanager
-def _alone(folder: Path, tell: Listener) -> Iterator[int]:
+def _exclusive(folder: Path, publish: Publish) -> Iterator[int]:
     """A lock that no other worker at this folder holds any more; workers inherit it and hold it until the last has ended.
 
     One whose parent was killed may still be saving, for some seconds.
     """
     handle = os.open(folder, os.O_RDONLY)
     try:
-        told = False
+        waiting = False
         while True:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                if not told:
-                    tell({"kind": "log", "time": time.time(), "text": "workers of an earlier run are still saving; waiting for them"})
-                told = True
+                if not waiting:
+                    publish({"kind": "log", "time": time.time(), "text": "workers of an earlier run are still saving; waiting for them"})
+                waiting = True
                 time.sleep(0.1)
             except OSError:  # a file system without locks on folders
                 break
@@ -244,7 +245,7 @@ def _environments(ranks: int) -> Iterator[list[dict[str, str]]]:
 
 
 def _failure(place: Path, codes: Sequence[int], killed: set[int], out: StageOutput) -> FeebError:
-    """What to tell of ranks that did not all end well: of the one that failed first, as the others fail for want of it."""
+    """What to say of ranks that did not all end well: of the one that failed first, as the others fail for want of it."""
     said = {rank: read_json(place / outcome_name(rank)) for rank in range(len(codes)) if (place / outcome_name(rank)).exists()}
     said = {rank: outcome for rank, outcome in said.items() if "error" in outcome}
     if out.stop_requested and not any(outcome["error"] == "Interrupted" for outcome in said.values()):
@@ -272,9 +273,9 @@ def _failure(place: Path, codes: Sequence[int], killed: set[int], out: StageOutp
 class _Tail(threading.Thread):
     """Follows a JSONL file and hands each new row on, in a thread of its own."""
 
-    def __init__(self, path: Path, tell: Listener) -> None:
+    def __init__(self, path: Path, publish: Publish) -> None:
         super().__init__(daemon=True)
-        self._path, self._tell, self._done = path, tell, threading.Event()
+        self._path, self._publish, self._done = path, publish, threading.Event()
         self._position = path.stat().st_size if path.exists() else 0
 
     def run(self) -> None:
@@ -293,7 +294,7 @@ class _Tail(threading.Thread):
                     row = json.loads(line)
                 except ValueError:
                     continue
-                self._tell(row)
+                self._publish(row)
 
     def stop(self) -> None:
         self._done.set()

@@ -21,12 +21,12 @@ from typing import Any
 from feebcore.artifacts import StageOutput
 from feebcore.run.processes import outcome_name
 
-TO_SAVE = 9.5
+SECONDS_TO_SAVE = 9.5
 """Seconds between the request to stop and the end."""
 
 
 def end_when(gone: Callable[[], None], and_group: bool) -> None:
-    """Ask this process to stop once `gone` returns, and kill it TO_SAVE seconds later, with its process group where it leads one.
+    """Ask this process to stop once `gone` returns, and kill it SECONDS_TO_SAVE seconds later, with its process group where it leads one.
 
     One SIGTERM and no more (PR_SET_PDEATHSIG would be another): a second one means 'at once', and nothing would be saved.
     """
@@ -34,7 +34,7 @@ def end_when(gone: Callable[[], None], and_group: bool) -> None:
     def watch() -> None:
         gone()
         os.kill(os.getpid(), signal.SIGTERM)  # a chance to save
-        threading.Event().wait(TO_SAVE)
+        threading.Event().wait(SECONDS_TO_SAVE)
         os.killpg(os.getpgid(0), signal.SIGKILL) if and_group else os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -63,7 +63,7 @@ class RankOutput(StageOutput):
         print(text, flush=True)
 
     def event(self, kind: str, **fields: Any) -> None:
-        """Rank 0 tells."""
+        """Rank 0 publishes."""
 
     def close(self) -> None:
         """Nothing is open."""

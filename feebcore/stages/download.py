@@ -19,6 +19,7 @@ from feebcore.config import StageConfig
 from feebcore.errors import DataError, Interrupted, did_you_mean
 from feebcore.files import write_atomic, write_json
 from feebcore.parts import Part, PartKey
+from feebcore.specs import StageSpec
 
 if TYPE_CHECKING:
     import polars as pl
@@ -33,6 +34,17 @@ class DownloadConfig(StageConfig):
     filters: list[Annotated[Part, PartKey("filters")]] = Field([], description="filter parts, applied in this order")
     split_modulus: int = Field(10, ge=2, description="documents whose SHA-256 is 0 modulo this are held out as 'val'")
     held_out_sources: list[str] = Field([], description="sources, by the label of their documents, that are held out whole: more validation sets")
+
+
+PART = StageSpec(
+    "download",
+    DownloadConfig,
+    build=f"{__name__}:run",
+    check=f"{__name__}:check",
+    makes=("documents",),
+    process="inline",
+    summary="Fetches documents from sources, filters them and splits them by hash.",
+)
 
 
 def check(section: DownloadConfig, recipe: Recipe) -> list[str]:

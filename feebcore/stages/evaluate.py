@@ -1,6 +1,6 @@
 """Stage evaluate: Runs benchmarks on every model of the recipe.
 
-Each (benchmark, model) is written to `parts/` as soon as it is known; a run that was killed goes on with the next one.
+Each (benchmark, model) is written to `parts/` as soon as it is known; a run that was killed continues with the next one.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from feebcore.artifacts import Artifact, StageOutput
+from feebcore.artifacts import Artifact, StageOutput, read_artifact
 from feebcore.config import Execution, StageConfig
-from feebcore.errors import Interrupted, did_you_mean
+from feebcore.errors import DataError, Interrupted, did_you_mean
 from feebcore.files import read_json, write_json
 from feebcore.parts import Part, PartKey, default_part
+from feebcore.specs import BenchmarkSpec, Need, StageSpec
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from feebcore.data.store import TokenStore
     from feebcore.recipe import Recipe
-
-MODELS = ("pretrain", "sft", "rl")
 
 
 class EvaluateConfig(StageConfig):
@@ -36,7 +36,7 @@ class EvaluateConfig(StageConfig):
     benchmarks: list[Annotated[Part, PartKey("benchmarks")]] = Field(
         default_factory=lambda: [default_part("bits_per_byte")], min_length=1, validate_default=True
     )
-    models: dict[str, list[Literal["pretrain", "sft", "rl"]]] = Field(default_factory=dict)
+    models: dict[str, list[str]] = Field(default_factory=dict)
     seed: int = Field(0, ge=0)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
 
@@ -45,31 +45,51 @@ class EvaluateConfig(StageConfig):
     deterministic: Execution[bool] = True
 
 
+PART = StageSpec(
+    "evaluate",
+    EvaluateConfig,
+    build=f"{__name__}:run",
+    check=f"{__name__}:check",
+    needs=(Need("models", kind="model", many=True), Need("tokens", optional=True)),
+    makes=("scores",),
+    process="worker",
+    summary="Runs benchmarks on every model of the recipe.",
+)
+
+
 def check(section: EvaluateConfig, recipe: Recipe) -> list[str]:
     """What is wrong with this section in this recipe, each as 'key: what and what to do'."""
     problems = []
-    names = list(labeled(section.benchmarks))
-    for name, models in section.models.items():
-        if name not in names:
-            problems.append(f"models.{name}: no such benchmark in this section; {did_you_mean(name, names)}")
-        missing = [s for s in models if s not in recipe.stages]
-        if missing:
-            problems.append(f"models.{name}: stage {missing[0]!r} is not in this recipe's stages; leave it out")
-        if not models:
-            problems.append(f"models.{name}: name at least one of {', '.join(s for s in MODELS if s in recipe.stages)}")
+    benchmarks = labeled(section.benchmarks)
+    makers = [stage for stage, makes in recipe.before(recipe.key_of(section)).items() if "model" in makes]
+    for name, stages in section.models.items():
+        if name not in benchmarks:
+            problems.append(f"models.{name}: no such benchmark in this section; {did_you_mean(name, benchmarks)}")
+        problems += [f"models.{name}: stage {stage!r} makes no model before this one; {did_you_mean(stage, makers)}" for stage in stages if stage not in makers]
+        if not stages:
+            problems.append(f"models.{name}: name at least one of {', '.join(makers)}")
+    kinds = {kind for makes in recipe.before(recipe.key_of(section)).values() for kind in makes}
+    for i, part in enumerate(section.benchmarks):
+        assert isinstance(part.spec, BenchmarkSpec)
+        problems += [
+            f"benchmarks.{i}: {part.name} needs {kind}, which no stage before this one makes; add one to `stages:`, name an artifact under `inputs:`, or leave "
+            "the benchmark out"
+            for kind in part.spec.needs
+            if kind not in kinds
+        ]
     return problems
 
 
 def labeled(benchmarks: list[Part]) -> dict[str, Part]:
     """The benchmarks by the names that results have: the part's bare name, numbered from the second of a name on."""
-    found: dict[str, Part] = {}
+    by_name: dict[str, Part] = {}
     for part in benchmarks:
         name, number = part.spec.name, 1
-        while name in found:
+        while name in by_name:
             number += 1
             name = f"{part.spec.name}_{number}"
-        found[name] = part
-    return found
+        by_name[name] = part
+    return by_name
 
 
 def run(section: EvaluateConfig, inputs: Mapping[str, Artifact], out: StageOutput) -> dict[str, Any]:
@@ -79,7 +99,7 @@ def run(section: EvaluateConfig, inputs: Mapping[str, Artifact], out: StageOutpu
     device = resolve_device(section.device)
     precision = resolve_precision(section.precision, device)
     benchmarks = labeled(section.benchmarks)
-    models = [s for s in MODELS if s in inputs]
+    models = [name for name, artifact in inputs.items() if "model" in artifact.makes and name != "tokens"]
     todo = [(subject, name) for subject in models for name in benchmarks if subject in section.models.get(name, models)]
     (out.path / "parts").mkdir(exist_ok=True)
     with execution(section.threads, section.deterministic):
@@ -108,32 +128,29 @@ def _run_missing(
     precision: str,
 ) -> None:
     """Run what has no file in parts/ yet, one model after the other, each loaded once and only when needed."""
-    from feebcore.api import registry_of
-    from feebcore.data.store import TokenStore
     from feebcore.data.tokenizers import load_tokenizer
     from feebcore.evaluate.benchmark import Subject
     from feebcore.model.io import load_model
 
-    registry = registry_of(out.path)
     subject: Subject | None = None
     for number, (stage, name) in enumerate(todo):
         if _part_file(out.path, stage, name).exists():
             continue
         label = f"{name} on {stage}"
         if out.stop_requested:
-            raise Interrupted(f"evaluate: stopped before {label}; run it again to go on")
+            raise Interrupted(f"evaluate: stopped before {label}; run it again to continue")
 
         def progress(done: float, total: float, label: str = label) -> None:
             if out.stop_requested:
-                raise Interrupted(f"evaluate: stopped in {label}; run it again to go on")
+                raise Interrupted(f"evaluate: stopped in {label}; run it again to continue")
             out.progress(done, total, name=label)
 
         out.progress(number, len(todo), "benchmarks", "evaluate")
         if subject is None or subject.name != stage:
             folder = inputs[stage].file("model")
-            store = TokenStore.open(inputs["tokens"].file("tokens.zarr"), "val")
+            store = _validation_tokens(inputs, stage) if "tokens" in inputs else None
             subject = Subject(
-                stage, load_model(folder, device, registry=registry), load_tokenizer(folder / "tokenizer", registry), store, device, precision, section.seed
+                stage, load_model(folder, device), load_tokenizer(folder / "tokenizer"), store, device, precision, section.seed
             )
         started = time.monotonic()
         result = dict(benchmarks[name].build().run(dataclasses.replace(subject, progress=progress)))
@@ -142,6 +159,25 @@ def _run_missing(
         write_json(_part_file(out.path, stage, name), {"result": result, "samples": samples, "seconds": seconds})
         out.log(f"{label}: {_in_words(result)} ({seconds:.1f} s)")
     out.progress(len(todo), len(todo), "benchmarks", "evaluate")
+
+
+def _validation_tokens(inputs: Mapping[str, Artifact], stage: str) -> TokenStore:
+    """The validation split. Raises DataError where it was made with another tokenizer than the model's."""
+    from feebcore.data.store import TokenStore
+
+    tokens, model = inputs["tokens"], inputs[stage]
+    source = tokens.manifest["inputs"].get("tokenizer")
+    tokenizer = read_artifact(tokens.path.parents[1] / source["path"]) if source else None
+    if tokenizer is not None and (made_with := _hashes(tokenizer, "tokenizer/")) and made_with != (_hashes(model, "model/tokenizer/") or made_with):
+        raise DataError(
+            f"evaluate: {tokens.path} was tokenized by {tokenizer.path}, not by the tokenizer of the {stage} model; name that one, as in "
+            f"`inputs: {{tokenizer: {model.stage}/{model.name}}}`, or leave out what needs tokens"
+        )
+    return TokenStore.open(tokens.file("tokens.zarr"), "val")
+
+
+def _hashes(artifact: Artifact, folder: str) -> dict[str, str]:
+    return {name.removeprefix(folder): entry["sha256"] for name, entry in artifact.manifest["files"].items() if name.startswith(folder)}
 
 
 def _part_file(folder: Path, subject: str, benchmark: str) -> Path:

@@ -13,6 +13,7 @@ from feebcore.config import Execution
 from feebcore.errors import ArtifactError, did_you_mean
 from feebcore.files import read_json
 from feebcore.parts import Part, parts_in
+from feebcore.specs import Need, StageSpec
 from feebcore.train.config import TrainSection, checkpoint_of
 
 if TYPE_CHECKING:
@@ -40,15 +41,27 @@ class PretrainConfig(TrainSection):
         return value
 
 
+PART = StageSpec(
+    "pretrain",
+    PretrainConfig,
+    build=f"{__name__}:run",
+    check=f"{__name__}:check",
+    needs=(Need("tokens"), Need("tokenizer")),
+    makes=("model",),
+    process="worker",
+    summary="Trains a language model from scratch.",
+)
+
+
 def check(section: PretrainConfig, recipe: Recipe) -> list[str]:
     """What is wrong with this section in this recipe, each as 'key: what and what to do'."""
     problems = check_training(section)
-    tokenizer = recipe.stages.get("tokenizer")
+    tokenizer = recipe.provider(section, "tokenizer")
     part = getattr(tokenizer.section, "tokenizer", None) if tokenizer else None
     size = getattr(getattr(part, "config", None), "vocab_size", None)
-    wanted = getattr(section.architecture.config, "vocab_size", None)
-    if size and wanted and wanted != size:
-        problems.append(f"architecture.vocab_size: {wanted}, but stage tokenizer makes a vocabulary of {size}; leave it out or make them equal")
+    vocab_size = getattr(section.architecture.config, "vocab_size", None)
+    if tokenizer and size and vocab_size and vocab_size != size:
+        problems.append(f"architecture.vocab_size: {vocab_size}, but stage {tokenizer.key} makes a vocabulary of {size}; leave it out or make them equal")
     if isinstance(part, Part):  # parts may have a say about what tokens are
         for chosen in parts_in(section.architecture):
             told = getattr(chosen.config, "check_tokenizer", None)

@@ -9,6 +9,7 @@ from feebcore.artifacts import Artifact, StageOutput
 from feebcore.config import StageConfig
 from feebcore.errors import Interrupted
 from feebcore.files import read_json
+from feebcore.specs import Need, StageSpec
 
 if TYPE_CHECKING:
     from feebcore.recipe import Recipe
@@ -16,6 +17,18 @@ if TYPE_CHECKING:
 
 class ReportConfig(StageConfig):
     """Options of stage report: none. It shows whatever the recipe's other stages made."""
+
+
+PART = StageSpec(
+    "report",
+    ReportConfig,
+    build=f"{__name__}:run",
+    check=f"{__name__}:check",
+    needs=(Need("stages", kind="*", many=True, optional=True),),
+    makes=("page",),
+    process="inline",
+    summary="Writes one self-contained HTML page with every figure and number.",
+)
 
 
 def check(section: ReportConfig, recipe: Recipe) -> list[str]:

@@ -16,6 +16,7 @@ from feebcore.artifacts import Artifact, StageOutput
 from feebcore.config import Execution, StageConfig
 from feebcore.errors import DataError, Interrupted
 from feebcore.files import write_json
+from feebcore.specs import Need, StageSpec
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,6 +53,18 @@ class ShardConfig(StageConfig):
         if value % CHUNK:
             raise ValueError(f"must be a multiple of {CHUNK} (chunks are never split over shards), not {value}; try {max(1, round(value / CHUNK)) * CHUNK}")
         return value
+
+
+PART = StageSpec(
+    "shard",
+    ShardConfig,
+    build=f"{__name__}:run",
+    check=f"{__name__}:check",
+    needs=(Need("documents"), Need("tokenizer")),
+    makes=("tokens",),
+    process="inline",
+    summary="Writes the documents as token shards in zarr.",
+)
 
 
 def check(section: ShardConfig, recipe: Recipe) -> list[str]:

@@ -17,6 +17,7 @@ from feebcore.config import Observation, StageConfig
 from feebcore.errors import RecipeError
 from feebcore.parts import Part, PartKey, default_part
 from feebcore.scaling.points import ParameterCount
+from feebcore.specs import Need, StageSpec
 from feebcore.train.config import TrainSection
 
 if TYPE_CHECKING:
@@ -52,6 +53,18 @@ class SweepConfig(StageConfig):
             return data
         train = data.get("train") or {}
         return data | {"train": CELL_DEFAULTS | ({"seed": data["seed"]} if "seed" in data else {}) | train}
+
+
+PART = StageSpec(
+    "sweep",
+    SweepConfig,
+    build=f"{__name__}:run",
+    check=f"{__name__}:check",
+    needs=(Need("tokens"), Need("tokenizer")),
+    makes=("law",),
+    process="worker",
+    summary="Runs many small trainings, fits a scaling law and predicts a held-out cell.",
+)
 
 
 def check(section: SweepConfig, recipe: Recipe) -> list[str]:

@@ -14,6 +14,7 @@ from feebcore.artifacts import Artifact, StageOutput
 from feebcore.config import StageConfig
 from feebcore.errors import DataError, Interrupted
 from feebcore.parts import Part, PartKey, default_part
+from feebcore.specs import Need, StageSpec
 
 if TYPE_CHECKING:
     from feebcore.recipe import Recipe
@@ -25,6 +26,18 @@ class TokenizerConfig(StageConfig):
     """Which tokenizer, with its options."""
 
     tokenizer: Annotated[Part, PartKey("tokenizers")] = Field(default_part("bpe"), description="tokenizer part")
+
+
+PART = StageSpec(
+    "tokenizer",
+    TokenizerConfig,
+    build=f"{__name__}:run",
+    check=f"{__name__}:check",
+    needs=(Need("documents"),),
+    makes=("tokenizer",),
+    process="inline",
+    summary="Trains a tokenizer on the training documents.",
+)
 
 
 def check(section: TokenizerConfig, recipe: Recipe) -> list[str]:

@@ -54,7 +54,7 @@ class TaskAccuracyConfig(PartConfig):
 
 @feeb.hookimpl
 def feeb_benchmarks() -> Iterable[feeb.BenchmarkSpec]:
-    yield feeb.BenchmarkSpec("bits_per_byte", BitsPerByteConfig, build="feeb_evals.held_out_text:build", summary="Bits per UTF-8 byte of the held-out split.")
+    yield feeb.BenchmarkSpec("bits_per_byte", BitsPerByteConfig, build="feeb_evals.held_out_text:build", needs=("tokens",), summary="Bits per UTF-8 byte of the held-out split.")
     yield feeb.BenchmarkSpec(
         "python_parses", PythonParsesConfig, build="feeb_evals.python_parses:build", summary="Share of sampled functions that parse as Python; none is run."
     )

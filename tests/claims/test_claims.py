@@ -8,7 +8,7 @@ import random
 import pytest
 from pydantic import ValidationError
 
-from feebcore.claims.claim import Claim, Relation, Term, Trains, parse, variants_of
+from feebcore.claim import Claim, Relation, Term, Trains, parse, variants_of
 from feebcore.claims.judge import judge
 from feebcore.errors import RecipeError
 from feebcore.recipe import load_study, quick_overrides

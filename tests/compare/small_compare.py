@@ -44,8 +44,8 @@ def recipes(root: Path, *changes: str, names: tuple[str, ...] = ("base", "wide")
     return [load(root / f"{name}.yaml") for name in names]
 
 
-def run(root: Path, workspace: Path | None = None, listener: Any = None, **settings: Any) -> Artifact:
-    return compare(recipes(root), Settings(**QUICK | settings), Workspace(workspace or root / "data"), listener, in_process=True)
+def run(root: Path, workspace: Path | None = None, on_progress: Any = None, **settings: Any) -> Artifact:
+    return compare(recipes(root), Settings(**QUICK | settings), Workspace(workspace or root / "data"), on_progress, in_process=True)
 
 
 if __name__ == "__main__":
@@ -59,4 +59,4 @@ if __name__ == "__main__":
         if row["kind"] == "log" and "bits per byte" in row["text"]:
             left -= 1
 
-    run(Path(sys.argv[1]), listener=kill, budget="flops")
+    run(Path(sys.argv[1]), on_progress=kill, budget="flops")

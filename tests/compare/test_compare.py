@@ -29,7 +29,7 @@ def done(tmp_path_factory):
     """(folder, artifact, events) of a comparison at equal FLOPs, with a rate probe that only reports and a curve."""
     root = tmp_path_factory.mktemp("compare")
     events: list[dict] = []
-    artifact = run(root, listener=events.append, seeds=2, budget="flops", rates="report", rate_factors=(0.5, 1.0), curve=(2.0,))
+    artifact = run(root, on_progress=events.append, seeds=2, budget="flops", rates="report", rate_factors=(0.5, 1.0), curve=(2.0,))
     return root, artifact, events
 
 
@@ -102,7 +102,7 @@ def test_a_second_call_does_nothing(done, monkeypatch):
 
 def test_runs_are_shared_between_comparisons(done):
     events: list[dict] = []
-    run(done[0], listener=events.append, budget="flops")
+    run(done[0], on_progress=events.append, budget="flops")
     assert not [e for e in events if e["kind"] == "progress"]  # no run was trained again
 
 

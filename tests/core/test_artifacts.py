@@ -1,4 +1,4 @@
-"""Artifacts: commit, reuse, damage, locks, adopt and gc."""
+"""Artifacts: commit, reuse, damage, locks, import and gc."""
 
 import json
 import multiprocessing
@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from feebcore.artifacts import Artifact, StageOutput, Workspace, commit, read_artifact
-from feebcore.errors import ArtifactError
+from feebcore.errors import ArtifactError, UnknownPartError
 from feebcore.files import locked, read_jsonl, write_atomic
 
 
-def make(workspace: Workspace, stage="numbers", label="demo", fingerprint="aaaaaaaaaaaa", inputs=None, files=None, patterns=()) -> Artifact:
-    with workspace.building(stage, label, fingerprint) as place:
+def make(workspace: Workspace, stage="numbers", name="demo", fingerprint="aaaaaaaaaaaa", inputs=None, files=None, patterns=()) -> Artifact:
+    with workspace.building(stage, name, fingerprint) as place:
         assert isinstance(place, Path)
         for name, text in (files or {"numbers.txt": "1 2 3"}).items():
             (place / name).parent.mkdir(parents=True, exist_ok=True)
@@ -24,7 +24,7 @@ def make(workspace: Workspace, stage="numbers", label="demo", fingerprint="aaaaa
         out.content(*patterns)
         out.event("begin")
         out.close()
-        return commit(out, stage=stage, label=label, fingerprint=fingerprint, identity={"section": {}}, metrics={"n": 3}, section={}, inputs=inputs or {}, plugins=[], environment={}, started=time.time())  # fmt: skip
+        return commit(out, stage=stage, name=name, fingerprint=fingerprint, identity={"section": {}}, metrics={"n": 3}, section={}, inputs=inputs or {}, plugins=[], environment={}, started=time.time())  # fmt: skip
 
 
 def test_a_folder_without_a_manifest_is_unfinished(tmp_path):
@@ -32,11 +32,11 @@ def test_a_folder_without_a_manifest_is_unfinished(tmp_path):
     with workspace.building("numbers", "demo", "a" * 12) as place:
         (place / "half.txt").write_text("x")
     assert workspace.find("numbers", "a" * 12) is None
-    with workspace.building("numbers", "other-label", "a" * 12) as again:
+    with workspace.building("numbers", "other-name", "a" * 12) as again:
         assert again == place
 
 
-def test_a_finished_artifact_is_found_whatever_its_label(tmp_path):
+def test_a_finished_artifact_is_found_whatever_its_name(tmp_path):
     workspace = Workspace(tmp_path)
     artifact = make(workspace)
     with workspace.building("numbers", "other", artifact.fingerprint) as place:
@@ -93,7 +93,7 @@ def test_json_that_is_no_manifest_is_named(tmp_path):
 def test_a_folder_that_a_kill_left_half_written_is_no_part_of_the_artifact(tmp_path):
     (tmp_path / "numbers" / f"toy-{'a' * 12}" / ".model.123.tmp").mkdir(parents=True)
     (tmp_path / "numbers" / f"toy-{'a' * 12}" / ".model.123.tmp" / "model.safetensors").write_text("half")
-    artifact = make(Workspace(tmp_path), label="toy", fingerprint="a" * 12, files={"x": "1"})
+    artifact = make(Workspace(tmp_path), name="toy", fingerprint="a" * 12, files={"x": "1"})
     assert ".model.123.tmp/model.safetensors" not in artifact.manifest["files"]
     assert artifact.digest == make(Workspace(tmp_path / "other"), fingerprint="a" * 12, files={"x": "1"}).digest
 
@@ -103,6 +103,14 @@ def test_a_manifest_of_a_newer_feeb_is_refused(tmp_path):
     manifest = dict(artifact.manifest) | {"schema": 99}
     (artifact.path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ArtifactError, match="newer feeb"):
+        read_artifact(artifact.path)
+
+
+@pytest.mark.parametrize("schema", [1, 0])
+def test_a_manifest_of_an_older_feeb_is_refused_by_number(tmp_path, schema):
+    artifact = make(Workspace(tmp_path))
+    (artifact.path / "manifest.json").write_text(json.dumps({"schema": schema, "stage": "numbers", "label": "demo"}))
+    with pytest.raises(ArtifactError, match=f"has schema {schema} and this feeb reads 2"):
         read_artifact(artifact.path)
 
 
@@ -142,7 +150,7 @@ def test_a_lock_dies_with_its_process(tmp_path):
         pass
 
 
-def test_adopt_takes_data_made_elsewhere(tmp_path):
+def test_import_takes_data_made_elsewhere(tmp_path):
     source = tmp_path / "mine"
     source.mkdir()
     (source / "documents.parquet").write_bytes(b"123")
@@ -150,8 +158,31 @@ def test_adopt_takes_data_made_elsewhere(tmp_path):
     artifact = workspace.import_folder(source, "download", "mine", "from a friend")
     assert workspace.import_folder(source, "download", "mine").path == artifact.path
     assert (source / "documents.parquet").exists()
-    with pytest.raises(ArtifactError, match="no folder with files"):
+    with pytest.raises(ArtifactError, match="not a folder with files"):
         workspace.import_folder(tmp_path / "nothing", "download", "x")
+    assert artifact.makes == ("documents",)
+
+
+@pytest.mark.parametrize("name", ["../../esc", "a/b", "..", ".hidden", "", "/etc/x"])
+def test_an_import_cannot_leave_the_workspace(tmp_path, name):
+    source = tmp_path / "mine"
+    source.mkdir()
+    (source / "documents.parquet").write_bytes(b"123")
+    with pytest.raises(ArtifactError, match="cannot name an artifact"):
+        Workspace(tmp_path / "w").import_folder(source, "download", name)
+    with pytest.raises(UnknownPartError, match="did you mean 'download'"):
+        Workspace(tmp_path / "w").import_folder(source, "downlaod", "x")
+    with pytest.raises(UnknownPartError, match="no part"):
+        Workspace(tmp_path / "w").import_folder(source, "../../download", "x")
+    assert not (tmp_path / "w").exists()
+
+
+def test_an_import_needs_the_files_of_what_its_stage_makes(tmp_path):
+    source = tmp_path / "mine"
+    source.mkdir()
+    (source / "weights.bin").write_bytes(b"123")
+    with pytest.raises(ArtifactError, match=r"stage pretrain makes model, so it must have model/model.json; it has weights.bin"):
+        Workspace(tmp_path / "w").import_folder(source, "pretrain", "x")
 
 
 def test_gc_takes_unfinished_and_superseded_but_nothing_that_is_referred_to(tmp_path):

@@ -2,6 +2,7 @@
 
 from typing import Annotated
 
+import pydantic
 import pytest
 from pydantic import ValidationError
 
@@ -38,6 +39,31 @@ def test_identity_changes_with_each_identity_key():
     base = identity_of(Section(steps=5))
     changed = [Section(steps=6), Section(steps=5, rate=0.2), Section(steps=5, inner=Inner(depth=3)), Section(steps=5, several=["constant"])]
     assert all(identity_of(s) != base for s in changed)
+
+
+class Optional(feeb.StageConfig):
+    """How pydantic users write an optional feature."""
+
+    feature: Inner | None = None
+    narrow: Inner = Inner(width=2)
+    many: list[Inner] = []
+
+
+def test_a_sub_config_of_defaults_is_not_the_same_as_none_of_it():
+    configs = [Optional(), Optional(feature=Inner()), Optional(narrow=Inner()), Optional(many=[Inner()]), Optional(many=[Inner(), Inner()])]
+    identities = [identity_of(c) for c in configs]
+    assert all(a != b for i, a in enumerate(identities) for b in identities[:i])
+    assert identity_of(Optional(feature=None, narrow=Inner(width=2))) == identities[0]
+
+
+class Watched(feeb.StageConfig):
+    schedule: Annotated[feeb.Part, feeb.PartKey("schedules")] = feeb.default_part("constant")
+    callbacks: feeb.Observation[list[Annotated[feeb.Part, feeb.PartKey("callbacks")]]] = pydantic.Field(default=["metrics"], validate_default=True)
+
+
+def test_parts_that_only_watch_are_told_from_those_that_change_the_result():
+    assert [p.name for p in parts_in(Watched())] == ["constant", "metrics"]
+    assert [p.name for p in parts_in(Watched(), identity_only=True)] == ["constant"]
 
 
 def test_a_chosen_part_always_shows_its_revision():

@@ -35,8 +35,8 @@ def settings(ranks: int, **changes: object) -> list[str]:
 
 
 def run(folder, ranks, told=None, **changes):
-    listener = told.append if told is not None else None
-    return run_all(recipe.load(folder / "toy.yaml", settings(ranks, **changes)), Workspace(folder / "data"), listener=listener, in_process=False)["crowd"]
+    on_progress = told.append if told is not None else None
+    return run_all(recipe.load(folder / "toy.yaml", settings(ranks, **changes)), Workspace(folder / "data"), on_progress=on_progress, in_process=False)["crowd"]
 
 
 def place_of(folder: Path) -> Path:

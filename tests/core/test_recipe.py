@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from feebcore import recipe as recipes
+from feebcore import recipe_yaml
 from feebcore.errors import RecipeError
 
 IDEA = """
@@ -33,8 +34,8 @@ def check(section, recipe):
 
 @feeb.hookimpl
 def feeb_stages():
-    yield feeb.StageSpec("count_it", CountConfig, build="m:f", check="recipe_idea:check", summary="Counts.")
-    yield feeb.StageSpec("sum_it", SumConfig, build="m:f", needs=(feeb.Need("counts", ("count_it",)),), summary="Sums.")
+    yield feeb.StageSpec("count_it", CountConfig, build="m:f", makes=("counts",), check="recipe_idea:check", summary="Counts.")
+    yield feeb.StageSpec("sum_it", SumConfig, build="m:f", needs=(feeb.Need("counts"),), summary="Sums.")
 
 @feeb.hookimpl
 def feeb_schedules():
@@ -79,14 +80,14 @@ def test_unknown_option_of_a_part_names_line_and_near_match(write):
 
 def test_unknown_part_names_line_and_near_match(write):
     path = write(HEAD + "count_it:\n  schedule: stedy\n")
-    with pytest.raises(RecipeError, match=r"r.yaml:4: count_it.schedule: no part 'stedy' on kind 'schedules'; did you mean 'steady'"):
+    with pytest.raises(RecipeError, match=r"r.yaml:4: count_it.schedule: no part 'stedy' of kind 'schedules'; did you mean 'steady'"):
         recipes.load(path)
 
 
 def test_unknown_top_key_and_unknown_stage(write):
     with pytest.raises(RecipeError, match=r"r.yaml:3: unknown key 'count_itt'; did you mean 'count_it'"):
         recipes.load(write(HEAD + "count_itt: {}\n"))
-    with pytest.raises(RecipeError, match=r"r.yaml:2: no part 'sum_at' on kind 'stages'; did you mean"):
+    with pytest.raises(RecipeError, match=r"r.yaml:2: no part 'sum_at' of kind 'stages'; did you mean"):
         recipes.load(write("plugins: [./recipe_idea.py]\nstages: [count_it, sum_at]\n"))
 
 
@@ -116,7 +117,7 @@ def test_a_stage_check_speaks_with_file_and_line(write):
         (HEAD + "count_it: 3\n", "section 'count_it' is a mapping"),
         (HEAD + "seed: -1\n", "seed must be a whole number"),
         (HEAD + "name: a/b\n", "becomes a folder name"),
-        (HEAD.replace("count_it, sum_it", "sum_it"), "stage 'sum_it' needs stage 'count_it'"),
+        (HEAD.replace("count_it, sum_it", "sum_it"), "stage 'sum_it' needs counts; add 'count_it'"),
         (HEAD.replace("count_it, sum_it", "sum_it, count_it"), "listed after it"),
         (HEAD.replace("count_it, sum_it", "count_it, count_it"), "listed twice"),
     ],
@@ -167,7 +168,7 @@ def test_extends_merges_and_a_renamed_part_starts_from_its_defaults(write):
     section = recipe.stages["count_it"].section
     assert (section.rate, section.limit, section.schedule.config.lines, section.schedule.config.mode) == (2.0, 4, 8, "off")
     assert recipe.name == "child"
-    merged = recipes.merge({"o": {"name": "a", "x": 1}}, {"o": {"name": "b"}})
+    merged = recipe_yaml.merge({"o": {"name": "a", "x": 1}}, {"o": {"name": "b"}})
     assert merged == {"o": {"name": "b"}}
 
 
@@ -246,8 +247,8 @@ def test_the_yaml_that_show_prints_loads_to_the_same_recipe(write):
 
 def test_another_part_starts_from_its_own_defaults():
     data = {"name": "recipe", "pretrain": {"optimizer": {"name": "adamw", "lr": 0.5}}}
-    recipes.set_key(data, "pretrain.optimizer.name", "adamw")
+    recipe_yaml.set_key(data, "pretrain.optimizer.name", "adamw")
     assert data["pretrain"]["optimizer"] == {"name": "adamw", "lr": 0.5}
-    recipes.set_key(data, "pretrain.optimizer.name", "muon")
-    recipes.set_key(data, "name", "other")
+    recipe_yaml.set_key(data, "pretrain.optimizer.name", "muon")
+    recipe_yaml.set_key(data, "name", "other")
     assert data == {"name": "other", "pretrain": {"optimizer": {"name": "muon"}}}

@@ -15,7 +15,8 @@ from feebcore import recipe as recipes
 from feebcore.artifacts import Workspace, read_artifact
 from feebcore.errors import StageFailed
 from feebcore.files import read_json, read_jsonl
-from feebcore.run.build import build, plan, run_all
+from feebcore.run.build import build, run_all
+from feebcore.run.plan import explain_differences, plan
 
 RECIPE = "name: toy\nplugins: [./toy_stages.py]\nstages: [numbers, total]\n"
 
@@ -37,7 +38,7 @@ def load(folder, *overrides):
 def test_stages_run_and_then_are_reused(folder, in_process):
     workspace = Workspace(folder / "data")
     events = []
-    built = run_all(load(folder), workspace, listener=events.append, in_process=in_process)
+    built = run_all(load(folder), workspace, on_progress=events.append, in_process=in_process)
     assert built["total"].metrics == {"total": 15}
     assert any(e["kind"] == "progress" and e["done"] == 5 for e in events)
     assert [i.status for i in plan(load(folder), workspace)] == ["reuse", "reuse"]
@@ -49,7 +50,7 @@ def test_the_plan_names_the_key_that_differs(folder):
     workspace = Workspace(folder / "data")
     assert [(i.status, i.fingerprint == "") for i in plan(load(folder), workspace)] == [("run", False), ("run", True)]
     run_all(load(folder), workspace)
-    items = plan(load(folder, "total.power=2"), workspace)
+    items = explain_differences(plan(load(folder, "total.power=2"), workspace), workspace, "toy")
     assert [i.status for i in items] == ["reuse", "run"]
     assert items[1].differs == ("power: default -> 2",)
 
@@ -66,9 +67,21 @@ def test_the_same_content_made_in_another_way_is_reused_downstream(folder):
     run_all(load(folder), workspace)
     (folder / "toy_stages.py").write_text((folder / "toy_stages.py").read_text() + "\n# a comment\n")
     sys.modules.pop("toy_stages")
-    items = plan(load(folder), workspace)
+    items = explain_differences(plan(load(folder), workspace), workspace, "toy")
     assert items[0].status == "run"
     assert items[0].differs[0].startswith("sources.toy_stages:toy_stages.py")
+
+
+def test_the_source_of_a_part_that_only_watches_causes_no_work(folder):
+    watcher = folder / "my_watch.py"
+    text = 'import feebcore as feeb\n\n@feeb.hookimpl\ndef feeb_callbacks():\n    yield feeb.CallbackSpec("mywatch", build="m:f", summary="Watches.")\n'
+    watcher.write_text(text)
+    settings = [f"plugins=[{folder}/toy_stages.py, {watcher}]", "numbers.watchers=[mywatch]"]
+    workspace = Workspace(folder / "data")
+    built = run_all(load(folder, *settings), workspace)
+    assert "mywatch" in str(built["numbers"].manifest["plugins"])
+    watcher.write_text(text + "# a comment\n")
+    assert [i.status for i in plan(load(folder, *settings), workspace)] == ["reuse", "reuse"]
 
 
 def test_a_stage_that_raises_is_reported_with_its_message_and_log(folder):
@@ -104,7 +117,7 @@ run_all(recipe.load(sys.argv[1], ["numbers.pause=0.3", "numbers.count=20"]), Wor
 def drive(folder):
     """A process that runs the recipe; returns it and its worker's pid once the worker has begun."""
     process = subprocess.Popen([sys.executable, "-c", DRIVER, str(folder / "toy.yaml"), str(folder / "data")], stderr=subprocess.DEVNULL)
-    for _ in range(200):
+    for _ in range(600):  # 30 s: the machine may be busy
         time.sleep(0.05)
         for events in (folder / "data").glob("numbers/*/events.jsonl"):
             for row in read_jsonl(events):
@@ -154,7 +167,7 @@ def test_two_runs_at_once_build_once(folder):
     told, results = [], []
 
     def run():
-        results.append(run_all(load(folder, "numbers.pause=0.1"), workspace, listener=told.append, in_process=False))
+        results.append(run_all(load(folder, "numbers.pause=0.1"), workspace, on_progress=told.append, in_process=False))
 
     threads = [threading.Thread(target=run) for _ in range(2)]
     for thread in threads:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from typing import Annotated
 
 import feebcore as feeb
 from feebcore.errors import Interrupted
@@ -12,6 +13,7 @@ from feebcore.files import write_json
 
 
 class NumbersConfig(feeb.StageConfig):
+    watchers: feeb.Observation[list[Annotated[feeb.Part, feeb.PartKey("callbacks")]]] = []
     count: int = 5
     pause: feeb.Execution[float] = 0.0
     crash: feeb.Execution[str] = ""
@@ -24,8 +26,8 @@ class SumConfig(feeb.StageConfig):
 
 @feeb.hookimpl
 def feeb_stages():
-    yield feeb.StageSpec("numbers", NumbersConfig, build="toy_stages:numbers", process="worker", summary="Writes numbers, slowly.")
-    yield feeb.StageSpec("total", SumConfig, build="toy_stages:total", needs=(feeb.Need("numbers", ("numbers",)),), summary="Adds them up.")
+    yield feeb.StageSpec("numbers", NumbersConfig, build="toy_stages:numbers", makes=("numbers",), process="worker", summary="Writes numbers, slowly.")
+    yield feeb.StageSpec("total", SumConfig, build="toy_stages:total", needs=(feeb.Need("numbers"),), summary="Adds them up.")
 
 
 def numbers(section, inputs, out):

@@ -60,8 +60,10 @@ def test_a_benchmark_runs_on_the_named_subjects_only(tiny_chain, tmp_path: Path)
 
 
 def test_wrong_subjects_are_refused_before_anything_runs() -> None:
-    recipe = SimpleNamespace(stages={"pretrain": None, "shard": None})
+    recipe = SimpleNamespace(key_of=lambda section: "evaluate", before=lambda key: {"shard": ("tokens",), "pretrain": ("model",)})
     section = EvaluateConfig.model_validate({"benchmarks": ["bits_per_byte"], "models": {"bits_per_bite": ["pretrain"], "bits_per_byte": ["rl"]}})
     problems = evaluate.check(section, recipe)
     assert any("bits_per_byte" in p and "did you mean" in p for p in problems)
-    assert any("'rl' is not in this recipe" in p for p in problems)
+    assert any("stage 'rl' makes no model before this one" in p for p in problems)
+    recipe.before = lambda key: {"pretrain": ("model",)}
+    assert any("bits_per_byte needs tokens, which no stage before this one makes" in p for p in evaluate.check(section, recipe))

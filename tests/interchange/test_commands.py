@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from feeb_pipelines.cli import run_command
 from feebcore.api import open_run
+from feebcore.artifacts import Workspace
+from feebcore.errors import DataError, RecipeError
 from feebcore.model.build import build_model
 from feebcore.model.io import save_model
 from feebcore.parts import resolve_part
+from feebcore.recipe import load
+from feebcore.run.build import run_all
 
 
 def exported_model(folder: Path) -> Path:
@@ -42,14 +47,77 @@ def test_a_model_is_imported_found_by_its_name_continues_text_and_is_exported(tm
     assert not list(workspace.glob(".import-*"))
 
 
+RECIPE = """
+inputs: {pretrain: smol}
+stages: [sft, rl, evaluate, report]
+sft: {task: {name: sort, digits: 3}, max_steps: 3, batch_size: 4, eval_prompts: 8}
+rl: {task: {name: sort, digits: 3}, max_steps: 1, prompts_per_step: 2, group_size: 2, eval_prompts: 8}
+evaluate: {benchmarks: [{name: task_accuracy, task: {name: sort, digits: 3}, instances: 8}]}
+"""
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a workspace, data/, that holds an imported model called smol."""
+    folder = tmp_path_factory.mktemp("imported")
+    assert run_command(["import", str(exported_model(folder)), "smol", "--workspace", str(folder / "data")]) == 0
+    return folder
+
+
+def test_an_imported_model_is_tuned_evaluated_and_reported_by_a_short_recipe(imported: Path, tmp_path: Path) -> None:
+    (tmp_path / "tune.yaml").write_text(RECIPE)
+    workspace = Workspace(imported / "data")
+    built = run_all(load(tmp_path / "tune.yaml"), workspace)
+    smol = open_run("pretrain/smol", workspace.root)
+    assert smol.manifest["makes"] == ["model", "tokenizer"]
+    assert built["sft"].manifest["inputs"]["model"]["fingerprint"] == smol.fingerprint
+    assert built["rl"].manifest["inputs"]["model"]["fingerprint"] == built["sft"].fingerprint
+    assert set(built["evaluate"].metrics["task_accuracy"]) == {"pretrain", "sft", "rl"}
+    assert (built["report"].path / "report.html").exists()
+    tuned = open_run("tune", workspace.root)
+    assert (tuned.stage, isinstance(tuned.generate("sort 1 2 3:", max_new_tokens=2), str)) == ("rl", True)
+
+
+def test_what_an_imported_model_lacks_is_said_before_anything_runs(imported: Path, tmp_path: Path) -> None:
+    (tmp_path / "score.yaml").write_text("inputs: {pretrain: smol}\nstages: [evaluate]\n")
+    with pytest.raises(RecipeError, match=r"score.yaml: evaluate.benchmarks.0: bits_per_byte needs tokens, which no stage before this one makes"):
+        load(tmp_path / "score.yaml")
+
+
+def test_text_is_scored_with_the_imported_tokenizer_and_never_with_another(imported: Path, tmp_path: Path) -> None:
+    for i in range(40):
+        (tmp_path / f"{i}.txt").write_text(f"text number {i} of forty\n")
+    text = f"name: score\nstages: [download, tokenizer, shard, evaluate]\ndownload: {{sources: [{{name: files, paths: [{tmp_path}/*.txt]}}]}}\n"
+    (tmp_path / "score.yaml").write_text(text + "tokenizer: {tokenizer: byte}\n")
+    workspace = Workspace(imported / "data")
+    with pytest.raises(DataError, match=r"not by the tokenizer of the pretrain model; name that one, as in `inputs: \{tokenizer: pretrain/smol\}`"):
+        run_all(load(tmp_path / "score.yaml", ["inputs.pretrain=smol"]), workspace)
+    built = run_all(load(tmp_path / "score.yaml", ["inputs.pretrain=smol", "inputs.tokenizer=pretrain/smol"]), workspace)
+    assert 0 < built["evaluate"].metrics["bits_per_byte"]["pretrain"] < 20
+
+
+def test_input_names_an_artifact_on_the_command_line(imported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "tune.yaml").write_text(RECIPE.replace("inputs: {pretrain: smol}\n", ""))
+    options = ["--workspace", str(imported / "data")]
+    assert run_command(["plan", str(tmp_path / "tune.yaml"), "sft", *options]) == 1
+    assert "stage 'sft' needs model; add 'pretrain'" in capsys.readouterr().err
+    folder = open_run("pretrain/smol", imported / "data").path
+    for reference in ("smol", str(folder), os.path.relpath(folder)):
+        assert run_command(["plan", str(tmp_path / "tune.yaml"), "sft", "--input", f"pretrain={reference}", "--json", *options]) == 0
+        (row,) = json.loads(capsys.readouterr().out)
+        assert (row["stage"], len(row["fingerprint"])) == ("sft", 12)
+    assert run_command(["plan", str(tmp_path / "tune.yaml"), "--input", "smol", *options]) == 1
+    assert "write STAGE=ARTIFACT" in capsys.readouterr().err
+
+
 def test_what_is_wrong_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "model.onnx").write_bytes(b"x")
     for arguments, message in (
         (["import", str(tmp_path / "nothing"), "a"], "there is no"),
         (["import", str(tmp_path / "empty"), "a"], "has no config.json"),
-        (["import", str(tmp_path / "empty"), "a/b"], "is no label"),
-        (["import", str(tmp_path / "model.onnx"), "a"], "no part 'onnx' on kind 'importers'"),
+        (["import", str(tmp_path / "empty"), "a/b"], "cannot name an artifact"),
+        (["import", str(tmp_path / "model.onnx"), "a"], "no part 'onnx' of kind 'importers'"),
         (["import", str(tmp_path / "empty"), "a", "--option", "seq_len"], "write --option key=value"),
         (["import", str(tmp_path / "empty"), "a", "--option", "seq_len=0"], "seq_len"),
         (["export", "nobody", str(tmp_path / "out")], "no run 'nobody'"),

@@ -135,7 +135,7 @@ def test_artifacts_are_verified_adopted_and_cleaned(inside: Inside, tmp_path: Pa
     imported = inside("artifacts", "import", tmp_path / "made", "make_numbers", "mine", "--note", "by hand").stdout.strip()
     assert json.loads((Path(imported) / "manifest.json").read_text())["identity"]["note"] == "by hand"
     inside("run", RECIPE, "--in-process", "--set", "sum_numbers.fail=true")
-    assert "say --yes" in inside("artifacts", "gc").stdout
+    assert "pass --yes" in inside("artifacts", "gc").stdout
     assert len(inside.json("artifacts", "gc", "--yes")) == 1
     assert "nothing to remove" in inside("artifacts", "gc").stdout
 

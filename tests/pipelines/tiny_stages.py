@@ -72,9 +72,9 @@ def page(section, inputs, out):
 @feeb.hookimpl
 def feeb_stages():
     name = Path(__file__).stem
-    yield feeb.StageSpec("make_numbers", NumbersConfig, build=f"{name}:make_numbers", summary="Makes numbers.")
-    yield feeb.StageSpec("sum_numbers", TotalConfig, build=f"{name}:sum_numbers", needs=(feeb.Need("numbers", ("make_numbers",)),), summary="Adds them up.")
+    yield feeb.StageSpec("make_numbers", NumbersConfig, build=f"{name}:make_numbers", makes=("numbers",), summary="Makes numbers.")
+    yield feeb.StageSpec("sum_numbers", TotalConfig, build=f"{name}:sum_numbers", makes=("total",), needs=(feeb.Need("numbers"),), summary="Adds them up.")
     yield feeb.StageSpec(
-        "slow", SlowConfig, build=f"{name}:slow", needs=(feeb.Need("total", ("sum_numbers",)),), process="worker", summary="Counts slowly, in a worker."
+        "slow", SlowConfig, build=f"{name}:slow", makes=("slow",), needs=(feeb.Need("total"),), process="worker", summary="Counts slowly, in a worker."
     )
-    yield feeb.StageSpec("page", PageConfig, build=f"{name}:page", needs=(feeb.Need("slow", ("slow",)),), summary="Writes a page.")
+    yield feeb.StageSpec("page", PageConfig, build=f"{name}:page", needs=(feeb.Need("slow"),), summary="Writes a page.")

@@ -1,4 +1,4 @@
-"""Artifact folders as a whole quickstart would leave them, with plausible made-up numbers, for looking at reports."""
+"""Artifact folders as a complete quickstart writes them, with plausible made-up numbers, to render reports from."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ENVIRONMENT = {
 }
 RECIPE = {
     "name": "quickstart",
-    "description": "The standard library's source, a small transformer, a scaling law and GRPO on sorting, in minutes.",
+    "description": "Pretraining on the standard library's source, a scaling law, and GRPO on sorting.",
     "seed": 0,
     "stages": [*STAGES, "report"],
     "pretrain": {"max_steps": 1400, "optimizer": {"name": "muon", "lr": 0.02}, "architecture": {"name": "transformer", "d_model": 256}},
@@ -45,7 +45,7 @@ PARTS = {
 def make_artifacts(root: Path, stages: tuple[str, ...] = STAGES) -> dict[str, Artifact]:
     """Finished artifacts of these stages in the workspace `root`."""
     rng = np.random.default_rng(0)
-    found = {}
+    artifacts = {}
     for i, stage in enumerate(stages):
         fingerprint = f"{i + 10:012x}"
         out = StageOutput(_folder(root, stage, fingerprint))
@@ -55,7 +55,7 @@ def make_artifacts(root: Path, stages: tuple[str, ...] = STAGES) -> dict[str, Ar
         artifact = commit(
             out,
             stage=stage,
-            label="quickstart",
+            name="quickstart",
             fingerprint=fingerprint,
             identity={},
             metrics=metrics,
@@ -65,8 +65,8 @@ def make_artifacts(root: Path, stages: tuple[str, ...] = STAGES) -> dict[str, Ar
             environment=ENVIRONMENT,
             started=time.time() - SECONDS[stage],
         )
-        found[stage] = artifact
-    return found
+        artifacts[stage] = artifact
+    return artifacts
 
 
 def _folder(root: Path, stage: str, fingerprint: str) -> Path:
@@ -121,9 +121,9 @@ def _pretrain(folder: Path, rng: Any) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _probes(folder: Path, rng: Any) -> None:
-    """What probes would have written of a model of six blocks."""
+    """What the probes write for a model of six blocks."""
     folder.mkdir()
-    (folder / "first_batch.txt").write_text('The first batch: 16 windows of 256 tokens.\n--- window 0 ---\n    0 0 <bos>    312 "import"\n')
+    (folder / "first_batch.txt").write_text('The first batch: 16 sequences of 256 tokens.\n--- sequence 0 ---\n    0 0 <bos>    312 "import"\n')
     histogram = lambda scale: np.histogram(abs(rng.normal(0, scale, 4000)), [0, 0.01, 0.1, 1, 10, 100, np.inf])[0] / 4000  # noqa: E731
     streams, gradients, logits, repetition, throughput = [], [], [], [], []
     for step in (0, *range(100, 1401, 100)):
@@ -270,9 +270,9 @@ def _evaluate(folder: Path, rng: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         "task_accuracy": {s: {"sampled": share(v), "greedy": share(min(1.0, v * 1.06))} for s, v in sampled.items()},
     }
     about = {
-        "bits_per_byte": {"title": "Held-out text, bits per byte", "better": "lower", "percent": False},
-        "python_parses": {"title": "Sampled functions that parse", "better": "higher", "percent": True},
-        "task_accuracy": {"title": "Held-out sort problems solved", "better": "higher", "percent": True},
+        "bits_per_byte": {"title": "Validation loss, bits per byte", "better": "lower", "percent": False},
+        "python_parses": {"title": "Valid Python functions", "better": "higher", "percent": True},
+        "task_accuracy": {"title": "Accuracy on held-out sort problems", "better": "higher", "percent": True},
     }
     good = "\n\ndef get_default(self, name):\n    if name in self._data:\n        return self._data[name]\n    raise KeyError(name)"
     bad = "\n\ndef parse(line):\n    <script>alert('never runs')</script>\n    return ((line"

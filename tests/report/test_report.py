@@ -1,4 +1,4 @@
-"""The report says what the artifacts say, holds everything inside itself, and survives the absence of any stage."""
+"""The report shows the numbers of the artifacts, is self-contained, and renders when any stage is missing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from feebcore.report import facts, figures
 from feebcore.report.build import build_report, draw_all
-from feebcore.report.style import LIGHT, byte_size, compact, styled
+from feebcore.report.style import LIGHT, byte_size, compact, styled, tick, with_unit
 
 FIGURES = {
     "training.png",
@@ -38,7 +38,7 @@ def page(whole_run) -> tuple[Path, str]:
 
 
 class Links(HTMLParser):
-    """Every address in a page, and the tags that stay open."""
+    """Every URL in a page, and the tags that are never closed."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class Links(HTMLParser):
         assert self.open.pop() == tag, f"</{tag}> closes another tag"
 
 
-def test_the_page_is_whole_and_needs_nothing_from_outside(page) -> None:
+def test_the_page_is_well_formed_and_self_contained(page) -> None:
     folder, text = page
     parsed = Links(text)
     assert parsed.open == []
@@ -76,7 +76,7 @@ def test_samples_are_escaped(page) -> None:
 
 def test_the_page_shows_numbers_verdicts_parts_recipe_and_fingerprints(page, whole_run) -> None:
     _, text = page
-    for words in ("1.782", "31.2 MB", "feeb/muon", "max_steps: 1400", "torch", "it learned"):
+    for words in ("1.782", "31.2 MB", "feeb/muon", "max_steps: 1400", "torch", "Significant improvement", "from feeb 0.1.0"):
         assert words in text
     for artifact in whole_run[1].values():
         assert artifact.fingerprint in text
@@ -94,7 +94,7 @@ def test_any_stage_may_be_absent(whole_run, tmp_path: Path, missing: str, monkey
     build_report(artifacts, folder, {}, {}, lambda done, total: None)
     page = (folder / "report.html").read_text()
     assert page.rstrip().endswith("</html>")
-    for stage, heading in {"sweep": "Scaling law", "rl": "Reinforcement learning", "evaluate": "Before and after"}.items():
+    for stage, heading in {"sweep": "Scaling law", "rl": "Reinforcement learning", "evaluate": "Evaluation"}.items():
         assert (f"<h2>{heading}" in page) == (stage != missing), f"section {heading!r} without {missing}"
 
 
@@ -136,10 +136,10 @@ def test_verdicts_follow_the_intervals(whole_run) -> None:
     assert verdict(0.3, 0.8).tone == "good"
     assert verdict(0.8, 0.3).tone == "bad"
     assert verdict(0.5, 0.55).tone == "doubt"
-    assert "left" in verdict(0.5, 0.5).text
+    assert "Not significant" in verdict(0.5, 0.5).text
 
 
-def test_a_law_without_a_fit_still_shows_its_cells() -> None:
+def test_a_law_without_a_fit_still_shows_its_runs() -> None:
     import numpy as np
     from fake_run import law_document
 
@@ -172,7 +172,7 @@ def test_training_figure_ignores_missing_and_infinite_values() -> None:
         assert figures.training({"pretrain": rows}, LIGHT) is not None
 
 
-def test_figures_of_probes_appear_where_a_probe_looked_and_stand_gaps(whole_run) -> None:
+def test_probe_figures_appear_where_there_is_data_and_tolerate_gaps(whole_run) -> None:
     """An old or broken row must not keep the report from being made: numbers may be null, probes may be missing."""
     from feebcore.report import probe_figures
 
@@ -196,11 +196,11 @@ def test_figures_of_probes_appear_where_a_probe_looked_and_stand_gaps(whole_run)
         assert probe_figures.throughput([{"step": 1, "mfu": None}], LIGHT) is None
 
 
-def test_the_page_shows_the_first_batch_and_the_share_of_the_peak(page) -> None:
+def test_the_page_shows_the_first_batch_and_mfu(page) -> None:
     _, text = page
-    assert "16 windows of 256 tokens" in text
+    assert "16 sequences of 256 tokens" in text
     assert "&lt;bos&gt;" in text
-    assert "of the machine&#39;s peak" in text
+    assert "relative to the measured matmul peak" in text
 
 
 def test_pictures_come_in_both_modes(whole_run) -> None:
@@ -210,16 +210,18 @@ def test_pictures_come_in_both_modes(whole_run) -> None:
 
 
 def test_numbers_read_well() -> None:
-    assert (compact(5_734_400), compact(45_678), compact(12)) == ("5.73 M", "45.7 k", "12")
+    assert (compact(5_734_400), compact(11_000), compact(300_000), compact(12)) == ("5.73M", "11.0k", "300k", "12")
+    assert (tick(200_000), tick(45_678), with_unit(1.5e11, "FLOPs")) == ("200k", "45.7k", "150 GFLOPs")
     assert (byte_size(809), byte_size(31_204_118)) == ("809 B", "31.2 MB")
     assert [figures.duration(s) for s in (0.44, 12.6, 92, 7320)] == ["0.4 s", "13 s", "1 min 32 s", "2 h 2 min"]
 
 
-def test_the_law_is_said_to_come_from_the_cells_that_were_fitted(whole_run) -> None:
-    """Not from all of them: the held-out cell is one, and others may have diverged."""
+def test_the_summary_names_the_number_of_fitted_runs(whole_run) -> None:
+    """Not all runs of the sweep: the held-out run is one of them, and others may have diverged."""
     import dataclasses
 
     sweep = whole_run[1]["sweep"]
     metrics = {**sweep.metrics, "cells": 13, "law": {**sweep.metrics["law"], "num_points": 11}}
-    said = facts._law({"sweep": dataclasses.replace(sweep, manifest={**sweep.manifest, "metrics": metrics})})
-    assert said[0].text.startswith("From 11 small runs the law predicted")
+    rows = facts._scaling_law({"sweep": dataclasses.replace(sweep, manifest={**sweep.manifest, "metrics": metrics})})
+    assert rows[0].text.startswith("Fitted to 11 runs.")
+    assert rows[1].topic == "Scaling-law caveats"

@@ -14,8 +14,8 @@ from feebcore.config import NoOptions
 from feebcore.model.build import build_model
 from feebcore.parts import Part, resolve_part
 from feebcore.protocols import Problem
+from feebcore.rl.config import RlConfig
 from feebcore.specs import OptimizerSpec, ScheduleSpec, TaskSpec
-from feebcore.stages.rl import RlConfig
 
 
 class CharTokenizer:

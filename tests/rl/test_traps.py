@@ -17,9 +17,10 @@ from feebcore.generate.engine import Completion, encode_prompt, generate
 from feebcore.parts import resolve_part
 from feebcore.protocols import ModelOutput
 from feebcore.rl import losses
+from feebcore.rl.config import RlConfig
 from feebcore.rl.rollouts import Experience, Prediction, collate, make_rollout, predict
 from feebcore.rl.trainer import RlTrainer
-from feebcore.stages.rl import RlConfig, check
+from feebcore.stages.rl import check
 
 TOKENIZER = CharTokenizer()
 PROMPTS = ["12=", "3=", "4567=", "12="]
@@ -146,10 +147,11 @@ def test_06_the_first_ratio_is_one_at_any_temperature(temperature):
 @pytest.mark.parametrize("name", ["top_k", "top_p", "min_p"])
 def test_07_truncated_sampling_is_refused_with_what_to_do(name):
     class NoRecipe:
-        stages: dict = {}
+        def provider(self, section, kind):
+            return None
 
     section = RlConfig(logits_processors=["temperature", name])
-    assert [p.split(":")[0] for p in check(section, NoRecipe())] == ["processors.1"]
+    assert [p.split(":")[0] for p in check(section, NoRecipe())] == ["logits_processors.1"]
     assert "temperature only" in check(section, NoRecipe())[0]
     assert not check(RlConfig(logits_processors=["temperature"]), NoRecipe())
 

@@ -17,7 +17,8 @@ from feebcore import recipe
 from feebcore.artifacts import Artifact, Workspace, read_artifact
 from feebcore.errors import StageFailed
 from feebcore.files import read_jsonl
-from feebcore.run.build import build, plan
+from feebcore.run.build import build
+from feebcore.run.plan import plan
 from feebcore.train.checkpoint import checkpoints, step_of
 
 STEPS = 200

@@ -13,11 +13,11 @@ import cyclopts
 
 from feeb_pipelines.cli import artifacts, branch, compare, completion, doctor, generate, inspection, interchange, run, ui
 
-HELP = """From an idea about training language models to a verdict: plugins, recipes and a Prefect pipeline.
+HELP = """Train small language models from YAML recipes: data, tokenizer, pretraining, scaling laws, SFT, RL, evaluation, report.
 
-feeb run experiments/quickstart.yaml runs a whole recipe; run again, it reuses what is finished.
+feeb run experiments/quickstart.yaml runs a complete recipe. Running it again reuses every finished stage and resumes unfinished ones.
 
-Artifacts land in the workspace: ./data, or FEEB_WORKSPACE, or --workspace DIR.
+Artifacts are written to the workspace: ./data, FEEB_WORKSPACE, or --workspace DIR.
 """
 
 
@@ -27,7 +27,7 @@ def make_app() -> cyclopts.App:
     for module in (run, branch, compare, inspection, generate, interchange, ui, doctor, completion):
         for command in module.COMMANDS:
             app.command(command, **_help(command))
-    listing = cyclopts.App(name="artifacts", help="List, verify, import and clean up what stages made.", help_format="plaintext")
+    listing = cyclopts.App(name="artifacts", help="List, verify, import and remove artifacts.", help_format="plaintext")
     for command in artifacts.COMMANDS:
         listing.command(command, **_help(command))
     app.command(listing)
@@ -35,7 +35,7 @@ def make_app() -> cyclopts.App:
 
 
 def _help(command: Callable[..., Any]) -> dict[str, str]:
-    """A command's docstring in two parts: what it does, above its options, and examples, below."""
+    """Split a command's docstring: the description goes above its options, the examples below."""
     text, heading, examples = re.split(r"^(Examples?:)\n", inspect.getdoc(command) or "", maxsplit=1, flags=re.MULTILINE)
     paragraphs = [" ".join(p.split()) for p in text.strip().split("\n\n")]
     usage = getattr(command, "usage", None)
@@ -43,12 +43,12 @@ def _help(command: Callable[..., Any]) -> dict[str, str]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point. Exit status: 0 done, 1 an error that is explained, 2 wrong usage, 130 interrupted."""
+    """Entry point. Exit status: 0 success, 1 error, 2 invalid command line, 130 interrupted."""
     sys.exit(run_command(arguments))
 
 
 def run_command(arguments: list[str] | None = None) -> int:
-    """Run one command line and return its exit status; what is an error for the user is printed, not raised."""
+    """Run one command line and return its exit status; user errors are printed, not raised."""
     from feebcore.errors import FeebError, Interrupted
 
     app = make_app()

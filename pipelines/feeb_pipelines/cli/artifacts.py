@@ -11,8 +11,8 @@ from feeb_pipelines.cli.inspection import _print_json, _print_table, runs
 from feeb_pipelines.cli.options import Json, WorkspaceOption
 
 
-def ls(stage: Annotated[str | None, Parameter(help="Only this stage.")] = None, /, *, workspace: WorkspaceOption = None, json: Json = False) -> None:
-    """List artifacts, as `feeb runs` does.
+def ls(stage: Annotated[str | None, Parameter(help="Show only this stage.")] = None, /, *, workspace: WorkspaceOption = None, json: Json = False) -> None:
+    """List artifacts. Same as `feeb runs`.
 
     Example:
         feeb artifacts ls pretrain
@@ -21,9 +21,9 @@ def ls(stage: Annotated[str | None, Parameter(help="Only this stage.")] = None, 
 
 
 def verify(
-    path: Annotated[Path | None, Parameter(help="One artifact folder; default all.")] = None, /, *, workspace: WorkspaceOption = None, json: Json = False
+    path: Annotated[Path | None, Parameter(help="One artifact folder. Default: all.")] = None, /, *, workspace: WorkspaceOption = None, json: Json = False
 ) -> int:
-    """Read every file of finished artifacts and compare size and SHA-256 with the manifest; exit status 1 when one differs.
+    """Verify the size and SHA-256 of every file of finished artifacts against the manifest. Exits with status 1 on a mismatch.
 
     Examples:
         feeb artifacts verify
@@ -36,49 +36,49 @@ def verify(
     if path is not None:
         one = read_artifact(path)
         if one is None:
-            raise ArtifactError(f"{path} is no finished artifact: it has no manifest.json")
-        found = [one]
+            raise ArtifactError(f"{path} is not a finished artifact: manifest.json is missing")
+        artifacts = [one]
     else:
-        found = [a for _, a in Workspace(workspace).all(damaged=lambda folder, error: unreadable.append(folder)) if a is not None]
-    rows: list[dict[str, Any]] = [{"path": str(artifact.path), "files": len(artifact.manifest["files"]), "bad": artifact.verify()} for artifact in found]
+        artifacts = [a for _, a in Workspace(workspace).all(damaged=lambda folder, error: unreadable.append(folder)) if a is not None]
+    rows: list[dict[str, Any]] = [{"path": str(artifact.path), "files": len(artifact.manifest["files"]), "bad": artifact.verify()} for artifact in artifacts]
     rows += [{"path": str(folder), "files": 0, "bad": [MANIFEST]} for folder in unreadable]
     if json:
         _print_json(rows)
     else:
-        _print_table(("artifact", "files", "outcome"), [(r["path"], str(r["files"]), f"wrong: {', '.join(r['bad'])}" if r["bad"] else "ok") for r in rows])
+        _print_table(("artifact", "files", "result"), [(r["path"], str(r["files"]), f"mismatch: {', '.join(r['bad'])}" if r["bad"] else "ok") for r in rows])
     return 1 if any(r["bad"] for r in rows) else 0
 
 
 def import_(
-    source: Annotated[Path, Parameter(help="A folder made elsewhere, with the stage's files.")],
-    stage: Annotated[str, Parameter(help="The stage that would have made it, as shard.")],
-    label: Annotated[str, Parameter(help="Its name in the workspace.")],
+    source: Annotated[Path, Parameter(help="Folder with the files that the stage would have written.")],
+    stage: Annotated[str, Parameter(help="Stage that the folder belongs to, e.g. shard.")],
+    name: Annotated[str, Parameter(help="Name in the workspace.")],
     /,
     *,
-    note: Annotated[str, Parameter(help="Where it comes from; kept in the manifest.")] = "",
+    note: Annotated[str, Parameter(help="Provenance note, stored in the manifest.")] = "",
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Copy a folder made elsewhere into the workspace as a finished artifact.
+    """Import an external folder into the workspace as a finished artifact.
 
     Example:
         feeb artifacts import ~/tokens shard mycorpus --note "made on the cluster"
     """
     from feebcore.artifacts import Workspace
 
-    print(Workspace(workspace).import_folder(source, stage, label, note).path)
+    print(Workspace(workspace).import_folder(source, stage, name, note).path)
 
 
 def gc(
     *,
     superseded: Annotated[
-        bool, Parameter(help="Also finished artifacts that a newer one replaced and that nothing refers to.", negative=(), show_default=False)
+        bool, Parameter(help="Also remove finished artifacts that were superseded by a newer one and that no artifact uses.", negative=(), show_default=False)
     ] = False,
-    keep_days: Annotated[float, Parameter(help="Keep what was changed within so many days.")] = 0.0,
-    yes: Annotated[bool, Parameter(help="Remove; without it, only list.", negative=(), show_default=False)] = False,
+    keep_days: Annotated[float, Parameter(help="Keep artifacts modified within this many days.")] = 0.0,
+    yes: Annotated[bool, Parameter(help="Actually remove; without it, only list.", negative=(), show_default=False)] = False,
     workspace: WorkspaceOption = None,
     json: Json = False,
 ) -> None:
-    """List unfinished artifacts that nobody is building, and with --yes remove them. What a finished one refers to stays.
+    """List unfinished artifacts that are not being built; with --yes, remove them. Artifacts used by a finished one are kept.
 
     Examples:
         feeb artifacts gc
@@ -86,15 +86,15 @@ def gc(
     """
     from feebcore.artifacts import Workspace
 
-    found = Workspace(workspace).gc(superseded=superseded, keep_days=keep_days, dry_run=not yes)
+    folders = Workspace(workspace).gc(superseded=superseded, keep_days=keep_days, dry_run=not yes)
     if json:
-        return _print_json([str(p) for p in found])
-    for path in found:
+        return _print_json([str(p) for p in folders])
+    for path in folders:
         print(("removed " if yes else "would remove ") + str(path))
-    if not found:
+    if not folders:
         print("nothing to remove")
     elif not yes:
-        print("say --yes to remove them")
+        print("pass --yes to remove them")
     return None
 
 

@@ -1,4 +1,4 @@
-"""`feeb compare`: recipes against each other, over seeds in pairs, with a verdict."""
+"""`feeb compare`: compare recipes over paired seeds, with a verdict."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from feeb_pipelines.cli.options import Json, Set, WorkspaceOption
+from feeb_pipelines.cli.options import Input, Json, Set, WorkspaceOption, with_inputs
 
 if TYPE_CHECKING:
     from feeb_pipelines.cli.display import Display
@@ -22,25 +22,28 @@ if TYPE_CHECKING:
 
 
 def compare(
-    *recipes: Annotated[str, Parameter(help="Recipes (YAML files), the baseline first; or one recipe with `variants:`, the first of which is it.")],
-    seeds: Annotated[int, Parameter(help="Pairs of runs: each seed trains every recipe once.")] = 5,
-    budget: Annotated[Literal["tokens", "flops", "time"], Parameter(help="What is equal; the baseline's own is the measure.")] = "tokens",
-    effect: Annotated[float, Parameter(help="Smallest difference in bits per byte that matters to you.")] = 0.01,
-    rate_probe: Annotated[bool, Parameter(help="Find each recipe's best learning rate first, in short runs.", negative="--no-rate-probe")] = True,
-    own_rate: Annotated[bool, Parameter(help="Train at each recipe's own rate; the probe only reports.", negative=(), show_default=False)] = False,
-    curve: Annotated[str, Parameter(help="Other budgets of the baseline, as factors, for the compute multiplier; none: no curve.")] = "0.5,2",
-    name: Annotated[str, Parameter(help="Of the comparison; default: the recipes' names, or that of the one recipe.", show_default=False)] = "",
+    *recipes: Annotated[str, Parameter(help="Recipes (YAML files), the baseline first; or one recipe with `variants:`, whose first variant is the baseline.")],
+    seeds: Annotated[int, Parameter(help="Number of seeds; every recipe is trained once per seed.")] = 5,
+    budget: Annotated[Literal["tokens", "flops", "time"], Parameter(help="Budget to match, taken from the baseline.")] = "tokens",
+    effect: Annotated[float, Parameter(help="Smallest effect of interest, in bits per byte.")] = 0.01,
+    rate_probe: Annotated[bool, Parameter(help="Tune each recipe's learning rate first, in short runs.", negative="--no-rate-probe")] = True,
+    own_rate: Annotated[bool, Parameter(help="Train at each recipe's own learning rate; the probe only reports.", negative=(), show_default=False)] = False,
+    curve: Annotated[str, Parameter(help="Extra baseline budgets, as multiples, for the compute multiplier; 'none' skips them.")] = "0.5,2",
+    name: Annotated[str, Parameter(help="Name of the comparison. Default: the names of the recipes.", show_default=False)] = "",
     set: Set = [],  # noqa: B006
+    input: Input = [],  # noqa: B006
     workspace: WorkspaceOption = None,
-    quick: Annotated[bool, Parameter(help="At the small scale that the recipes' `quick:` sections set.", negative=(), show_default=False)] = False,
-    in_process: Annotated[bool, Parameter(help="All runs in this process: for a debugger, or many very small runs.", negative=(), show_default=False)] = False,
+    quick: Annotated[bool, Parameter(help="Use the small-scale settings in the `quick:` section of each recipe.", negative=(), show_default=False)] = False,
+    in_process: Annotated[
+        bool, Parameter(help="Run everything in this process, for debugging or for many very small runs.", negative=(), show_default=False)
+    ] = False,
     json: Json = False,
 ) -> int:
-    """Train recipes under the same seeds at equal budgets, and say which is better, as far as the runs can tell.
+    """Train recipes with the same seeds at a matched budget and test which one is better.
 
-    The recipes must agree on data and tokenizer; --set changes all of them. Every run is an artifact of stage pretrain,
-    so nothing is trained twice and a killed comparison continues. The verdict rests on the paired interval: better,
-    worse, no difference larger than so much, or cannot tell, then with the number of seeds that would.
+    The recipes must share data and tokenizer; --set applies to all of them. Every run is an artifact of stage pretrain,
+    so finished runs are reused and an interrupted comparison resumes. The verdict is based on the paired 95% confidence
+    interval: better, worse, equivalent within a margin, or inconclusive, then with the number of seeds needed.
 
     Examples:
         feeb compare baseline.yaml idea.yaml
@@ -57,7 +60,7 @@ def compare(
     settings = _settings(
         seeds=seeds, budget=budget, effect=effect, rates="report" if own_rate else "best" if rate_probe else "off", curve=_factors(curve), name=name
     )
-    members = _members(recipes, set, quick)
+    members = _members(recipes, with_inputs(set, input), quick)
     if len(recipes) == 1 and not name:
         called = str(members[0].data.get("name") or members[0].path.stem)
         settings = settings.model_copy(update={"name": re.sub(r"[^\w.-]+", "-", called).lstrip(".")})
@@ -133,7 +136,7 @@ def _show(result: Mapping[str, Any], path: str, display: Display, reused: bool) 
 
     out = display.console
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    columns = ("recipe", "bits per byte", "difference", "interval", "p", "compute multiplier", "tokens/s", "memory", "steps", "rate", "diverged")
+    columns = ("recipe", "bits per byte", "Δ vs. baseline", "95% CI", "p", "compute multiplier", "tokens/s", "memory", "steps", "LR factor", "diverged")
     for column in columns:
         table.add_column(column, justify="left" if column == "recipe" else "right")
     variants = {v["name"]: v for v in result["variants"]}
@@ -145,7 +148,7 @@ def _show(result: Mapping[str, Any], path: str, display: Display, reused: bool) 
     for note in result["notes"]:
         out.print(note, style="dim", markup=False)
     if reused:
-        out.print("nothing to do: the comparison is finished already")
+        out.print("nothing to do: the comparison is already finished")
     out.print(f"page: {path}/page.md", markup=False)
 
 

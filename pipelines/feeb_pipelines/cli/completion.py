@@ -8,14 +8,12 @@ from cyclopts import Parameter
 
 
 def completion(
-    shell: Annotated[Literal["bash", "zsh", "fish"] | None, Parameter(help="Default: the shell you are in.")] = None,
+    shell: Annotated[Literal["bash", "zsh", "fish"] | None, Parameter(help="Shell. Default: the current one.")] = None,
     /,
     *,
-    install: Annotated[
-        bool, Parameter(help="Write it where the shell finds it, and name it in the shell's start-up file.", negative=(), show_default=False)
-    ] = False,
+    install: Annotated[bool, Parameter(help="Install the script and source it from the startup file of the shell.", negative=(), show_default=False)] = False,
 ) -> None:
-    """Print the shell completion script, or install it.
+    """Print or install the shell completion script.
 
     Examples:
         feeb completion --install

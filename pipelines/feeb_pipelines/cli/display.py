@@ -1,4 +1,4 @@
-"""Progress while stages run and the table at the end; plain lines where there is no terminal."""
+"""Progress bars while stages run and a final table; plain lines without a terminal."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from feeb_pipelines.server import Connection
 from feeb_pipelines.summary import headline, number
 
 PLAIN_EVERY = 10.0
-"""Seconds between progress lines where there is no terminal."""
+"""Seconds between progress lines without a terminal."""
 
 
 def console(stderr: bool = False) -> Console:
-    """As wide as the terminal; where there is none, wide enough that lines stay whole."""
+    """A console as wide as the terminal; without one, wide enough to avoid wrapping."""
     found = _Console(stderr=stderr, highlight=False, soft_wrap=True)
     return found if found.is_terminal or "COLUMNS" in os.environ else _Console(stderr=stderr, highlight=False, soft_wrap=True, width=200)
 
@@ -33,7 +33,7 @@ class _Console(Console):
 
 
 class Display:
-    """Listens to the events of stages. As a context manager it owns the terminal's progress bars."""
+    """Prints the events of stages. As a context manager it owns the progress bars."""
 
     def __init__(self, quiet: bool = False) -> None:
         self.console = console(stderr=quiet)
@@ -52,7 +52,7 @@ class Display:
             self._progress = Progress(
                 TextColumn("  {task.description}"),
                 BarColumn(bar_width=30),
-                TextColumn("{task.percentage:>3.0f} %"),
+                TextColumn("{task.percentage:>3.0f}%"),
                 TimeElapsedColumn(),
                 TextColumn("{task.fields[detail]}", style="dim"),
                 console=self.console,
@@ -68,12 +68,12 @@ class Display:
             self._progress = None
 
     def note(self, text: str) -> None:
-        """A sentence to whoever waits."""
+        """Print a status message."""
         self.console.print(text, style="dim", markup=False)
 
     def server(self, connection: Connection) -> None:
-        where = "the workspace's own Prefect server" if connection.embedded else "the Prefect server of PREFECT_API_URL"
-        self.note(f"this run can be followed at {connection.ui} ({where})")
+        where = "embedded Prefect server" if connection.embedded else "Prefect server at PREFECT_API_URL"
+        self.note(f"Prefect UI: {connection.ui} ({where})")
 
     def __call__(self, row: dict[str, Any]) -> None:
         with self._lock:
@@ -92,7 +92,7 @@ class Display:
         self._begun.clear()
         self._printed.clear()
         if row["status"] != "reuse":
-            verb = "continues" if row["status"] == "continue" else "runs"
+            verb = "resuming" if row["status"] == "continue" else "running"
             self.console.print(f"[bold]{row['stage']}[/] {verb} [dim]({row['label']}, stage {row['index'] + 1} of {row['total']})[/]")
 
     def _report(self, row: dict[str, Any]) -> None:
@@ -113,7 +113,7 @@ class Display:
             self._progress.update(self._bars[name], completed=done, total=total, detail=detail)
         elif now - first > 3.0 and (now - self._printed.get(name, 0.0) > PLAIN_EVERY or (done >= total and name in self._printed)):
             self._printed[name] = now
-            self.console.print(f"  {name}: {100 * done / total if total else 0:.0f} %, {detail}", markup=False)
+            self.console.print(f"  {name}: {100 * done / total if total else 0:.0f}%, {detail}", markup=False)
 
     def _end(self, row: dict[str, Any]) -> None:
         for bar in self._bars.values():
@@ -123,7 +123,7 @@ class Display:
             self.console.print(f"  [green]done[/] in {duration(row['seconds'])}: {headline(row['stage'], row['metrics'])}")
 
     def table(self, results: dict[str, Any], seconds: float) -> None:
-        """Every stage with status, time and main metrics, and where the report is."""
+        """Print every stage with status, time and main metrics, and the path of the report."""
         from rich import box
         from rich.table import Table
 
@@ -137,7 +137,7 @@ class Display:
         self.console.print(table, soft_wrap=False)
         done = [row["status"] for stages in results.values() for row in stages.values()]
         if all(status == "reused" for status in done):
-            self.console.print("nothing to do: every stage is finished already")
+            self.console.print("nothing to do: every stage is already finished")
         else:
             self.console.print(f"{sum(s == 'built' for s in done)} built, {sum(s == 'reused' for s in done)} reused, in {duration(seconds)}")
         for stages in results.values():

@@ -1,4 +1,4 @@
-"""`feeb doctor`: can this machine run feeb, and what to do where it cannot."""
+"""`feeb doctor`: check whether this machine can run feeb."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from feeb_pipelines.cli.options import Json, WorkspaceOption
 
 
 class Claim(NamedTuple):
-    """One line. level: 'ok', 'note' (works, slower or with less) or 'problem'."""
+    """One line. level: 'ok', 'note' (works with limitations) or 'problem'."""
 
     name: str
     level: str
@@ -25,9 +25,9 @@ class Claim(NamedTuple):
 
 
 def doctor(*, workspace: WorkspaceOption = None, json: Json = False) -> int:
-    """Check python, torch, CUDA, bf16, a kernel really compiled, disk and Prefect: a line each, with what to do.
+    """Check Python, torch, CUDA, bf16, torch.compile, disk space and Prefect. Takes up to a minute.
 
-    Exit status 1 when something must be mended before feeb can run.
+    Exits with status 1 if a problem must be fixed before feeb can run.
 
     Example:
         feeb doctor
@@ -73,13 +73,13 @@ def check_cuda() -> Claim:
     if not torch.cuda.is_available():
         built = torch.version.cuda
         advice = "a GPU is optional; with one, install a CUDA build of torch" if built is None else "a GPU is optional; with one, check nvidia-smi"
-        return Claim("cuda", "note", "no GPU in use; training runs on the CPU", advice)
+        return Claim("cuda", "note", "no GPU found; training runs on the CPU", advice)
     names = [f"{torch.cuda.get_device_name(i)} ({torch.cuda.get_device_properties(i).total_memory / 2**30:.0f} GiB)" for i in range(torch.cuda.device_count())]
     return Claim("cuda", "ok", ", ".join(names))
 
 
 def check_bf16() -> Claim:
-    """Measured, since a CPU without bf16 instructions computes it too, only slowly."""
+    """Measured: a CPU without bf16 instructions emulates it, slowly."""
     import time
 
     import torch
@@ -87,7 +87,7 @@ def check_bf16() -> Claim:
     if torch.cuda.is_available():
         fast = torch.cuda.is_bf16_supported()
         return Claim(
-            "bf16", "ok" if fast else "note", "the GPU computes in bf16" if fast else "the GPU has no bf16", "" if fast else "precision auto takes fp32"
+            "bf16", "ok" if fast else "note", "the GPU supports bf16" if fast else "the GPU does not support bf16", "" if fast else "precision: auto uses fp32"
         )
     times = {}
     for dtype in (torch.float32, torch.bfloat16):
@@ -99,12 +99,12 @@ def check_bf16() -> Claim:
         times[dtype] = time.perf_counter() - started
     ratio = times[torch.float32] / times[torch.bfloat16]
     if ratio > 1.2:
-        return Claim("bf16", "ok", f"matrix products are {ratio:.1f} times as fast in bf16 as in fp32")
-    return Claim("bf16", "note", f"this CPU gains nothing from bf16 ({ratio:.1f} times the speed of fp32)", "precision auto takes fp32; training takes longer")
+        return Claim("bf16", "ok", f"bf16 matmul is {ratio:.1f}x as fast as fp32")
+    return Claim("bf16", "note", f"bf16 is not accelerated on this CPU ({ratio:.1f}x the speed of fp32)", "precision: auto uses fp32; training is slower")
 
 
 def check_compile() -> Claim:
-    """torch.compile on a small function, in a process of its own, with an empty cache."""
+    """torch.compile of a small function, in a subprocess with an empty cache."""
     compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
     code = "import torch; f = torch.compile(lambda x: (x.sin() + 1).sum()); x = torch.arange(64.); assert torch.allclose(f(x), (x.sin() + 1).sum())"
     import tempfile
@@ -114,12 +114,14 @@ def check_compile() -> Claim:
             [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False, env=os.environ | {"TORCHINDUCTOR_CACHE_DIR": folder}
         )
     if done.returncode == 0:
-        return Claim("compile", "ok", f"torch.compile made a kernel and it gives the right result ({compiler or 'no C++ compiler needed'})")
+        return Claim("compile", "ok", f"torch.compile works ({compiler or 'no C++ compiler needed'})")
     reason = (done.stderr.strip().splitlines() or ["no message"])[-1][:200]
     if compiler is None:
-        return Claim("compile", "note", "no C++ compiler, so no compiled kernels; training runs eager", "apt install g++ (or clang) makes it faster")
+        return Claim(
+            "compile", "note", "no C++ compiler, so torch.compile is unavailable; training runs in eager mode", "apt install g++ (or clang) makes it faster"
+        )
     return Claim(
-        "compile", "note", f"torch.compile fails ({reason}); training runs eager", "check that Python's headers are installed (apt install python3-dev)"
+        "compile", "note", f"torch.compile fails ({reason}); training runs in eager mode", "check that Python's headers are installed (apt install python3-dev)"
     )
 
 
@@ -129,10 +131,13 @@ def check_disk(root: Path) -> Claim:
         place = place.parent
     free = shutil.disk_usage(place).free / 2**30
     if not os.access(place, os.W_OK) or os.statvfs(place).f_flag & os.ST_RDONLY:
-        return Claim("disk", "problem", f"{place} cannot be written", "choose another workspace with --workspace DIR or FEEB_WORKSPACE")
+        return Claim("disk", "problem", f"{place} is not writable", "choose another workspace with --workspace DIR or FEEB_WORKSPACE")
     level = "ok" if free >= 5 else "note" if free >= 1 else "problem"
     return Claim(
-        "disk", level, f"{free:.1f} GiB free at {place}", "" if level == "ok" else "the quickstart needs about 1 GiB; feeb artifacts gc lists what can go"
+        "disk",
+        level,
+        f"{free:.1f} GiB free at {place}",
+        "" if level == "ok" else "the quickstart needs about 1 GiB; feeb artifacts gc lists artifacts that can be removed",
     )
 
 
@@ -142,15 +147,15 @@ def check_prefect() -> Claim:
     version = importlib.metadata.version("prefect")
     url = os.environ.get("PREFECT_API_URL")
     if not url:
-        return Claim("prefect", "ok", f"{version}; runs use a server that the workspace owns")
+        return Claim("prefect", "ok", f"{version}; runs use an embedded server in the workspace")
     import urllib.request
 
     try:
         with urllib.request.urlopen(f"{url}/health", timeout=10) as answer:
             answer.read()
     except OSError as error:
-        return Claim("prefect", "problem", f"{version}; PREFECT_API_URL={url} does not answer ({error})", "start that server, or unset the variable")
-    return Claim("prefect", "ok", f"{version}; PREFECT_API_URL={url} answers")
+        return Claim("prefect", "problem", f"{version}; PREFECT_API_URL={url} is unreachable ({error})", "start that server, or unset the variable")
+    return Claim("prefect", "ok", f"{version}; PREFECT_API_URL={url} is reachable")
 
 
 COMMANDS = (doctor,)

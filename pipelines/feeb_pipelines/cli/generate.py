@@ -1,4 +1,4 @@
-"""`feeb generate`: continue a text with a model of the workspace."""
+"""`feeb generate`: generate text with a model of the workspace."""
 
 from __future__ import annotations
 
@@ -10,23 +10,26 @@ from feeb_pipelines.cli.options import Json, WorkspaceOption
 
 
 def generate(
-    where: Annotated[str, Parameter(help="A run's label, as quickstart; or STAGE/LABEL; or the path of an artifact or model folder.")],
-    prompt: Annotated[str, Parameter(help="The text to continue.")] = "",
+    where: Annotated[str, Parameter(help="A run's name, as quickstart; or STAGE/NAME; or the path of an artifact or model folder.")],
+    prompt: Annotated[str, Parameter(help="Prompt.")] = "",
     /,
     *,
-    max_new_tokens: Annotated[int, Parameter(help="Tokens to add at most.")] = 128,
-    temperature: Annotated[float, Parameter(help="0 takes the likeliest token every time.")] = 0.8,
-    top_k: Annotated[int | None, Parameter(help="Sample among so many likeliest tokens.")] = None,
-    top_p: Annotated[float | None, Parameter(help="Sample among the likeliest tokens of this probability mass.")] = None,
-    seed: int = 0,
+    max_new_tokens: Annotated[int, Parameter(help="Maximum number of new tokens.")] = 128,
+    temperature: Annotated[float, Parameter(help="Sampling temperature; 0 is greedy decoding.")] = 0.8,
+    top_k: Annotated[int | None, Parameter(help="Top-k sampling: keep the k most likely tokens.")] = None,
+    top_p: Annotated[float | None, Parameter(help="Top-p (nucleus) sampling: keep the smallest set of tokens with this probability mass.")] = None,
+    seed: Annotated[int, Parameter(help="Random seed.")] = 0,
     workspace: WorkspaceOption = None,
     json: Json = False,
 ) -> None:
-    """Continue a text with a trained model.
+    """Generate text with a trained model.
+
+    A run name that several stages share refers to the last stage of the chain: after the quickstart, `quickstart` is the
+    model trained by RL and `pretrain/quickstart` the base model.
 
     Examples:
-        feeb generate quickstart "def main("
-        feeb generate data/rl/quickstart-0123456789ab "sort 5 3 1:" --temperature 0
+        feeb generate pretrain/quickstart "def main("
+        feeb generate rl/quickstart "72914=" --temperature 0
     """
     from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""`feeb plan`, `show`, `parts`, `plugins`, `runs`, `check`: what there is and what would happen. Nothing is changed."""
+"""`feeb plan`, `show`, `parts`, `plugins`, `runs`, `check`: read-only commands."""
 
 from __future__ import annotations
 
@@ -10,14 +10,23 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from feeb_pipelines.cli.options import Json, Set, WorkspaceOption
+from feeb_pipelines.cli.options import Input, Json, Plugin, Set, WorkspaceOption, with_inputs
 
 RecipePath = Annotated[str, Parameter(help="A recipe (YAML file).")]
-StageName = Annotated[str | None, Parameter(help="Only this stage and what it needs.")]
+StageName = Annotated[str | None, Parameter(help="Only this stage and its inputs.")]
 
 
-def plan(recipe: RecipePath, stage: StageName = None, /, *, set: Set = [], workspace: WorkspaceOption = None, json: Json = False) -> None:  # noqa: B006
-    """Say what `feeb run` would do: which stages run, which are reused, and which key makes the difference.
+def plan(
+    recipe: RecipePath,
+    stage: StageName = None,
+    /,
+    *,
+    set: Set = [],  # noqa: B006
+    input: Input = [],  # noqa: B006
+    workspace: WorkspaceOption = None,
+    json: Json = False,
+) -> None:
+    """Show what `feeb run` would do: which stages run, which are reused, and which keys changed.
 
     Examples:
         feeb plan experiments/quickstart.yaml --set pretrain.max_steps=100
@@ -25,28 +34,29 @@ def plan(recipe: RecipePath, stage: StageName = None, /, *, set: Set = [], works
     """
     from feebcore.artifacts import Workspace
     from feebcore.recipe import load_study
-    from feebcore.run.build import plan as plan_stages
+    from feebcore.run.plan import explain_differences
+    from feebcore.run.plan import plan as plan_stages
 
-    members = load_study(recipe, set)
+    members = load_study(recipe, with_inputs(set, input))
     space = Workspace(workspace)
     rows: list[dict[str, Any]] = []
     for member in members:
-        for item in plan_stages(member, space, [stage] if stage else None):
+        for item in explain_differences(plan_stages(member, space, [stage] if stage else None), space, member.name):
             row = {"run": member.name, "stage": item.stage, "status": item.status, "fingerprint": item.fingerprint}
             rows.append(row | {"path": str(item.path) if item.path else None, "differs": list(item.differs)})
     if json:
         return _print_json(rows)
-    words = {"run": "will run", "reuse": "reused", "continue": "continues"}
+    words = {"run": "run", "reuse": "reuse", "continue": "resume"}
     return _print_table(
-        ("run", "stage", "what happens", "why"),
-        [(r["run"], r["stage"], words[r["status"]], "; ".join(r["differs"]) or (r["path"] if r["status"] != "run" else "nothing like it yet")) for r in rows],
+        ("run", "stage", "action", "reason"),
+        [(r["run"], r["stage"], words[r["status"]], "; ".join(r["differs"]) or (r["path"] if r["status"] != "run" else "no matching artifact")) for r in rows],
     )
 
 
 def show(recipe: RecipePath, /, *, set: Set = [], json: Json = False) -> None:  # noqa: B006
-    """Print a recipe with everything spelled out: `extends` merged, every default written. It is a recipe itself.
+    """Print the resolved recipe: `extends` merged and every default included. The output is itself a valid recipe.
 
-    Of a study, every member is printed, with a line of `---` between them.
+    For a study, every run is printed, separated by `---`.
 
     Examples:
         feeb show experiments/quickstart.yaml
@@ -63,13 +73,13 @@ def show(recipe: RecipePath, /, *, set: Set = [], json: Json = False) -> None:  
 
 
 def parts(
-    kind: Annotated[str | None, Parameter(help="Only this kind, as optimizers.")] = None,
+    kind: Annotated[str | None, Parameter(help="Only parts of this kind, e.g. optimizers.")] = None,
     /,
     *,
-    plugin: Annotated[list[str], Parameter(help="Also a single-file plugin, as ./idea.py.", negative=(), show_default=False)] = [],  # noqa: B006
+    plugin: Plugin = [],  # noqa: B006
     json: Json = False,
 ) -> None:
-    """List every part that a recipe can name, by kind, with summary, origin and reference.
+    """List every part that a recipe can use, by kind, with summary and reference.
 
     Examples:
         feeb parts
@@ -98,11 +108,11 @@ def parts(
     if json:
         return _print_json(rows)
     shown = [(r["kind"], r["name"] if r["full_name"].startswith("feeb/") else r["full_name"], r["summary"], r["reference"]) for r in rows]
-    return _print_table(("kind", "part", "what it is", "reference"), shown)
+    return _print_table(("kind", "part", "summary", "reference"), shown)
 
 
-def plugins(*, plugin: Annotated[list[str], Parameter(help="Also a single-file plugin.", negative=(), show_default=False)] = [], json: Json = False) -> int:  # noqa: B006
-    """List installed plugins, the parts they offer, and those that could not be loaded and why.
+def plugins(*, plugin: Plugin = [], json: Json = False) -> int:  # noqa: B006
+    """List installed plugins, the number of their parts, and load errors.
 
     Example:
         feeb plugins
@@ -119,8 +129,8 @@ def plugins(*, plugin: Annotated[list[str], Parameter(help="Also a single-file p
     return 0
 
 
-def runs(stage: Annotated[str | None, Parameter(help="Only this stage.")] = None, /, *, workspace: WorkspaceOption = None, json: Json = False) -> None:
-    """List what the workspace holds: stage, label, fingerprint, path, status, created, metrics.
+def runs(stage: Annotated[str | None, Parameter(help="Show only this stage.")] = None, /, *, workspace: WorkspaceOption = None, json: Json = False) -> None:
+    """List the artifacts of the workspace with status and metrics; --json adds their paths.
 
     Examples:
         feeb runs
@@ -137,11 +147,11 @@ def runs(stage: Annotated[str | None, Parameter(help="Only this stage.")] = None
         return _print_json(rows)
     if not rows:
         what = "nothing" if stage is None else f"no artifact of stage {stage!r}"
-        print(f"{what} in {space.root} yet; feeb run RECIPE makes something")
+        print(f"{what} in {space.root} yet; create some with feeb run RECIPE")
         return None
     return _print_table(
-        ("stage", "label", "fingerprint", "status", "created", "metrics"),
-        [(r["stage"], r["label"], r["fingerprint"], r["status"], r["created"], headline(r["stage"], r["metrics"])) for r in rows],
+        ("stage", "name", "fingerprint", "status", "created", "metrics"),
+        [(r["stage"], r["name"], r["fingerprint"], r["status"], r["created"], headline(r["stage"], r["metrics"])) for r in rows],
     )
 
 
@@ -149,11 +159,11 @@ def _run_row(folder: Any, artifact: Any, status: str = "") -> dict[str, Any]:
     from datetime import UTC, datetime
 
     if artifact is not None:
-        found = {"stage": artifact.stage, "label": artifact.label, "fingerprint": artifact.fingerprint, "path": str(folder), "status": "finished"}
+        found = {"stage": artifact.stage, "name": artifact.name, "fingerprint": artifact.fingerprint, "path": str(folder), "status": "finished"}
         return found | {"created": artifact.manifest["created"], "seconds": artifact.manifest["seconds"], "metrics": artifact.metrics}
-    label, _, fingerprint = folder.name.rpartition("-")
+    name, _, fingerprint = folder.name.rpartition("-")
     created = datetime.fromtimestamp(folder.stat().st_ctime, UTC).isoformat(timespec="seconds")
-    found = {"stage": folder.parent.name, "label": label, "fingerprint": fingerprint, "path": str(folder)}
+    found = {"stage": folder.parent.name, "name": name, "fingerprint": fingerprint, "path": str(folder)}
     return found | {"status": status or ("running" if _is_locked(folder) else "unfinished"), "created": created, "seconds": None, "metrics": {}}
 
 
@@ -171,15 +181,15 @@ def _is_locked(folder: Any) -> bool:
 
 
 def check(
-    name: Annotated[str | None, Parameter(help="A part, as lion or optimizers/lion; or a kind, as optimizers, for all its parts.")] = None,
+    name: Annotated[str | None, Parameter(help="Part, e.g. lion or optimizers/lion; or a kind, e.g. optimizers, for all its parts.")] = None,
     /,
     *,
-    all: Annotated[bool, Parameter(help="Every part of every plugin.", negative=(), show_default=False)] = False,
-    full: Annotated[bool, Parameter(help="Also the slow checks: inductor, two processes.", negative=(), show_default=False)] = False,
-    plugin: Annotated[list[str], Parameter(help="Also a single-file plugin.", negative=(), show_default=False)] = [],  # noqa: B006
+    all: Annotated[bool, Parameter(help="Check every part of every plugin.", negative=(), show_default=False)] = False,
+    full: Annotated[bool, Parameter(help="Also run the slow checks: torch.compile, two processes.", negative=(), show_default=False)] = False,
+    plugin: Plugin = [],  # noqa: B006
     json: Json = False,
 ) -> int:
-    """Check parts against the contract of their kind; exit status 1 when a check fails.
+    """Run the contract tests of parts. Exits with status 1 if a check fails.
 
     Examples:
         feeb check lion --plugin ./lion.py
@@ -194,7 +204,7 @@ def check(
     from feebcore.testing.framework import candidate, iterate
 
     if (name is None) != all:
-        raise FeebError("name one part or kind, or say --all; `feeb parts` lists them")
+        raise FeebError("name one part or kind, or pass --all; `feeb parts` lists them")
     registry = get_registry(_files(plugin))
     chosen = [
         (kind, spec) for kind, spec in registry.parts() if all or name in (kind, spec.name, spec.full_name, f"{kind}/{spec.name}", f"{kind}/{spec.full_name}")
@@ -237,7 +247,7 @@ def _print_json(value: Any) -> None:
 
 
 def _print_table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    """Columns for people: folded to the terminal, whole where there is none."""
+    """Print a table, wrapped to the terminal; not wrapped without one."""
     from rich import box
     from rich.table import Table
 

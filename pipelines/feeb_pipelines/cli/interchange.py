@@ -1,4 +1,4 @@
-"""`feeb import` and `feeb export`: models of other libraries in and out of the workspace."""
+"""`feeb import` and `feeb export`: convert models from and to the formats of other libraries."""
 
 from __future__ import annotations
 
@@ -11,62 +11,66 @@ from feeb_pipelines.cli.options import Json, WorkspaceOption
 
 Option = Annotated[
     list[str] | None,
-    Parameter(name="--option", help="An option of the part: --option seq_len=512. May be repeated.", negative=(), show_default=False),
+    Parameter(name="--option", help="Set an option of the importer or exporter: --option seq_len=512. May be repeated.", negative=(), show_default=False),
 ]
 
 
 def import_(
-    source: Annotated[Path, Parameter(help="A folder with config.json and safetensors, or a .gguf file.")],
-    name: Annotated[str, Parameter(help="Its label in the workspace.")],
+    source: Annotated[Path, Parameter(help="Folder with config.json and safetensors files, or a .gguf file.")],
+    name: Annotated[str, Parameter(help="Its name in the workspace.")],
     /,
     *,
-    importer: Annotated[str | None, Parameter(help="Part of kind importers; default: what SOURCE looks like.")] = None,
+    importer: Annotated[str | None, Parameter(help="Importer (see `feeb parts importers`). Default: detected from SOURCE.")] = None,
     option: Option = None,
     workspace: WorkspaceOption = None,
     json: Json = False,
 ) -> None:
-    """Bring a model of another library into the workspace, as the result of a pretraining named NAME.
+    """Bring a model of another library into the workspace. A recipe takes it in the place of pretraining: `inputs: {pretrain: NAME}`.
 
     Examples:
         feeb import ~/models/SmolLM2-135M smol
         feeb import smollm2.Q4_1.gguf smol --option seq_len=2048
     """
+    import shutil
     import tempfile
 
     from feeb_pipelines.cli.inspection import _print_json
-    from feebcore.artifacts import Workspace
+    from feebcore.artifacts import Workspace, check_name
     from feebcore.errors import FeebError
 
     source, place = source.expanduser(), Workspace(workspace)
     if not source.exists():
-        raise FeebError(f"there is no {source}")
-    if not name or "/" in name or name.startswith((".", "_")):
-        raise FeebError(f"{name!r} is no label; use letters, digits, '-' and '_'")
+        raise FeebError(f"{source} does not exist")
+    check_name(name)
     part = _part("importers", importer or ("huggingface" if source.is_dir() else source.suffix.removeprefix(".") or "huggingface"), option)
     place.root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=place.root, prefix=".import-") as temporary:  # same disk as the workspace: it has to fit there anyway
-        part.build()(source, Path(temporary) / "model")
-        artifact = place.import_folder(Path(temporary), "pretrain", name, f"imported from {source.absolute()} by {part.name}")
+        model = Path(temporary) / "model"
+        part.build()(source, model)
+        if has_tokenizer := (model / "tokenizer").is_dir():  # as stage tokenizer has it, so that a recipe can tokenize with it
+            shutil.copytree(model / "tokenizer", Path(temporary) / "tokenizer")
+        note = f"imported from {source.absolute()} by {part.name}"
+        artifact = place.import_folder(Path(temporary), "pretrain", name, note, ("tokenizer",) if has_tokenizer else ())
     if json:
-        _print_json({"path": str(artifact.path), "fingerprint": artifact.fingerprint, "label": artifact.label})
+        _print_json({"path": str(artifact.path), "fingerprint": artifact.fingerprint, "name": artifact.name})
     else:
         print(artifact.path)
-    if not (artifact.path / "model" / "tokenizer").is_dir():
+    if not has_tokenizer:
         import sys
 
-        print(f"feeb: {source} brought no tokenizer: the model can be scored and trained on ids, but not generate text", file=sys.stderr)
+        print(f"feeb: {source} has no tokenizer: the model can be evaluated and trained on token ids, but cannot generate text", file=sys.stderr)
 
 
 def export(
-    where: Annotated[str, Parameter(help="A run's label, as quickstart; or STAGE/LABEL; or the path of an artifact or model folder.")],
-    target: Annotated[Path, Parameter(help="The folder to make.")],
+    where: Annotated[str, Parameter(help="A run's name, as quickstart; or STAGE/NAME; or the path of an artifact or model folder.")],
+    target: Annotated[Path, Parameter(help="Output folder.")],
     /,
     *,
-    exporter: Annotated[str, Parameter(help="Part of kind exporters.")] = "huggingface",
+    exporter: Annotated[str, Parameter(help="Exporter (see `feeb parts exporters`).")] = "huggingface",
     option: Option = None,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Write a model in the form of another library.
+    """Export a model to the format of another library.
 
     Examples:
         feeb export quickstart exported/quickstart
@@ -81,12 +85,12 @@ def export(
 
 
 def _part(kind: str, name: str, options: list[str] | None) -> Any:
-    """The part of this name with `key=value` options; what is wrong with them is a FeebError."""
+    """The part of this name with `key=value` options. Raises FeebError for invalid options."""
     from pydantic import ValidationError
 
     from feebcore.errors import FeebError
     from feebcore.parts import resolve_part
-    from feebcore.recipe import parse_scalar
+    from feebcore.recipe_yaml import parse_scalar
 
     pairs = [text.partition("=") for text in options or ()]
     for key, equals, _ in pairs:

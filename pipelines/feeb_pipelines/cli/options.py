@@ -1,7 +1,9 @@
-"""Options that several commands share."""
+"""Options shared by several commands."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +11,34 @@ from cyclopts import Parameter
 
 Set = Annotated[
     list[str],
-    Parameter(name="--set", help="Change a key of the recipe: --set pretrain.max_steps=100. May be repeated.", negative=(), show_default=False),
+    Parameter(name="--set", help="Override a recipe key: --set pretrain.max_steps=100. May be repeated.", negative=(), show_default=False),
 ]
-WorkspaceOption = Annotated[Path | None, Parameter(name=["--workspace", "-w"], help="Folder of the artifacts; default FEEB_WORKSPACE or ./data.")]
-Json = Annotated[bool, Parameter(name="--json", help="Print JSON for a program to read.", negative=(), show_default=False)]
+Input = Annotated[
+    list[str],
+    Parameter(
+        name="--input",
+        help="Use a finished artifact instead of building a stage: --input pretrain=smol. A name, STAGE/NAME, STAGE/NAME-FINGERPRINT or a folder. "
+        "May be repeated.",
+        negative=(),
+        show_default=False,
+    ),
+]
+Plugin = Annotated[list[str], Parameter(name="--plugin", help="Load a single-file plugin, e.g. ./idea.py. May be repeated.", negative=(), show_default=False)]
+WorkspaceOption = Annotated[Path | None, Parameter(name=["--workspace", "-w"], help="Workspace folder. Default: FEEB_WORKSPACE, else ./data.")]
+Json = Annotated[bool, Parameter(name="--json", help="Print JSON.", negative=(), show_default=False)]
+
+
+def with_inputs(overrides: Sequence[str], inputs: Sequence[str]) -> list[str]:
+    """The texts of --set with those of --input among them. Raises RecipeError for one that is not STAGE=ARTIFACT."""
+    from feebcore.errors import RecipeError
+
+    texts = list(overrides)
+    for text in inputs:
+        stage, sign, reference = text.partition("=")
+        if not sign or not stage or not reference:
+            raise RecipeError(f"--input {text!r}: write STAGE=ARTIFACT, as in --input pretrain=smol")
+        folder = Path(reference).expanduser()
+        if reference.startswith((".", "/", "~")) or (folder / "manifest.json").exists():
+            reference = str(folder.absolute())
+        texts.append(f"inputs.{stage}={json.dumps(reference)}")
+    return texts

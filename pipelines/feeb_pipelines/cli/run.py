@@ -1,4 +1,4 @@
-"""`feeb run`: build a recipe, or one stage of it and whatever that needs."""
+"""`feeb run`: run a recipe, or one of its stages and the inputs of that stage."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from feeb_pipelines.cli.options import Json, Set, WorkspaceOption
+from feeb_pipelines.cli.options import Input, Json, Set, WorkspaceOption, with_inputs
 
 if TYPE_CHECKING:
     from feeb_pipelines.cli.display import Display
@@ -23,31 +23,32 @@ if TYPE_CHECKING:
 
 
 def run(
-    target: Annotated[str, Parameter(help="A recipe (YAML file), or a stage followed by a recipe.")],
-    recipe: Annotated[str | None, Parameter(help="The recipe, when the first word is a stage.")] = None,
+    target: Annotated[str, Parameter(help="Recipe (YAML file), or a stage followed by a recipe.")],
+    recipe: Annotated[str | None, Parameter(help="Recipe, if the first argument is a stage.")] = None,
     /,
     *,
     set: Set = [],  # noqa: B006
+    input: Input = [],  # noqa: B006
     workspace: WorkspaceOption = None,
-    quick: Annotated[bool, Parameter(help="At the small scale that the recipe's `quick:` section sets.", negative=(), show_default=False)] = False,
-    jobs: Annotated[int, Parameter(help="Members of a study (variants, seeds) at work side by side.")] = 1,
-    in_process: Annotated[bool, Parameter(help="For a debugger: no Prefect, no subprocess.", negative=(), show_default=False)] = False,
+    quick: Annotated[bool, Parameter(help="Use the small-scale settings in the `quick:` section of the recipe.", negative=(), show_default=False)] = False,
+    jobs: Annotated[int, Parameter(help="Number of parallel runs of a study (variants, seeds).")] = 1,
+    in_process: Annotated[bool, Parameter(help="Run in this process without Prefect, for debugging.", negative=(), show_default=False)] = False,
     json: Json = False,
 ) -> int:
-    """Run a recipe: build what is missing, reuse what is finished.
+    """Run a recipe: run the missing stages and reuse finished ones.
 
-    The stages run as one Prefect flow run, on the server that PREFECT_API_URL names or on one that the workspace owns and
-    that is started and stopped for you. Interrupted at any moment and run again, it continues from the last checkpoint.
-    When everything is finished, no server is started.
+    The stages run as one Prefect flow, on the server at PREFECT_API_URL or on an embedded server that is started and
+    stopped automatically. If interrupted, the same command resumes from the last checkpoint. If everything is finished,
+    no server is started.
 
-    A study whose recipe has `claims:` ends with a page of what its runs say of each; a member that fails does not end the
-    others.
+    A study whose recipe has `claims:` ends with a page of verdicts. A failed run does not stop the others.
 
     Examples:
         feeb run experiments/quickstart.yaml
         feeb run pretrain experiments/quickstart.yaml --set pretrain.max_steps=100
         feeb run experiments/quickstart.yaml --workspace /tmp/try --in-process
         feeb run experiments/notebook-c.yaml --quick --jobs 2
+        feeb run sft experiments/quickstart.yaml --input pretrain=smol
     """
     from feeb_pipelines.cli.display import Display
     from feebcore.artifacts import Workspace
@@ -59,6 +60,7 @@ def run(
     _check_arguments(stage, recipe)
     if jobs < 1 or (in_process and jobs > 1):
         raise FeebError(f"--jobs {jobs}: at least 1, and 1 with --in-process")
+    set = with_inputs(set, input)
     if quick:
         set = [*quick_overrides(recipe), *set]
     members = load_study(recipe, set)
@@ -95,13 +97,13 @@ def _check_arguments(stage: str | None, recipe: str) -> None:
 
 
 def _nothing_to_do(members: Sequence[Recipe], space: Workspace, stages: list[str] | None) -> bool:
-    from feebcore.run.build import plan
+    from feebcore.run.plan import plan
 
     return all(item.status == "reuse" for member in members for item in plan(member, space, stages))
 
 
 def _reuse(members: Sequence[Recipe], space: Workspace, stages: list[str] | None) -> dict[str, Any]:
-    from feebcore.run.build import plan
+    from feebcore.run.plan import plan
 
     return {m.name: {i.stage: _row(i.artifact, "reused", 0.0) for i in plan(m, space, stages)} for m in members}
 
@@ -133,7 +135,8 @@ def _in_this_process(
 
 
 def _build_member(member: Recipe, space: Workspace, stages: list[str] | None, display: Display, results: dict[str, Any]) -> None:
-    from feebcore.run.build import build, plan_stage, stages_for
+    from feebcore.run.build import build
+    from feebcore.run.plan import plan_stage, stages_for
 
     label, order = member.name, stages_for(member, stages)
     built: dict[str, Artifact] = {}
@@ -195,7 +198,7 @@ def _quiet_console() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
-    """SIGTERM is what Ctrl-C is, between stages too; stages have their own handlers."""
+    """Treat SIGTERM like Ctrl-C between stages; stages have their own handlers."""
     import signal
 
     def interrupt(number: int, frame: Any) -> None:

@@ -1,4 +1,4 @@
-"""`feeb ui`: Prefect's pages for this workspace."""
+"""`feeb ui`: the Prefect UI of this workspace."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from cyclopts import Parameter
 from feeb_pipelines.cli.options import WorkspaceOption
 
 
-def ui(*, open: Annotated[bool, Parameter(negative="--no-open", help="Open a browser.")] = True, workspace: WorkspaceOption = None) -> int:
-    """Serve the history of this workspace's runs until Ctrl-C. Also what deployments and workers talk to.
+def ui(*, open: Annotated[bool, Parameter(negative="--no-open", help="Open the UI in a browser.")] = True, workspace: WorkspaceOption = None) -> int:
+    """Start the Prefect UI and API of this workspace until Ctrl-C. Deployments and workers connect to this server.
 
     Examples:
         feeb ui
@@ -31,7 +31,7 @@ def ui(*, open: Annotated[bool, Parameter(negative="--no-open", help="Open a bro
         from feeb_pipelines.runs import settle
 
         for name in settle(space.root):
-            print(f"run {name} was left unfinished by a kill; it is marked Crashed now")
+            print(f"run {name} was killed; now marked as Crashed")
         print(f"Prefect for {space.root}: {connection.ui}")
         print(f"for deployments and workers: export PREFECT_API_URL={connection.url}", flush=True)
         if not connection.embedded:
@@ -40,7 +40,7 @@ def ui(*, open: Annotated[bool, Parameter(negative="--no-open", help="Open a bro
             import webbrowser
 
             webbrowser.open(connection.ui)
-        print("Ctrl-C stops it", flush=True)
+        print("press Ctrl-C to stop", flush=True)
         stop.wait()
     return 0
 

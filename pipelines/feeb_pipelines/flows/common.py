@@ -42,8 +42,9 @@ from feebcore.claims.conclude import command_of, conclude
 from feebcore.data.task_runner import offering
 from feebcore.errors import FeebError, Interrupted, StageFailed
 from feebcore.recipe import Recipe, load_study
-from feebcore.run.build import PlanItem, build, plan_stage, stages_for
-from feebcore.run.processes import ALMOST_AT_ONCE, stop_running
+from feebcore.run.build import build
+from feebcore.run.plan import PlanItem, plan_stage, stages_for
+from feebcore.run.processes import SAME_REQUEST, stop_running
 
 OPTIONS: dict[str, Any] = {"persist_result": True, "result_serializer": "json", "validate_parameters": True}
 """Options of every @flow here."""
@@ -161,7 +162,7 @@ def _stopping(asked: threading.Event) -> Iterator[None]:
         if first is None:
             first = time.monotonic()
             asked.set()
-        elif time.monotonic() - first >= ALMOST_AT_ONCE:
+        elif time.monotonic() - first >= SAME_REQUEST:
             stop_running(kill=True)
             os._exit(128 + number)
 

@@ -138,10 +138,10 @@ def _side(words: list[str], text: str) -> tuple[Term, ...]:
 
 
 def _variant(word: str) -> Term:
-    found = _TERM.match(word)
-    if not found:
+    match = _TERM.match(word)
+    if not match:
         raise ValueError(f"{word!r} is no variant: a name, or a name and a step as standard@50")
-    return Term(1.0, found["name"], int(found["step"]) if found["step"] else None)
+    return Term(1.0, match["name"], int(match["step"]) if match["step"] else None)
 
 
 def variants_of(expectation: Expectation) -> list[str]:

@@ -1,0 +1,108 @@
+"""What running a recipe would do: fingerprints, what is reused, and which key makes the difference. Writes nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from feebcore.artifacts import Artifact, Workspace
+from feebcore.config import identity_of
+from feebcore.errors import RecipeError, did_you_mean
+from feebcore.files import digest_of
+from feebcore.provenance import plugin_sources
+from feebcore.recipe import Recipe
+from feebcore.run.inputs import input_artifacts
+
+
+@dataclass(frozen=True)
+class PlanItem:
+    """What will happen to one stage. status: 'reuse', 'continue' (unfinished folder), 'run', or 'run' without a
+    fingerprint when an input is still to be built. differs: why it is not reused (`explain_differences`)."""
+
+    stage: str
+    status: str
+    fingerprint: str = ""
+    artifact: Artifact | None = None
+    path: Path | None = None
+    identity: dict[str, Any] = field(default_factory=dict)
+    differs: tuple[str, ...] = ()
+
+
+def identity(recipe: Recipe, stage: str, inputs: Mapping[str, Artifact]) -> dict[str, Any]:
+    """Everything that changes this stage's result, as plain JSON."""
+    entry = recipe.stages[stage]
+    result: dict[str, Any] = {"stage": entry.spec.full_name, "revision": entry.spec.revision, "section": identity_of(entry.section)}
+    result["inputs"] = {name: artifact.digest for name, artifact in sorted(inputs.items())}
+    if sources := plugin_sources(recipe, stage):
+        result["sources"] = sources
+    return result
+
+
+def stages_for(recipe: Recipe, stages: Iterable[str] | None = None) -> list[str]:
+    """`stages` (default all) and whatever they need, in running order. Raises RecipeError for one the recipe lacks."""
+    needed: set[str] = set()
+    for stage in stages or recipe.stages:
+        if stage not in recipe.stages:
+            raise RecipeError(f"{recipe.path}: the recipe runs no stage {stage!r}; {did_you_mean(stage, recipe.stages)}")
+        needed.update(recipe.upstream(stage))
+    return [s for s in recipe.stages if s in needed]
+
+
+def plan(recipe: Recipe, workspace: Workspace, stages: Iterable[str] | None = None) -> list[PlanItem]:
+    """What running `stages` (default all) and whatever they need would do, in running order. Writes nothing."""
+    items: dict[str, PlanItem] = {}
+    for stage in stages_for(recipe, stages):
+        items[stage] = plan_stage(recipe, stage, workspace, {s: i.artifact for s, i in items.items()})
+    return list(items.values())
+
+
+def plan_stage(recipe: Recipe, stage: str, workspace: Workspace, built: Mapping[str, Artifact | None]) -> PlanItem:
+    """The plan of one stage, given the artifacts of the stages before it (None: not built yet); named inputs are found here."""
+    inputs: dict[str, Artifact] = {}
+    for name, artifact in input_artifacts(recipe, stage, workspace, built).items():
+        if artifact is None:
+            return PlanItem(stage, "run", differs=(f"input {recipe.needs(stage)[name]} is not built yet",))
+        inputs[name] = artifact
+    stage_identity = identity(recipe, stage, inputs)
+    fingerprint = digest_of(stage_identity)[:12]
+    existing = workspace.find(stage, fingerprint)
+    if existing is not None:
+        return PlanItem(stage, "reuse", fingerprint, existing, existing.path, stage_identity)
+    folders = workspace.folders(stage, fingerprint)
+    if folders:
+        return PlanItem(stage, "continue", fingerprint, None, folders[0], stage_identity)
+    return PlanItem(stage, "run", fingerprint, None, workspace.root / stage / f"{recipe.name}-{fingerprint}", stage_identity)
+
+
+def explain_differences(items: Iterable[PlanItem], workspace: Workspace, name: str) -> list[PlanItem]:
+    """The items, those to run with the dotted keys in which they differ from the most similar finished artifact of their stage;
+    of equally similar ones, from one called `name`. Reads every manifest of these stages."""
+    return [
+        dataclasses.replace(item, differs=_nearest_difference(workspace, item.stage, name, item.identity)) if item.status == "run" and item.identity else item
+        for item in items
+    ]
+
+
+def _nearest_difference(workspace: Workspace, stage: str, name: str, stage_identity: dict[str, Any]) -> tuple[str, ...]:
+    best: tuple[int, bool, tuple[str, ...]] | None = None
+    for _, artifact in workspace.all(damaged=lambda folder, error: None, stage=stage):
+        if artifact is None or "section" not in artifact.manifest["identity"]:
+            continue
+        keys = _differences(artifact.manifest["identity"], stage_identity)
+        rank = (len(keys), artifact.name != name, keys)
+        best = rank if best is None or rank[:2] < best[:2] else best
+    return best[2] if best else ()
+
+
+def _differences(old: Any, new: Any, prefix: str = "") -> tuple[str, ...]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted(set(old) | set(new))
+        return tuple(d for k in keys for d in _differences(old.get(k), new.get(k), f"{prefix}.{k}" if prefix else k))
+    if old == new:
+        return ()
+    short = lambda v: "default" if v is None else (v[:12] if isinstance(v, str) else json.dumps(v))  # noqa: E731
+    return (f"{prefix.removeprefix('section.')}: {short(old)} -> {short(new)}",)
