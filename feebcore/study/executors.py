@@ -26,8 +26,9 @@ from typing import Any, Protocol
 from feebcore.artifacts import Artifact, Workspace, read_artifact
 from feebcore.errors import ArtifactError, Diverged, FeebError, Interrupted, StageFailed
 from feebcore.recipe import Recipe
-from feebcore.run.build import PlanItem, build, plan_stage
-from feebcore.run.processes import TO_SAVE, num_ranks, running
+from feebcore.run.build import build
+from feebcore.run.plan import PlanItem, plan_stage
+from feebcore.run.processes import SECONDS_TO_SAVE, num_ranks, running
 
 ProgressFn = Callable[[dict[str, Any]], None]
 
@@ -178,8 +179,8 @@ class _Worker:
         raise StageFailed(f"{outcome['message']}{self._where(stage, item, workspace)}")
 
     def ask(self) -> None:
-        """SIGTERM, with TO_SAVE seconds to end in; asked again, none."""
-        self.deadline = 0.0 if self.asked else time.monotonic() + TO_SAVE
+        """SIGTERM, with SECONDS_TO_SAVE seconds to end in; asked again, none."""
+        self.deadline = 0.0 if self.asked else time.monotonic() + SECONDS_TO_SAVE
         self.asked = True
         if self.alive:
             self._process.send_signal(signal.SIGTERM)

@@ -22,8 +22,8 @@ from typing import Any
 from feebcore.artifacts import MANIFEST, Artifact, Workspace
 from feebcore.errors import Diverged, FeebError, Interrupted
 from feebcore.recipe import Recipe
-from feebcore.run.build import plan_stage, stages_for
-from feebcore.run.processes import ALMOST_AT_ONCE, stop_running
+from feebcore.run.plan import plan_stage, stages_for
+from feebcore.run.processes import SAME_REQUEST, stop_running
 from feebcore.study.executors import Execution, ProgressFn, current_execution
 from feebcore.study.ledger import LeaseLost, Ledger, this_owner
 from feebcore.study.runs import RunRecord, RunSpec, run_id
@@ -102,7 +102,7 @@ class _Study:
     def _propose(self) -> None:
         fresh = [spec for spec in self.propose(self.records) if spec.name not in self.specs]
         if fresh:
-            self.ledger.plan(fresh, {spec.name: run_id(spec.recipe, spec.stages, self.built) for spec in fresh})
+            self.ledger.plan(fresh, {spec.name: run_id(spec.recipe, spec.stages, self.workspace, self.built) for spec in fresh})
             self.specs |= {spec.name: spec for spec in fresh}
             self._reload()
 
@@ -279,7 +279,7 @@ def _stopping_on_signals(asked: threading.Event, in_caller: bool) -> Iterator[No
         if first is None:
             first = time.monotonic()
             asked.set()
-        elif time.monotonic() - first >= ALMOST_AT_ONCE:
+        elif time.monotonic() - first >= SAME_REQUEST:
             stop_running(kill=True)
             os._exit(128 + number)
 

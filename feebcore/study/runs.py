@@ -6,10 +6,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from feebcore.artifacts import Artifact
+from feebcore.artifacts import Artifact, Workspace
 from feebcore.files import digest_of
 from feebcore.recipe import Recipe
-from feebcore.run.build import identity, stages_for
+from feebcore.run.inputs import find_input
+from feebcore.run.plan import identity, stages_for
 
 Role = Literal["baseline", "candidate", "cell", "trial", "stable"]
 """baseline, candidate: what is compared. cell: a point of a sweep. trial: a short run that decides an option. stable: the
@@ -66,13 +67,14 @@ class RunRecord:
         return self.status in ENDED
 
 
-def run_id(recipe: Recipe, stages: Iterable[str], built: Mapping[str, Artifact]) -> str:
+def run_id(recipe: Recipe, stages: Iterable[str], workspace: Workspace, built: Mapping[str, Artifact]) -> str:
     """12 hex digits: the fingerprint of the artifact that the last of `stages` will make.
 
     Where a stage that it needs is not in `built`, that stage's own id stands for its content: then it is the fingerprint of
     the whole chain, and names no folder.
     """
-    ids = {stage: artifact.digest for stage, artifact in built.items()}
+    ids = {stage: find_input(named, workspace).digest for stage, named in recipe.inputs.items()}
+    ids |= {stage: artifact.digest for stage, artifact in built.items()}
     targets = list(stages)
     for stage in stages_for(recipe, targets):
         if stage not in ids:

@@ -20,9 +20,9 @@ from typing import Any
 
 from feebcore.artifacts import Workspace, read_artifact
 from feebcore.errors import ArtifactError, FeebError
-from feebcore.files import digest_of
 from feebcore.recipe import from_resolved
-from feebcore.run.build import build, identity
+from feebcore.run.build import build
+from feebcore.run.plan import plan_stage
 from feebcore.run.worker import end_when
 
 
@@ -60,14 +60,14 @@ def _serve(request: dict[str, Any], reply: Any) -> None:
                 if artifact is None:
                     raise ArtifactError(f"input {stage} at {path} is not finished")
                 built[stage] = artifact
-            stage = request["stage"]
-            own = digest_of(identity(recipe, stage, {name: built[provider] for name, provider in recipe.needs(stage).items()}))[:12]
+            stage, workspace = request["stage"], Workspace(request["workspace"])
+            own = plan_stage(recipe, stage, workspace, built).fingerprint
             if own != request["fingerprint"]:
                 raise ArtifactError(f"{recipe.name}: what {stage} depends on has changed since it was planned ({request['fingerprint']}, now {own})")
             artifact = build(
                 recipe,
                 stage,
-                Workspace(request["workspace"]),
+                workspace,
                 built,
                 lambda row: reply({"event": row}),
                 in_process=True,

@@ -169,9 +169,8 @@ def test_a_signal_saves_what_is_at_work_and_begins_nothing_else(tmp_path: Path, 
 
 
 def test_the_id_of_a_chain_stands_for_what_is_not_built_yet(tmp_path: Path) -> None:
-    one, other = spec(tmp_path, "a", number=1), spec(tmp_path, "b", number=2)
-    assert run_id(one.recipe, one.stages, {}) == run_id(spec(tmp_path, "c", number=1).recipe, ("count",), {})
-    assert run_id(one.recipe, one.stages, {}) != run_id(other.recipe, other.stages, {})
+    ids = [run_id(one.recipe, one.stages, Workspace(tmp_path), {}) for one in (spec(tmp_path, name, number=n) for name, n in (("a", 1), ("b", 2), ("c", 1)))]
+    assert ids[0] == ids[2] != ids[1]
 
 
 def test_devices_are_those_that_the_environment_leaves(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -140,8 +140,8 @@ def _show(result: Mapping[str, Any], path: str, display: Display, reused: bool) 
     for column in columns:
         table.add_column(column, justify="left" if column == "recipe" else "right")
     variants = {v["name"]: v for v in result["variants"]}
-    for side in result["sides"]:
-        table.add_row(*_row(side, variants.get(side["name"])))
+    for candidate in result["recipes"]:
+        table.add_row(*_row(candidate, variants.get(candidate["name"])))
     out.print(table, soft_wrap=False)
     for sentence in result["verdict"]:
         out.print(sentence, style="bold", markup=False)
@@ -152,15 +152,15 @@ def _show(result: Mapping[str, Any], path: str, display: Display, reused: bool) 
     out.print(f"page: {path}/page.md", markup=False)
 
 
-def _row(side: Mapping[str, Any], variant: Mapping[str, Any] | None) -> list[str]:
+def _row(candidate: Mapping[str, Any], variant: Mapping[str, Any] | None) -> list[str]:
     from feeb_pipelines.summary import number
     from feebcore.compare.report import numbers_of
     from feebcore.report.style import byte_size
 
-    speed = "" if side["tokens_per_second"] is None else number(side["tokens_per_second"])
-    memory = "" if side["memory_bytes"] is None else byte_size(side["memory_bytes"])
-    runs = f"{len(side['diverged'])} of {len(side['seeds'])}"
-    return [side["name"], *numbers_of(side, variant), speed, memory, number(side["steps"]), f"{side['rate']['factor']:g} x", runs]
+    speed = "" if candidate["tokens_per_second"] is None else number(candidate["tokens_per_second"])
+    memory = "" if candidate["memory_bytes"] is None else byte_size(candidate["memory_bytes"])
+    runs = f"{len(candidate['diverged'])} of {len(candidate['seeds'])}"
+    return [candidate["name"], *numbers_of(candidate, variant), speed, memory, number(candidate["steps"]), f"{candidate['rate']['factor']:g} x", runs]
 
 
 compare.usage = "Usage: feeb compare BASELINE RECIPE… [OPTIONS]"  # type: ignore[attr-defined]
