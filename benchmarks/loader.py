@@ -70,8 +70,8 @@ def windows(store: TokenStore, flat: np.memmap, batch: int, length: int, rounds:
     for _ in range(rounds):
         starts = random.integers(0, store.num_tokens - length, (20, batch))
         loop = seconds(lambda starts=starts: [np.stack([flat[s : s + length].astype(np.int64) for s in row]) for row in starts], clock=time.thread_time)
-        own = seconds(lambda starts=starts: [store.windows(row, length) for row in starts], clock=time.thread_time)
-        assert np.array_equal(store.windows(starts[0], length), np.stack([flat[s : s + length] for s in starts[0]]))
+        own = seconds(lambda starts=starts: [store.read_batch(row, length) for row in starts], clock=time.thread_time)
+        assert np.array_equal(store.read_batch(starts[0], length), np.stack([flat[s : s + length] for s in starts[0]]))
         ratios.append(loop / own)
         speeds.append(starts.size * length / own)
     print(f"  windows of {length:5} x {batch:4}: {statistics.median(ratios):5.2f} x np.memmap ({min(ratios):.2f} to {max(ratios):.2f}), ", end="")
@@ -133,7 +133,7 @@ def remote(folder: Path, seq_len: int, batch: int) -> None:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         for name, where in (("local", root / "tokens.zarr"), ("http", f"http://127.0.0.1:{server.server_port}/tokens.zarr")):
             store = TokenStore.open(where, "train", verify=False)
-            first, second = (seconds(lambda store=store: store.windows(starts, seq_len + 1)) for _ in range(2))
+            first, second = (seconds(lambda store=store: store.read_batch(starts, seq_len + 1)) for _ in range(2))
             print(f"  {'zstd' if compress else 'plain'} {name:5}: a batch of {batch}: first {first * 1e3:7.1f} ms, again {second * 1e3:6.2f} ms; ", end="")
             print(f"{size / 1e6:.1f} MB on disk for {store.num_tokens / 1e6:.1f} M tokens")
         server.shutdown()

@@ -63,7 +63,7 @@ def vocabulary(artifact: Path) -> int:
     """One more than the largest id: what both sides need to know."""
     from feebcore.data.store import TokenStore
 
-    stores = [TokenStore.open(artifact / "tokens.zarr", split) for split in ("train", "val")]
+    stores = [TokenStore.open(artifact / "tokens.zarr", split) for split in ("train", "validation")]
     return 1 + max(int(store.read(0, store.num_tokens).max()) for store in stores)
 
 
@@ -168,7 +168,7 @@ def one_run(name: str, setting: dict[str, Any], artifact: Path, steps: int, scor
     model, ends = train_ours(setting, artifact, steps) if name == "feeb" else train_theirs(name, setting, artifact, steps)
     found: dict[str, Any] = {"seconds": ends[-1], "first": ends[0], "step": (ends[-1] - ends[1]) / max(1, len(ends) - 2)}
     if scored:
-        found["bits_per_byte"] = score_store(model, TokenStore.open(artifact / "tokens.zarr", "val"), WINDOW).bits_per_byte
+        found["bits_per_byte"] = score_store(model, TokenStore.open(artifact / "tokens.zarr", "validation"), WINDOW).bits_per_byte
     print(json.dumps(found), flush=True)
 
 

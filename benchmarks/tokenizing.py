@@ -25,10 +25,10 @@ BATCH = 256
 
 def main(megabytes: int = 100, vocab_size: int = 32768, threads: int = 2, parts: int = 5) -> None:
     os.environ |= {"RAYON_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "true" if threads > 1 else "false"}
-    from feeb_data import BpeConfig, bulk
+    from feeb_data import BpeConfig, tiktoken_encoding
     from feeb_data.bpe import BpeTrainer
 
-    bulk.num_threads = lambda: threads  # type: ignore[assignment]
+    tiktoken_encoding.num_threads = lambda: threads  # type: ignore[assignment]
     texts = list(documents(megabytes * 10**6))
     size = sum(len(text.encode()) for text in texts)
     for trainer in ("rustbpe", "huggingface"):

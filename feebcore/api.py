@@ -5,7 +5,7 @@
     feeb.runs()                                   # every artifact of the workspace, a polars frame
     run = feeb.open_run("quickstart", stage="pretrain")
     run.metrics["val_bits_per_byte"]
-    run.log().filter(split="val")                 # the training log, a polars frame
+    run.log().filter(split="validation")                 # the training log, a polars frame
     print(run.generate("def main(", max_new_tokens=64, temperature=0.8))
     model, tokenizer = feeb.open_model("exported/model")
 
@@ -95,7 +95,7 @@ class Run:
 
         Example::
 
-            run.log().filter(split="val").select("step", "loss")
+            run.log().filter(split="validation").select("step", "loss")
         """
         import polars as pl
 

@@ -112,9 +112,9 @@ class TokenizerTrainer(Protocol):
 
 
 @dataclass
-class PackedWindows:
-    """Windows of a packing. tokens [B, T+1]: inputs and, one further, targets. mask [B,T] bool: which targets count.
-    doc_ids [B,T] int64: which document inside the window. positions [B,T] int64. None: all count, one document, 0..T-1."""
+class PackedSequences:
+    """Sequences of a packing. tokens [B, T+1]: inputs and, one further, targets. mask [B,T] bool: which targets count.
+    doc_ids [B,T] int64: which document inside the sequence. positions [B,T] int64. None: all count, one document, 0..T-1."""
 
     tokens: np.ndarray
     mask: np.ndarray | None = None
@@ -123,19 +123,19 @@ class PackedWindows:
 
 
 class Packing(Protocol):
-    """Documents to training windows, each addressed by its number.
+    """Documents to training sequences, each addressed by its number.
 
-    It may have `statistics`, a dict: padding_share (of the windows' positions), dropped_share (of the split's tokens that
-    stand in no window), cut_documents_share (of documents that no window holds whole); they end in the run's metrics.
+    It may have `statistics`, a dict: padding_share (of the sequences' positions), dropped_share (of the split's tokens that
+    stand in no sequence), cut_documents_share (of documents that no sequence holds whole); they end in the run's metrics.
     """
 
-    num_windows: int  # of one epoch
+    num_sequences: int  # of one epoch
 
-    def windows(self, indices: np.ndarray) -> PackedWindows: ...  # indices int64 [B]
+    def sequences(self, indices: np.ndarray) -> PackedSequences: ...  # indices int64 [B]
 
 
 class DataOrder(Protocol):
-    """`order(samples int64 [B]) -> windows int64 [B]`: which window each sample index of the run gets; stateless.
+    """`order(samples int64 [B]) -> sequences int64 [B]`: which sequence each sample index of the run gets; stateless.
 
     It may have `epochs(num_samples) -> dict[str, float]`: how often each source is seen by a run of so many samples.
     """
@@ -147,11 +147,11 @@ class DataOrder(Protocol):
 class DataOrderContext:
     """What an order may know of the run, for those whose factory names an argument `context`.
 
-    max_steps: 0 where it is not known. packing, store: to look into windows. sources: the windows of each source, when the
-    order's config says `by_source = True`; each window then holds documents of one source only.
+    max_steps: 0 where it is not known. packing, store: to look into sequences. sources: the sequences of each source, when the
+    order's config says `by_source = True`; each sequence then holds documents of one source only.
     """
 
-    num_windows: int
+    num_sequences: int
     batch_size: int
     max_steps: int
     packing: Packing
@@ -272,13 +272,13 @@ class Problem:
 
 
 class Task(Protocol):
-    """`problem(rng)` draws a problem; `reward(instance, completion)` in [0, 1] never runs the completion.
+    """`problem(rng)` draws a problem; `reward(problem, completion)` in [0, 1] never runs the completion.
     max_completion_tokens bounds a completion, EOS included."""
 
     max_completion_tokens: int
 
     def problem(self, rng: np.random.Generator) -> Problem: ...
-    def reward(self, instance: Problem, completion: str) -> float: ...
+    def reward(self, problem: Problem, completion: str) -> float: ...
 
 
 # --- scaling ----------------------------------------------------------------------------------------------------

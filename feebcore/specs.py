@@ -119,7 +119,7 @@ class PackingSpec(PartSpec):
 
 
 class DataOrderSpec(PartSpec):
-    """build: `(config, num_windows, seed) -> Order`: which window each sample index gets; stateless. A factory that names
+    """build: `(config, num_sequences, seed) -> Order`: which window each sample index gets; stateless. A factory that names
     a fourth argument `context` is given an DataOrderContext (feebcore/protocols.py)."""
 
 

@@ -58,7 +58,7 @@ tokenizer: {tokenizer: byte}
 pretrain: {architecture: {name: transformer, num_layers: 1, d_model: 32, num_heads: 2}, seq_len: 64, batch_size: 4, max_steps: 6, log_every: 2,
   eval_every: 3, eval_tokens: 256, precision: fp32, threads: 1, compile: "off"}
 evaluate:
-  benchmarks: [bits_per_byte, {name: python_parses, samples: 8, max_new_tokens: 12}, {name: task_accuracy, instances: 8}]
+  benchmarks: [bits_per_byte, {name: python_parses, samples: 8, max_new_tokens: 12}, {name: task_accuracy, problems: 8}]
   precision: fp32
   threads: 1
 """

@@ -46,7 +46,7 @@ def test_the_log_is_a_frame_and_the_recipe_is_the_resolved_one(tiny_chain) -> No
     run = feeb.open_run("tiny", workspace.root)
     log = run.log()
     assert {"step", "split", "loss"} <= set(log.columns)
-    assert log.filter(split="val").height >= 1
+    assert log.filter(split="validation").height >= 1
     assert run.metrics_frame().equals(log)
     assert run.section["max_steps"] == run.recipe["pretrain"]["max_steps"] == run.metrics["steps"]
     assert feeb.open_run("shard/tiny", workspace.root).log().is_empty()

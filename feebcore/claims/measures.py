@@ -27,7 +27,7 @@ def measure(artifact: Artifact, metric: str, step: int | None = None) -> float:
     key = "val_bits_per_byte" if metric == HELD_OUT else metric
     if step is None and key in artifact.metrics:
         return _number(artifact.metrics[key], metric)
-    split = "val" if metric == HELD_OUT else "train"
+    split = "validation" if metric == HELD_OUT else "train"
     rows = [row for row in read_jsonl(artifact.path / LOG) if metric in row and row.get("split", split) == split]
     row = _at(rows, step)
     if row is None:

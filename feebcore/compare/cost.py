@@ -50,11 +50,12 @@ def measure(recipe: Recipe, inputs: Mapping[str, Artifact], folder: Path, steps:
     import torch
 
     from feebcore.data.loader import make_batches
+    from feebcore.data.token_artifacts import open_tokens
     from feebcore.model import precision
-    from feebcore.stages.pretrain import PretrainConfig, open_tokens
     from feebcore.train import compilation
     from feebcore.train.parallel_config import ParallelConfig
     from feebcore.train.pretrain import train_model
+    from feebcore.train.pretrain_config import PretrainConfig
 
     folder.mkdir(parents=True, exist_ok=True)
     whole = recipe.stages[STAGE].section

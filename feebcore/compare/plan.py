@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,9 +17,10 @@ from feebcore.errors import RecipeError
 from feebcore.files import digest_of
 from feebcore.parts import Part
 from feebcore.provenance import plugin_sources
-from feebcore.recipe import Recipe, StageEntry
+from feebcore.recipe import Recipe, StageEntry, load, load_study, quick_overrides
 from feebcore.run.plan import identity, stages_for
-from feebcore.stages.pretrain import PretrainConfig, check_training
+from feebcore.train.checks import check_training
+from feebcore.train.pretrain_config import PretrainConfig
 
 STAGE = "pretrain"
 REVISION = 3
@@ -94,6 +96,39 @@ class Run:
 
     def overrides(self) -> dict[str, Any]:
         return {k: v for k, v in dataclasses.asdict(self).items() if k != "name"}
+
+
+def load_candidates(paths: Sequence[str], settings: Settings, overrides: Sequence[str], quick: bool) -> tuple[Settings, list[Recipe], str]:
+    """Settings with a name, the recipes or their variants, and the command that asks for this, but for how it is run.
+
+    The seeds that a recipe names are the comparison's to choose. quick: with the recipes' `quick:` sections.
+    """
+    recipes: list[Recipe] = []
+    for path in paths:
+        texts = [*quick_overrides(path), *overrides] if quick else list(overrides)
+        variants = {recipe.variant: recipe for recipe in reversed(load_study(path, texts))}
+        if list(variants) == [""]:
+            recipes.append(load(path, texts))
+        else:
+            alone = len(paths) == 1  # then the variant says all
+            recipes += [dataclasses.replace(r, name=r.variant if alone else r.name.removesuffix(f"-seed{r.seed}")) for r in reversed(variants.values())]
+    command = _command(paths, settings, overrides, quick)
+    if len(paths) == 1 and not settings.name:
+        own = str(recipes[0].data.get("name") or recipes[0].path.stem)
+        settings = settings.model_copy(update={"name": re.sub(r"[^\w.-]+", "-", own).lstrip(".")})
+    return settings, recipes, command
+
+
+def _command(paths: Sequence[str], settings: Settings, overrides: Sequence[str], quick: bool) -> str:
+    defaults = Settings()
+    words = ["feeb", "compare", *paths, *(["--quick"] if quick else [])]
+    for option in ("seeds", "budget", "effect", "name"):
+        if (value := getattr(settings, option)) != getattr(defaults, option):
+            words += [f"--{option}", str(value)]
+    words += {"best": [], "report": ["--own-rate"], "off": ["--no-rate-probe"]}[settings.rates]
+    if settings.curve != defaults.curve:
+        words += ["--curve", ",".join(f"{factor:g}" for factor in settings.curve) or "none"]
+    return shlex.join([*words, *(word for text in overrides for word in ("--set", text))])
 
 
 def candidates_of(recipes: Sequence[Recipe], settings: Settings) -> list[Candidate]:

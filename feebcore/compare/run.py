@@ -34,7 +34,7 @@ from feebcore.compare.plan import (
     token_steps,
     with_section,
 )
-from feebcore.errors import NO_HELD_OUT_TEXT, DataError, Diverged, FeebError, StageFailed
+from feebcore.errors import NO_VALIDATION_TEXT, DataError, Diverged, FeebError, StageFailed
 from feebcore.files import digest_of, read_json, write_atomic, write_json
 from feebcore.provenance import describe_plugins
 from feebcore.recipe import Recipe
@@ -98,8 +98,8 @@ def _shared_stages(candidates: Sequence[Candidate], workspace: Workspace, on_pro
         for stage in before:
             if plan_stage(candidate.recipe, stage, workspace, built).fingerprint != built[stage].fingerprint:
                 raise FeebError(f"{candidate.recipe.path}: its stage {stage} is not that of {base.path}, so the two are not trained on the same data")
-    if not read_json(finished_inputs(base, STAGE, workspace, built)["tokens"].file("tokens.json"))["val"]["documents"]:
-        raise DataError(f"{KIND}: no document is held out, so nothing can be compared; {NO_HELD_OUT_TEXT}")
+    if not read_json(finished_inputs(base, STAGE, workspace, built)["tokens"].file("tokens.json"))["validation"]["documents"]:
+        raise DataError(f"{KIND}: no document is held out, so nothing can be compared; {NO_VALIDATION_TEXT}")
     return built
 
 

@@ -1,6 +1,6 @@
 """How tokens of one zarr array are reached: mapped from local files, or decoded by zarr and kept in a cache.
 
-Both give *pieces*: a piece is a stretch of the array that lies in memory as one array, so that a window inside a piece
+Both give *pieces*: a piece is a stretch of the array that lies in memory as one array, so that a sequence inside a piece
 is a view or one copy. Mapped pieces are runs of chunks that follow each other in a shard file, usually whole shards.
 """
 
@@ -105,7 +105,7 @@ class MappedChunks:
         return int(self._begins[number]), self._arrays[number]
 
     def fill(self, out: np.ndarray, starts: np.ndarray) -> None:
-        """Many rows of one piece are taken by one indexing of its overlapping windows, few (under ROWS_WORTH_INDEXING a
+        """Many rows of one piece are taken by one indexing of its overlapping sequences, few (under ROWS_WORTH_INDEXING a
         piece) one by one, whichever is faster."""
         length = out.shape[1]
         piece_B = self._begins.searchsorted(starts, side="right") - 1

@@ -1,7 +1,7 @@
 """The document table: `documents.parquet` with columns text, source, key, sha256, num_bytes, split.
 
-Rows are sorted by (source, key). sha256 is of the UTF-8 text, num_bytes its length, split 'val' where the hash is 0
-modulo the section's split_modulus or the source is held out whole, else 'train'. Nothing here holds more than a batch of
+Rows are sorted by (source, key). sha256 is of the UTF-8 text, num_bytes its length, split 'validation' where the hash is 0
+modulo the section's split_modulus or all of the source is validation text, else 'train'. Nothing here holds more than a batch of
 text in memory, except a sort of documents that did not come in order.
 """
 
@@ -105,11 +105,11 @@ def read_texts(path: Path, split: str | None = None, max_bytes: int | None = Non
 
 
 def write_documents(
-    filtered: Path, target: Path, work: Path, split_modulus: int, tick: Callable[[float], None], held_out: Set[str] = frozenset()
+    filtered: Path, target: Path, work: Path, split_modulus: int, tick: Callable[[float], None], validation_sources: Set[str] = frozenset()
 ) -> tuple[pl.DataFrame, str]:
     """Hash, split and sort the rows of `filtered` (columns of RAW) into `target`, which appears whole or not at all.
 
-    tick: called with the share of rows done. held_out: sources that are 'val' whole. Returns the table without its texts,
+    tick: called with the share of rows done. validation_sources: sources whose documents all go to the validation split. Returns the table without its texts,
     and a digest of it: the same documents give the same digest whatever wrote the file.
     """
     names = pl.read_parquet(filtered, columns=["source", "key", "num_bytes"])
@@ -126,7 +126,9 @@ def write_documents(
         frame = batch.with_columns(
             sha256=pl.Series(hashes, dtype=pl.String),
             num_bytes=pl.Series([len(text) for text in encoded], dtype=pl.Int64),
-            split=pl.Series(["val" if s in held_out else split_of(h, split_modulus) for h, s in zip(hashes, batch["source"], strict=True)], dtype=pl.String),
+            split=pl.Series(
+                ["validation" if s in validation_sources else split_of(h, split_modulus) for h, s in zip(hashes, batch["source"], strict=True)], dtype=pl.String
+            ),
         ).select(COLUMNS)
         kept.append(frame.drop("text"))
         digest.update("".join(f"{row}\n" for row in kept[-1].iter_rows()).encode())
@@ -178,5 +180,5 @@ def _sorted_batches(filtered: Path, names: pl.DataFrame, work: Path) -> Iterator
 
 
 def split_of(sha256: str, modulus: int) -> str:
-    """'val' where the document's hash is 0 modulo `modulus`, else 'train'."""
-    return "val" if int(sha256, 16) % modulus == 0 else "train"
+    """'validation' where the document's hash is 0 modulo `modulus`, else 'train'."""
+    return "validation" if int(sha256, 16) % modulus == 0 else "train"

@@ -1,4 +1,4 @@
-"""Arrays that are made once from a token store (a packing, a difficulty of each window) and kept beside it.
+"""Arrays that are made once from a token store (a packing, a difficulty of each sequence) and kept beside it.
 
 `<folder of tokens.zarr>/index/<name>-<digest>/` holds one .npy file an array and `index.json` with what they were made
 from and their SHA-256. A folder appears whole or not at all, so ranks may make it at the same time. An index that is

@@ -85,11 +85,11 @@ class TokenStore:
             raise IndexError(f"tokens {start}..{stop} are outside 0..{self.num_tokens} of split {self.split!r}")
         return read_pieces(self._pieces, start, stop, self.dtype)
 
-    def windows(self, starts: np.ndarray, length: int, dtype: Any = np.int64) -> np.ndarray:
+    def read_batch(self, starts: np.ndarray, length: int, dtype: Any = np.int64) -> np.ndarray:
         """[B, length] of `dtype`: row i holds the `length` tokens from starts[i]."""
         starts = np.asarray(starts, dtype=np.int64)
         if starts.size and not (int(starts.min()) >= 0 and int(starts.max()) + length <= self.num_tokens):
-            raise IndexError(f"windows of {length} from {starts.min()}..{starts.max()} are outside 0..{self.num_tokens} of split {self.split!r}")
+            raise IndexError(f"sequences of {length} from {starts.min()}..{starts.max()} are outside 0..{self.num_tokens} of split {self.split!r}")
         out = np.empty((len(starts), length), dtype=dtype)
         self._pieces.fill(out, starts)
         return out

@@ -20,11 +20,11 @@ NOT_UTF8 = "not UTF-8"
 class TextReader:
     """Turns files into documents and counts what it had to leave out, by reason.
 
-    label: the documents' source. column: key of the text in rows. separator: between documents of a plain text file.
+    source: the documents' source. column: key of the text in rows. separator: between documents of a plain text file.
     """
 
-    def __init__(self, label: str, column: str = "text", separator: str = "", skipped: Counter[str] | None = None) -> None:
-        self.label, self.column, self.separator = label, column, separator
+    def __init__(self, source: str, column: str = "text", separator: str = "", skipped: Counter[str] | None = None) -> None:
+        self.source, self.column, self.separator = source, column, separator
         self.skipped: Counter[str] = Counter() if skipped is None else skipped
 
     def read(self, path: Path, key: str) -> Iterator[Document]:
@@ -38,11 +38,11 @@ class TextReader:
         else:
             text = self._decoded(path.read_bytes())
             if text is not None:
-                yield Document(text, self.label, key)
+                yield Document(text, self.source, key)
             return
         for number, text in enumerate(rows):
             if text is not None:
-                yield Document(text, self.label, f"{key}:{number:09}")
+                yield Document(text, self.source, f"{key}:{number:09}")
 
     def _parquet(self, path: Path) -> Iterator[str | None]:
         import polars as pl

@@ -32,12 +32,12 @@ class StoreView:
             raise IndexError(f"tokens {start}..{stop} are outside 0..{self.num_tokens} of a part of split {self.split!r}")
         return self._store.read(self._begin + start, self._begin + stop)
 
-    def windows(self, starts: np.ndarray, length: int, dtype: Any = np.int64) -> np.ndarray:
+    def read_batch(self, starts: np.ndarray, length: int, dtype: Any = np.int64) -> np.ndarray:
         """[B, length] of `dtype`: row i holds the `length` tokens from starts[i]."""
         starts = np.asarray(starts, dtype=np.int64)
         if starts.size and not (int(starts.min()) >= 0 and int(starts.max()) + length <= self.num_tokens):
-            raise IndexError(f"windows of {length} from {starts.min()}..{starts.max()} are outside 0..{self.num_tokens} of a part of split {self.split!r}")
-        return self._store.windows(self._begin + starts, length, dtype)
+            raise IndexError(f"sequences of {length} from {starts.min()}..{starts.max()} are outside 0..{self.num_tokens} of a part of split {self.split!r}")
+        return self._store.read_batch(self._begin + starts, length, dtype)
 
     @functools.cached_property
     def doc_offsets(self) -> np.ndarray:

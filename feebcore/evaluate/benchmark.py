@@ -5,7 +5,7 @@
         better = "lower"             # or "higher": which direction is progress
         percent = False              # True where values are shares, to be shown in per cent
 
-        def run(self, subject: Subject) -> dict: ...
+        def run(self, target: EvaluatedModel) -> dict: ...
 
 `run` returns `{metric: {value, low, high, n}, …}` (feebcore.evaluate.intervals.dump makes one), the headline metric
 first; plain numbers and texts beside them are details. The key `samples`, a list of `{prompt, text, …}`, is taken out
@@ -22,7 +22,7 @@ from feebcore.protocols import LanguageModel, ProgressFn, Tokenizer
 
 
 @dataclass(frozen=True)
-class Subject:
+class EvaluatedModel:
     """A model under test. name: the stage that made it. store: TokenStore of the validation split; None where the recipe
     has no tokens, which a benchmark that reads them says in its spec: `needs=("tokens",)`.
 
@@ -45,7 +45,7 @@ class Benchmark(Protocol):
     better: str
     percent: bool
 
-    def run(self, subject: Subject) -> dict[str, Any]: ...
+    def run(self, target: EvaluatedModel) -> dict[str, Any]: ...
 
 
 def headline(result: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
@@ -59,10 +59,10 @@ def intervals(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def summarize(results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, float]]:
-    """`{benchmark: {subject: value}}`: headline metrics under the benchmark's name, others as `benchmark_metric`."""
+    """`{benchmark: {target: value}}`: headline metrics under the benchmark's name, others as `benchmark_metric`."""
     flat: dict[str, dict[str, float]] = {}
     for name, models in results.items():
-        for subject, result in models.items():
+        for target, result in models.items():
             for i, (metric, entry) in enumerate(intervals(result).items()):
-                flat.setdefault(name if i == 0 else f"{name}_{metric}", {})[subject] = entry["value"]
+                flat.setdefault(name if i == 0 else f"{name}_{metric}", {})[target] = entry["value"]
     return flat

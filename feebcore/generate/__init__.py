@@ -1,1 +1,1 @@
-"""Decoding: `engine.generate` completes batches of prompts; processors and decoders are parts."""
+"""Decoding: `engine.generate` completes batches of prompts; processors and samplers are parts."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-Processor = Callable[[Tensor], Tensor]
+LogitsProcessor = Callable[[Tensor], Tensor]
 """Logits [B,V] fp32 to logits [B,V]; a removed token becomes -inf. Works row by row."""
 
 
@@ -33,7 +33,7 @@ class PerRowRNG:
         return torch.from_numpy((_mix(self._state) >> np.uint64(11)).astype(np.float64) * 2.0**-53).to(self._device)
 
 
-Decoder = Callable[[Tensor, PerRowRNG], Tensor]
+Sampler = Callable[[Tensor, PerRowRNG], Tensor]
 """Processed logits [B,V] fp32 and the rows' random numbers to tokens [B]."""
 
 

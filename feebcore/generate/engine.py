@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from feebcore.errors import DataError
-from feebcore.generate.decoding import Decoder, PerRowRNG, Processor, row_seeds, sample
+from feebcore.generate.decoding import LogitsProcessor, PerRowRNG, Sampler, row_seeds, sample
 from feebcore.protocols import LanguageModel, Tokenizer
 
 
@@ -47,8 +47,8 @@ def generate(
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     eos_id: int,
-    logits_processors: Sequence[Processor] = (),
-    decoder: Decoder | None = None,
+    logits_processors: Sequence[LogitsProcessor] = (),
+    sampler: Sampler | None = None,
     seed: int = 0,
     device: torch.device | str | None = None,
     rows: Sequence[int] | None = None,
@@ -56,7 +56,7 @@ def generate(
 ) -> list[Completion]:
     """Complete every prompt (ids, BOS included by the caller) by up to `max_new_tokens` ids.
 
-    processors run in the order given. decoder: default sampling. rows: the number of each prompt's random stream
+    processors run in the order given. sampler: default sampling. rows: the number of each prompt's random stream
     under `seed`, default 0, 1, …; a prompt with the same seed and row draws the same, whatever is beside it.
     device: default the model's. A completion ends early ('length') where the model's context is full.
     Raises DataError for an empty prompt or one that fills the context.
@@ -76,7 +76,7 @@ def generate(
     try:
         for chunk in _chunks(order, [len(p) for p in prompts], max_new_tokens, model.seq_len, batch_size):
             random = PerRowRNG(seeds[chunk], device)
-            completions = _decode(model, [list(prompts[i]) for i in chunk], max_new_tokens, eos_id, logits_processors, decoder or sample, random, device)
+            completions = _decode(model, [list(prompts[i]) for i in chunk], max_new_tokens, eos_id, logits_processors, sampler or sample, random, device)
             for i, completion in zip(chunk, completions, strict=True):
                 done[i] = completion
     finally:
@@ -104,8 +104,8 @@ def _decode(
     prompts: list[list[int]],
     max_new_tokens: int,
     eos_id: int,
-    logits_processors: Sequence[Processor],
-    decoder: Decoder,
+    logits_processors: Sequence[LogitsProcessor],
+    sampler: Sampler,
     random: PerRowRNG,
     device: torch.device | str,
 ) -> list[Completion]:
@@ -129,7 +129,7 @@ def _decode(
         logits = raw
         for processor in logits_processors:
             logits = processor(logits)
-        chosen = decoder(logits, random)
+        chosen = sampler(logits, random)
         log_probs = _log_prob_of(logits, chosen)
         columns.append((chosen, log_probs, log_probs if logits is raw else _log_prob_of(raw, chosen)))
         active &= (chosen != eos_id) & (limit > step + 1)

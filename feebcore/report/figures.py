@@ -32,12 +32,12 @@ def training(logs: Mapping[str, Rows], theme: Theme) -> Figure | None:
         smooth = smoothed(loss)
         axes.plot(steps, smooth, color=theme.series[0])
         labels = [(smooth[-1], "training", theme.series[0])]
-        val_rows = [r for r in rows if r.get("split") == "val" and not r.get("whole_split")]
-        val_steps, val = column(val_rows, "loss", "val")
+        val_rows = [r for r in rows if r.get("split") == "validation" and not r.get("whole_split")]
+        val_steps, val = column(val_rows, "loss", "validation")
         if val:
             axes.plot(val_steps, val, color=theme.series[1], marker="o", markersize=3.5, linewidth=1.2)
             labels.append((val[-1], "validation", theme.series[1]))
-        whole = [r for r in rows if r.get("split") == "val" and r.get("whole_split") and r.get("loss") is not None]
+        whole = [r for r in rows if r.get("split") == "validation" and r.get("whole_split") and r.get("loss") is not None]
         if whole:
             axes.plot([whole[-1]["step"]], [whole[-1]["loss"]], marker="D", markersize=6, color=theme.series[1], linestyle="none", clip_on=False, zorder=5)
             labels.append((whole[-1]["loss"], "full validation", theme.series[1]))
@@ -216,7 +216,7 @@ def _held_out_accuracy(axes: Axes, rows: Rows, metrics: Mapping[str, Any], steps
     orange = theme.series[1]
     ends = [(steps[0] - 1, metrics.get("accuracy_before")), (steps[-1], metrics.get("accuracy_after"))]
     measured = [(x, a) for x, a in ends if isinstance(a, Mapping)]
-    between = [(r["step"], r["accuracy"]) for r in rows if r.get("split") == "val" and r.get("accuracy") is not None]
+    between = [(r["step"], r["accuracy"]) for r in rows if r.get("split") == "validation" and r.get("accuracy") is not None]
     line = sorted({**dict(between), **{x: a["value"] for x, a in measured}}.items())
     if not line:
         return

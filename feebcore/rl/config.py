@@ -22,31 +22,31 @@ class RlConfig(StageConfig):
     algorithm make its optimizer steps. Clipping, KL, entropy and epochs are the algorithm's own options.
     """
 
-    task: Annotated[Part, PartKey("tasks")] = default_part("sort")
-    algorithm: Annotated[Part, PartKey("algorithms")] = default_part("grpo")
-    optimizer: Annotated[Part, PartKey("optimizers")] = default_part("adamw", lr=1e-4)
-    schedule: Annotated[Part, PartKey("schedules")] = default_part("constant")
-    logits_processors: list[Annotated[Part, PartKey("logits_processors")]] = Field(default_factory=list)  # none: sampled at temperature 1
-    value_optimizer: Literal["sequential", "shared"] = "sequential"  # the value head: an AdamW of its own, or the policy's optimizer
-    value_learning_rate: float = Field(1e-3, gt=0)  # of the separate one
-    group_size: int = Field(8, ge=1)
-    prompts_per_step: int = Field(16, ge=1)
-    max_steps: int = Field(60, ge=1)
-    grad_clip: float = Field(1.0, ge=0.0)  # largest global gradient norm; 0 never clips
-    eval_prompts: int = Field(512, ge=1)  # held-out problems of the accuracies before and after
-    seed: int = Field(0, ge=0)
-    precision: Literal["auto", "fp32", "bf16"] = "fp32"
+    task: Annotated[Part, PartKey("tasks")] = Field(default_part("sort"), description="task part: prompts and a verifiable reward")
+    algorithm: Annotated[Part, PartKey("algorithms")] = Field(default_part("grpo"), description="algorithm part: advantages and losses")
+    optimizer: Annotated[Part, PartKey("optimizers")] = Field(default_part("adamw", lr=1e-4), description="optimizer part of the policy")
+    schedule: Annotated[Part, PartKey("schedules")] = Field(default_part("constant"), description="learning rate schedule part")
+    logits_processors: list[Annotated[Part, PartKey("logits_processors")]] = Field(default_factory=list, description="before sampling; none: temperature 1")
+    value_optimizer: Literal["sequential", "shared"] = Field("sequential", description="of the value head: an AdamW of its own, or the policy's optimizer")
+    value_learning_rate: float = Field(1e-3, gt=0, description="of the value head's own optimizer")
+    group_size: int = Field(8, ge=1, description="completions per prompt")
+    prompts_per_step: int = Field(16, ge=1, description="prompts per step")
+    max_steps: int = Field(60, ge=1, description="steps: rollouts, then the algorithm's optimizer steps on them")
+    grad_clip: float = Field(1.0, ge=0.0, description="largest global gradient norm; 0: no clipping")
+    eval_prompts: int = Field(512, ge=1, description="held-out problems of the accuracies before and after")
+    seed: int = Field(0, ge=0, description="of prompts and sampling")
+    precision: Literal["auto", "fp32", "bf16"] = Field("fp32", description="of matrix products; auto: bf16 where the device has it in hardware")
 
-    device: Execution[Literal["auto", "cpu", "cuda"]] = "auto"
-    threads: Execution[Annotated[int, Field(ge=0)]] = 0  # 0: every CPU this process may use
-    deterministic: Execution[bool] = True
-    micro_batch: Execution[Annotated[int, Field(ge=0)]] = 0  # rollouts held at once; 0: all of a minibatch
+    device: Execution[Literal["auto", "cpu", "cuda"]] = Field("auto", description="auto: cuda where there is one")
+    threads: Execution[Annotated[int, Field(ge=0)]] = Field(0, description="CPU threads; 0: every CPU this process may use")
+    deterministic: Execution[bool] = Field(True, description="deterministic algorithms")
+    micro_batch: Execution[Annotated[int, Field(ge=0)]] = Field(0, description="rollouts per forward pass; 0: a whole minibatch")
 
-    checkpoint_every: Observation[Annotated[int, Field(ge=0)]] = 20  # steps; 0: only at the end
-    keep_checkpoints: Observation[Annotated[int, Field(ge=1)]] = 2
-    log_every: Observation[Annotated[int, Field(ge=1)]] = 1
-    log_rollouts: Observation[Annotated[int, Field(ge=0)]] = 4  # samples kept of each logged step
-    eval_every: Observation[Annotated[int, Field(ge=0)]] = 0  # steps between held-out accuracies; 0: before and after only
+    checkpoint_every: Observation[Annotated[int, Field(ge=0)]] = Field(20, description="steps between checkpoints; 0: only at the end")
+    keep_checkpoints: Observation[Annotated[int, Field(ge=1)]] = Field(2, description="newest checkpoints that stay")
+    log_every: Observation[Annotated[int, Field(ge=1)]] = Field(1, description="steps between rows of metrics.jsonl")
+    log_rollouts: Observation[Annotated[int, Field(ge=0)]] = Field(4, description="rollouts written per logged step")
+    eval_every: Observation[Annotated[int, Field(ge=0)]] = Field(0, description="steps between held-out accuracies; 0: before and after only")
 
 
 def context_problems(section: RlConfig | SftConfig, recipe: Recipe) -> list[str]:

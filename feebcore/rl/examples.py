@@ -11,7 +11,7 @@ import torch
 from feebcore.errors import DataError
 from feebcore.files import read_json
 from feebcore.protocols import Batch, Task, Tokenizer
-from feebcore.rl.tasks import encode_example, training_instances
+from feebcore.rl.tasks import encode_example, training_problems
 from feebcore.train.config import TrainSection
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Examples:
         self.width = self.batch(0).tokens.shape[1]
 
     def batch(self, step: int, rank: int = 0, world: int = 1) -> Batch:
-        examples = [encode_example(self.tokenizer, i) for i in training_instances(self.task, self.batch_size, self.seed, _STREAM, step)]
+        examples = [encode_example(self.tokenizer, i) for i in training_problems(self.task, self.batch_size, self.seed, _STREAM, step)]
         longest = max(len(prompt) + len(answer) for prompt, answer in examples) - 1
         if longest > self.seq_len:
             raise DataError(f"an example of task {type(self.task).__name__} has {longest} tokens, but the model's context is {self.seq_len}")

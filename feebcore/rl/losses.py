@@ -91,23 +91,23 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor
 class Totals:
     """Counts over the whole optimizer step, all micro-batches together: what sums are divided by.
 
-    tokens: real completion tokens. sequences: rollouts with at least one. budget: the longest a completion may be.
+    tokens: real completion tokens. sequences: rollouts with at least one. max_completion_tokens: the longest a completion may be.
     """
 
     tokens: int
     sequences: int
-    budget: int
+    max_completion_tokens: int
 
 
-def totals_of(lengths: Tensor, budget: int) -> Totals:
-    return Totals(int(lengths.sum()), int((lengths > 0).sum()), budget)
+def totals_of(lengths: Tensor, max_completion_tokens: int) -> Totals:
+    return Totals(int(lengths.sum()), int((lengths > 0).sum()), max_completion_tokens)
 
 
 def aggregate(per_token: Tensor, mask: Tensor, mode: str, totals: Totals) -> Tensor:
     """The scalar share of these rows in the step's loss; shares of micro-batches add up to the whole.
 
     token_mean: every token weighs 1 / tokens (DAPO). sequence_mean: every rollout weighs 1 / sequences, its tokens
-    equally (GRPO). constant: every token weighs 1 / (sequences x budget) (Dr.GRPO: no length bias).
+    equally (GRPO). constant: every token weighs 1 / (sequences x max_completion_tokens) (Dr.GRPO: no length bias).
     """
     kept = torch.where(mask, per_token, 0.0)
     if mode == "token_mean":
@@ -115,5 +115,5 @@ def aggregate(per_token: Tensor, mask: Tensor, mode: str, totals: Totals) -> Ten
     if mode == "sequence_mean":
         return (kept.sum(1) / mask.sum(1).clamp(min=1)).sum() / max(totals.sequences, 1)
     if mode == "constant":
-        return kept.sum() / max(totals.sequences * totals.budget, 1)
+        return kept.sum() / max(totals.sequences * totals.max_completion_tokens, 1)
     raise ValueError(f"aggregation is one of {', '.join(AGGREGATIONS)}, not {mode!r}")

@@ -66,7 +66,7 @@ class Experience:
     rewards: Tensor
     groups: Tensor
     truncated: Tensor
-    budget: int
+    max_completion_tokens: int
     reference_log_probs: Tensor | None = None
     values: Tensor | None = None
     advantages: Tensor | None = None
@@ -86,8 +86,8 @@ class Experience:
         return replace(self, **tensors)
 
 
-def collate(rollouts: Sequence[Rollout], budget: int, device: torch.device | str = "cpu") -> Experience:
-    """Rollouts to tensors; padding holds id 0, which no mask ever looks at. budget: tokens a completion may have."""
+def collate(rollouts: Sequence[Rollout], max_completion_tokens: int, device: torch.device | str = "cpu") -> Experience:
+    """Rollouts to tensors; padding holds id 0, which no mask ever looks at. max_completion_tokens: tokens a completion may have."""
     num_rows = len(rollouts)
     width = max(len(r.tokens) for r in rollouts)
     longest = max(r.length for r in rollouts)
@@ -105,7 +105,7 @@ def collate(rollouts: Sequence[Rollout], budget: int, device: torch.device | str
         rewards=column((float("nan") if r.reward is None else r.reward for r in rollouts), torch.float32),
         groups=column((r.group for r in rollouts), torch.int64),
         truncated=column((r.finish_reason != "stop" for r in rollouts), torch.bool),
-        budget=budget,
+        max_completion_tokens=max_completion_tokens,
     )
 
 
@@ -159,7 +159,7 @@ class LossTerms:
 
 
 class Algorithm(Protocol):
-    """How rollouts become an update. `control` holds what adapts over a run (JSON numbers, saved in checkpoints).
+    """How rollouts become an update. `controller_state` holds what adapts over a run (JSON numbers, saved in checkpoints).
 
     epochs, minibatches: passes over one batch of rollouts, and optimizer steps a pass. uses_values: wants a value head.
     uses_reference: its loss or reward needs the reference model on every step.
@@ -170,7 +170,7 @@ class Algorithm(Protocol):
     uses_values: bool
     uses_reference: bool
 
-    def initial_control(self) -> dict[str, float]: ...
-    def prepare(self, experience: Experience, control: dict[str, float]) -> dict[str, float]: ...  # sets advantages, returns
-    def loss(self, prediction: Prediction, experience: Experience, totals: Totals, control: dict[str, float]) -> LossTerms: ...
-    def adapt(self, control: dict[str, float], metrics: dict[str, Any]) -> None: ...
+    def initial_controller_state(self) -> dict[str, float]: ...
+    def prepare(self, experience: Experience, controller_state: dict[str, float]) -> dict[str, float]: ...  # sets advantages, returns
+    def loss(self, prediction: Prediction, experience: Experience, totals: Totals, controller_state: dict[str, float]) -> LossTerms: ...
+    def adapt(self, controller_state: dict[str, float], metrics: dict[str, Any]) -> None: ...

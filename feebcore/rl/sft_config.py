@@ -17,27 +17,27 @@ class SftConfig(StageConfig):
     answer and the end token.
     """
 
-    task: Annotated[Part, PartKey("tasks")] = default_part("sort")
-    objective: Annotated[Part, PartKey("objectives")] = default_part("completion_only")
-    optimizer: Annotated[Part, PartKey("optimizers")] = default_part("adamw", lr=1e-3)
-    schedule: Annotated[Part, PartKey("schedules")] = default_part("cosine")
-    batch_size: int = Field(128, ge=1)  # examples an optimizer step
-    max_steps: int = Field(200, ge=1)
-    grad_clip: float = Field(1.0, ge=0.0)  # largest global gradient norm; 0 never clips
-    eval_prompts: int = Field(512, ge=1)  # held-out problems of the accuracies at the end
-    seed: int = Field(0, ge=0)
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    on_bad_step: Literal["stop", "skip"] = "stop"  # when loss or gradient is not finite
+    task: Annotated[Part, PartKey("tasks")] = Field(default_part("sort"), description="task part whose solved problems are the examples")
+    objective: Annotated[Part, PartKey("objectives")] = Field(default_part("completion_only"), description="objective part")
+    optimizer: Annotated[Part, PartKey("optimizers")] = Field(default_part("adamw", lr=1e-3), description="optimizer part")
+    schedule: Annotated[Part, PartKey("schedules")] = Field(default_part("cosine"), description="learning rate schedule part")
+    batch_size: int = Field(128, ge=1, description="examples per optimizer step")
+    max_steps: int = Field(200, ge=1, description="optimizer steps")
+    grad_clip: float = Field(1.0, ge=0.0, description="largest global gradient norm; 0: no clipping")
+    eval_prompts: int = Field(512, ge=1, description="held-out problems of the accuracies at the end")
+    seed: int = Field(0, ge=0, description="of the examples and of sampling")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="of matrix products; auto: bf16 where the device has it in hardware")
+    on_bad_step: Literal["stop", "skip"] = Field("stop", description="when the loss or the gradient is not finite")
 
-    device: Execution[Literal["auto", "cpu", "cuda"]] = "auto"
-    compile: Execution[Literal["auto", "on", "off"]] = "off"
-    threads: Execution[Annotated[int, Field(ge=0)]] = 0  # 0: every CPU this process may use
-    deterministic: Execution[bool] = True
-    micro_batch: Execution[Annotated[int, Field(ge=0)]] = 0  # examples held at once; 0: all
+    device: Execution[Literal["auto", "cpu", "cuda"]] = Field("auto", description="auto: cuda where there is one")
+    compile: Execution[Literal["auto", "on", "off"]] = Field("off", description="torch.compile")
+    threads: Execution[Annotated[int, Field(ge=0)]] = Field(0, description="CPU threads; 0: every CPU this process may use")
+    deterministic: Execution[bool] = Field(True, description="deterministic algorithms")
+    micro_batch: Execution[Annotated[int, Field(ge=0)]] = Field(0, description="examples per forward pass; 0: the whole batch")
 
     callbacks: Observation[list[Annotated[Part, PartKey("callbacks")]]] = Field(
-        default_factory=lambda: [default_part("metrics"), default_part("progress")], validate_default=True
+        default_factory=lambda: [default_part("metrics"), default_part("progress")], validate_default=True, description="callback parts"
     )
-    checkpoint_every: Observation[Annotated[int, Field(ge=0)]] = 100  # steps; 0: only at the end
-    keep_checkpoints: Observation[Annotated[int, Field(ge=1)]] = 2
-    log_every: Observation[Annotated[int, Field(ge=1)]] = 10
+    checkpoint_every: Observation[Annotated[int, Field(ge=0)]] = Field(100, description="steps between checkpoints; 0: only at the end")
+    keep_checkpoints: Observation[Annotated[int, Field(ge=1)]] = Field(2, description="newest checkpoints that stay")
+    log_every: Observation[Annotated[int, Field(ge=1)]] = Field(10, description="steps between rows of metrics.jsonl")

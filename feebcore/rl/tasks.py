@@ -1,4 +1,4 @@
-"""Problems of a task: the split by instance hash, solved examples, and accuracy with its interval."""
+"""Problems of a task: the split by hash, solved examples, and accuracy with its interval."""
 
 from __future__ import annotations
 
@@ -16,89 +16,89 @@ from feebcore.generate.engine import Completion, encode_prompt, generate
 from feebcore.protocols import LanguageModel, Problem, Task, Tokenizer
 
 HELD_OUT_MODULUS = 10
-"""An instance is held out when the SHA-256 of its key is 0 modulo this."""
+"""A problem is held out when the SHA-256 of its key is 0 modulo this."""
 
 _MAX_DRAWS = 200_000
 
 
-def is_held_out(instance: Problem) -> bool:
+def is_held_out(problem: Problem) -> bool:
     """Whether training never sees this problem. The task decides by its key what 'the same problem' is."""
-    return int.from_bytes(hashlib.sha256(instance.key.encode()).digest(), "big") % HELD_OUT_MODULUS == 0
+    return int.from_bytes(hashlib.sha256(problem.key.encode()).digest(), "big") % HELD_OUT_MODULUS == 0
 
 
 def _draws(task: Task, rng: np.random.Generator, held_out: bool) -> Iterator[Problem]:
     """Problems of one split, without end; DataError when the split seems to be empty."""
     misses = 0
     while misses < _MAX_DRAWS:
-        instance = task.problem(rng)
-        if is_held_out(instance) == held_out:
+        problem = task.problem(rng)
+        if is_held_out(problem) == held_out:
             misses = 0
-            yield instance
+            yield problem
         else:
             misses += 1
     raise DataError(f"no {'held-out' if held_out else 'training'} problem in {_MAX_DRAWS} draws of {type(task).__name__}: the task has too few problems")
 
 
-def training_instances(task: Task, count: int, *seed: int) -> list[Problem]:
+def training_problems(task: Task, count: int, *seed: int) -> list[Problem]:
     """`count` problems of the training split, a pure function of `seed` (as: run seed, purpose, step)."""
     draws = _draws(task, np.random.default_rng(np.random.SeedSequence(seed)), held_out=False)
     return [next(draws) for _ in range(count)]
 
 
-def held_out_instances(task: Task, count: int) -> list[Problem]:
+def held_out_problems(task: Task, count: int) -> list[Problem]:
     """The task's fixed held-out set: the first `count` held-out problems with distinct prompts, the same for every seed and run.
 
     Fewer when the task has fewer. Raises DataError when it has none.
     """
     found: dict[str, Problem] = {}
     repeats = 0
-    for instance in _draws(task, np.random.default_rng(np.random.SeedSequence((0x6865_6C64, 0))), held_out=True):
-        repeats = repeats + 1 if instance.prompt in found else 0
-        found.setdefault(instance.prompt, instance)
+    for problem in _draws(task, np.random.default_rng(np.random.SeedSequence((0x6865_6C64, 0))), held_out=True):
+        repeats = repeats + 1 if problem.prompt in found else 0
+        found.setdefault(problem.prompt, problem)
         if len(found) >= count or repeats > 5_000:
             break
     return list(found.values())
 
 
-def encode_example(tokenizer: Tokenizer, instance: Problem) -> tuple[list[int], list[int]]:
+def encode_example(tokenizer: Tokenizer, problem: Problem) -> tuple[list[int], list[int]]:
     """A solved problem as ids: (BOS + prompt, answer + EOS), encoded apart, as sampling sees them."""
-    return encode_prompt(tokenizer, instance.prompt), [*tokenizer.encode(instance.answer), tokenizer.eos_id]
+    return encode_prompt(tokenizer, problem.prompt), [*tokenizer.encode(problem.answer), tokenizer.eos_id]
 
 
 def completion_text(tokenizer: Tokenizer, completion: Completion) -> str:
     return tokenizer.decode(completion.tokens)
 
 
-def score(task: Task, tokenizer: Tokenizer, instance: Problem, completion: Completion) -> float:
+def score(task: Task, tokenizer: Tokenizer, problem: Problem, completion: Completion) -> float:
     """The task's reward of a completion; 0 for one that did not end by itself."""
     if completion.finish_reason != "stop":
         return 0.0
-    return float(task.reward(instance, completion_text(tokenizer, completion)))
+    return float(task.reward(problem, completion_text(tokenizer, completion)))
 
 
 def evaluate_task(
     model: LanguageModel,
     tokenizer: Tokenizer,
     task: Task,
-    instances: Sequence[Problem],
+    problems: Sequence[Problem],
     greedy: bool = False,
     logits_processors: Sequence[Callable[[Tensor], Tensor]] = (),
     seed: int = 0,
     batch_size: int = 512,
 ) -> dict[str, Any]:
-    """Exact accuracy on `instances`: one completion each, greedy or sampled (T = 1 without logits_processors).
+    """Exact accuracy on `problems`: one completion each, greedy or sampled (T = 1 without logits_processors).
 
     Returns `{value, low, high, n}` (Wilson 95 %) and `samples`: rows of prompt, completion, answer, reward.
     A completion is right when its reward is 1.
     """
-    prompts = [encode_prompt(tokenizer, i.prompt) for i in instances]
-    decoder = decoding.greedy if greedy else decoding.sample
+    prompts = [encode_prompt(tokenizer, i.prompt) for i in problems]
+    sampler = decoding.greedy if greedy else decoding.sample
     completions = generate(
-        model, prompts, task.max_completion_tokens, tokenizer.eos_id, () if greedy else logits_processors, decoder, seed, batch_size=batch_size
+        model, prompts, task.max_completion_tokens, tokenizer.eos_id, () if greedy else logits_processors, sampler, seed, batch_size=batch_size
     )
-    rewards = [score(task, tokenizer, i, c) for i, c in zip(instances, completions, strict=True)]
+    rewards = [score(task, tokenizer, i, c) for i, c in zip(problems, completions, strict=True)]
     samples = [
         {"prompt": i.prompt, "completion": completion_text(tokenizer, c), "answer": i.answer, "reward": r, "finish_reason": c.finish_reason}
-        for i, c, r in zip(instances, completions, rewards, strict=True)
+        for i, c, r in zip(problems, completions, rewards, strict=True)
     ]
     return {**wilson(sum(r >= 1.0 for r in rewards), len(rewards))._asdict(), "samples": samples}

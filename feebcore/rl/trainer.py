@@ -1,6 +1,6 @@
 """The RL loop: prompts, completions, rewards, advantages, a few optimizer steps; then again.
 
-A step is a function of (weights, optimizer state, control, step): prompts, sampling and minibatches draw from numbers
+A step is a function of (weights, optimizer state, controller_state, step): prompts, sampling and minibatches draw from numbers
 hashed from (seed, step), so a run that is killed and resumed from a checkpoint ends with the same bits. The policy
 stays in eval mode: dropout would make sampled and trained probabilities differ. Nothing is re-tokenized.
 """
@@ -29,7 +29,7 @@ from feebcore.protocols import ParamGroup, Problem, Task, Tokenizer
 from feebcore.rl import losses
 from feebcore.rl.advantages import zero_variance
 from feebcore.rl.rollouts import Algorithm, Experience, Rollout, collate, make_rollout, predict
-from feebcore.rl.tasks import completion_text, evaluate_task, held_out_instances, score, training_instances
+from feebcore.rl.tasks import completion_text, evaluate_task, held_out_problems, score, training_problems
 from feebcore.train import checkpoint
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ class RlTrainer:
         self.optimizer = self._optimizer()
         self.base_rates = [g["lr"] for g in self.optimizer.param_groups]
         self.schedule = section.schedule.build(section.max_steps)
-        self.control = self.algorithm.initial_control()
+        self.controller_state = self.algorithm.initial_controller_state()
         self.score: Score = score or self._task_score
         self.step = 0
         self._saved = -1
@@ -167,10 +167,10 @@ class RlTrainer:
         """One step: collect rollouts and learn from them; its row of the log."""
         began = time.perf_counter()
         torch.manual_seed(((self.section.seed << 32) + self.step) % 2**63)
-        rollouts, instances, completions = self.collect()
+        rollouts, problems, completions = self.collect()
         collected = time.perf_counter()
         metrics = self.learn(rollouts)
-        self.algorithm.adapt(self.control, metrics)
+        self.algorithm.adapt(self.controller_state, metrics)
         self.step += 1
         self.rollouts += len(rollouts)
         seconds = time.perf_counter() - began
@@ -182,7 +182,7 @@ class RlTrainer:
         self.last = row
         if self.step % self.section.log_every == 0 or self.step == self.section.max_steps:
             self.log(row)
-            self._log_samples(rollouts, instances, completions)
+            self._log_samples(rollouts, problems, completions)
         shown = {k: row[k] for k in ("reward", "kl", "entropy") if row.get(k) is not None}
         self.out.progress(self.step, self.section.max_steps, unit="steps", name="rl", **shown)
         if self.section.eval_every and self.step % self.section.eval_every == 0 and self.step < self.section.max_steps:
@@ -192,10 +192,10 @@ class RlTrainer:
     def collect(self) -> tuple[list[Rollout], list[Problem], list[Completion]]:
         """`prompts_per_step` training prompts, `group_size` completions each, scored."""
         section = self.section
-        problems = training_instances(self.task, section.prompts_per_step, section.seed, _PROMPTS, self.step)
-        instances = [i for i in problems for _ in range(section.group_size)]
-        groups = [g for g in range(len(problems)) for _ in range(section.group_size)]
-        encoded = [encode_prompt(self.tokenizer, i.prompt) for i in problems]
+        drawn = training_problems(self.task, section.prompts_per_step, section.seed, _PROMPTS, self.step)
+        problems = [problem for problem in drawn for _ in range(section.group_size)]
+        groups = [g for g in range(len(drawn)) for _ in range(section.group_size)]
+        encoded = [encode_prompt(self.tokenizer, problem.prompt) for problem in drawn]
         prompts = [encoded[g] for g in groups]
         with autocast(self.precision, self.device):
             completions = generate(
@@ -206,17 +206,17 @@ class RlTrainer:
                 self.logits_processors,
                 seed=_stream(section.seed, _SAMPLING, self.step),
             )
-        rewards = [self.score(i, c) for i, c in zip(instances, completions, strict=True)]
+        rewards = [self.score(i, c) for i, c in zip(problems, completions, strict=True)]
         rollouts = [make_rollout(p, c, r, g, self.step) for p, c, r, g in zip(prompts, completions, rewards, groups, strict=True)]
-        return rollouts, instances, completions
+        return rollouts, problems, completions
 
     def learn(self, rollouts: list[Rollout]) -> dict[str, Any]:
         """Advantages, then `epochs` x `minibatches` optimizer steps. Metrics are over all real tokens of the step."""
         section, algorithm = self.section, self.algorithm
         experience = collate(rollouts, self.task.max_completion_tokens, self.device)
         wants_kl = algorithm.uses_reference or (self.step + 1) % section.log_every == 0 or self.step + 1 == section.max_steps
-        self._look(experience, wants_kl)
-        extra = algorithm.prepare(experience, self.control)
+        self._run_frozen_models(experience, wants_kl)
+        extra = algorithm.prepare(experience, self.controller_state)
         sums: dict[str, float] = {}
         norms: list[float] = []
         mismatch = None
@@ -245,17 +245,17 @@ class RlTrainer:
             "mismatch_kl": mismatch,
             "skipped": skipped,
             "lr": self.optimizer.param_groups[0]["lr"],
-            **{k: v for k, v in self.control.items() if v},
+            **{k: v for k, v in self.controller_state.items() if v},
             **extra,
         }
 
     def evaluate(self) -> dict[str, Any]:
         """Held-out accuracy, sampled as in training and greedy, each `{value, low, high, n}`."""
-        instances = held_out_instances(self.task, self.section.eval_prompts)
+        problems = held_out_problems(self.task, self.section.eval_prompts)
         found = {}
         for name, greedy in (("accuracy", False), ("accuracy_greedy", True)):
             with autocast(self.precision, self.device):
-                result = evaluate_task(self.policy, self.tokenizer, self.task, instances, greedy, self.logits_processors, _EVALUATION)  # type: ignore[arg-type]
+                result = evaluate_task(self.policy, self.tokenizer, self.task, problems, greedy, self.logits_processors, _EVALUATION)  # type: ignore[arg-type]
             found[name] = {k: v for k, v in result.items() if k != "samples"}
         return found
 
@@ -264,7 +264,7 @@ class RlTrainer:
         if self._saved == self.step:
             return
         state = {
-            "control": self.control,
+            "controller_state": self.controller_state,
             "rollouts": self.rollouts,
             "elapsed": self.elapsed,
             "before": self.before,
@@ -285,7 +285,7 @@ class RlTrainer:
         """Continue from the newest whole checkpoint, if there is one; logs are cut back to it."""
         state = checkpoint.load_latest(self.folder, self.actor, self.optimizer, self.out.log)  # type: ignore[arg-type]
         if state is not None:
-            self.step, self.control, self.rollouts, self.elapsed = state["step"], state["control"], state["rollouts"], state["elapsed"]
+            self.step, self.controller_state, self.rollouts, self.elapsed = state["step"], state["controller_state"], state["rollouts"], state["elapsed"]
             self._saved = self.step
             self.before, self.first_reward, self.last = state["before"], state["first_reward"], state["last"]
             self.precision = state["precision"]  # 'auto' is chosen once a run, not once a machine
@@ -296,7 +296,7 @@ class RlTrainer:
                 self.out.log(f"other conditions than before ({', '.join(changed)}): the rest may differ from an uninterrupted run in the last bits")
         for name in ("metrics.jsonl", "rollouts.jsonl"):
             path = self.folder / name
-            last = (self.section.max_steps, "val")  # the final evaluation is always made anew
+            last = (self.section.max_steps, "validation")  # the final evaluation is always made anew
             kept = [r for r in read_jsonl(path) if self.before and r["step"] <= self.step and (r["step"], r.get("split")) != last]
             write_atomic(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept))
 
@@ -304,16 +304,16 @@ class RlTrainer:
         self._append("metrics.jsonl", [{k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in row.items()}])
 
     def _evaluation_row(self, found: Mapping[str, Any]) -> dict[str, Any]:
-        return {"step": self.step, "split": "val", "accuracy": found["accuracy"]["value"], "accuracy_greedy": found["accuracy_greedy"]["value"]}
+        return {"step": self.step, "split": "validation", "accuracy": found["accuracy"]["value"], "accuracy_greedy": found["accuracy_greedy"]["value"]}
 
-    def _log_samples(self, rollouts: list[Rollout], instances: list[Problem], completions: list[Completion]) -> None:
+    def _log_samples(self, rollouts: list[Rollout], problems: list[Problem], completions: list[Completion]) -> None:
         chosen = range(0, len(rollouts), max(1, len(rollouts) // max(self.section.log_rollouts, 1)))[: self.section.log_rollouts]
         rows = [
             {
                 "step": self.step,
-                "prompt": instances[i].prompt,
+                "prompt": problems[i].prompt,
                 "completion": completion_text(self.tokenizer, completions[i]),
-                "answer": instances[i].answer,
+                "answer": problems[i].answer,
                 "reward": rollouts[i].reward,
                 "finish_reason": rollouts[i].finish_reason,
                 "tokens": list(rollouts[i].completion),
@@ -330,8 +330,8 @@ class RlTrainer:
         except OSError as error:
             raise explain(error, self.folder / name) from error
 
-    def _task_score(self, instance: Problem, completion: Completion) -> float:
-        return score(self.task, self.tokenizer, instance, completion)
+    def _task_score(self, problem: Problem, completion: Completion) -> float:
+        return score(self.task, self.tokenizer, problem, completion)
 
     def _optimizer(self) -> JointOptimizer:
         """The policy's optimizer part; the value head's parameters in it ('shared') or in an AdamW of their own ('sequential')."""
@@ -357,7 +357,7 @@ class RlTrainer:
             yield experience.rows(torch.arange(start, min(start + size, len(experience)), device=self.device))
 
     @torch.no_grad()
-    def _look(self, experience: Experience, wants_kl: bool) -> None:
+    def _run_frozen_models(self, experience: Experience, wants_kl: bool) -> None:
         """Fill in what the frozen models say of the rollouts: reference log-probabilities, and values before any update."""
         head = self.actor.value_head
         references, values = [], []
@@ -374,14 +374,14 @@ class RlTrainer:
 
     def _optimize(self, experience: Experience) -> tuple[dict[str, float], float, float]:
         """One optimizer step on these rollouts: metric sums, gradient norm, and the KL between sampler and trainer."""
-        totals = losses.totals_of(experience.lengths, experience.budget)
+        totals = losses.totals_of(experience.lengths, experience.max_completion_tokens)
         self.optimizer.zero_grad()
         sums: dict[str, Tensor] = {}
         gap = torch.zeros((), dtype=torch.float64, device=self.device)
         for part in self._micro_batches(experience):
             with autocast(self.precision, self.device):
                 prediction = predict(self.policy, part, self.logits_processors, self.actor.value_head)  # type: ignore[arg-type]
-            terms = self.algorithm.loss(prediction, part, totals, self.control)
+            terms = self.algorithm.loss(prediction, part, totals, self.controller_state)
             terms.loss.backward()
             sums = {k: v + sums[k] if k in sums else v for k, v in terms.sums.items()}
             gap += losses.kl_estimate(part.log_probs.double(), prediction.log_probs.detach().double(), part.mask, "k3", clamp=False).sum()

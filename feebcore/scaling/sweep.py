@@ -16,7 +16,7 @@ import numpy as np
 from feebcore.artifacts import Artifact, StageOutput
 from feebcore.data.loader import make_batches
 from feebcore.data.store import TokenStore
-from feebcore.errors import NO_HELD_OUT_TEXT, DataError, Diverged, Interrupted
+from feebcore.errors import NO_VALIDATION_TEXT, DataError, Diverged, Interrupted
 from feebcore.evaluate.scorer import score_store
 from feebcore.files import read_json, write_atomic, write_json
 from feebcore.scaling import isoflop
@@ -26,7 +26,7 @@ from feebcore.studies import Ledger, Row, this_owner
 from feebcore.train.pretrain import train_model
 
 if TYPE_CHECKING:
-    from feebcore.stages.sweep import SweepConfig
+    from feebcore.scaling.config import SweepConfig
     from feebcore.train.config import TrainSection
 
 CURVE_POINTS = 60
@@ -39,7 +39,7 @@ class Sweep:
         self.section, self.out = section, out
         self.tokenizer = tokenizer.file("tokenizer")
         self.train_store = TokenStore.open(tokens.file("tokens.zarr"), "train")
-        self.val_store = TokenStore.open(tokens.file("tokens.zarr"), "val")
+        self.val_store = TokenStore.open(tokens.file("tokens.zarr"), "validation")
         self.inputs = {"tokens": tokens.digest, "tokenizer": tokenizer.digest}
         self.law: Law = section.law.build()
         self.ledger = Ledger(out.path / "ledger.sqlite")
@@ -53,7 +53,7 @@ class Sweep:
     def run(self) -> dict[str, Any]:
         """Everything; returns the metrics of the stage. Raises DataError when there is no held-out text to measure cells on."""
         if not self.val_store.num_documents:
-            raise DataError(f"sweep: no document is held out, so no cell can be measured; {NO_HELD_OUT_TEXT}")
+            raise DataError(f"sweep: no document is held out, so no cell can be measured; {NO_VALIDATION_TEXT}")
         cells = self.section.planner.build().plan(measure_with(self.section.train, self.train_store.vocab_size))
         self.ledger.plan(cells, self.inputs)
         self.ledger.expire(everyone=True)  # we hold the artifact's lock, so whoever leased before us is gone

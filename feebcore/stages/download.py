@@ -32,8 +32,8 @@ class DownloadConfig(StageConfig):
 
     sources: list[Annotated[Part, PartKey("sources")]] = Field(min_length=1, description="source parts, as [stdlib]")
     filters: list[Annotated[Part, PartKey("filters")]] = Field([], description="filter parts, applied in this order")
-    split_modulus: int = Field(10, ge=2, description="documents whose SHA-256 is 0 modulo this are held out as 'val'")
-    held_out_sources: list[str] = Field([], description="sources, by the label of their documents, that are held out whole: more validation sets")
+    split_modulus: int = Field(10, ge=2, description="documents whose SHA-256 is 0 modulo this go to the validation split")
+    validation_sources: list[str] = Field([], description="names of sources whose documents all go to the validation split: more validation sets")
 
 
 PART = StageSpec(
@@ -57,18 +57,18 @@ def check(section: DownloadConfig, recipe: Recipe) -> list[str]:
         if hasattr(source, "check"):
             problems += [f"sources.{i}.{text}" for text in source.check()]
     if (labels := source_labels(section)) is not None:
-        problems += [f"held_out_sources: no source {name!r}; {did_you_mean(name, labels)}" for name in section.held_out_sources if name not in labels]
-        if labels <= set(section.held_out_sources):
-            problems.append("held_out_sources: every source is held out, so nothing is left to train on")
+        problems += [f"validation_sources: no source {name!r}; {did_you_mean(name, labels)}" for name in section.validation_sources if name not in labels]
+        if labels <= set(section.validation_sources):
+            problems.append("validation_sources: every source is a validation source, so nothing is left to train on")
     return problems
 
 
 def source_labels(section: DownloadConfig) -> set[str] | None:
     """The names that documents will have their sources by; None where a part does not say."""
     configs = [part.config for part in section.sources]
-    if not all(hasattr(config, "label") for config in configs):
+    if not all(hasattr(config, "source_name") for config in configs):
         return None
-    return {config.label or part.name for part, config in zip(section.sources, configs, strict=True)}  # type: ignore[attr-defined]
+    return {config.source_name or part.name for part, config in zip(section.sources, configs, strict=True)}  # type: ignore[attr-defined]
 
 
 def run(section: DownloadConfig, inputs: Mapping[str, Artifact], out: StageOutput) -> dict[str, Any]:
@@ -84,16 +84,18 @@ def run(section: DownloadConfig, inputs: Mapping[str, Artifact], out: StageOutpu
         why = ", ".join(f"{name}: {n}" for name, n in dropped.items() if n)
         raise DataError(f"download: no document is left of {num_read} ({why}); loosen download.filters")
     tick = lambda share: _tick(out, share * num_read, num_read, "documents", "write")  # noqa: E731
-    table, digest = write_documents(filtered, out.path / "documents.parquet", work, section.split_modulus, tick, frozenset(section.held_out_sources))
+    table, digest = write_documents(filtered, out.path / "documents.parquet", work, section.split_modulus, tick, frozenset(section.validation_sources))
     write_atomic(out.path / "documents.sha256", digest + "\n")
     out.content("documents.sha256")
     metrics = _metrics(table, dropped)
-    if unknown := sorted(set(section.held_out_sources) - set(table["source"])):
-        raise DataError(f"download.held_out_sources: no document has source {unknown[0]!r}; {did_you_mean(unknown[0], set(table['source']))}")
+    if unknown := sorted(set(section.validation_sources) - set(table["source"])):
+        raise DataError(f"download.validation_sources: no document has source {unknown[0]!r}; {did_you_mean(unknown[0], set(table['source']))}")
     if metrics["documents"] == metrics["val_documents"]:
-        raise DataError(f"download: all {metrics['documents']} documents fall into the held-out split; add documents or raise download.split_modulus")
+        raise DataError(f"download: all {metrics['documents']} documents fall into the validation split; add documents or raise download.split_modulus")
     if not metrics["val_documents"]:
-        out.log(f"none of {metrics['documents']} documents is held out (SHA-256 is 0 mod {section.split_modulus}): nothing can be evaluated on text")
+        out.log(
+            f"none of {metrics['documents']} documents falls into the validation split (SHA-256 is 0 mod {section.split_modulus}): there is no validation loss"
+        )
     per_source = {name: {"documents": n, "bytes": size} for name, n, size in _per_source(table)}
     write_json(out.path / "statistics.json", metrics | {"sources": per_source, "columns": statistics, "provenance": provenance})
     shutil.rmtree(work)
@@ -180,12 +182,12 @@ def _per_source(table: pl.DataFrame) -> list[tuple[str, int, int]]:
 
 
 def _metrics(table: pl.DataFrame, dropped: Mapping[str, int]) -> dict[str, Any]:
-    held_out = table.filter(table["split"] == "val")
+    validation = table.filter(table["split"] == "validation")
     return {
         "documents": table.height,
         "bytes": int(table["num_bytes"].sum()),
-        "val_documents": held_out.height,
-        "val_bytes": int(held_out["num_bytes"].sum()),
+        "val_documents": validation.height,
+        "val_bytes": int(validation["num_bytes"].sum()),
         "dropped": {name.removeprefix("filter "): n for name, n in dropped.items() if n or name.startswith("filter ")},
     }
 

@@ -27,22 +27,18 @@ if TYPE_CHECKING:
 
 
 class EvaluateConfig(StageConfig):
-    """Options of stage evaluate.
-
-    benchmarks: two of one name are told apart as `name` and `name_2`. models: for a benchmark, the stages whose models
-    it is run on; default all. precision: of the model's matrix products.
-    """
+    """Options of stage evaluate. Of two benchmarks of one name, the second is called `name_2` in `models:` and in results."""
 
     benchmarks: list[Annotated[Part, PartKey("benchmarks")]] = Field(
-        default_factory=lambda: [default_part("bits_per_byte")], min_length=1, validate_default=True
+        default_factory=lambda: [default_part("bits_per_byte")], min_length=1, validate_default=True, description="benchmark parts"
     )
-    models: dict[str, list[str]] = Field(default_factory=dict)
-    seed: int = Field(0, ge=0)
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    models: dict[str, list[str]] = Field(default_factory=dict, description="by benchmark, the stages whose models it runs on; default: every model")
+    seed: int = Field(0, ge=0, description="of everything drawn")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="of matrix products; auto: bf16 where the device has it in hardware")
 
-    device: Execution[Literal["auto", "cpu", "cuda"]] = "auto"
-    threads: Execution[Annotated[int, Field(ge=0)]] = 0  # 0: every CPU this process may use
-    deterministic: Execution[bool] = True
+    device: Execution[Literal["auto", "cpu", "cuda"]] = Field("auto", description="auto: cuda where there is one")
+    threads: Execution[Annotated[int, Field(ge=0)]] = Field(0, description="CPU threads; 0: every CPU this process may use")
+    deterministic: Execution[bool] = Field(True, description="deterministic algorithms")
 
 
 PART = StageSpec(
@@ -100,11 +96,11 @@ def run(section: EvaluateConfig, inputs: Mapping[str, Artifact], out: StageOutpu
     precision = resolve_precision(section.precision, device)
     benchmarks = labeled(section.benchmarks)
     models = [name for name, artifact in inputs.items() if "model" in artifact.makes and name != "tokens"]
-    todo = [(subject, name) for subject in models for name in benchmarks if subject in section.models.get(name, models)]
+    todo = [(stage, name) for stage in models for name in benchmarks if stage in section.models.get(name, models)]
     (out.path / "parts").mkdir(exist_ok=True)
     with execution(section.threads, section.deterministic):
         _run_missing(todo, benchmarks, section, inputs, out, str(device), precision)
-    parts = {(subject, name): read_json(_part_file(out.path, subject, name)) for subject, name in todo}
+    parts = {(stage, name): read_json(_part_file(out.path, stage, name)) for stage, name in todo}
     collect = lambda key: {n: {s: parts[s, n][key] for s in models if (s, n) in parts} for n in benchmarks}  # noqa: E731
     results = collect("result")
     built = {name: part.build() for name, part in benchmarks.items()}
@@ -129,10 +125,10 @@ def _run_missing(
 ) -> None:
     """Run what has no file in parts/ yet, one model after the other, each loaded once and only when needed."""
     from feebcore.data.tokenizers import load_tokenizer
-    from feebcore.evaluate.benchmark import Subject
+    from feebcore.evaluate.benchmark import EvaluatedModel
     from feebcore.model.io import load_model
 
-    subject: Subject | None = None
+    target: EvaluatedModel | None = None
     for number, (stage, name) in enumerate(todo):
         if _part_file(out.path, stage, name).exists():
             continue
@@ -146,14 +142,12 @@ def _run_missing(
             out.progress(done, total, name=label)
 
         out.progress(number, len(todo), "benchmarks", "evaluate")
-        if subject is None or subject.name != stage:
+        if target is None or target.name != stage:
             folder = inputs[stage].file("model")
             store = _validation_tokens(inputs, stage) if "tokens" in inputs else None
-            subject = Subject(
-                stage, load_model(folder, device), load_tokenizer(folder / "tokenizer"), store, device, precision, section.seed
-            )
+            target = EvaluatedModel(stage, load_model(folder, device), load_tokenizer(folder / "tokenizer"), store, device, precision, section.seed)
         started = time.monotonic()
-        result = dict(benchmarks[name].build().run(dataclasses.replace(subject, progress=progress)))
+        result = dict(benchmarks[name].build().run(dataclasses.replace(target, progress=progress)))
         seconds = round(time.monotonic() - started, 2)
         samples = result.pop("samples", [])
         write_json(_part_file(out.path, stage, name), {"result": result, "samples": samples, "seconds": seconds})
@@ -173,15 +167,15 @@ def _validation_tokens(inputs: Mapping[str, Artifact], stage: str) -> TokenStore
             f"evaluate: {tokens.path} was tokenized by {tokenizer.path}, not by the tokenizer of the {stage} model; name that one, as in "
             f"`inputs: {{tokenizer: {model.stage}/{model.name}}}`, or leave out what needs tokens"
         )
-    return TokenStore.open(tokens.file("tokens.zarr"), "val")
+    return TokenStore.open(tokens.file("tokens.zarr"), "validation")
 
 
 def _hashes(artifact: Artifact, folder: str) -> dict[str, str]:
     return {name.removeprefix(folder): entry["sha256"] for name, entry in artifact.manifest["files"].items() if name.startswith(folder)}
 
 
-def _part_file(folder: Path, subject: str, benchmark: str) -> Path:
-    return folder / "parts" / f"{subject}.{benchmark}.json"
+def _part_file(folder: Path, stage: str, benchmark: str) -> Path:
+    return folder / "parts" / f"{stage}.{benchmark}.json"
 
 
 def _in_words(result: Mapping[str, Any]) -> str:

@@ -39,7 +39,7 @@ def run(section: SftConfig, inputs: Mapping[str, Artifact], out: StageOutput) ->
     from feebcore.model.io import load_model
     from feebcore.model.precision import autocast, execution, resolve_device
     from feebcore.rl.examples import Examples, train_section
-    from feebcore.rl.tasks import evaluate_task, held_out_instances
+    from feebcore.rl.tasks import evaluate_task, held_out_problems
     from feebcore.train.pretrain import train_model
 
     source = inputs["model"].file("model")
@@ -50,11 +50,11 @@ def run(section: SftConfig, inputs: Mapping[str, Artifact], out: StageOutput) ->
     data = Examples(task, tokenizer, section.batch_size, section.seed, model.seq_len)
     settings = train_section(section, source, data.width)
     result = train_model(settings, data, None, source / "tokenizer", out.path, out, vocab_size=model.vocab_size, model=model, final_score=False, name="sft")
-    instances = held_out_instances(task, section.eval_prompts)
+    problems = held_out_problems(task, section.eval_prompts)
     accuracies = {}
     with execution(section.threads, section.deterministic), autocast(result.metrics["precision"], device):
         for name, greedy in (("accuracy_sampled", False), ("accuracy_greedy", True)):
-            evaluated = evaluate_task(result.model, tokenizer, task, instances, greedy, seed=section.seed)  # type: ignore[arg-type]
+            evaluated = evaluate_task(result.model, tokenizer, task, problems, greedy, seed=section.seed)  # type: ignore[arg-type]
             accuracies[name] = {k: v for k, v in evaluated.items() if k != "samples"}
     out.content("model/*")
     training = {k: result.metrics[k] for k in ("steps", "final_loss", "tokens", "seconds") if k in result.metrics}

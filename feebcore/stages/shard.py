@@ -38,7 +38,7 @@ class ShardConfig(StageConfig):
     """Layout of the shards. The tokens themselves follow from documents and tokenizer alone."""
 
     shard_tokens: int = Field(0, ge=0, description=f"tokens per shard file, a multiple of {CHUNK}; 0: from the corpus, 1 to 64 Mi")
-    compress: bool = Field(False, description="zstd-compressed chunks: smaller, but windows are read 100 times slower")
+    compress: bool = Field(False, description="zstd-compressed chunks: smaller, but sequences are read 100 times slower")
     workers: Execution[int] = Field(
         0, ge=0, description="encoding processes; 0: threads if the tokenizer has its own, else one a core up to 16 if it is worth it"
     )
@@ -78,7 +78,7 @@ def run(section: ShardConfig, inputs: Mapping[str, Artifact], out: StageOutput) 
 
     documents = inputs["documents"].file("documents.parquet")
     table, sources = _describe(documents)
-    num_bytes, held_out, codes = (table[name].to_numpy() for name in ("num_bytes", "held_out", "source"))
+    num_bytes, validation, codes = (table[name].to_numpy() for name in ("num_bytes", "validation", "source"))
     total_bytes = int(num_bytes.sum())
     began = time.monotonic()
     rows: dict[str, dict[str, Any]] = {}
@@ -89,8 +89,8 @@ def run(section: ShardConfig, inputs: Mapping[str, Artifact], out: StageOutput) 
             why = f": {decision['why']}" if decision["why"] else f", which gave the codec's ids on {decision['texts_compared']} texts"
             out.log(f"shard: encodes with {decision['encoder']}{why}")
         done_bytes = 0
-        for split in ("train", "val"):
-            chosen = held_out if split == "val" else ~held_out
+        for split in ("train", "validation"):
+            chosen = validation if split == "validation" else ~validation
             part_bytes = int(num_bytes[chosen].sum())
             writer = _writer(section, out.path / "tokens.zarr", split, encoder, section.shard_tokens or default_shard_tokens(part_bytes))
             _write_split(writer, encoder, documents, num_bytes, chosen, out, done_bytes, clock)
@@ -105,9 +105,9 @@ def run(section: ShardConfig, inputs: Mapping[str, Artifact], out: StageOutput) 
     seconds = max(1e-9, time.monotonic() - began)
     return {
         "train_tokens": rows["train"]["tokens"],
-        "val_tokens": rows["val"]["tokens"],
+        "val_tokens": rows["validation"]["tokens"],
         "train_documents": rows["train"]["documents"],
-        "val_documents": rows["val"]["documents"],
+        "val_documents": rows["validation"]["documents"],
         "vocab_size": encoder.vocab_size,
         "bytes_per_token": total_bytes / max(1, num_text_tokens),
         "tokens_per_second": num_tokens / seconds,
@@ -131,13 +131,13 @@ class _Clock:
 
 
 def _describe(documents: Path) -> tuple[pl.DataFrame, list[str]]:
-    """One row a document: num_bytes int64, held_out bool, source uint16 (a number into the sorted names, returned too)."""
+    """One row a document: num_bytes int64, validation bool, source uint16 (a number into the sorted names, returned too)."""
     import polars as pl
 
     scan = pl.scan_parquet(documents)
     sources = scan.select(pl.col("source").unique()).collect(engine="streaming")["source"].sort().to_list()
     code = pl.col("source").replace_strict(sources, range(len(sources)), return_dtype=pl.UInt16)
-    return scan.select("num_bytes", (pl.col("split") == "val").alias("held_out"), code).collect(engine="streaming"), sources
+    return scan.select("num_bytes", (pl.col("split") == "validation").alias("validation"), code).collect(engine="streaming"), sources
 
 
 def _sample(documents: Path, num_documents: int) -> list[str]:

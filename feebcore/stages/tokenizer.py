@@ -65,7 +65,7 @@ def run(section: TokenizerConfig, inputs: Mapping[str, Artifact], out: StageOutp
         )
     save_part(folder, section.tokenizer)
     out.content("tokenizer/*")
-    sample = list(read_texts(documents, "val", SAMPLE_BYTES)) or list(read_texts(documents, "train", SAMPLE_BYTES))
+    sample = list(read_texts(documents, "validation", SAMPLE_BYTES)) or list(read_texts(documents, "train", SAMPLE_BYTES))
     decision = trained.choose_encoder(sample) if hasattr(trained, "choose_encoder") else {}
     if decision:
         out.log(f"tokenizer: encodes with {decision['encoder']}" + (f": {decision['why']}" if decision["why"] else ", which gives the codec's ids"))

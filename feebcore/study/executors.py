@@ -54,6 +54,16 @@ class InProcess:
         return build(recipe, stage, workspace, built, on_progress, in_process=True)
 
 
+class OwnProcesses:
+    """Each stage as its spec says: inline ones in this process, others in one process of their own, or one a rank."""
+
+    jobs = 1
+    in_caller = True
+
+    def build(self, recipe: Recipe, stage: str, workspace: Workspace, built: Mapping[str, Artifact], on_progress: ProgressFn) -> Artifact:
+        return build(recipe, stage, workspace, built, on_progress)
+
+
 class WarmWorkers:
     """`jobs` long-lived processes, each of which builds one stage after another; started when they are first needed.
 
@@ -333,4 +343,4 @@ def current_execution() -> Execution:
     return _execution.get()
 
 
-__all__ = ["Around", "Execution", "Executor", "InProcess", "ProgressFn", "WarmWorkers", "cuda_devices", "current_execution", "executing"]
+__all__ = ["Around", "Execution", "Executor", "InProcess", "OwnProcesses", "ProgressFn", "WarmWorkers", "cuda_devices", "current_execution", "executing"]

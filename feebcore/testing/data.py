@@ -15,7 +15,7 @@ from feebcore.data.loader import make_batches
 from feebcore.data.store import TokenStore
 from feebcore.data.store_writer import SplitWriter
 from feebcore.parts import resolve_part
-from feebcore.protocols import PackedWindows
+from feebcore.protocols import PackedSequences
 from feebcore.testing.framework import Candidate, check, require
 
 TEXTS = [
@@ -150,10 +150,10 @@ def small_store() -> Iterator[TokenStore]:
         yield TokenStore.open(Path(folder) / "tokens.zarr", "train")
 
 
-def all_windows(subject: Candidate, store: TokenStore, seq_len: int) -> PackedWindows:
+def all_sequences(subject: Candidate, store: TokenStore, seq_len: int) -> PackedSequences:
     packing = subject.part.build(store, seq_len)
-    require(packing.num_windows >= 1, f"{packing.num_windows} windows of {store.num_tokens} tokens at seq_len {seq_len}")
-    return packing.windows(np.arange(packing.num_windows))
+    require(packing.num_sequences >= 1, f"{packing.num_sequences} sequences of {store.num_tokens} tokens at seq_len {seq_len}")
+    return packing.sequences(np.arange(packing.num_sequences))
 
 
 @check("packings", meaning="A model learns to predict something that is not the next token; look for off-by-one cuts and pieces put side by side.")
@@ -164,7 +164,7 @@ def targets_follow_inputs(subject: Candidate) -> None:
         place[flat] = np.arange(len(flat))
         last_tokens = {int(flat[end - 2]) for end in store.doc_offsets[1:]}
         for seq_len in (16, 33):
-            packed = all_windows(subject, store, seq_len)
+            packed = all_sequences(subject, store, seq_len)
             require(packed.tokens.shape[1] == seq_len + 1, f"tokens are {packed.tokens.shape}, not [B, {seq_len + 1}]")
             counted = np.ones(packed.tokens[:, 1:].shape, dtype=bool) if packed.mask is None else packed.mask
             require(counted.shape == packed.tokens[:, 1:].shape and counted.dtype == np.bool_, f"mask is {counted.dtype} {counted.shape}")
@@ -176,18 +176,18 @@ def targets_follow_inputs(subject: Candidate) -> None:
             require(len(np.unique(text)) == len(text), f"{len(text) - len(np.unique(text))} tokens are a target twice in an epoch")
 
 
-@check("packings", meaning="A window depends on what it is asked together with, so ranks and resumed runs see other data.")
+@check("packings", meaning="A sequence depends on what it is asked together with, so ranks and resumed runs see other data.")
 def packing_is_stateless(subject: Candidate) -> None:
     with small_store() as store:
-        whole = all_windows(subject, store, 16)
+        whole = all_sequences(subject, store, 16)
         packing = subject.part.build(store, 16)
-        indices = np.random.default_rng(1).integers(0, packing.num_windows, 12)
+        indices = np.random.default_rng(1).integers(0, packing.num_sequences, 12)
         for piece in (indices, indices[:5], indices[7:8]):
-            packed = packing.windows(piece)
+            packed = packing.sequences(piece)
             for name, value in vars(packed).items():
                 expected = getattr(whole, name)
-                require((value is None) == (expected is None), f"{name} is there for some windows only")
-                require(value is None or np.array_equal(value, expected[piece]), f"{name} of window {piece[0]} depends on the windows asked with it")
+                require((value is None) == (expected is None), f"{name} is there for some sequences only")
+                require(value is None or np.array_equal(value, expected[piece]), f"{name} of sequence {piece[0]} depends on the sequences asked with it")
 
 
 @check("packings", meaning="Documents leak into each other, though doc_ids promise they do not.")
@@ -195,7 +195,7 @@ def packing_isolates_documents(subject: Candidate) -> None:
     masked = {"document_mask": True} if "document_mask" in subject.spec.config.model_fields else {}
     part = dataclasses.replace(subject.part, config=subject.part.config.model_copy(update=masked))
     with small_store() as store:
-        packed = all_windows(dataclasses.replace(subject, part=part), store, 16)
+        packed = all_sequences(dataclasses.replace(subject, part=part), store, 16)
         if packed.doc_ids is None:
             return
         flat = store.read(0, store.num_tokens)
@@ -205,39 +205,40 @@ def packing_isolates_documents(subject: Candidate) -> None:
             tokens, ids = packed.tokens[row], packed.doc_ids[row]
             for number in np.unique(ids[ids >= 0]).tolist():
                 found = {int(document[t]) for t in tokens[:-1][ids == number] if t > EOS}
-                require(len(found) <= 1, f"document {number} of window {row} holds tokens of {len(found)} documents")
+                require(len(found) <= 1, f"document {number} of sequence {row} holds tokens of {len(found)} documents")
             if packed.positions is not None:
                 same = ids[1:] == ids[:-1]
                 expected = np.where(same, packed.positions[row, :-1] + 1, 0)
                 require(
-                    np.array_equal(packed.positions[row, 1:][ids[1:] >= 0], expected[ids[1:] >= 0]), f"positions of window {row} do not restart with documents"
+                    np.array_equal(packed.positions[row, 1:][ids[1:] >= 0], expected[ids[1:] >= 0]),
+                    f"positions of sequence {row} do not restart with documents",
                 )
             if packed.mask is not None:
                 across = np.flatnonzero(packed.mask[row, :-1] & (ids[1:] != ids[:-1]))
-                require(not len(across), f"a target of window {row} lies in another document than its input")
+                require(not len(across), f"a target of sequence {row} lies in another document than its input")
 
 
 @check("packings", meaning="The waste that is reported is not the waste there is.")
-def packing_tells_its_waste(subject: Candidate) -> None:
+def packing_statistics_are_right(subject: Candidate) -> None:
     with small_store() as store:
         packing = subject.part.build(store, 16)
         told = getattr(packing, "statistics", None)
         if told is None:
             return
-        packed = packing.windows(np.arange(packing.num_windows))
+        packed = packing.sequences(np.arange(packing.num_sequences))
         flat = store.read(0, store.num_tokens).astype(np.int64)
         held = np.isin(flat, packed.tokens[packed.tokens > EOS])
         text = flat > EOS
         missing, framing = int((text & ~held).sum()), int((~text).sum())
         dropped = round(told["dropped_share"] * len(flat))
-        require(missing <= dropped <= missing + framing, f"{missing} text tokens stand in no window, dropped_share says {dropped} of {len(flat)} tokens")
+        require(missing <= dropped <= missing + framing, f"{missing} text tokens stand in no sequence, dropped_share says {dropped} of {len(flat)} tokens")
         pairs = zip(store.doc_offsets[:-1].tolist(), store.doc_offsets[1:].tolist(), strict=True)
         rows = [set(row.tolist()) for row in packed.tokens]
         long = [set(flat[a + 1 : b - 1].tolist()) for a, b in pairs if b - a > 2]
         cut = sum(not any(ids <= row for row in rows) for ids in long)
         empty = store.num_documents - len(long)
         said = round(told["cut_documents_share"] * store.num_documents)
-        require(cut <= said <= cut + empty + framing, f"no window holds {cut} documents whole, cut_documents_share says {said}")
+        require(cut <= said <= cut + empty + framing, f"no sequence holds {cut} documents whole, cut_documents_share says {said}")
         ends = flat[store.doc_offsets[1:] - 2]  # what stands before a document's own EOS
         padding = (packed.tokens[:, 1:] == EOS) & ~np.isin(packed.tokens[:, :-1], ends)
         said = round(told["padding_share"] * packed.tokens.size)
@@ -245,37 +246,40 @@ def packing_tells_its_waste(subject: Candidate) -> None:
 
 
 @check(
-    "data_orders", meaning="Training fails late, or a resumed run sees other data: an order must name windows that there are, for any sample, always the same."
+    "data_orders",
+    meaning="Training fails late, or a resumed run sees other data: an order must name sequences that there are, for any sample, always the same.",
 )
 def order_works_in_the_loader(subject: Candidate) -> None:
     with small_store() as store:
         data = make_batches(store, resolve_part("packings", "concat", subject.registry), subject.part, batch_size=4, seq_len=8, seed=3, max_steps=200)
         samples = np.arange(4 * 200)
-        windows = data.order(samples)
-        require(windows.shape == samples.shape, f"{len(samples)} samples give windows {windows.shape}")
-        require(int(windows.min()) >= 0 and int(windows.max()) < data.num_windows, f"windows {windows.min()}..{windows.max()} of {data.num_windows}")
+        sequences = data.data_order(samples)
+        require(sequences.shape == samples.shape, f"{len(samples)} samples give sequences {sequences.shape}")
+        require(
+            int(sequences.min()) >= 0 and int(sequences.max()) < data.num_sequences, f"sequences {sequences.min()}..{sequences.max()} of {data.num_sequences}"
+        )
         mixed = np.random.default_rng(2).permutation(samples)
-        require(np.array_equal(data.order(mixed), windows[mixed]), "asking for samples in another sequence gives other windows")
-        require(np.array_equal(data.order(samples[777:779]), windows[777:779]), "asking for few samples gives other windows")
+        require(np.array_equal(data.data_order(mixed), sequences[mixed]), "asking for samples in another sequence gives other sequences")
+        require(np.array_equal(data.data_order(samples[777:779]), sequences[777:779]), "asking for few samples gives other sequences")
 
 
-@check("data_orders", meaning="Some windows are seen twice and some never; an order must visit each once an epoch.")
-def each_window_once(subject: Candidate) -> None:
+@check("data_orders", meaning="Some sequences are seen twice and some never; an order must visit each once an epoch.")
+def each_sequence_once(subject: Candidate) -> None:
     if getattr(subject.spec.config, "repeats", False):
         return  # curricula and mixtures that say so
-    for windows in (1, 2, 37, 256):
-        order = subject.part.build(windows, 3)
+    for sequences in (1, 2, 37, 256):
+        order = subject.part.build(sequences, 3)
         for epoch in range(2):
-            seen = order(np.arange(epoch * windows, (epoch + 1) * windows))
-            require(sorted(seen.tolist()) == list(range(windows)), f"epoch {epoch} of {windows} windows is no permutation")
+            seen = order(np.arange(epoch * sequences, (epoch + 1) * sequences))
+            require(sorted(seen.tolist()) == list(range(sequences)), f"epoch {epoch} of {sequences} sequences is no permutation")
 
 
-@check("data_orders", meaning="A window depends on what was asked before, so a resumed run sees other data.")
+@check("data_orders", meaning="A sequence depends on what was asked before, so a resumed run sees other data.")
 def order_is_stateless(subject: Candidate) -> None:
     order, again = subject.part.build(100, 3), subject.part.build(100, 3)
     whole = order(np.arange(150))
     pieces = np.concatenate([again(np.arange(140, 150)), again(np.arange(0, 140))])
-    require(np.array_equal(whole, np.concatenate([pieces[10:], pieces[:10]])), "asking in other pieces gives other windows")
+    require(np.array_equal(whole, np.concatenate([pieces[10:], pieces[:10]])), "asking in other pieces gives other sequences")
 
 
 @check("filters", meaning="A filter changes the columns, or rows depend on how the table is cut.")

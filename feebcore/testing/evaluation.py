@@ -17,7 +17,7 @@ import torch
 
 from feebcore.data.store import TokenStore
 from feebcore.data.store_writer import SplitWriter
-from feebcore.evaluate.benchmark import Subject, intervals
+from feebcore.evaluate.benchmark import EvaluatedModel, intervals
 from feebcore.model.build import build_model
 from feebcore.parts import resolve_part
 from feebcore.protocols import Document
@@ -25,7 +25,7 @@ from feebcore.testing.framework import Candidate, check, require
 
 MOST = 40  # documents of a source that are looked at
 CONTEXT = 192  # tokens; prompts of built-in tasks in bytes fit
-SMALL = {"samples": 6, "instances": 6, "max_documents": 5, "max_new_tokens": 8}
+SMALL = {"samples": 6, "problems": 6, "max_documents": 5, "max_new_tokens": 8}
 
 
 def first_documents(subject: Candidate, folder: Path) -> tuple[Any, list[Document]]:
@@ -57,7 +57,7 @@ def documents_are_texts_with_names(subject: Candidate) -> None:
 
 
 @contextlib.contextmanager
-def small_subject() -> Iterator[Subject]:
+def small_subject() -> Iterator[EvaluatedModel]:
     """A tiny untrained model of bytes with a held-out split of a dozen documents."""
     tokenizer = resolve_part("tokenizers", "byte").build()
     texts = [f"def f{i}(x):\n    return x * {i} + {i * i}\n" * (1 + i % 4) for i in range(12)]
@@ -76,7 +76,7 @@ def small_subject() -> Iterator[Subject]:
         writer.finish(np.array([len(text) for text in texts]), np.zeros(len(texts), dtype=np.int64), ["a"])
         architecture = resolve_part("architectures", {"name": "transformer", "d_model": 16, "num_heads": 2, "num_layers": 1})
         model = build_model(architecture, codec.vocab_size, CONTEXT, seed=7).eval()
-        yield Subject("pretrain", model, codec, TokenStore.open(Path(folder) / "tokens.zarr", "validation"), seed=3)
+        yield EvaluatedModel("pretrain", model, codec, TokenStore.open(Path(folder) / "tokens.zarr", "validation"), seed=3)
 
 
 def small_benchmark(subject: Candidate, **options: Any) -> Any:
@@ -100,7 +100,7 @@ def result_is_whole(subject: Candidate) -> None:
         require(not benchmark.percent or 0 <= entry["low"] <= entry["high"] <= 1, f"{name} is a share, but {entry['low']} to {entry['high']}")
 
 
-@check("benchmarks", meaning="Scores differ from one run to the next or with the batch size, or scoring changes the model; draw by `subject.seed`, row by row.")
+@check("benchmarks", meaning="Scores differ from one run to the next or with the batch size, or scoring changes the model; draw by `target.seed`, row by row.")
 def result_is_repeatable(subject: Candidate) -> None:
     with small_subject() as model:
         weights = [p.clone() for p in model.model.parameters()]  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""What logits processors and decoders promise."""
+"""What logits processors and samplers promise."""
 
 from __future__ import annotations
 
@@ -51,20 +51,20 @@ def likeliest_stays_likeliest(subject: Candidate) -> None:
     require(torch.equal(found.argmax(-1)[sharp], logits.argmax(-1)[sharp]), "the likeliest token of a row is another one afterwards")
 
 
-@check("samplers", meaning="A decoder returns a token that was removed, or one outside the vocabulary.")
+@check("samplers", meaning="A sampler returns a token that was removed, or one outside the vocabulary.")
 def chooses_possible_tokens(subject: Candidate) -> None:
-    logits, decoder = example_logits().repeat(40, 1), subject.part.build()
-    tokens = decoder(logits, PerRowRNG(row_seeds(1, range(len(logits)))))
+    logits, sampler = example_logits().repeat(40, 1), subject.part.build()
+    tokens = sampler(logits, PerRowRNG(row_seeds(1, range(len(logits)))))
     require(tokens.shape == (len(logits),) and not tokens.is_floating_point(), f"tokens {tuple(tokens.shape)} {tokens.dtype}")
     require((logits.gather(-1, tokens[:, None]) > float("-inf")).all(), "a removed token was chosen")
 
 
 @check("samplers", meaning="A row's choice depends on its neighbors or on the call before, so completions change with batch size.")
-def decoder_works_by_row(subject: Candidate) -> None:
-    logits, decoder = example_logits().repeat(6, 1), subject.part.build()
+def sampler_works_by_row(subject: Candidate) -> None:
+    logits, sampler = example_logits().repeat(6, 1), subject.part.build()
     seeds = row_seeds(3, range(len(logits)))
-    together = decoder(logits, PerRowRNG(seeds))
-    alone = [int(decoder(logits[i : i + 1], PerRowRNG(np.asarray(seeds[i : i + 1])))[0]) for i in range(len(logits))]
+    together = sampler(logits, PerRowRNG(seeds))
+    alone = [int(sampler(logits[i : i + 1], PerRowRNG(np.asarray(seeds[i : i + 1])))[0]) for i in range(len(logits))]
     require(together.tolist() == alone, f"together {together.tolist()}, alone {alone}")
 
 
@@ -73,8 +73,8 @@ def decoder_works_by_row(subject: Candidate) -> None:
     meaning="Tokens are drawn from another distribution than softmax(logits), so log-probabilities of rollouts are wrong; change logits in a processor.",
 )
 def draws_from_the_logits(subject: Candidate) -> None:
-    logits, decoder, rows = torch.tensor([2.0, 1.0, 0.0, -1.0, float("-inf")]), subject.part.build(), 4000
-    drawn = decoder(logits.expand(rows, -1).clone(), PerRowRNG(row_seeds(5, range(rows))))
+    logits, sampler, rows = torch.tensor([2.0, 1.0, 0.0, -1.0, float("-inf")]), subject.part.build(), 4000
+    drawn = sampler(logits.expand(rows, -1).clone(), PerRowRNG(row_seeds(5, range(rows))))
     if bool((drawn == drawn[0]).all()):
         require(int(drawn[0]) == 0, f"it always takes token {int(drawn[0])}, which is not the likeliest")
         return

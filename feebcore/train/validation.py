@@ -38,8 +38,8 @@ def make_evaluation(
         packing = section.packing.build(store, section.seq_len)
     except DataError:
         return None
-    wanted = max(1, min(packing.num_windows, section.eval_tokens // section.seq_len))
-    packed = packing.windows(np.unique(np.linspace(0, packing.num_windows - 1, wanted).round().astype(np.int64)))
+    wanted = max(1, min(packing.num_sequences, section.eval_tokens // section.seq_len))
+    packed = packing.sequences(np.unique(np.linspace(0, packing.num_sequences - 1, wanted).round().astype(np.int64)))
     tokens = torch.from_numpy(packed.tokens.astype(np.int64))
     optional = [None if a is None else torch.from_numpy(a) for a in (packed.mask, packed.doc_ids, packed.positions)]
     whole = Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), *optional)

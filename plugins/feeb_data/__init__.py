@@ -31,7 +31,7 @@ class StdlibConfig(feeb.PartConfig):
 class TextOptions(feeb.PartConfig):
     """How files become documents. .jsonl and .parquet: one document a row; other files: one a file, or a part."""
 
-    label: str = Field("", description="name of this source in the data; default: the part's name")
+    source_name: str = Field("", description="name of this source in the data; default: the part's name")
     text_column: str = Field("text", description="column or key that holds the text of .parquet and .jsonl rows")
     separator: str = Field("", description="text between documents in plain text files, as '<|endoftext|>'; empty: a file is a document")
 
@@ -207,13 +207,13 @@ class TrieConfig(feeb.PartConfig):
 
 
 class ConcatConfig(feeb.PartConfig):
-    """How windows treat document boundaries."""
+    """How sequences treat document boundaries."""
 
     document_mask: bool = Field(False, description="tokens see only their own document, and no target lies across a boundary")
 
 
 class BestfitConfig(feeb.PartConfig):
-    """How windows treat document boundaries. No target lies across one in any case."""
+    """How sequences treat document boundaries. No target lies across one in any case."""
 
     document_mask: bool = Field(False, description="tokens see only their own document")
 
@@ -262,7 +262,7 @@ def _checked(value: Proportions) -> Proportions:
 class MixtureConfig(feeb.PartConfig):
     """Proportions of the samples that each source gets; sources that are not named get none."""
 
-    by_source: ClassVar[bool] = True  # windows are wanted that hold one source each
+    by_source: ClassVar[bool] = True  # sequences are wanted that hold one source each
     repeats: ClassVar[bool] = True
     example: ClassVar[dict[str, Any]] = {"proportions": {"a": 0.75, "b": 0.25}}
 
@@ -296,11 +296,11 @@ class CurriculumConfig(feeb.PartConfig):
     repeats: ClassVar[bool] = True
 
     difficulty: Literal["length", "unigram", "compression"] = Field(
-        "unigram", description="of a window: tokens per document, nats per token by frequency, or bytes per token after zlib"
+        "unigram", description="of a sequence: tokens per document, nats per token by frequency, or bytes per token after zlib"
     )
-    pacing: Literal["linear", "root", "quadratic", "exponential"] = Field("linear", description="how the share of windows grows")
-    start: float = Field(0.2, gt=0, le=1, description="share of the windows, the easiest, that the run begins with")
-    until: float = Field(0.5, gt=0, le=1, description="share of the run after which all windows are there")
+    pacing: Literal["linear", "root", "quadratic", "exponential"] = Field("linear", description="how the share of sequences grows")
+    start: float = Field(0.2, gt=0, le=1, description="share of the sequences, the easiest, that the run begins with")
+    until: float = Field(0.5, gt=0, le=1, description="share of the run after which all sequences are there")
     stages: int = Field(20, ge=1, description="steps in which the share grows")
 
 
@@ -318,7 +318,7 @@ class RepeatBatchesConfig(feeb.PartConfig):
 
     def check_run(self, max_steps: int) -> list[str]:
         inner = getattr(self.data_order.config, "check_run", None)
-        return [f"order.{text}" for text in inner(-(-max_steps // self.times))] if inner else []
+        return [f"data_order.{text}" for text in inner(-(-max_steps // self.times))] if inner else []
 
     def source_names(self) -> list[str]:
         inner = getattr(self.data_order.config, "source_names", None)
@@ -387,7 +387,7 @@ def feeb_tokenizers() -> Iterable[feeb.TokenizerSpec]:
 @feeb.hookimpl
 def feeb_packings() -> Iterable[feeb.PackingSpec]:
     yield feeb.PackingSpec(
-        "concat", ConcatConfig, build="feeb_data.packings:build_concat", summary="One stream of tokens cut into equal windows; nothing is lost."
+        "concat", ConcatConfig, build="feeb_data.packings:build_concat", summary="One stream of tokens cut into equal sequences; nothing is lost."
     )
     yield feeb.PackingSpec(
         "bestfit",
@@ -401,7 +401,7 @@ def feeb_packings() -> Iterable[feeb.PackingSpec]:
         "bos_aligned",
         BosAlignedConfig,
         build="feeb_data.bos_aligned:build",
-        summary="Every window begins with a document and is full; the rest of cut documents is lost.",
+        summary="Every sequence begins with a document and is full; the rest of cut documents is lost.",
         reference="https://github.com/karpathy/nanochat",
         since="1.1",
     )
@@ -428,7 +428,7 @@ def feeb_data_orders() -> Iterable[feeb.DataOrderSpec]:
         "curriculum",
         CurriculumConfig,
         build="feeb_data.curriculum:build",
-        summary="Easy windows first; a pacing function lets the harder ones in.",
+        summary="Easy sequences first; a pacing function lets the harder ones in.",
         reference="arXiv:2012.03107",
         since="1.1",
     )

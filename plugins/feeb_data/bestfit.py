@@ -1,7 +1,7 @@
-"""Packing `bestfit`: documents are cut only where they are longer than a window, and the pieces are packed tightly.
+"""Packing `bestfit`: documents are cut only where they are longer than a sequence, and the pieces are packed tightly.
 
-Best-fit decreasing (Ding et al. 2024, arXiv:2404.10830): pieces from the longest to the shortest, each into the window
-with the least room that is enough. Windows with equal room are interchangeable, so whole groups of pieces of one length
+Best-fit decreasing (Ding et al. 2024, arXiv:2404.10830): pieces from the longest to the shortest, each into the sequence
+with the least room that is enough. Sequences with equal room are interchangeable, so whole groups of pieces of one length
 are placed at once: the work grows with the number of pieces only inside numpy.
 """
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from feeb_data.pieces import PieceIndex, PiecePacking
+from feeb_data.segments import SegmentIndex, SegmentPacking
 from feebcore.data.index_cache import saved_index
 from feebcore.errors import DataError
 
@@ -71,20 +71,20 @@ def _put(open_bins: dict[int, list[np.ndarray]], nonempty: np.ndarray, room: int
 
 
 def make_index(offsets: np.ndarray, seq_len: int) -> dict[str, np.ndarray]:
-    """Arrays of a PieceIndex. Windows are in the order of the first token they hold."""
+    """Arrays of a SegmentIndex. Sequences are in the order of the first token they hold."""
     start, length = cut_documents(offsets, seq_len)
     bins = best_fit_decreasing(length, seq_len + 1)
     earliest = np.full(int(bins.max(initial=-1)) + 1, np.iinfo(np.int64).max)
     np.minimum.at(earliest, bins, start)
-    window = np.argsort(np.argsort(earliest, kind="stable"), kind="stable")[bins]
-    order = np.lexsort((start, window))
-    first = np.concatenate([[0], np.cumsum(np.bincount(window, minlength=len(earliest)))])
+    sequence = np.argsort(np.argsort(earliest, kind="stable"), kind="stable")[bins]
+    order = np.lexsort((start, sequence))
+    first = np.concatenate([[0], np.cumsum(np.bincount(sequence, minlength=len(earliest)))])
     return {"first": first.astype(np.int64), "start": start[order].astype(np.int64), "length": length[order].astype(np.int32)}
 
 
-def build(config: BestfitConfig, store: TokenStore, seq_len: int) -> PiecePacking:
+def build(config: BestfitConfig, store: TokenStore, seq_len: int) -> SegmentPacking:
     """Raises DataError when the split has no document of two tokens."""
-    index = PieceIndex(**saved_index(store, "bestfit", {"seq_len": seq_len, "method": 1}, lambda: make_index(np.asarray(store.doc_offsets), seq_len)))
-    if not index.num_windows:
-        raise DataError(f"split {store.split!r} has no document to make a window of; add documents")
-    return PiecePacking(store, seq_len, config.document_mask, index)
+    index = SegmentIndex(**saved_index(store, "bestfit", {"seq_len": seq_len, "method": 1}, lambda: make_index(np.asarray(store.doc_offsets), seq_len)))
+    if not index.num_sequences:
+        raise DataError(f"split {store.split!r} has no document to make a sequence of; add documents")
+    return SegmentPacking(store, seq_len, config.document_mask, index)

@@ -1,6 +1,6 @@
-"""Packing `bos_aligned`: every window begins with BOS and is full; what does not fit is cropped away.
+"""Packing `bos_aligned`: every sequence begins with BOS and is full; what does not fit is cropped away.
 
-Of `buffer` documents at hand the longest that still fits goes next; when none does, the shortest fills the window and
+Of `buffer` documents at hand the longest that still fits goes next; when none does, the shortest fills the sequence and
 its rest is lost. nanochat's loader does this while reading, so its place cannot be saved; here the same choice is made
 once for the whole split, documents in a fixed shuffled order.
 """
@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from feeb_data.pieces import PieceIndex, PiecePacking
+from feeb_data.segments import SegmentIndex, SegmentPacking
 from feebcore.data.index_cache import saved_index
-from feebcore.data.order import FeistelPermutation
+from feebcore.data.permutation import FeistelPermutation
 from feebcore.errors import DataError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def make_index(offsets: np.ndarray, width: int, buffer: int) -> dict[str, np.ndarray]:
-    """Arrays of a PieceIndex for windows of `width` tokens. A window that could not be filled at the end is left out."""
+    """Arrays of a SegmentIndex for sequences of `width` tokens. A sequence that could not be filled at the end is left out."""
     number = len(offsets) - 1
     order = FeistelPermutation(number, 0)(np.arange(number)) if number else np.empty(0, dtype=np.int64)
     waiting = list(zip(np.diff(offsets)[order].tolist(), order.tolist(), strict=True))[::-1]
@@ -49,14 +49,14 @@ def make_index(offsets: np.ndarray, width: int, buffer: int) -> dict[str, np.nda
     return {"first": np.array(first, dtype=np.int64), "start": start.astype(np.int64), "length": np.array(length, dtype=np.int32)}
 
 
-def build(config: BosAlignedConfig, store: TokenStore, seq_len: int) -> PiecePacking:
-    """Raises DataError when the split does not fill one window."""
+def build(config: BosAlignedConfig, store: TokenStore, seq_len: int) -> SegmentPacking:
+    """Raises DataError when the split does not fill one sequence."""
     key = {"seq_len": seq_len, "buffer": config.buffer, "method": 1}
     arrays = saved_index(store, "bos_aligned", key, lambda: make_index(np.asarray(store.doc_offsets), seq_len + 1, config.buffer))
-    index = PieceIndex(**arrays)
-    if not index.num_windows:
+    index = SegmentIndex(**arrays)
+    if not index.num_sequences:
         raise DataError(
-            f"seq_len {seq_len} is longer than the text: split {store.split!r} has {store.num_tokens} tokens and a window needs "
+            f"seq_len {seq_len} is longer than the text: split {store.split!r} has {store.num_tokens} tokens and a sequence needs "
             f"{seq_len + 1}; lower seq_len or add documents"
         )
-    return PiecePacking(store, seq_len, config.document_mask, index)
+    return SegmentPacking(store, seq_len, config.document_mask, index)

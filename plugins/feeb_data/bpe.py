@@ -9,7 +9,7 @@ No pretoken spans such a place and the expression looks back at nothing, so the 
 run without any such place (64 K letters, or 64 K characters of punctuation or blanks) is cut at the limit itself, which
 bounds time and memory; it ends a pretoken there, always at the same place for the same text.
 
-Texts go through tiktoken when it proves to give the ids of the Hugging Face codec (bulk.py), else through the codec. The
+Texts go through tiktoken when it proves to give the ids of the Hugging Face codec (tiktoken_encoding.py), else through the codec. The
 codec and its `tokenizer.json` are the truth, whatever trained them: its own trainer, or rustbpe, several times faster.
 """
 
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from feeb_data import bulk
+from feeb_data import tiktoken_encoding
 from feebcore.errors import DataError
 from feebcore.files import write_atomic
 from feebcore.protocols import ProgressFn
@@ -79,7 +79,7 @@ class BpeTokenizer:
         self._model, self._digits = model, digits
         self.vocab_size = model.get_vocab_size(with_added_tokens=False) + NUM_SPECIAL
         self.bos_id, self.eos_id = self.vocab_size - 2, self.vocab_size - 1
-        self._bulk: bulk.BulkEncoding | None = None
+        self._bulk: tiktoken_encoding.BulkEncoding | None = None
         self._encoder = ""
 
     @property
@@ -93,20 +93,20 @@ class BpeTokenizer:
         if name not in self.encoders:
             raise ValueError(f"encoder must be one of {', '.join(self.encoders)}, not {name!r}")
         if name == "tiktoken" and self._bulk is None:
-            self._bulk = bulk.BulkEncoding(bulk.ranks_of(self._model), pattern(self._digits))
+            self._bulk = tiktoken_encoding.BulkEncoding(tiktoken_encoding.ranks_of(self._model), pattern(self._digits))
         self._encoder = name
 
     def choose_encoder(self, texts: Sequence[str]) -> dict[str, Any]:
         """Take tiktoken if it gives the codec's ids on the self-test and on `texts`, else the codec. Returns what was
         decided and why, for a log and metrics."""
-        found = bulk.open_encoding(self._model, pattern(self._digits))
+        found = tiktoken_encoding.open_encoding(self._model, pattern(self._digits))
         sample = [piece for text in texts for piece in pieces(text)]
-        if not isinstance(found, str) and (number := bulk.mismatches(self._model, found, sample)):
+        if not isinstance(found, str) and (number := tiktoken_encoding.mismatches(self._model, found, sample)):
             found = f"{number} of {len(sample)} texts of the corpus have other ids"
         why = found if isinstance(found, str) else ""
         self._bulk = None if isinstance(found, str) else found
         self._encoder = "huggingface" if why else "tiktoken"
-        return {"encoder": self._encoder, "texts_compared": len(bulk.NASTY) + len(sample), "why": why}
+        return {"encoder": self._encoder, "texts_compared": len(tiktoken_encoding.NASTY) + len(sample), "why": why}
 
     def encode(self, text: str) -> list[int]:
         return self.encode_batch([text])[0].tolist()
@@ -238,7 +238,7 @@ def from_ranks(ranks: dict[bytes, int], digits: str) -> Any:
     """The codec whose merges are those that made `ranks` (bytes of a token -> id, in order of merging)."""
     from tokenizers import models
 
-    spell = bulk.byte_characters()
+    spell = tiktoken_encoding.byte_characters()
     name = {token: "".join(spell[byte] for byte in token) for token in ranks}
     pairs = (_parents(token, rank, ranks) for token, rank in sorted(ranks.items(), key=lambda item: item[1]) if len(token) > 1)
     merges = [(name[left], name[right]) for left, right in pairs]

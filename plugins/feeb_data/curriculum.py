@@ -1,7 +1,7 @@
-"""DataOrder `curriculum`: easy windows first. A run begins with the easiest share of the windows and the pacing function adds
+"""DataOrder `curriculum`: easy sequences first. A run begins with the easiest share of the sequences and the pacing function adds
 harder ones, a step at a time, until all are there.
 
-Pacing as in Wu, Dyer & Neyshabur 2021 (arXiv:2012.03107): within a step of the pacing, windows are drawn from the share
+Pacing as in Wu, Dyer & Neyshabur 2021 (arXiv:2012.03107): within a step of the pacing, sequences are drawn from the share
 that is open, shuffled, each once before any comes again. Difficulty is computed once for the split and kept beside it.
 """
 
@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from feebcore.data.index_cache import saved_index
-from feebcore.data.order import FeistelPermutation
+from feebcore.data.permutation import FeistelPermutation
 from feebcore.errors import DataError
 
 if TYPE_CHECKING:
     from feeb_data import CurriculumConfig
     from feebcore.protocols import DataOrderContext, Packing
 
-BLOCK = 1024  # windows looked at together
+BLOCK = 1024  # sequences looked at together
 
 
 class CurriculumOrder:
-    """ranked: windows from easy to hard. opened: (first sample, number of windows that are open from there), the first from 0."""
+    """ranked: sequences from easy to hard. opened: (first sample, number of sequences that are open from there), the first from 0."""
 
     def __init__(self, ranked: np.ndarray, opened: list[tuple[int, int]], seed: int) -> None:
         self._ranked = ranked
@@ -33,7 +33,7 @@ class CurriculumOrder:
         self._permutations = [FeistelPermutation(size, seed) for _, size in opened]
 
     def __call__(self, samples: np.ndarray) -> np.ndarray:
-        """Windows int64 [B] of the sample indices int64 [B]."""
+        """Sequences int64 [B] of the sample indices int64 [B]."""
         samples = np.asarray(samples, dtype=np.int64)
         stage = self._begins.searchsorted(samples, side="right") - 1
         places = np.empty_like(samples)
@@ -46,7 +46,7 @@ class CurriculumOrder:
 
 
 def open_share(pacing: str, progress: float, start: float) -> float:
-    """Share of the windows that are open at `progress` in [0, 1] of the pacing: from `start` to 1. linear; root: quickly at
+    """Share of the sequences that are open at `progress` in [0, 1] of the pacing: from `start` to 1. linear; root: quickly at
     first; quadratic: slowly at first; exponential: by equal factors."""
     if pacing == "exponential":
         return float(start ** (1 - progress))
@@ -55,17 +55,17 @@ def open_share(pacing: str, progress: float, start: float) -> float:
 
 
 def difficulty(measure: str, packing: Packing, vocab_size: int, bos_id: int) -> np.ndarray:
-    """float32 [num_windows], higher is harder. length: tokens per document of the window; unigram: nats per token under the
-    frequencies of all windows; compression: bytes per token after zlib."""
+    """float32 [num_sequences], higher is harder. length: tokens per document of the sequence; unigram: nats per token under the
+    frequencies of all sequences; compression: bytes per token after zlib."""
     counts = np.ones(vocab_size)
-    blocks = [np.arange(b, min(b + BLOCK, packing.num_windows)) for b in range(0, packing.num_windows, BLOCK)]
+    blocks = [np.arange(b, min(b + BLOCK, packing.num_sequences)) for b in range(0, packing.num_sequences, BLOCK)]
     if measure == "unigram":
         for block in blocks:
-            counts += np.bincount(packing.windows(block).tokens[:, 1:].reshape(-1), minlength=vocab_size)
+            counts += np.bincount(packing.sequences(block).tokens[:, 1:].reshape(-1), minlength=vocab_size)
     nats = -np.log(counts / counts.sum())
     found = []
     for block in blocks:
-        tokens = packing.windows(block).tokens
+        tokens = packing.sequences(block).tokens
         if measure == "unigram":
             found.append(nats[tokens[:, 1:]].mean(axis=1))
         elif measure == "length":
@@ -75,15 +75,15 @@ def difficulty(measure: str, packing: Packing, vocab_size: int, bos_id: int) -> 
     return np.concatenate(found).astype(np.float32)
 
 
-def build(config: CurriculumConfig, num_windows: int, seed: int, context: DataOrderContext | None = None) -> CurriculumOrder:
-    """Without a context (a check by itself) windows are taken to be harder the higher their number."""
-    ranked = np.arange(num_windows)
-    max_steps, batch_size = (context.max_steps, context.batch_size) if context else (num_windows, 1)
+def build(config: CurriculumConfig, num_sequences: int, seed: int, context: DataOrderContext | None = None) -> CurriculumOrder:
+    """Without a context (a check by itself) sequences are taken to be harder the higher their number."""
+    ranked = np.arange(num_sequences)
+    max_steps, batch_size = (context.max_steps, context.batch_size) if context else (num_sequences, 1)
     if context is not None:
         if not max_steps:
             raise DataError("order curriculum: the length of the run is not known here, so there is nothing to pace")
-        sample = context.packing.windows(np.unique(np.linspace(0, num_windows - 1, 64).astype(np.int64))).tokens
-        key = {"measure": config.difficulty, "windows": num_windows, "sample": hashlib.sha256(sample.tobytes()).hexdigest(), "method": 1}
+        sample = context.packing.sequences(np.unique(np.linspace(0, num_sequences - 1, 64).astype(np.int64))).tokens
+        key = {"measure": config.difficulty, "sequences": num_sequences, "sample": hashlib.sha256(sample.tobytes()).hexdigest(), "method": 1}
 
         def rank() -> dict[str, np.ndarray]:
             values = difficulty(config.difficulty, context.packing, context.store.vocab_size, context.store.bos_id)
@@ -94,10 +94,10 @@ def build(config: CurriculumConfig, num_windows: int, seed: int, context: DataOr
     opened: list[tuple[int, int]] = []
     for number in range(config.stages):
         step = round(paced * number / config.stages)
-        size = max(1, round(open_share(config.pacing, number / config.stages, config.start) * num_windows))
+        size = max(1, round(open_share(config.pacing, number / config.stages, config.start) * num_sequences))
         if opened and (opened[-1][0] == step * batch_size):
             opened.pop()
         opened.append((step * batch_size, size))
     if opened[-1][0] == round(paced) * batch_size:
         opened.pop()
-    return CurriculumOrder(ranked, [*opened, (round(paced) * batch_size, num_windows)], seed)
+    return CurriculumOrder(ranked, [*opened, (round(paced) * batch_size, num_sequences)], seed)

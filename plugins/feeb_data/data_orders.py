@@ -1,4 +1,4 @@
-"""Orders `shuffled`, every epoch sees every window once, in an order of its own, and `reuse`, each batch several times."""
+"""Orders `shuffled`, every epoch sees every sequence once, in an order of its own, and `reuse`, each batch several times."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from feebcore.data.loader import build_order
-from feebcore.data.order import FeistelPermutation
+from feebcore.data.permutation import FeistelPermutation
 
 if TYPE_CHECKING:
     from feeb_data import RepeatBatchesConfig, ShuffledConfig
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 class ShuffledOrder:
     """Sample i is position i mod n of epoch i // n, through that epoch's permutation. Stateless."""
 
-    def __init__(self, num_windows: int, seed: int) -> None:
-        self._permutation = FeistelPermutation(num_windows, seed)
+    def __init__(self, num_sequences: int, seed: int) -> None:
+        self._permutation = FeistelPermutation(num_sequences, seed)
 
     def __call__(self, samples: np.ndarray) -> np.ndarray:
-        """Windows int64 [B] of the sample indices int64 [B]."""
+        """Sequences int64 [B] of the sample indices int64 [B]."""
         epochs, positions = np.divmod(np.asarray(samples, dtype=np.int64), self._permutation.n)
         return self._permutation(positions, epochs)
 
 
-def build_shuffled(config: ShuffledConfig, num_windows: int, seed: int) -> ShuffledOrder:
-    return ShuffledOrder(num_windows, seed)
+def build_shuffled(config: ShuffledConfig, num_sequences: int, seed: int) -> ShuffledOrder:
+    return ShuffledOrder(num_sequences, seed)
 
 
 class RepeatBatches:
@@ -38,7 +38,7 @@ class RepeatBatches:
         self._order, self._times, self._batch_size = order, times, batch_size
 
     def __call__(self, samples: np.ndarray) -> np.ndarray:
-        """Windows int64 [B] of the sample indices int64 [B]."""
+        """Sequences int64 [B] of the sample indices int64 [B]."""
         return self._order(self._original(np.asarray(samples, dtype=np.int64)))
 
     def epochs(self, num_samples: int) -> dict[str, float]:
@@ -51,8 +51,8 @@ class RepeatBatches:
         return steps // self._times * self._batch_size + slots
 
 
-def build_repeat_batches(config: RepeatBatchesConfig, num_windows: int, seed: int, context: DataOrderContext | None = None) -> RepeatBatches:
+def build_repeat_batches(config: RepeatBatchesConfig, num_sequences: int, seed: int, context: DataOrderContext | None = None) -> RepeatBatches:
     if context is None:
-        return RepeatBatches(config.data_order.build(num_windows, seed), config.times, 1)
+        return RepeatBatches(config.data_order.build(num_sequences, seed), config.times, 1)
     inner = dataclasses.replace(context, max_steps=-(-context.max_steps // config.times))  # the other order has fewer steps of its own
     return RepeatBatches(build_order(config.data_order, seed, inner), config.times, context.batch_size)

@@ -39,7 +39,7 @@ class FilesSource:
 
     def documents(self, folder: Path) -> Iterator[Document]:
         config = self._config
-        reader = TextReader(config.label or "files", config.text_column, config.separator, self.skipped)
+        reader = TextReader(config.source_name or "files", config.text_column, config.separator, self.skipped)
         for key, path in all_files(config.paths):
             yield from reader.read(path, key)
 

@@ -54,7 +54,7 @@ class HuggingfaceSource:
         config = self._config
         listing = read_json(folder / LISTING)
         self._commit = listing["commit"]
-        reader = TextReader(config.label or "huggingface", config.text_column, config.separator, self.skipped)
+        reader = TextReader(config.source_name or "huggingface", config.text_column, config.separator, self.skipped)
         for file in listing["files"]:
             yield from reader.read(folder / "files" / file["path"], file["path"])
 

@@ -20,7 +20,7 @@ import polars as pl
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from feebcore.data.order import splitmix64
+from feebcore.data.permutation import splitmix64
 
 if TYPE_CHECKING:
     from feeb_data import DedupMinhashConfig

@@ -2,8 +2,8 @@
 
 Samples are dealt to sources in cycles of CYCLE slots: in each, a source has a whole number of slots, evenly spread, so
 proportions hold to 1 / CYCLE and any stretch of samples is within a few samples of its due. How many samples a source
-has had before sample i is therefore arithmetic, and its own windows follow in an order of their own, epoch by epoch: all
-is stateless, no window of a source comes a second time before every other has come once, phases included.
+has had before sample i is therefore arithmetic, and its own sequences follow in an order of their own, epoch by epoch: all
+is stateless, no sequence of a source comes a second time before every other has come once, phases included.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from feebcore.data.order import FeistelPermutation
+from feebcore.data.permutation import FeistelPermutation
 from feebcore.errors import DataError, did_you_mean
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 CYCLE = 10_000
 
 
-class Deal:
+class SlotSchedule:
     """One phase. source [CYCLE]: whose slot it is; rank [CYCLE]: how many slots of that source come before it in the cycle;
     quota [S]: slots of each source in a cycle."""
 
@@ -48,28 +48,28 @@ class Deal:
 
 
 class MixtureOrder:
-    """sources: the windows of each. phases: (first sample, weight by source), the first from 0."""
+    """sources: the sequences of each. phases: (first sample, weight by source), the first from 0."""
 
     def __init__(self, sources: Mapping[str, range], phases: Sequence[tuple[int, Mapping[str, float]]], seed: int) -> None:
         self.sources = dict(sources)
         self._permutations = [FeistelPermutation(len(r), _seed_of(name, seed)) for name, r in self.sources.items()]
-        self._first_window = np.array([r.start for r in self.sources.values()], dtype=np.int64)
+        self._first_sequence = np.array([r.start for r in self.sources.values()], dtype=np.int64)
         self._begins = np.array([begin for begin, _ in phases], dtype=np.int64)
-        self._deals = [Deal([weights.get(name, 0.0) for name in self.sources]) for _, weights in phases]
+        self._deals = [SlotSchedule([weights.get(name, 0.0) for name in self.sources]) for _, weights in phases]
         lengths = np.diff(self._begins)
         dealt = [d.dealt(int(n)) for d, n in zip(self._deals[:-1], lengths, strict=True)]
         self._before = np.cumsum([np.zeros(len(self.sources), dtype=np.int64), *dealt], axis=0)  # [phase, source]
 
     def __call__(self, samples: np.ndarray) -> np.ndarray:
-        """Windows int64 [B] of the sample indices int64 [B]."""
+        """Sequences int64 [B] of the sample indices int64 [B]."""
         samples = np.asarray(samples, dtype=np.int64)
         source, number = self.deal(samples)
-        windows = np.empty_like(samples)
+        sequences = np.empty_like(samples)
         for s, permutation in enumerate(self._permutations):
             rows = np.flatnonzero(source == s)
             epochs, positions = np.divmod(number[rows], permutation.n)
-            windows[rows] = self._first_window[s] + permutation(positions, epochs)
-        return windows
+            sequences[rows] = self._first_sequence[s] + permutation(positions, epochs)
+        return sequences
 
     def deal(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Of each sample: its source, and how many samples of that source come before it in the run."""
@@ -94,20 +94,20 @@ def _seed_of(source: str, seed: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{source}".encode()).digest()[:8], "little") >> 1
 
 
-def build(config: MixtureConfig, num_windows: int, seed: int, context: DataOrderContext | None = None) -> MixtureOrder:
+def build(config: MixtureConfig, num_sequences: int, seed: int, context: DataOrderContext | None = None) -> MixtureOrder:
     """Raises DataError for a source that the text does not have, and where phases are out of order."""
-    sources = context.sources if context is not None else dict.fromkeys(config.proportions, range(num_windows))
+    sources = context.sources if context is not None else dict.fromkeys(config.proportions, range(num_sequences))
     for place, weights in [("proportions", config.proportions), *((f"phases.{i}.proportions", p.proportions) for i, p in enumerate(config.phases))]:
         for name in weights:
             if name not in sources:
-                raise DataError(f"order.{place}: the text has no source {name!r}; {did_you_mean(name, sources)}")
+                raise DataError(f"data_order.{place}: the text has no source {name!r}; {did_you_mean(name, sources)}")
     phases: list[tuple[int, Mapping[str, float]]] = [(0, config.proportions)]
     for i, phase in enumerate(config.phases):
         if phase.begin_step is None and not (context and context.max_steps):
-            raise DataError(f"order.phases.{i}.begin: the length of the run is not known here; use begin_step")
+            raise DataError(f"data_order.phases.{i}.begin: the length of the run is not known here; use begin_step")
         batch_size, max_steps = (context.batch_size, context.max_steps) if context else (1, 0)
         step = phase.begin_step if phase.begin_step is not None else round((phase.begin or 0.0) * max_steps)
         if step * batch_size <= phases[-1][0]:
-            raise DataError(f"order.phases.{i}: it begins at step {step}, not after the phase before it; phases are listed in the order of the run")
+            raise DataError(f"data_order.phases.{i}: it begins at step {step}, not after the phase before it; phases are listed in the order of the run")
         phases.append((step * batch_size, phase.proportions))
     return MixtureOrder(sources, phases, seed)

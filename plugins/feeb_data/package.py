@@ -36,15 +36,15 @@ class PackageSource:
 
     def documents(self, folder: Path) -> Iterator[Document]:
         config = self._config
-        label = config.label or "package"
-        reader = TextReader(label, config.text_column, config.separator, self.skipped)
+        source_name = config.source_name or "package"
+        reader = TextReader(source_name, config.text_column, config.separator, self.skipped)
         root = package_folder(config.package)
         for path in self._files():
             key = f"{config.package}/{path.relative_to(root).as_posix()}"
             if path.suffix != ".py":
                 yield from reader.read(path, key)
             elif (text := decode_python(path.read_bytes())) is not None:
-                yield Document(text, label, key)
+                yield Document(text, source_name, key)
             else:
                 self.skipped["not decodable as Python source"] += 1
 

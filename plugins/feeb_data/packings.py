@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from feebcore.errors import DataError
-from feebcore.protocols import PackedWindows
+from feebcore.protocols import PackedSequences
 
 if TYPE_CHECKING:
     from feeb_data import ConcatConfig
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 class ConcatPacking:
-    """Window w is tokens w*T..w*T + T: consecutive windows share one token, so that each token but the first is a
+    """Sequence w is tokens w*T..w*T + T: consecutive sequences share one token, so that each token but the first is a
     target exactly once an epoch. At most T - 1 tokens at the end of the split are left out."""
 
     def __init__(self, store: TokenStore, seq_len: int, document_mask: bool) -> None:
-        self.num_windows = (store.num_tokens - 1) // seq_len if store.num_tokens else 0
-        if self.num_windows < 1:
+        self.num_sequences = (store.num_tokens - 1) // seq_len if store.num_tokens else 0
+        if self.num_sequences < 1:
             raise DataError(
-                f"seq_len {seq_len} is longer than the text: split {store.split!r} has {store.num_tokens} tokens and a window needs "
+                f"seq_len {seq_len} is longer than the text: split {store.split!r} has {store.num_tokens} tokens and a sequence needs "
                 f"{seq_len + 1}; lower seq_len or add documents"
             )
         self._store, self._seq_len, self._document_mask = store, seq_len, document_mask
@@ -31,24 +31,24 @@ class ConcatPacking:
     def statistics(self) -> dict[str, float]:
         """As Packing of feebcore/protocols.py."""
         offsets, span = self._store.doc_offsets, self._seq_len
-        window = offsets[:-1] // span
-        whole = (offsets[1:] - 1 <= (window + 1) * span) & (window < self.num_windows)
-        dropped = self._store.num_tokens - (self.num_windows * span + 1)
+        sequence = offsets[:-1] // span
+        whole = (offsets[1:] - 1 <= (sequence + 1) * span) & (sequence < self.num_sequences)
+        dropped = self._store.num_tokens - (self.num_sequences * span + 1)
         return {
-            "windows": self.num_windows,
+            "sequences": self.num_sequences,
             "padding_share": 0.0,
             "dropped_share": dropped / self._store.num_tokens,
             "cut_documents_share": float(1 - whole.mean()),
         }
 
-    def windows(self, indices: np.ndarray) -> PackedWindows:
-        """tokens int64 [B, T+1]. With document_mask also doc_ids int64 [B,T] (0, 1, … inside each window), positions
+    def sequences(self, indices: np.ndarray) -> PackedSequences:
+        """tokens int64 [B, T+1]. With document_mask also doc_ids int64 [B,T] (0, 1, … inside each sequence), positions
         int64 [B,T] (from 0 at each document's begin) and mask bool [B,T] (off where the target opens another document)."""
         starts = np.asarray(indices, dtype=np.int64) * self._seq_len
-        tokens = self._store.windows(starts, self._seq_len + 1)
+        tokens = self._store.read_batch(starts, self._seq_len + 1)
         if not self._document_mask:
-            return PackedWindows(tokens)
-        # a document's begin inside the window is marked, and marks are summed: a search for every token costs five times as much
+            return PackedSequences(tokens)
+        # a document's begin inside the sequence is marked, and marks are summed: a search for every token costs five times as much
         offsets = self._store.doc_offsets
         first_B, last_B = (np.searchsorted(offsets, ends, side="right") for ends in (starts, starts + self._seq_len))
         rows = np.repeat(np.arange(len(starts)), last_B - first_B)
@@ -57,7 +57,7 @@ class ConcatPacking:
         begins_BT1[rows, marks - starts[rows]] = marks - starts[rows]
         doc_ids_BT1 = np.cumsum(begins_BT1 > 0, axis=1)
         inputs_BT = doc_ids_BT1[:, :-1]
-        return PackedWindows(
+        return PackedSequences(
             tokens,
             mask=inputs_BT == doc_ids_BT1[:, 1:],
             doc_ids=inputs_BT,

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from feeb_data.bpe import pieces as cut
-from feeb_data.memo import WordMemo
+from feeb_data.word_cache import WordCache
 from feebcore.errors import DataError
 from feebcore.files import read_json, write_json
 from feebcore.protocols import ProgressFn
@@ -47,7 +47,7 @@ class TrieTokenizer:
         self.vocab_size = len(self._bytes)
         self.bos_id, self.eos_id = self.vocab_size - 2, self.vocab_size - 1
         self._matcher = Matcher(characters, pieces)
-        self._memo = WordMemo(self._matcher.encode)
+        self._memo = WordCache(self._matcher.encode)
 
     def encode(self, text: str) -> list[int]:
         return self.encode_batch([text])[0].tolist()

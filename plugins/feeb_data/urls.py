@@ -33,7 +33,7 @@ class UrlsSource:
 
     def documents(self, folder: Path) -> Iterator[Document]:
         config = self._config
-        reader = TextReader(config.label or "urls", config.text_column, config.separator, self.skipped)
+        reader = TextReader(config.source_name or "urls", config.text_column, config.separator, self.skipped)
         for item in self._items:
             path = folder / item.path
             if not is_archive(path.name):

@@ -45,16 +45,18 @@ class PythonParsesConfig(PartConfig):
 
 
 class TaskAccuracyConfig(PartConfig):
-    """instances: held-out problems of `task`, each answered once sampled at temperature 1 and once greedily."""
+    """problems: held-out problems of `task`, each answered once sampled at temperature 1 and once greedily."""
 
     task: Annotated[Part, PartKey("tasks")] = default_part("sort")
-    instances: int = Field(512, ge=1)
+    problems: int = Field(512, ge=1)
     batch_size: Execution[int] = Field(512, ge=1)
 
 
 @feeb.hookimpl
 def feeb_benchmarks() -> Iterable[feeb.BenchmarkSpec]:
-    yield feeb.BenchmarkSpec("bits_per_byte", BitsPerByteConfig, build="feeb_evals.held_out_text:build", needs=("tokens",), summary="Bits per UTF-8 byte of the held-out split.")
+    yield feeb.BenchmarkSpec(
+        "bits_per_byte", BitsPerByteConfig, build="feeb_evals.held_out_text:build", needs=("tokens",), summary="Bits per UTF-8 byte of the held-out split."
+    )
     yield feeb.BenchmarkSpec(
         "python_parses", PythonParsesConfig, build="feeb_evals.python_parses:build", summary="Share of sampled functions that parse as Python; none is run."
     )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from feebcore.errors import NO_HELD_OUT_TEXT, DataError
-from feebcore.evaluate.benchmark import Subject
+from feebcore.errors import NO_VALIDATION_TEXT, DataError
+from feebcore.evaluate.benchmark import EvaluatedModel
 from feebcore.evaluate.intervals import bootstrap, dump
 from feebcore.evaluate.scorer import score_documents, window_shape
 
@@ -22,17 +22,17 @@ class BitsPerByte:
     def __init__(self, config: BitsPerByteConfig) -> None:
         self._config = config
 
-    def run(self, subject: Subject) -> dict[str, Any]:
-        if not subject.store.num_documents:
-            raise DataError(f"bits_per_byte: no document is held out, so there is nothing to score; {NO_HELD_OUT_TEXT}")
+    def run(self, target: EvaluatedModel) -> dict[str, Any]:
+        if not target.store.num_documents:
+            raise DataError(f"bits_per_byte: no document is held out, so there is nothing to score; {NO_VALIDATION_TEXT}")
         config = self._config
-        context, stride = window_shape(subject.model, config.context, config.stride)
+        context, stride = window_shape(target.model, config.context, config.stride)
         found = score_documents(
-            subject.model, subject.store, context, stride, subject.device, subject.precision, subject.progress, config.max_documents, config.batch_tokens
+            target.model, target.store, context, stride, target.device, target.precision, target.progress, config.max_documents, config.batch_tokens
         )
         total = found.total()
-        interval = bootstrap(found.nats / math.log(2), found.bytes, seed=subject.seed)
-        details = {"tokens": total.tokens, "bytes": total.bytes, "loss": total.loss, "context": context, "stride": stride, "precision": subject.precision}
+        interval = bootstrap(found.nats / math.log(2), found.bytes, seed=target.seed)
+        details = {"tokens": total.tokens, "bytes": total.bytes, "loss": total.loss, "context": context, "stride": stride, "precision": target.precision}
         return {"bits_per_byte": dump(interval), **details}
 
 

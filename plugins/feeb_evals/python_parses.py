@@ -11,7 +11,7 @@ import re
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from feebcore.evaluate.benchmark import Subject
+from feebcore.evaluate.benchmark import EvaluatedModel
 from feebcore.evaluate.intervals import dump, wilson
 from feebcore.generate.engine import encode_prompt, generate
 
@@ -29,34 +29,34 @@ class PythonParses:
     def __init__(self, config: PythonParsesConfig) -> None:
         self._config = config
 
-    def run(self, subject: Subject) -> dict[str, Any]:
+    def run(self, target: EvaluatedModel) -> dict[str, Any]:
         config = self._config
         names = [config.names[i % len(config.names)] for i in range(config.samples)]
         texts = [config.prompt.format(name=name) for name in names]
-        prompts = [encode_prompt(subject.tokenizer, text) for text in texts]
-        room = subject.model.seq_len - max(map(len, prompts))
+        prompts = [encode_prompt(target.tokenizer, text) for text in texts]
+        room = target.model.seq_len - max(map(len, prompts))
         if room < 1:
-            raise ValueError(f"python_parses: the prompt takes {max(map(len, prompts))} tokens, the model's context is {subject.model.seq_len}")
+            raise ValueError(f"python_parses: the prompt takes {max(map(len, prompts))} tokens, the model's context is {target.model.seq_len}")
         logits_processors = [part.build() for part in config.logits_processors]
         rows: list[dict[str, Any]] = []
         for at in range(0, len(prompts), config.batch_size):
             part = slice(at, at + config.batch_size)
             numbers = range(len(prompts))[part]
             completions = generate(
-                subject.model,
+                target.model,
                 prompts[part],
                 min(config.max_new_tokens, room),
-                subject.tokenizer.eos_id,
+                target.tokenizer.eos_id,
                 logits_processors,
-                seed=subject.seed,
-                device=subject.device,
+                seed=target.seed,
+                device=target.device,
                 rows=numbers,
             )
             for i, completion in zip(numbers, completions, strict=True):
-                text = texts[i] + subject.tokenizer.decode(completion.tokens)
+                text = texts[i] + target.tokenizer.decode(completion.tokens)
                 function = extract_function(text, cut=completion.finish_reason == "length")
                 rows.append({"prompt": texts[i], "text": text, "function": function, "parses": function is not None})
-            subject.progress(len(rows), len(prompts))
+            target.progress(len(rows), len(prompts))
         return {"parses": dump(wilson(sum(r["parses"] for r in rows), len(rows))), "samples": rows[:KEPT_SAMPLES]}
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from feebcore.evaluate.benchmark import Subject
-from feebcore.rl.tasks import evaluate_task, held_out_instances
+from feebcore.evaluate.benchmark import EvaluatedModel
+from feebcore.rl.tasks import evaluate_task, held_out_problems
 
 if TYPE_CHECKING:
     from feeb_evals import TaskAccuracyConfig
@@ -21,21 +21,19 @@ class TaskAccuracy:
         self._config = config
         self.title = f"Held-out {config.task.name.replace('_', ' ')} problems solved"
 
-    def run(self, subject: Subject) -> dict[str, Any]:
+    def run(self, target: EvaluatedModel) -> dict[str, Any]:
         config = self._config
         task = config.task.build()
-        instances = held_out_instances(task, config.instances)
+        problems = held_out_problems(task, config.problems)
         found = {}
         for i, name in enumerate(("sampled", "greedy")):
-            subject.progress(i, 2)
-            found[name] = evaluate_task(
-                subject.model, subject.tokenizer, task, instances, greedy=name == "greedy", seed=subject.seed, batch_size=config.batch_size
-            )
+            target.progress(i, 2)
+            found[name] = evaluate_task(target.model, target.tokenizer, task, problems, greedy=name == "greedy", seed=target.seed, batch_size=config.batch_size)
         samples = found["sampled"].pop("samples")[:KEPT_SAMPLES]
         greedy_samples = found["greedy"].pop("samples")
         for row, other in zip(samples, greedy_samples, strict=False):
             row["greedy_completion"], row["greedy_reward"] = other["completion"], other["reward"]
-        subject.progress(2, 2)
+        target.progress(2, 2)
         return {**found, "samples": samples}
 
 

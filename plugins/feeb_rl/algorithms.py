@@ -27,24 +27,24 @@ class _PolicyGradient:
         self.epochs, self.minibatches = config.epochs, config.minibatches
         self.uses_reference = config.kl_coefficient > 0
 
-    def initial_control(self) -> dict[str, float]:
+    def initial_controller_state(self) -> dict[str, float]:
         return {"kl_coefficient": self.config.kl_coefficient}
 
-    def adapt(self, control: dict[str, float], metrics: dict[str, Any]) -> None:
+    def adapt(self, controller_state: dict[str, float], metrics: dict[str, Any]) -> None:
         """Ziegler et al. 2019, equation 5, with a gain of 0.1 a step."""
         if self.config.kl_target is not None and metrics.get("kl") is not None:
             error = min(max(metrics["kl"] / self.config.kl_target - 1, -0.2), 0.2)
-            control["kl_coefficient"] *= 1 + 0.1 * error
+            controller_state["kl_coefficient"] *= 1 + 0.1 * error
 
-    def _kl_in_reward(self, experience: Experience, control: dict[str, float]) -> Tensor | None:
+    def _kl_in_reward(self, experience: Experience, controller_state: dict[str, float]) -> Tensor | None:
         """[N,T] penalty on the reward of each token, None without one."""
-        if self.config.kl_place != "reward" or control["kl_coefficient"] == 0:
+        if self.config.kl_place != "reward" or controller_state["kl_coefficient"] == 0:
             return None
         assert experience.reference_log_probs is not None
         kl = losses.kl_estimate(experience.log_probs, experience.reference_log_probs, experience.mask, self.config.kl_estimator)
-        return control["kl_coefficient"] * kl
+        return controller_state["kl_coefficient"] * kl
 
-    def loss(self, prediction: Prediction, experience: Experience, totals: losses.Totals, control: dict[str, float]) -> LossTerms:
+    def loss(self, prediction: Prediction, experience: Experience, totals: losses.Totals, controller_state: dict[str, float]) -> LossTerms:
         options, mask = self.config, experience.mask
         assert experience.advantages is not None
         terms = losses.policy_loss(
@@ -52,10 +52,10 @@ class _PolicyGradient:
         )
         per_token = terms.per_token
         sums = {"pg_loss": per_token, "clip_fraction": terms.clipped, "entropy": prediction.entropy}
-        if options.kl_place == "loss" and control["kl_coefficient"] > 0:
+        if options.kl_place == "loss" and controller_state["kl_coefficient"] > 0:
             assert experience.reference_log_probs is not None
             kl = losses.kl_estimate(prediction.log_probs, experience.reference_log_probs, mask, options.kl_estimator)
-            per_token = per_token + control["kl_coefficient"] * kl
+            per_token = per_token + controller_state["kl_coefficient"] * kl
         if options.entropy_coefficient > 0:
             per_token = per_token - options.entropy_coefficient * prediction.entropy
         loss = losses.aggregate(per_token, mask, options.aggregation, totals)
@@ -68,9 +68,9 @@ class Grpo(_PolicyGradient):
     def __init__(self, config: GrpoConfig) -> None:
         super().__init__(config)
 
-    def prepare(self, experience: Experience, control: dict[str, float]) -> dict[str, float]:
+    def prepare(self, experience: Experience, controller_state: dict[str, float]) -> dict[str, float]:
         rewards = experience.rewards
-        penalty = self._kl_in_reward(experience, control)
+        penalty = self._kl_in_reward(experience, controller_state)
         if penalty is not None:
             rewards = rewards - penalty.sum(1)
         scores = advantages.group_advantages(rewards, experience.groups, self.config.advantage, self.config.eps)
@@ -86,11 +86,11 @@ class Ppo(_PolicyGradient):
     def __init__(self, config: PpoConfig) -> None:
         super().__init__(config)
 
-    def prepare(self, experience: Experience, control: dict[str, float]) -> dict[str, float]:
+    def prepare(self, experience: Experience, controller_state: dict[str, float]) -> dict[str, float]:
         assert experience.values is not None
         mask, lengths = experience.mask, experience.lengths
         scored = ~experience.rewards.isnan()
-        rewards = advantages.token_rewards(experience.rewards.nan_to_num(0.0), lengths, mask.shape[1], self._kl_in_reward(experience, control))
+        rewards = advantages.token_rewards(experience.rewards.nan_to_num(0.0), lengths, mask.shape[1], self._kl_in_reward(experience, controller_state))
         bootstrap = experience.truncated if self.config.truncation == "bootstrap" else None
         found, returns = advantages.gae(rewards, experience.values, lengths, self.config.gamma, self.config.lam, bootstrap)
         usable = mask & scored[:, None]  # a rollout that could not be scored teaches neither policy nor critic
@@ -100,8 +100,8 @@ class Ppo(_PolicyGradient):
         explained = 1 - (returns - experience.values[:, :-1])[usable].var(correction=0) / returns[usable].var(correction=0).clamp(min=1e-8)
         return {"explained_variance": float(explained)}
 
-    def loss(self, prediction: Prediction, experience: Experience, totals: losses.Totals, control: dict[str, float]) -> LossTerms:
-        terms = super().loss(prediction, experience, totals, control)
+    def loss(self, prediction: Prediction, experience: Experience, totals: losses.Totals, controller_state: dict[str, float]) -> LossTerms:
+        terms = super().loss(prediction, experience, totals, controller_state)
         assert prediction.values is not None
         assert experience.values is not None
         assert experience.returns is not None

@@ -41,8 +41,8 @@ class Countdown:
                 listed = " ".join(map(str, numbers))
                 return Problem(f"{listed}={value}:", formula, f"countdown:{','.join(map(str, sorted(numbers)))}:{value}", (tuple(numbers), value))
 
-    def reward(self, instance: Problem, completion: str) -> float:
-        numbers, target = instance.data
+    def reward(self, problem: Problem, completion: str) -> float:
+        numbers, target = problem.data
         found = evaluate(completion)
         return float(found is not None and found[0] == target and found[1] == Counter(numbers))
 

@@ -23,5 +23,5 @@ class Sort:
         digits = "".join(map(str, rng.integers(0, 10, self.digits)))
         return Problem(f"{digits}=", "".join(sorted(digits)), f"sort:{digits}")
 
-    def reward(self, instance: Problem, completion: str) -> float:
-        return float(completion == instance.answer)
+    def reward(self, problem: Problem, completion: str) -> float:
+        return float(completion == problem.answer)

@@ -1,4 +1,4 @@
-"""Built-in processors and decoders: what happens between a model's logits and the next token.
+"""Built-in processors and samplers: what happens between a model's logits and the next token.
 
 A recipe lists processors in the order in which they run: `logits_processors: [{name: temperature, temperature: 0.8}, top_p]`.
 `truncates = False` on a processor's options says that it keeps every token possible, so that RL can train on it.

@@ -12,14 +12,14 @@ from torch import Tensor
 if TYPE_CHECKING:
     from feeb_sampling import MinPConfig, TemperatureConfig, TopKConfig, TopPConfig
 
-Processor = Callable[[Tensor], Tensor]
+LogitsProcessor = Callable[[Tensor], Tensor]
 
 
-def temperature(config: TemperatureConfig) -> Processor:
+def temperature(config: TemperatureConfig) -> LogitsProcessor:
     return lambda logits: logits / config.temperature
 
 
-def top_k(config: TopKConfig) -> Processor:
+def top_k(config: TopKConfig) -> LogitsProcessor:
     """Exactly k tokens stay; among equals at the border, the ones torch.topk names."""
 
     def keep(logits: Tensor) -> Tensor:
@@ -31,7 +31,7 @@ def top_k(config: TopKConfig) -> Processor:
     return keep
 
 
-def top_p(config: TopPConfig) -> Processor:
+def top_p(config: TopPConfig) -> LogitsProcessor:
     """A token stays when the probability of all likelier ones is below p: the crossing token stays, and the first always."""
 
     def keep(logits: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ def top_p(config: TopPConfig) -> Processor:
     return keep
 
 
-def min_p(config: MinPConfig) -> Processor:
+def min_p(config: MinPConfig) -> LogitsProcessor:
     """p >= min_p * max p, in log space so that it holds at any scale."""
 
     def keep(logits: Tensor) -> Tensor:

@@ -6,9 +6,9 @@ from feebcore.config import NoOptions
 from feebcore.generate import decoding
 
 
-def greedy(config: NoOptions) -> decoding.Decoder:
+def greedy(config: NoOptions) -> decoding.Sampler:
     return decoding.greedy
 
 
-def sampling(config: NoOptions) -> decoding.Decoder:
+def sampling(config: NoOptions) -> decoding.Sampler:
     return decoding.sample

@@ -49,7 +49,7 @@ class Repetition(Probe):
             return chosen
 
         tokenizer_free_end = -1  # text may go on behind its end: what is looked for is the loop
-        found = generate(run.model, prompts * 2, room, tokenizer_free_end, decoder=greedy_then_sampled, seed=seed)  # type: ignore[arg-type]
+        found = generate(run.model, prompts * 2, room, tokenizer_free_end, sampler=greedy_then_sampled, seed=seed)  # type: ignore[arg-type]
         texts = [completion.tokens for completion in found]
         values: dict[str, Any] = {"greedy": measure(texts[:half]), "sampled": measure(texts[half:]), "text": measure([r[given : given + room] for r in rows])}
         now = [kind for kind in KINDS if is_degenerate(values[kind], values["text"], config.flag_above)]

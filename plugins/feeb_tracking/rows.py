@@ -13,7 +13,7 @@ class RowLogger(Callback):
     """Calls `write(row)` for every row. State: what has been summed since the last row.
 
     loss, and nats where the objective tells those of the next token: means over the steps since the last row, per target. data_wait: seconds of these steps spent waiting for
-    data. tokens: all so far. elapsed: seconds in the loop so far. Rows of held-out looks have split 'val'.
+    data. tokens: all so far. elapsed: seconds in the loop so far. Rows of held-out looks have split 'validation'.
     """
 
     def __init__(self, config: MetricsConfig) -> None:
@@ -42,7 +42,7 @@ class RowLogger(Callback):
             self.sums = zero_sums(metrics["tokens"])
 
     def on_eval(self, step: int, metrics: dict[str, Any]) -> None:
-        self.write(make_row(step, "val", metrics))
+        self.write(make_row(step, "validation", metrics))
 
     def state_dict(self) -> dict[str, Any]:
         return {"sums": self.sums}

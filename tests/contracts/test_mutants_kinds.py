@@ -1,4 +1,4 @@
-"""Deliberately broken tokenizers, sources, logits_processors, decoders and benchmarks: each is caught by a named check."""
+"""Deliberately broken tokenizers, sources, logits_processors, samplers and benchmarks: each is caught by a named check."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import feebcore as feeb
 from feeb_data import ByteConfig
 from feeb_data.tokenizers import build_byte
 from feebcore.config import NoOptions
-from feebcore.evaluate.benchmark import Subject
+from feebcore.evaluate.benchmark import EvaluatedModel
 from feebcore.evaluate.intervals import dump, wilson
 from feebcore.generate import decoding
 from feebcore.generate.decoding import PerRowRNG
@@ -107,7 +107,7 @@ def processor(change: Callable[[Tensor], Tensor]) -> Part:
     return part(feeb.LogitsProcessorSpec, "logits_processors", lambda config: change)
 
 
-def decoder(choose: Callable[[Tensor, PerRowRNG], Tensor]) -> Part:
+def sampler(choose: Callable[[Tensor, PerRowRNG], Tensor]) -> Part:
     return part(feeb.SamplerSpec, "samplers", lambda config: choose)
 
 
@@ -123,15 +123,15 @@ SAMPLERS = {
         "processor_works_by_row",
     ),
     "logits upside down": (processor(lambda logits: torch.where(logits > -torch.inf, -logits, logits)), "likeliest_stays_likeliest"),
-    "temperature applied twice": (decoder(lambda logits, random: decoding.sample(logits * 2, random)), "draws_from_the_logits"),
-    "probabilities taken for logits": (decoder(lambda logits, random: decoding.sample(logits.softmax(-1), random)), "draws_from_the_logits"),
-    "least likely taken": (decoder(lambda logits, random: logits.nan_to_num(neginf=9.0).argmin(-1)), "draws_from_the_logits"),
-    "torch's own random numbers": (decoder(lambda logits, random: logits.softmax(-1).multinomial(1)[:, 0]), "decoder_works_by_row"),
-    "removed token drawn": (decoder(lambda logits, random: logits.argmin(-1)), "chooses_possible_tokens"),
+    "temperature applied twice": (sampler(lambda logits, random: decoding.sample(logits * 2, random)), "draws_from_the_logits"),
+    "probabilities taken for logits": (sampler(lambda logits, random: decoding.sample(logits.softmax(-1), random)), "draws_from_the_logits"),
+    "least likely taken": (sampler(lambda logits, random: logits.nan_to_num(neginf=9.0).argmin(-1)), "draws_from_the_logits"),
+    "torch's own random numbers": (sampler(lambda logits, random: logits.softmax(-1).multinomial(1)[:, 0]), "sampler_works_by_row"),
+    "removed token drawn": (sampler(lambda logits, random: logits.argmin(-1)), "chooses_possible_tokens"),
 }
 
 
-def benchmark(run: Callable[[Subject], dict[str, Any]], percent: bool = True) -> Part:
+def benchmark(run: Callable[[EvaluatedModel], dict[str, Any]], percent: bool = True) -> Part:
     class Mutant:
         title, better = "Mutant", "higher"
 
@@ -140,8 +140,8 @@ def benchmark(run: Callable[[Subject], dict[str, Any]], percent: bool = True) ->
     return part(feeb.BenchmarkSpec, "benchmarks", lambda config: made)
 
 
-def guesses(subject: Subject, seed: int | None = None) -> dict[str, Any]:
-    drawn = torch.randint(2, (50,), generator=torch.Generator().manual_seed(subject.seed if seed is None else seed))
+def guesses(target: EvaluatedModel, seed: int | None = None) -> dict[str, Any]:
+    drawn = torch.randint(2, (50,), generator=torch.Generator().manual_seed(target.seed if seed is None else seed))
     return {"right": dump(wilson(int(drawn.sum()), 50))}
 
 
@@ -175,8 +175,8 @@ def test_mutant_is_caught_by_its_check(name: str) -> None:
         source(sound_documents),
         processor(lambda logits: logits),
         processor(top_two),
-        decoder(decoding.sample),
-        decoder(decoding.greedy),
+        sampler(decoding.sample),
+        sampler(decoding.greedy),
         benchmark(guesses),
     ],
     ids=lambda twin: twin.kind,

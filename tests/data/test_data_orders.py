@@ -1,4 +1,4 @@
-"""Orders curriculum and reuse: which windows come when, and that any sample can be asked for at any time."""
+"""Orders curriculum and reuse: which sequences come when, and that any sample can be asked for at any time."""
 
 import itertools
 import zlib
@@ -39,7 +39,7 @@ def test_pacing_grows_from_the_start_to_all(pacing: str) -> None:
 
 def test_difficulties_are_what_they_say(store: TokenStore) -> None:
     packing = part("packings", "concat").build(store, 16)
-    tokens = packing.windows(np.arange(packing.num_windows)).tokens
+    tokens = packing.sequences(np.arange(packing.num_sequences)).tokens
     counts = Counter(tokens[:, 1:].reshape(-1).tolist())
     total = sum(counts.values()) + VOCAB
     for measure, expected in {
@@ -50,20 +50,20 @@ def test_difficulties_are_what_they_say(store: TokenStore) -> None:
         assert difficulty(measure, packing, VOCAB, BOS) == pytest.approx([expected(row) for row in tokens.tolist()], rel=1e-5)
 
 
-def test_easy_windows_come_first_and_each_once_before_any_again(store: TokenStore) -> None:
+def test_easy_sequences_come_first_and_each_once_before_any_again(store: TokenStore) -> None:
     data = data_of(store, "curriculum", difficulty="length", start=0.25, until=0.5, stages=5)
     hardness = difficulty("length", data.packing, VOCAB, BOS)
-    ranks = np.argsort(np.argsort(hardness, kind="stable"), kind="stable")[data.order(np.arange(1000))]
-    number = data.num_windows
+    ranks = np.argsort(np.argsort(hardness, kind="stable"), kind="stable")[data.data_order(np.arange(1000))]
+    number = data.num_sequences
     for stage in range(5):
         seen = ranks[stage * 100 : (stage + 1) * 100]
         size = round((0.25 + 0.75 * stage / 5) * number)
         assert seen.max() < size
         assert len(np.unique(seen)) == min(100, size), "all that is open, before any comes again"
     rest = ranks[500 : 500 + number]
-    assert sorted(rest) == list(range(number)), "from `until` on every window once an epoch"
+    assert sorted(rest) == list(range(number)), "from `until` on every sequence once an epoch"
     assert not np.array_equal(rest, np.sort(rest))
-    later = np.argsort(np.argsort(hardness, kind="stable"), kind="stable")[data.order(np.arange(500 + number, 500 + 2 * number))]
+    later = np.argsort(np.argsort(hardness, kind="stable"), kind="stable")[data.data_order(np.arange(500 + number, 500 + 2 * number))]
     assert sorted(later) == list(range(number))
     assert not np.array_equal(rest, later), "each epoch has an order of its own"
 
@@ -71,18 +71,18 @@ def test_easy_windows_come_first_and_each_once_before_any_again(store: TokenStor
 def test_a_curriculum_needs_the_run_s_length_and_is_saved(store: TokenStore, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match="length of the run is not known"):
         data_of(store, "curriculum", max_steps=0)
-    expected = data_of(store, "curriculum").order(np.arange(500))
+    expected = data_of(store, "curriculum").data_order(np.arange(500))
     monkeypatch.setattr(module, "difficulty", None)  # so that computing it again would fail
-    assert np.array_equal(data_of(store, "curriculum").order(np.arange(500)), expected)
+    assert np.array_equal(data_of(store, "curriculum").data_order(np.arange(500)), expected)
     with pytest.raises(TypeError):
         data_of(store, "curriculum", difficulty="length")
 
 
-@pytest.mark.parametrize(("until", "stages", "windows", "max_steps"), [(1.0, 1, 5, 3), (0.01, 20, 7, 10), (1.0, 50, 3, 4), (0.5, 3, 1, 1)])
-def test_short_runs_and_few_windows_have_an_order_too(until: float, stages: int, windows: int, max_steps: int) -> None:
-    order = build(CurriculumConfig(until=until, stages=stages), windows, 0)
+@pytest.mark.parametrize(("until", "stages", "sequences", "max_steps"), [(1.0, 1, 5, 3), (0.01, 20, 7, 10), (1.0, 50, 3, 4), (0.5, 3, 1, 1)])
+def test_short_runs_and_few_sequences_have_an_order_too(until: float, stages: int, sequences: int, max_steps: int) -> None:
+    order = build(CurriculumConfig(until=until, stages=stages), sequences, 0)
     found = order(np.arange(60))
-    assert 0 <= found.min() <= found.max() < windows
+    assert 0 <= found.min() <= found.max() < sequences
     some = np.array([59, 0, 30])
     assert np.array_equal(order(some), found[some])
 
@@ -98,7 +98,7 @@ def test_reuse_gives_each_batch_so_many_times_in_a_row() -> None:
 def test_reuse_of_a_mixture_keeps_its_phases_at_their_place(tmp_path: Path) -> None:
     store = store_of(tmp_path, [40] * 60, [0] * 30 + [1] * 30)
     mixture = {"name": "mixture", "proportions": {"s0": 1}, "phases": [{"begin": 0.5, "proportions": {"s1": 1}}]}
-    data = data_of(store, "repeat_batches", times=2, order=mixture)
-    border = part("packings", "concat").build(store_of(tmp_path / "first", [40] * 30), 16).num_windows
-    assert np.array_equal(data.order(np.arange(1000)) >= border, np.arange(1000) >= 500)
+    data = data_of(store, "repeat_batches", times=2, data_order=mixture)
+    border = part("packings", "concat").build(store_of(tmp_path / "first", [40] * 30), 16).num_sequences
+    assert np.array_equal(data.data_order(np.arange(1000)) >= border, np.arange(1000) >= 500)
     assert data.statistics(100)["epochs_by_source"]["s0"] == pytest.approx(500 / border)

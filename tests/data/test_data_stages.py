@@ -60,11 +60,11 @@ def test_download_splits_by_hash_sorts_and_counts(corpus: Path) -> None:
     for row in table.iter_rows(named=True):
         digest = hashlib.sha256(row["text"].encode()).hexdigest()
         assert (row["sha256"], row["num_bytes"]) == (digest, len(row["text"].encode()))
-        assert row["split"] == ("val" if int(digest, 16) % 5 == 0 else "train")
+        assert row["split"] == ("validation" if int(digest, 16) % 5 == 0 else "train")
     assert SPECIAL in table["text"].to_list()
     assert artifact.metrics["dropped"] == {"empty": 1, "files: not UTF-8": 1, "dedup_exact": 1, "length": 0, "quality_statistics": 0}
     assert artifact.metrics["documents"] == table.height == 61
-    assert artifact.metrics["val_documents"] == (table["split"] == "val").sum() > 0
+    assert artifact.metrics["val_documents"] == (table["split"] == "validation").sum() > 0
     assert artifact.metrics["bytes"] == table["num_bytes"].sum()
     statistics = json.loads(artifact.file("statistics.json").read_text())
     assert 0 < statistics["columns"]["alpha_ratio"]["mean"] < 1
@@ -82,7 +82,7 @@ def test_the_same_documents_have_the_same_digest_whatever_filters_looked_at_them
 
 
 def test_documents_that_come_unsorted_are_sorted(corpus: Path) -> None:
-    labels = [{"name": "files", "paths": [f"text/{i}*.txt"], "label": label} for i, label in (("04", "z"), ("00", "a"))]
+    labels = [{"name": "files", "paths": [f"text/{i}*.txt"], "source_name": label} for i, label in (("04", "z"), ("00", "a"))]
     table = pl.read_parquet(run(corpus, "download", download={"sources": labels})["download"].file("documents.parquet"))
     assert table["source"].to_list() == ["a"] * 10 + ["z"] * 10
 
@@ -105,7 +105,7 @@ def test_a_corpus_that_is_all_held_out_is_refused(tmp_path: Path) -> None:
     held_out = next(t for t in (f"text {i}" for i in range(1000)) if int(hashlib.sha256(t.encode()).hexdigest(), 16) % 10 == 0)
     for path in (tmp_path / "text").iterdir():
         path.write_text(held_out)
-    with pytest.raises(DataError, match="all 3 documents fall into the held-out split"):
+    with pytest.raises(DataError, match="all 3 documents fall into the validation split"):
         run(tmp_path, "download")
 
 
@@ -116,7 +116,7 @@ def test_shards_hold_every_document_framed_by_bos_and_eos(corpus: Path) -> None:
     tokenizer = load_tokenizer(built["tokenizer"].file("tokenizer"))
     table = pl.read_parquet(built["download"].file("documents.parquet"))
     totals = {}
-    for split in ("train", "val"):
+    for split in ("train", "validation"):
         store = TokenStore.open(built["shard"].file("tokens.zarr"), split)
         part = table.filter(pl.col("split") == split)
         assert store.num_documents == part.height
@@ -129,7 +129,7 @@ def test_shards_hold_every_document_framed_by_bos_and_eos(corpus: Path) -> None:
             assert not np.isin(ids[1:-1], [278, 279]).any()
         totals[split] = store.num_tokens
     metrics = built["shard"].metrics
-    assert (metrics["train_tokens"], metrics["val_tokens"]) == (totals["train"], totals["val"])
+    assert (metrics["train_tokens"], metrics["val_tokens"]) == (totals["train"], totals["validation"])
     num_text = sum(totals.values()) - 2 * table.height
     assert metrics["bytes_per_token"] == pytest.approx(table["num_bytes"].sum() / num_text)
     assert built["tokenizer"].metrics["round_trip"] == 1.0

@@ -178,7 +178,7 @@ def test_urls_reads_text_rows_and_archives(server: FlakyServer, tmp_path: Path) 
         "/d.tgz": tar_of({"t.txt": b"tarred"}),
     }
     urls = [{"url": server.url + name} for name in ("/a.txt", "/b.jsonl", "/c.zip", "/d.tgz")]
-    source = UrlsSource(UrlsConfig(urls=urls, label="web"))  # type: ignore[arg-type]
+    source = UrlsSource(UrlsConfig(urls=urls, source_name="web"))  # type: ignore[arg-type]
     for _ in range(2):  # a second fetch finds everything
         source.fetch(tmp_path, nothing)
     found = [(d.key, d.text) for d in source.documents(tmp_path)]

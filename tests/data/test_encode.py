@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from feeb_data import BpeConfig
 from feeb_data.bpe import BpeTrainer
 from feebcore.artifacts import Artifact, Workspace
-from feebcore.data import fan_out
+from feebcore.data import task_runner
 from feebcore.data.encode import Encoder, framed, row_ranges
 from feebcore.data.tokenizers import save_part
 from feebcore.errors import DataError
@@ -40,7 +40,7 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("documents") / "documents.parquet"
-    split = ["val" if i % 7 == 3 else "train" for i in range(len(TEXTS))]
+    split = ["validation" if i % 7 == 3 else "train" for i in range(len(TEXTS))]
     pl.DataFrame({"text": TEXTS, "num_bytes": [len(t.encode()) for t in TEXTS], "split": split}).write_parquet(path, row_group_size=9)
     return path
 
@@ -88,8 +88,8 @@ def test_an_id_outside_the_vocabulary_is_refused_not_wrapped(bad: int) -> None:
 @pytest.mark.parametrize(("workers", "kind"), [(1, "none"), (2, "none"), (3, "threads")])
 def test_units_hold_the_split_in_order_however_they_are_encoded(tokenizer_folder: Path, documents: Path, workers: int, kind: str) -> None:
     ranges = [(0, 5), (5, 20), (25, 1), (26, 24)]
-    with fan_out.offering(lambda kind, workers, address: ThreadPoolExecutor(workers)), Encoder(tokenizer_folder, workers, 0, kind) as encoder:
-        for split, wanted in (("train", [t for i, t in enumerate(TEXTS) if i % 7 != 3]), ("val", TEXTS[3::7])):
+    with task_runner.offering(lambda kind, workers, address: ThreadPoolExecutor(workers)), Encoder(tokenizer_folder, workers, 0, kind) as encoder:
+        for split, wanted in (("train", [t for i, t in enumerate(TEXTS) if i % 7 != 3]), ("validation", TEXTS[3::7])):
             units = list(encoder.encode(documents, split, ranges))
             assert [(u.first, u.count) for u in units] == ranges
             ids, lengths = framed(encoder.tokenizer, wanted)
@@ -107,7 +107,7 @@ def test_workers_encode_the_way_their_parent_chose(tokenizer_folder: Path, docum
             asked.append(args)
             return super().submit(function, *args, **more)
 
-    with fan_out.offering(lambda kind, workers, address: Runner(workers)), Encoder(tokenizer_folder, 1, 0, "threads") as encoder:
+    with task_runner.offering(lambda kind, workers, address: Runner(workers)), Encoder(tokenizer_folder, 1, 0, "threads") as encoder:
         encoder.tokenizer.encoder = name  # type: ignore[attr-defined]
         list(encoder.encode(documents, "train", [(0, 50)]))
     assert [a[:3] for a in asked] == [(str(tokenizer_folder), name, False)]
@@ -144,7 +144,7 @@ def test_killed_under_fan_out_it_continues_to_the_same_content(tmp_path: Path, b
 
     command = [sys.executable, str(Path(__file__).with_name("data_killed.py")), str(recipe(before)), str(tmp_path / "data"), "4"]
     assert subprocess.run(command, check=False).returncode == -9
-    with fan_out.offering(lambda kind, workers, address: ThreadPoolExecutor(workers)):
+    with task_runner.offering(lambda kind, workers, address: ThreadPoolExecutor(workers)):
         shard = run_all(load(recipe(after)), Workspace(tmp_path / "data"))["shard"]
         fresh = run_all(load(recipe(before)), Workspace(tmp_path / "fresh"))["shard"]
     assert "continuing train at document" in (shard.path / "events.jsonl").read_text()

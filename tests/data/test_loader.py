@@ -53,9 +53,9 @@ def batches(store: TokenStore, batch_size: int = 8, seq_len: int = 16, **packing
 
 def test_each_token_but_the_first_is_a_target_once_an_epoch(store: TokenStore) -> None:
     packing = ConcatPacking(store, 16, document_mask=False)
-    tokens = packing.windows(np.arange(packing.num_windows)).tokens
+    tokens = packing.sequences(np.arange(packing.num_sequences)).tokens
     flat = store.read(0, store.num_tokens).astype(np.int64)
-    used = packing.num_windows * 16
+    used = packing.num_sequences * 16
     assert np.array_equal(tokens[:, 1:].reshape(-1), flat[1 : used + 1])
     assert np.array_equal(tokens[:, :-1].reshape(-1), flat[:used])
     assert store.num_tokens - 1 - used < 16
@@ -116,7 +116,7 @@ def test_prefetch_gives_the_same_batches_in_order_and_restarts_anywhere(store: T
 COMBINATIONS = [
     ("concat", "shuffled", {}),
     ("bestfit", "shuffled", {}),
-    ("bos_aligned", "reuse", {"times": 3}),
+    ("bos_aligned", "repeat_batches", {"times": 3}),
     ("concat", "mixture", {"proportions": {"s0": 2, "s1": 1}, "phases": [{"begin": 0.4, "proportions": {"s1": 1}}]}),
     ("bestfit", "curriculum", {"stages": 7}),
 ]
@@ -124,7 +124,7 @@ COMBINATIONS = [
 
 @pytest.fixture(params=COMBINATIONS, ids=lambda c: f"{c[0]}-{c[1]}")
 def source(request: pytest.FixtureRequest, tmp_path: Path) -> BatchSource:
-    """Any packing with any order, over two sources; a run of 60 steps of 8 windows."""
+    """Any packing with any order, over two sources; a run of 60 steps of 8 sequences."""
     packing, order, options = request.param
     store = store_of(tmp_path / "two", np.random.default_rng(2).integers(0, 60, 60).tolist(), [0] * 40 + [1] * 20)
     return make_batches(store, stores.part("packings", packing, document_mask=True), stores.part("data_orders", order, **options), 8, 16, seed=7, max_steps=60)
@@ -245,10 +245,10 @@ def test_prefetch_goes_on_after_an_error() -> None:
         assert int(ahead.batch(2).tokens) == 2
 
 
-def test_windows_are_the_order_s_at_any_step(store: TokenStore) -> None:
+def test_sequences_are_the_order_s_at_any_step(store: TokenStore) -> None:
     source = batches(store)
     for step in (0, 255, 256, 257, 5000, 300, 1):
-        assert np.array_equal(source._windows(step), source.order(np.arange(8 * step, 8 * step + 8)))
+        assert np.array_equal(source._sequences(step), source.data_order(np.arange(8 * step, 8 * step + 8)))
 
 
 @pytest.fixture
@@ -322,7 +322,7 @@ def test_batches_are_pinned_when_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_order_of_three_arguments_still_works(store: TokenStore) -> None:
     spec = feeb.DataOrderSpec(
-        "backwards", build=lambda config, num_windows, seed: lambda samples: num_windows - 1 - samples % num_windows, summary="Last first."
+        "backwards", build=lambda config, num_sequences, seed: lambda samples: num_sequences - 1 - samples % num_sequences, summary="Last first."
     )
     data = make_batches(store, part("packings", "concat"), Part("data_orders", spec, spec.config()), 4, 16, seed=0)
-    assert np.array_equal(data.order(np.arange(3)), data.num_windows - 1 - np.arange(3))
+    assert np.array_equal(data.data_order(np.arange(3)), data.num_sequences - 1 - np.arange(3))

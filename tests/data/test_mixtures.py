@@ -1,4 +1,4 @@
-"""Mixtures give each source its share exactly, phase by phase, and waste no window before all have come."""
+"""Mixtures give each source its share exactly, phase by phase, and waste no sequence before all have come."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from stores import BOS, part, store_of
 
 from feeb_data import MixtureConfig
-from feeb_data.mixture import CYCLE, Deal, MixtureOrder, build
+from feeb_data.mixture import CYCLE, MixtureOrder, SlotSchedule, build
 from feebcore.data.loader import BatchSource, make_batches
 from feebcore.data.store import TokenStore
 from feebcore.data.views import StoreView, scores_by_source, source_view, source_views, validation_sets
@@ -26,14 +26,14 @@ def order_of(phases: list[tuple[int, list[int]]], seed: int = 3) -> MixtureOrder
     return MixtureOrder(SOURCES, [(begin, dict(zip(SOURCES, w, strict=True))) for begin, w in phases], seed)
 
 
-def source_of(windows: np.ndarray) -> np.ndarray:
-    return np.searchsorted([r.stop for r in SOURCES.values()], windows, side="right")
+def source_of(sequences: np.ndarray) -> np.ndarray:
+    return np.searchsorted([r.stop for r in SOURCES.values()], sequences, side="right")
 
 
 @settings(max_examples=60, deadline=None)
 @given(weights=weights)
 def test_every_cycle_has_exactly_the_quota_and_every_stretch_nearly(weights: list[int]) -> None:
-    deal = Deal(weights)
+    deal = SlotSchedule(weights)
     due = np.array(weights) / sum(weights)
     assert np.abs(deal.quota - due * CYCLE).max() < 1
     assert deal.quota.sum() == CYCLE
@@ -47,14 +47,14 @@ def test_every_cycle_has_exactly_the_quota_and_every_stretch_nearly(weights: lis
 
 @settings(max_examples=40, deadline=None)
 @given(first=weights, second=weights, third=weights, begin=st.integers(1, 700), more=st.integers(1, 700), seed=st.integers(0, 2**40))
-def test_windows_of_a_source_all_come_before_any_comes_again_phases_or_not(
+def test_sequences_of_a_source_all_come_before_any_comes_again_phases_or_not(
     first: list[int], second: list[int], third: list[int], begin: int, more: int, seed: int
 ) -> None:
     order = order_of([(0, first), (begin, second), (begin + more, third)], seed)
-    windows = order(np.arange(2000))
-    source = source_of(windows)
+    sequences = order(np.arange(2000))
+    source = source_of(sequences)
     for number, (name, own) in enumerate(SOURCES.items()):
-        mine = windows[source == number]
+        mine = sequences[source == number]
         assert order.epochs(2000)[name] == pytest.approx(len(mine) / len(own))
         for epoch in range(0, len(mine), len(own)):
             seen = mine[epoch : epoch + len(own)]
@@ -67,8 +67,8 @@ def test_windows_of_a_source_all_come_before_any_comes_again_phases_or_not(
 
 def test_epochs_and_sources_have_orders_of_their_own_that_others_do_not_change() -> None:
     order = order_of([(0, [1, 1, 0])])
-    windows = order(np.arange(400))
-    mine = windows[source_of(windows) == 0]
+    sequences = order(np.arange(400))
+    mine = sequences[source_of(sequences) == 0]
     assert not np.array_equal(mine[:50], mine[50:100])
     assert not np.array_equal(mine[:50], np.sort(mine[:50]))
     twins = MixtureOrder({"a": range(50), "b": range(50, 100)}, [(0, {"a": 1.0, "b": 1.0})], 3)(np.arange(100))
@@ -79,13 +79,13 @@ def test_epochs_and_sources_have_orders_of_their_own_that_others_do_not_change()
 
 def test_any_sample_can_be_asked_for_at_any_time() -> None:
     order = order_of([(0, [3, 1, 2]), (500, [0, 1, 9])])
-    windows = order(np.arange(30_000))
+    sequences = order(np.arange(30_000))
     some = np.random.default_rng(0).integers(0, 30_000, 500)
-    assert np.array_equal(order(some), windows[some])
+    assert np.array_equal(order(some), sequences[some])
 
 
 def context(**changes: object) -> DataOrderContext:
-    fields = {"num_windows": 100, "batch_size": 8, "max_steps": 200, "packing": None, "store": None, "sources": SOURCES} | changes
+    fields = {"num_sequences": 100, "batch_size": 8, "max_steps": 200, "packing": None, "store": None, "sources": SOURCES} | changes
     return DataOrderContext(**fields)  # type: ignore[arg-type]
 
 
@@ -106,7 +106,7 @@ def test_wrong_mixtures_are_explained() -> None:
     for wrong in ({"proportions": {"a": 1}}, {"begin": 0.5, "begin_step": 3, "proportions": {"a": 1}}):
         with pytest.raises(ValidationError, match="begin and begin_step: give one"):
             MixtureConfig.model_validate({"proportions": {"a": 1}, "phases": [wrong]})
-    with pytest.raises(DataError, match=r"order.proportions: the text has no source 'bb'; did you mean 'b'"):
+    with pytest.raises(DataError, match=r"data_order.proportions: the text has no source 'bb'; did you mean 'b'"):
         build(MixtureConfig(proportions={"bb": 1}), 100, 0, context())
     phase = {"begin": 0.5, "proportions": {"b": 1}}
     with pytest.raises(DataError, match=r"phases.1.* not after the phase before it"):
@@ -128,13 +128,14 @@ def mixed(store: TokenStore, packing: str = "concat", batch_size: int = 10, **op
 
 
 @pytest.mark.parametrize("packing", ["concat", "bestfit", "bos_aligned"])
-def test_batches_hold_windows_of_one_source_in_the_right_shares(store: TokenStore, packing: str) -> None:
+def test_batches_hold_sequences_of_one_source_in_the_right_shares(store: TokenStore, packing: str) -> None:
     data = mixed(store, packing)
     views = source_views(store)
-    windows = {
-        name: part("packings", packing).build(view, 8).windows(np.arange(part("packings", packing).build(view, 8).num_windows)) for name, view in views.items()
+    sequences = {
+        name: part("packings", packing).build(view, 8).sequences(np.arange(part("packings", packing).build(view, 8).num_sequences))
+        for name, view in views.items()
     }
-    known = {name: {row.tobytes() for row in found.tokens} for name, found in windows.items()}
+    known = {name: {row.tobytes() for row in found.tokens} for name, found in sequences.items()}
     counts = dict.fromkeys(views, 0)
     for step in range(100):
         batch = data.batch(step)
@@ -158,14 +159,14 @@ def test_views_are_the_sources(store: TokenStore) -> None:
     view = source_view(store, "s1")
     assert (view.num_documents, view.doc_offsets[0], view.doc_offsets[-1]) == (10, 0, view.num_tokens)
     assert np.array_equal(view.document(3), store.document(43))
-    assert np.array_equal(view.windows(np.array([0, 5]), 7), np.stack([view.read(0, 7), view.read(5, 12)]))
+    assert np.array_equal(view.read_batch(np.array([0, 5]), 7), np.stack([view.read(0, 7), view.read(5, 12)]))
     assert view.document(0)[0] == BOS
     assert np.array_equal(view.doc_bytes, store.doc_bytes[40:50])
     for wrong in ((-1, 3), (0, view.num_tokens + 1)):
         with pytest.raises(IndexError):
             view.read(*wrong)
     with pytest.raises(IndexError):
-        view.windows(np.array([view.num_tokens - 3]), 4)
+        view.read_batch(np.array([view.num_tokens - 3]), 4)
     with pytest.raises(DataError, match=r"no documents of source 's9'; known: s0, s1, s2"):
         source_view(store, "s9")
 
@@ -175,7 +176,7 @@ def test_sources_that_are_interleaved_are_refused(tmp_path: Path) -> None:
         source_views(store_of(tmp_path, [5, 5, 5], [0, 1, 0]))
 
 
-def test_a_source_too_short_for_a_window_is_named(tmp_path: Path) -> None:
+def test_a_source_too_short_for_a_sequence_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"source 's1': seq_len 8 is longer than the text"):
         mixed(store_of(tmp_path, [50, 2], [0, 1]), proportions={"s0": 1})
 

@@ -12,12 +12,12 @@ import feebcore as feeb
 from feeb_data import BestfitConfig, ConcatConfig
 from feeb_data.bestfit import make_index
 from feeb_data.packings import ConcatPacking
-from feeb_data.pieces import PieceIndex, PiecePacking
+from feeb_data.segments import SegmentIndex, SegmentPacking
 from feebcore.parts import Part
-from feebcore.protocols import PackedWindows
+from feebcore.protocols import PackedSequences
 from feebcore.testing import check_part
 
-PACKING_CHECKS = ("targets_follow_inputs", "packing_is_stateless", "packing_isolates_documents", "packing_tells_its_waste")
+PACKING_CHECKS = ("targets_follow_inputs", "packing_is_stateless", "packing_isolates_documents", "packing_statistics_are_right")
 
 
 def failed_checks(kind: str, mutant: Part, *names: str) -> set[str]:
@@ -25,66 +25,66 @@ def failed_checks(kind: str, mutant: Part, *names: str) -> set[str]:
     return {r.check for r in check_part(kind, mutant, only=names) if not r.passed and "it raised" not in r.message}
 
 
-def packing_mutant(change: Callable[[PackedWindows, Any], Any], base: str = "concat", **statistics: float) -> Part:
-    """concat or bestfit, its windows spoilt by `change(packed, packing)`, its statistics by `statistics`."""
+def packing_mutant(change: Callable[[PackedSequences, Any], Any], base: str = "concat", **statistics: float) -> Part:
+    """concat or bestfit, its sequences spoilt by `change(packed, packing)`, its statistics by `statistics`."""
 
     class Mutant:
         def __init__(self, packing: Any) -> None:
-            self.packing, self.num_windows, self.asked = packing, packing.num_windows, 0
+            self.packing, self.num_sequences, self.asked = packing, packing.num_sequences, 0
             self.statistics = packing.statistics | statistics
 
-        def windows(self, indices: np.ndarray) -> PackedWindows:
+        def sequences(self, indices: np.ndarray) -> PackedSequences:
             self.asked += 1
-            packed = self.packing.windows(indices)
+            packed = self.packing.sequences(indices)
             return change(packed, self) or packed
 
     def build(config: Any, store: Any, seq_len: int) -> Mutant:
         if base == "concat":
             return Mutant(ConcatPacking(store, seq_len, config.document_mask))
-        index = PieceIndex(**make_index(np.asarray(store.doc_offsets), seq_len))
-        return Mutant(PiecePacking(store, seq_len, config.document_mask, index))
+        index = SegmentIndex(**make_index(np.asarray(store.doc_offsets), seq_len))
+        return Mutant(SegmentPacking(store, seq_len, config.document_mask, index))
 
     config = ConcatConfig if base == "concat" else BestfitConfig
     return Part("packings", feeb.PackingSpec("mutant", config, build=build, summary="A broken part."), config())
 
 
-def shift_by_one(packed: PackedWindows, _: Any) -> PackedWindows:
-    return PackedWindows(np.concatenate([packed.tokens[:, :-2], packed.tokens[:, -1:], packed.tokens[:, -2:-1]], axis=1), packed.mask)
+def shift_by_one(packed: PackedSequences, _: Any) -> PackedSequences:
+    return PackedSequences(np.concatenate([packed.tokens[:, :-2], packed.tokens[:, -1:], packed.tokens[:, -2:-1]], axis=1), packed.mask)
 
 
-def count_all(packed: PackedWindows, _: Any) -> None:
+def count_all(packed: PackedSequences, _: Any) -> None:
     packed.mask = np.ones_like(packed.mask)
 
 
-def same_twice(packed: PackedWindows, _: Any) -> None:
+def same_twice(packed: PackedSequences, _: Any) -> None:
     packed.tokens[1:2] = packed.tokens[:1]
 
 
-def depends_on_calls(packed: PackedWindows, packing: Any) -> None:
+def depends_on_calls(packed: PackedSequences, packing: Any) -> None:
     packed.tokens = np.roll(packed.tokens, packing.asked, axis=0) if len(packed.tokens) < 20 else packed.tokens
 
 
-def depends_on_neighbors(packed: PackedWindows, _: Any) -> None:
+def depends_on_neighbors(packed: PackedSequences, _: Any) -> None:
     if packed.doc_ids is None:
         packed.mask = None if len(packed.tokens) % 2 else np.ones_like(packed.tokens[:, 1:], dtype=bool)
 
 
-def one_document(packed: PackedWindows, _: Any) -> None:
+def one_document(packed: PackedSequences, _: Any) -> None:
     if packed.doc_ids is not None:
         packed.doc_ids = np.zeros_like(packed.doc_ids)
 
 
-def positions_run_on(packed: PackedWindows, _: Any) -> None:
+def positions_run_on(packed: PackedSequences, _: Any) -> None:
     if packed.positions is not None:
         packed.positions = np.broadcast_to(np.arange(packed.positions.shape[1]), packed.positions.shape)
 
 
-def targets_across(packed: PackedWindows, _: Any) -> None:
+def targets_across(packed: PackedSequences, _: Any) -> None:
     if packed.mask is not None:
         packed.mask = np.ones_like(packed.mask)
 
 
-def nothing(packed: PackedWindows, _: Any) -> None:
+def nothing(packed: PackedSequences, _: Any) -> None:
     pass
 
 
@@ -99,9 +99,9 @@ def nothing(packed: PackedWindows, _: Any) -> None:
         (packing_mutant(one_document), "packing_isolates_documents"),
         (packing_mutant(positions_run_on), "packing_isolates_documents"),
         (packing_mutant(targets_across), "packing_isolates_documents"),
-        (packing_mutant(nothing, dropped_share=0.2), "packing_tells_its_waste"),
-        (packing_mutant(nothing, cut_documents_share=0.0), "packing_tells_its_waste"),
-        (packing_mutant(nothing, "bestfit", padding_share=0.0), "packing_tells_its_waste"),
+        (packing_mutant(nothing, dropped_share=0.2), "packing_statistics_are_right"),
+        (packing_mutant(nothing, cut_documents_share=0.0), "packing_statistics_are_right"),
+        (packing_mutant(nothing, "bestfit", padding_share=0.0), "packing_statistics_are_right"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -122,33 +122,33 @@ def order_mutant(build: Callable[..., Any]) -> Part:
 class Counting:
     """Goes on from where it was asked last."""
 
-    def __init__(self, num_windows: int) -> None:
-        self.num_windows, self.place = num_windows, 0
+    def __init__(self, num_sequences: int) -> None:
+        self.num_sequences, self.place = num_sequences, 0
 
     def __call__(self, samples: np.ndarray) -> np.ndarray:
         self.place += len(samples)
-        return np.arange(self.place - len(samples), self.place) % self.num_windows
+        return np.arange(self.place - len(samples), self.place) % self.num_sequences
 
 
-def drawn(config: Any, num_windows: int, seed: int) -> Callable[[np.ndarray], np.ndarray]:
+def drawn(config: Any, num_sequences: int, seed: int) -> Callable[[np.ndarray], np.ndarray]:
     """With replacement."""
-    return lambda samples: np.random.default_rng(seed).integers(0, num_windows, 10_000)[samples]
+    return lambda samples: np.random.default_rng(seed).integers(0, num_sequences, 10_000)[samples]
 
 
-def only_an_epoch(config: Any, num_windows: int, seed: int) -> Callable[[np.ndarray], np.ndarray]:
+def only_an_epoch(config: Any, num_sequences: int, seed: int) -> Callable[[np.ndarray], np.ndarray]:
     return lambda samples: samples
 
 
-def by_place_in_the_call(config: Any, num_windows: int, seed: int) -> Callable[[np.ndarray], np.ndarray]:
-    return lambda samples: (samples + np.arange(len(samples)) // 512) % num_windows
+def by_place_in_the_call(config: Any, num_sequences: int, seed: int) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda samples: (samples + np.arange(len(samples)) // 512) % num_sequences
 
 
 @pytest.mark.parametrize(
     ("mutant", "caught_by"),
     [
-        (order_mutant(lambda config, num_windows, seed: Counting(num_windows)), "order_is_stateless"),
-        (order_mutant(lambda config, num_windows, seed: Counting(num_windows)), "order_works_in_the_loader"),
-        (order_mutant(drawn), "each_window_once"),
+        (order_mutant(lambda config, num_sequences, seed: Counting(num_sequences)), "order_is_stateless"),
+        (order_mutant(lambda config, num_sequences, seed: Counting(num_sequences)), "order_works_in_the_loader"),
+        (order_mutant(drawn), "each_sequence_once"),
         (order_mutant(only_an_epoch), "order_works_in_the_loader"),
         (order_mutant(by_place_in_the_call), "order_works_in_the_loader"),
     ],

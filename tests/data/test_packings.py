@@ -13,7 +13,7 @@ from stores import BOS, EOS, part, store_of
 
 from feeb_data import bestfit, bos_aligned
 from feeb_data.bestfit import best_fit_decreasing, cut_documents
-from feebcore.data.order import FeistelPermutation
+from feebcore.data.permutation import FeistelPermutation
 from feebcore.data.store import TokenStore
 from feebcore.errors import DataError
 from feebcore.protocols import Packing
@@ -71,7 +71,7 @@ def test_cut_pieces_make_each_token_but_the_first_a_target_once(lengths: list[in
 @pytest.mark.parametrize("seq_len", [5, 16, 400])
 def test_bestfit_keeps_documents_whole_and_loses_nothing(store: TokenStore, seq_len: int) -> None:
     packing = built(store, "bestfit", seq_len, document_mask=True)
-    packed = packing.windows(np.arange(packing.num_windows))
+    packed = packing.sequences(np.arange(packing.num_sequences))
     counted = packed.tokens[:, 1:][packed.mask]
     flat = store.read(0, store.num_tokens)
     assert np.array_equal(np.bincount(counted, minlength=100), np.bincount(flat[flat != BOS], minlength=100))
@@ -85,13 +85,13 @@ def test_bestfit_keeps_documents_whole_and_loses_nothing(store: TokenStore, seq_
 
 def test_padding_is_end_tokens_of_no_document_that_never_count(store: TokenStore) -> None:
     packing = built(store, "bestfit", 400, document_mask=True)
-    packed = packing.windows(np.arange(packing.num_windows))
+    packed = packing.sequences(np.arange(packing.num_sequences))
     padding = packed.doc_ids < 0
     assert padding.any()
     assert (packed.tokens[:, :-1][padding] == EOS).all()
     assert not packed.mask[padding].any()
     plain = built(store, "bestfit", 400)
-    without = plain.windows(np.arange(plain.num_windows))
+    without = plain.sequences(np.arange(plain.num_sequences))
     assert without.doc_ids is without.positions is None
     assert np.array_equal(without.mask, packed.mask)
 
@@ -117,7 +117,7 @@ def nanochat(lengths: list[int], order: list[int], width: int, buffer: int) -> l
 @pytest.mark.parametrize(("seq_len", "buffer"), [(16, 1000), (16, 5), (63, 10), (63, 1)])
 def test_bos_aligned_chooses_as_nanochat_does(store: TokenStore, seq_len: int, buffer: int) -> None:
     packing = built(store, "bos_aligned", seq_len, buffer=buffer)
-    packed = packing.windows(np.arange(packing.num_windows))
+    packed = packing.sequences(np.arange(packing.num_sequences))
     number = len(LENGTHS)
     rows = nanochat([n + 2 for n in LENGTHS], FeistelPermutation(number, 0)(np.arange(number)).tolist(), seq_len + 1, buffer)
     expected = np.stack([np.concatenate([store.document(d)[:n] for d, n in row]) for row in rows])
@@ -144,10 +144,10 @@ def test_an_index_is_saved_and_read_again_and_made_anew_when_altered(tmp_path: P
     store = store_of(tmp_path, LENGTHS)
     module = {"bestfit": bestfit, "bos_aligned": bos_aligned}[name]
     packing = built(store, name)
-    expected = packing.windows(np.arange(packing.num_windows)).tokens
+    expected = packing.sequences(np.arange(packing.num_sequences)).tokens
     made, make = [], module.make_index
     monkeypatch.setattr(module, "make_index", lambda *a: made.append(a) or make(*a))
-    assert np.array_equal(built(store, name).windows(np.arange(len(expected))).tokens, expected)
+    assert np.array_equal(built(store, name).sequences(np.arange(len(expected))).tokens, expected)
     assert not made
     built(store, name, seq_len=15)
     assert len(made) == 1
@@ -157,13 +157,13 @@ def test_an_index_is_saved_and_read_again_and_made_anew_when_altered(tmp_path: P
         data = bytearray((folder / "start.npy").read_bytes())
         data[-8] ^= 1
         (folder / "start.npy").write_bytes(data)
-    assert np.array_equal(built(store, name).windows(np.arange(len(expected))).tokens, expected)
+    assert np.array_equal(built(store, name).sequences(np.arange(len(expected))).tokens, expected)
     assert len(made) == 2
     built(store, name)
     assert len(made) == 2
     shutil.rmtree(tmp_path / "index")
     (tmp_path / "index").write_text("no folder can be made here")
-    assert np.array_equal(built(store, name).windows(np.arange(len(expected))).tokens, expected)
+    assert np.array_equal(built(store, name).sequences(np.arange(len(expected))).tokens, expected)
 
 
 def test_an_index_that_many_make_at_once_is_whole(tmp_path: Path) -> None:
@@ -171,13 +171,13 @@ def test_an_index_that_many_make_at_once_is_whole(tmp_path: Path) -> None:
 
     store = store_of(tmp_path, LENGTHS)
     with ThreadPoolExecutor(8) as threads:
-        found = list(threads.map(lambda _: built(store, "bestfit").windows(np.arange(5)).tokens, range(24)))
+        found = list(threads.map(lambda _: built(store, "bestfit").sequences(np.arange(5)).tokens, range(24)))
     assert all(np.array_equal(tokens, found[0]) for tokens in found)
     assert [len(list(folder.iterdir())) for folder in (tmp_path / "index").iterdir()] == [4], "one index and nothing left over"
 
 
-def test_a_text_without_a_whole_window_says_so(tmp_path: Path) -> None:
+def test_a_text_without_a_whole_sequence_says_so(tmp_path: Path) -> None:
     store = store_of(tmp_path, [3, 4])
     with pytest.raises(DataError, match="seq_len 20 is longer than the text"):
         built(store, "bos_aligned", 20)
-    assert built(store, "bestfit", 20).num_windows == 1
+    assert built(store, "bestfit", 20).num_sequences == 1

@@ -21,7 +21,7 @@ CHUNK, SHARD, VOCAB = 64, 256, 1000
 def write(root: Path, compress: bool = False) -> np.ndarray:
     rng = np.random.default_rng(0)
     documents = [np.concatenate([[VOCAB - 2], rng.integers(0, VOCAB - 2, rng.integers(0, 90)), [VOCAB - 1]]) for _ in range(60)]
-    for split in ("train", "val"):
+    for split in ("train", "validation"):
         options = {"vocab_size": VOCAB, "bos_id": VOCAB - 2, "eos_id": VOCAB - 1, "shard_tokens": SHARD, "chunk_tokens": CHUNK, "compress": compress}
         writer = SplitWriter(root / "tokens.zarr", split, **options)  # type: ignore[arg-type]
         writer.append(documents)
@@ -51,7 +51,7 @@ def same(store: TokenStore, flat: np.ndarray) -> None:
     for start, stop in [(0, 0), (0, len(flat)), *np.sort(rng.integers(0, len(flat) + 1, (40, 2)), axis=1).tolist()]:
         assert np.array_equal(store.read(start, stop), flat[start:stop])
     starts = rng.integers(0, len(flat) - 33, 50)
-    assert np.array_equal(store.windows(starts, 33), np.stack([flat[s : s + 33] for s in starts]))
+    assert np.array_equal(store.read_batch(starts, 33), np.stack([flat[s : s + 33] for s in starts]))
     assert store.doc_offsets[-1] == len(flat)
     assert np.array_equal(store.document(3), flat[store.doc_offsets[3] : store.doc_offsets[4]])
 
@@ -61,7 +61,7 @@ def test_a_store_on_a_web_server_returns_the_same_tokens(http_folder: tuple[str,
     address, folder = http_folder
     flat = write(folder, compress)
     same(TokenStore.open(f"{address}/tokens.zarr", "train"), flat)
-    same(TokenStore.open(f"{address}/tokens.zarr/", "val", verify=True), flat)
+    same(TokenStore.open(f"{address}/tokens.zarr/", "validation", verify=True), flat)
 
 
 @pytest.mark.parametrize("compress", [False, True])
@@ -116,13 +116,13 @@ def test_a_forked_child_reads_on_and_ends(http_folder: tuple[str, Path], kind: s
     flat = write(folder, compress=kind == "compressed")
     store = TokenStore.open(f"{address}/tokens.zarr" if kind == "http" else folder / "tokens.zarr", "train")
     starts = np.arange(0, len(flat) - 33, 7)
-    expected = store.windows(starts, 33)
+    expected = store.read_batch(starts, 33)
     lock = getattr(store._pieces, "_lock", None)
     if lock is not None:
         lock.acquire()  # as if another thread were at it
     child = os.fork()
     if child == 0:
-        os._exit(0 if np.array_equal(store.windows(starts, 33), expected) else 1)
+        os._exit(0 if np.array_equal(store.read_batch(starts, 33), expected) else 1)
     if lock is not None:
         lock.release()
     until = time.monotonic() + 30
@@ -136,7 +136,7 @@ def test_a_forked_child_reads_on_and_ends(http_folder: tuple[str, Path], kind: s
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         pytest.fail("the child hangs")
-    assert np.array_equal(store.windows(starts, 33), expected)
+    assert np.array_equal(store.read_batch(starts, 33), expected)
 
 
 def test_a_small_cache_decodes_each_chunk_of_a_batch_once(tmp_path: Path) -> None:
@@ -154,6 +154,6 @@ def test_a_small_cache_decodes_each_chunk_of_a_batch_once(tmp_path: Path) -> Non
 
     pieces._array = Counting()  # type: ignore[attr-defined]
     starts = np.random.default_rng(2).permutation(np.arange(0, len(flat) - 20, 16))
-    assert np.array_equal(store.windows(starts, 20), np.stack([flat[s : s + 20] for s in starts]))
+    assert np.array_equal(store.read_batch(starts, 20), np.stack([flat[s : s + 20] for s in starts]))
     assert sorted(set(read)) == list(range(-(-len(flat) // CHUNK)))
     assert len(read) == len(set(read))

@@ -63,7 +63,7 @@ def test_every_path_reads_the_same_tokens(tmp_path: Path, compress: bool) -> Non
         assert np.array_equal(mapped.read(start, stop), flat[start:stop])
         assert np.array_equal(decoded.read(start, stop), flat[start:stop])
     starts = rng.integers(0, len(flat) - 33, 50)
-    assert np.array_equal(mapped.windows(starts, 33), np.stack([flat[s : s + 33] for s in starts]))
+    assert np.array_equal(mapped.read_batch(starts, 33), np.stack([flat[s : s + 33] for s in starts]))
     assert np.array_equal(mapped.doc_offsets, np.concatenate([[0], np.cumsum([len(d) for d in documents])]))
     assert all(np.array_equal(mapped.document(i), d) for i, d in enumerate(documents))
     assert mapped.num_documents == len(documents)
@@ -170,8 +170,8 @@ def test_unfinished_and_absent_splits_are_refused(tmp_path: Path) -> None:
     writer(tmp_path / "t.zarr").append(make_documents())
     with pytest.raises(ArtifactError, match="unfinished"):
         TokenStore.open(tmp_path / "t.zarr", "train")
-    with pytest.raises(ArtifactError, match="no split 'val'"):
-        TokenStore.open(tmp_path / "t.zarr", "val")
+    with pytest.raises(ArtifactError, match="no split 'validation'"):
+        TokenStore.open(tmp_path / "t.zarr", "validation")
 
 
 def test_an_empty_split_is_a_store_without_tokens(tmp_path: Path) -> None:

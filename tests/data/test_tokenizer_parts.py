@@ -9,9 +9,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from feeb_data import BpeConfig, ByteConfig, CharConfig, TrieConfig, UnigramConfig, bulk, trie, unigram
+from feeb_data import BpeConfig, ByteConfig, CharConfig, TrieConfig, UnigramConfig, tiktoken_encoding, trie, unigram
 from feeb_data import bpe as bpe_module
-from feeb_data import memo as memo_module
+from feeb_data import word_cache as memo_module
 from feeb_data.bpe import BpeTokenizer, BpeTrainer, pieces, sample
 from feeb_data.tokenizers import build_byte, build_char
 from feebcore.data.tokenizers import load_tokenizer, save_part
@@ -125,14 +125,14 @@ def test_other_trainers_are_deterministic_and_load_to_the_same(tmp_path: Path, n
 
 def test_rustbpe_learns_the_vocabulary_of_the_huggingface_trainer_up_to_ties(bpe: BpeTokenizer, tmp_path: Path) -> None:
     other = train(tmp_path, vocab_size=600, trainer="rustbpe")
-    vocab = [{bytes(t) for t in bulk.ranks_of(model._model)} for model in (bpe, other)]
+    vocab = [{bytes(t) for t in tiktoken_encoding.ranks_of(model._model)} for model in (bpe, other)]
     assert len(vocab[0] & vocab[1]) > 0.97 * 598
     lengths = [sum(len(t.encode(text)) for text in CORPUS) for t in (bpe, other)]
     assert lengths[1] == pytest.approx(lengths[0], rel=0.01)
 
 
 def test_merges_found_again_from_ranks_are_the_trained_ones(bpe: BpeTokenizer) -> None:
-    again = bpe_module.from_ranks(bulk.ranks_of(bpe._model), "single")
+    again = bpe_module.from_ranks(tiktoken_encoding.ranks_of(bpe._model), "single")
     assert json.loads(again.to_str())["model"]["merges"] == json.loads(bpe._model.to_str())["model"]["merges"]
 
 

@@ -33,7 +33,7 @@ PRETRAIN = {
 
 
 def run(folder: Path, stages: str, **sections: Any) -> dict[str, Artifact]:
-    sources = [{"name": "files", "paths": [name], "label": name} for name in ("books", "code", "exam")]
+    sources = [{"name": "files", "paths": [name], "source_name": name} for name in ("books", "code", "exam")]
     data = {"name": "t", "stages": stages.split(","), "download": {"sources": sources, "split_modulus": 4}, "tokenizer": {"tokenizer": "byte"}}
     data = data | {key: data.get(key, {}) | value for key, value in sections.items()}
     data = {key: value for key, value in data.items() if key in ("name", "stages") or key in data["stages"]}
@@ -52,29 +52,29 @@ def corpus(tmp_path: Path) -> Path:
 
 def test_a_source_can_be_held_out_whole(corpus: Path) -> None:
     plain = run(corpus, "download")["download"]
-    built = run(corpus, "download,tokenizer,shard", download={"held_out_sources": ["exam"]})
+    built = run(corpus, "download,tokenizer,shard", download={"validation_sources": ["exam"]})
     table = pl.read_parquet(built["download"].file("documents.parquet"))
     before = pl.read_parquet(plain.file("documents.parquet"))
-    assert set(table.filter(pl.col("source") == "exam")["split"]) == {"val"}
+    assert set(table.filter(pl.col("source") == "exam")["split"]) == {"validation"}
     assert table.filter(pl.col("source") != "exam").equals(before.filter(pl.col("source") != "exam"))
     assert plain.fingerprint != built["download"].fingerprint
-    train, val = (TokenStore.open(built["shard"].file("tokens.zarr"), split) for split in ("train", "val"))
+    train, val = (TokenStore.open(built["shard"].file("tokens.zarr"), split) for split in ("train", "validation"))
     assert set(source_views(train)) == {"books", "code"}
     assert set(validation_sets(val)) == {"books", "code", "exam"}
     assert validation_sets(val)["exam"].num_documents == 16
 
 
 def test_a_held_out_source_that_is_not_there_is_named(corpus: Path) -> None:
-    with pytest.raises(RecipeError, match=r"held_out_sources: no source 'exams'; did you mean 'exam'"):
-        run(corpus, "download", download={"held_out_sources": ["exams"]})
+    with pytest.raises(RecipeError, match=r"validation_sources: no source 'exams'; did you mean 'exam'"):
+        run(corpus, "download", download={"validation_sources": ["exams"]})
 
 
 def test_a_recipe_trains_on_a_mixture_with_a_phase_and_tells_what_it_saw(corpus: Path) -> None:
     order = {"name": "mixture", "proportions": {"books": 3, "code": 1}, "phases": [{"begin": 0.5, "proportions": {"exam": 1}}]}
-    metrics = run(corpus, "download,tokenizer,shard,pretrain", pretrain=PRETRAIN | {"order": order})["pretrain"].metrics
+    metrics = run(corpus, "download,tokenizer,shard,pretrain", pretrain=PRETRAIN | {"data_order": order})["pretrain"].metrics
     seen = metrics["data"]["epochs_by_source"]
-    windows = {name: metrics["data"][name]["windows"] for name in ("books", "code", "exam")}
-    assert {name: round(seen[name] * windows[name]) for name in windows} == {"books": 6, "code": 2, "exam": 8}
+    sequences = {name: metrics["data"][name]["sequences"] for name in ("books", "code", "exam")}
+    assert {name: round(seen[name] * sequences[name]) for name in sequences} == {"books": 6, "code": 2, "exam": 8}
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def test_tokens_from_an_address_train_the_same_model(corpus: Path, web: str) -> 
 
 
 def test_other_tokens_at_the_address_are_refused(corpus: Path, web: str) -> None:
-    built = run(corpus, "download,tokenizer,shard", download={"held_out_sources": ["exam"]})
+    built = run(corpus, "download,tokenizer,shard", download={"validation_sources": ["exam"]})
     shutil.copytree(built["shard"].file("tokens.zarr"), corpus / "web" / "tokens.zarr")
     with pytest.raises(ArtifactError, match="holds other tokens than"):
         run(corpus, "download,tokenizer,shard,pretrain", pretrain=PRETRAIN | {"tokens_url": f"{web}/tokens.zarr"})

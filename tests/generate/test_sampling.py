@@ -1,4 +1,4 @@
-"""Processors and decoders: what they keep, in which order they run."""
+"""Processors and samplers: what they keep, in which order they run."""
 
 from __future__ import annotations
 

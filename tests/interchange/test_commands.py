@@ -52,7 +52,7 @@ inputs: {pretrain: smol}
 stages: [sft, rl, evaluate, report]
 sft: {task: {name: sort, digits: 3}, max_steps: 3, batch_size: 4, eval_prompts: 8}
 rl: {task: {name: sort, digits: 3}, max_steps: 1, prompts_per_step: 2, group_size: 2, eval_prompts: 8}
-evaluate: {benchmarks: [{name: task_accuracy, task: {name: sort, digits: 3}, instances: 8}]}
+evaluate: {benchmarks: [{name: task_accuracy, task: {name: sort, digits: 3}, problems: 8}]}
 """
 
 
@@ -114,7 +114,7 @@ def test_what_is_wrong_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture
     (tmp_path / "empty").mkdir()
     (tmp_path / "model.onnx").write_bytes(b"x")
     for arguments, message in (
-        (["import", str(tmp_path / "nothing"), "a"], "there is no"),
+        (["import", str(tmp_path / "nothing"), "a"], "does not exist"),
         (["import", str(tmp_path / "empty"), "a"], "has no config.json"),
         (["import", str(tmp_path / "empty"), "a/b"], "cannot name an artifact"),
         (["import", str(tmp_path / "model.onnx"), "a"], "no part 'onnx' of kind 'importers'"),

@@ -102,8 +102,8 @@ def _pretrain(folder: Path, rng: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         loss = 3.9 + 4.4 * math.exp(-step / 90) + 0.9 * math.exp(-step / 700)
         rows.append({"step": step, "split": "train", "loss": loss + rng.normal(0, 0.07), "lr": 0.02, "tokens": step * 4096})
         if step % 200 == 0:
-            rows.append({"step": step, "split": "val", "loss": loss + 0.1, "bits_per_byte": (loss + 0.1) / 2.36})
-    rows.append({"step": 1400, "split": "val", "loss": 4.21, "bits_per_byte": 1.782, "whole_split": True})
+            rows.append({"step": step, "split": "validation", "loss": loss + 0.1, "bits_per_byte": (loss + 0.1) / 2.36})
+    rows.append({"step": 1400, "split": "validation", "loss": 4.21, "bits_per_byte": 1.782, "whole_split": True})
     _lines(folder / "metrics.jsonl", rows)
     text = ' __init__(self, name, *, default=None):\n        """Initialize the <b>parser</b> & its names."""\n        self._name = name\n        if default is not None:\n            self._default = default'
     _lines(folder / "samples.jsonl", [{"step": 1400, "prompt": p, "text": text} for p in ("def", "class Reader:\n    def", "import os\n\ndef")])
@@ -234,7 +234,7 @@ def _sft(folder: Path, rng: Any) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _rl(folder: Path, rng: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    rows: list[dict[str, Any]] = [{"step": 0, "split": "val", "accuracy": 0.48, "accuracy_greedy": 0.55}]
+    rows: list[dict[str, Any]] = [{"step": 0, "split": "validation", "accuracy": 0.48, "accuracy_greedy": 0.55}]
     for step in range(1, 81):
         rise = 1 - math.exp(-step / 22)
         rows.append(
@@ -247,7 +247,7 @@ def _rl(folder: Path, rng: Any) -> tuple[dict[str, Any], dict[str, Any]]:
                 "length": 6.0 + rng.normal(0, 0.1),
             }
         )
-    rows.append({"step": 80, "split": "val", "accuracy": 0.81, "accuracy_greedy": 0.86})
+    rows.append({"step": 80, "split": "validation", "accuracy": 0.81, "accuracy_greedy": 0.86})
     _lines(folder / "metrics.jsonl", rows)
     rollouts = [
         {"step": s, "prompt": "sort 72914=", "completion": c, "answer": "12479", "reward": r}

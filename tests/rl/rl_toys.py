@@ -47,7 +47,7 @@ class EmitTask:
         digits = "".join(map(str, rng.integers(0, 10, 3)))
         return Problem(digits + "=", "aa", digits)
 
-    def reward(self, instance: Problem, completion: str) -> float:
+    def reward(self, problem: Problem, completion: str) -> float:
         return completion.count("a") / max(self.max_completion_tokens - 1, 1)
 
 

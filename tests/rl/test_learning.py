@@ -31,7 +31,7 @@ def next_token_probability(trainer, token, prompt="123="):
 def test_learns_to_emit_the_rewarded_token(tmp_path, algorithm):
     token = TOKENIZER.encode("a")[0]
 
-    def score(instance: Problem, completion: Completion) -> float:
+    def score(problem: Problem, completion: Completion) -> float:
         return float(completion.tokens[0] == token)
 
     trainer = train(tmp_path, algorithm, EmitTask(1), score, lr=1e-2)
@@ -42,7 +42,7 @@ def test_learns_to_emit_the_rewarded_token(tmp_path, algorithm):
 def test_learns_to_stop_when_only_stopping_pays(tmp_path, algorithm):
     """Trap 1: the end token is a sampled token like any other."""
 
-    def score(instance: Problem, completion: Completion) -> float:
+    def score(problem: Problem, completion: Completion) -> float:
         return -float(len(completion.tokens))
 
     trainer = train(tmp_path, algorithm, EmitTask(6), score, steps=30, lr=1e-2)
@@ -51,7 +51,7 @@ def test_learns_to_stop_when_only_stopping_pays(tmp_path, algorithm):
 
 
 def test_shuffled_rewards_teach_nothing(tmp_path):
-    """The control: rewards that do not depend on the completion leave the rewarded token where it was."""
+    """The controller_state: rewards that do not depend on the completion leave the rewarded token where it was."""
     token = TOKENIZER.encode("a")[0]
     generator = torch.Generator().manual_seed(0)
     trainer = train(tmp_path, "grpo", EmitTask(1), lambda i, c: float(torch.rand((), generator=generator) < 0.1), lr=3e-3)

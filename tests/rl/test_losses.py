@@ -123,7 +123,7 @@ def test_token_weights_of_each_aggregation():
     assert set(expected) == set(AGGREGATIONS)
     for mode, (short, long) in expected.items():
         per_token = torch.ones(2, 20, requires_grad=True)
-        aggregate(per_token, mask, mode, totals_of(lengths, budget=32)).backward()
+        aggregate(per_token, mask, mode, totals_of(lengths, max_completion_tokens=32)).backward()
         assert per_token.grad[0, 0].item() == pytest.approx(short)
         assert per_token.grad[1, 19].item() == pytest.approx(long)
         assert not per_token.grad[0, 2:].any()
@@ -136,7 +136,7 @@ def test_shares_of_micro_batches_add_up_and_an_empty_row_counts_in_nothing(mode)
     mask = torch.arange(5)[None] < lengths[:, None]
     values = torch.randn(6, 5, generator=rng)
     totals = totals_of(lengths, 8)
-    assert totals == Totals(tokens=15, sequences=5, budget=8)
+    assert totals == Totals(tokens=15, sequences=5, max_completion_tokens=8)
     whole = aggregate(values, mask, mode, totals)
     for size in (1, 2, 4):
         assert sum(aggregate(values[i : i + size], mask[i : i + size], mode, totals) for i in range(0, 6, size)).item() == pytest.approx(whole.item(), abs=1e-6)

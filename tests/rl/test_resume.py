@@ -53,7 +53,7 @@ def test_kill_9_and_again_ends_with_the_same_bits(tmp_path, algorithm):
         torch.use_deterministic_algorithms(False)
     for name, value in whole.actor.state_dict().items():
         assert torch.equal(again.actor.state_dict()[name], value), name
-    assert again.control == whole.control
+    assert again.controller_state == whole.controller_state
     drop = lambda m: {k: v for k, v in m.items() if k != "seconds"}  # noqa: E731
     assert drop(found) == drop(expected)
     assert rows(tmp_path / "killed") == rows(tmp_path / "whole")

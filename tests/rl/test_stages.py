@@ -70,7 +70,7 @@ def test_sft_then_rl_make_models_and_say_how_good_they_are(pretrained, tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "rl/metrics.jsonl").read_text().splitlines()]
     wanted = {"step", "reward", "kl", "entropy", "length", "clip_fraction", "zero_variance", "grad_norm", "pg_loss", "seconds", "mismatch_kl"}
     assert all(wanted <= set(r) for r in rows if r["split"] == "train")
-    assert [(r["step"], r["split"]) for r in rows] == [(0, "val"), (1, "train"), (2, "train"), (3, "train"), (4, "train"), (4, "val")]
+    assert [(r["step"], r["split"]) for r in rows] == [(0, "validation"), (1, "train"), (2, "train"), (3, "train"), (4, "train"), (4, "validation")]
     rollouts = [json.loads(line) for line in (tmp_path / "rl/rollouts.jsonl").read_text().splitlines()]
     assert {"step", "prompt", "completion", "reward", "finish_reason"} <= set(rollouts[0])
     model, before = load_model(better.path / "model"), load_model(tuned.path / "model")

@@ -18,7 +18,7 @@ from feebcore.generate.engine import Completion
 from feebcore.parts import resolve_part
 from feebcore.protocols import Problem
 from feebcore.rl.examples import Examples
-from feebcore.rl.tasks import encode_example, held_out_instances, is_held_out, score, training_instances
+from feebcore.rl.tasks import encode_example, held_out_problems, is_held_out, score, training_problems
 
 
 def task(name, **options):
@@ -27,25 +27,25 @@ def task(name, **options):
 
 @pytest.mark.parametrize(("name", "options"), [("sort", {}), ("sort", {"digits": 3}), ("countdown", {}), ("countdown", {"numbers": 4})])
 def test_no_training_problem_is_held_out(name, options):
-    held_out = held_out_instances(task(name, **options), 64)
+    held_out = held_out_problems(task(name, **options), 64)
     keys = {i.key for i in held_out}
     assert len({i.prompt for i in held_out}) == len(held_out) == 64
-    trained = training_instances(task(name, **options), 2000, 0, 0, 0)
+    trained = training_problems(task(name, **options), 2000, 0, 0, 0)
     assert not keys & {i.key for i in trained}
     assert not any(map(is_held_out, trained))
-    assert [i.key for i in held_out_instances(task(name, **options), 64)] == [i.key for i in held_out]
-    assert [i.key for i in held_out_instances(task(name, **options), 32)] == [i.key for i in held_out[:32]]
+    assert [i.key for i in held_out_problems(task(name, **options), 64)] == [i.key for i in held_out]
+    assert [i.key for i in held_out_problems(task(name, **options), 32)] == [i.key for i in held_out[:32]]
 
 
 def test_training_problems_are_a_function_of_their_numbers():
     sort = task("sort")
-    assert training_instances(sort, 5, 1, 2, 3) == training_instances(sort, 5, 1, 2, 3)
-    assert training_instances(sort, 5, 1, 2, 3) != training_instances(sort, 5, 1, 2, 4)
+    assert training_problems(sort, 5, 1, 2, 3) == training_problems(sort, 5, 1, 2, 3)
+    assert training_problems(sort, 5, 1, 2, 3) != training_problems(sort, 5, 1, 2, 4)
 
 
 def test_countdown_has_512_held_out_problems_and_finds_them_soon():
     began = time.process_time()
-    assert len(held_out_instances(task("countdown"), 512)) == 512
+    assert len(held_out_problems(task("countdown"), 512)) == 512
     assert time.process_time() - began < 5
 
 
@@ -56,8 +56,8 @@ def test_a_task_too_small_to_split_gives_what_it_has_or_says_so():
 
     held_out = is_held_out(Problem("1=", "a", "one"))
     with pytest.raises(DataError, match="too few problems"):
-        (training_instances(Tiny(), 1, 0) if held_out else held_out_instances(Tiny(), 1))
-    assert len(held_out_instances(task("sort", digits=2), 512)) < 30
+        (training_problems(Tiny(), 1, 0) if held_out else held_out_problems(Tiny(), 1))
+    assert len(held_out_problems(task("sort", digits=2), 512)) < 30
 
 
 @pytest.mark.parametrize(("name", "options"), [("sort", {"digits": 7}), ("countdown", {}), ("countdown", {"numbers": 2}), ("countdown", {"numbers": 4})])
@@ -65,10 +65,10 @@ def test_every_answer_is_right_ends_in_time_and_prompts_do_not_contain_it(name, 
     part, tokenizer = task(name, **options), CharTokenizer()
     rng = np.random.default_rng(0)
     for _ in range(500):
-        instance = part.problem(rng)
-        assert part.reward(instance, instance.answer) == 1.0
-        assert part.reward(instance, instance.answer + "0") == part.reward(instance, "") == 0.0
-        prompt, answer = encode_example(tokenizer, instance)
+        problem = part.problem(rng)
+        assert part.reward(problem, problem.answer) == 1.0
+        assert part.reward(problem, problem.answer + "0") == part.reward(problem, "") == 0.0
+        prompt, answer = encode_example(tokenizer, problem)
         assert prompt[0] == tokenizer.bos_id
         assert answer[-1] == tokenizer.eos_id
         assert len(answer) <= part.max_completion_tokens
@@ -76,17 +76,17 @@ def test_every_answer_is_right_ends_in_time_and_prompts_do_not_contain_it(name, 
 
 def test_sort_is_exact():
     part = task("sort")
-    instance = Problem("72914=", "12479", "k")
-    assert [part.reward(instance, text) for text in ("12479", "12479 ", " 12479", "1247", "72914", "12497")] == [1, 0, 0, 0, 0, 0]
+    problem = Problem("72914=", "12479", "k")
+    assert [part.reward(problem, text) for text in ("12479", "12479 ", " 12479", "1247", "72914", "12497")] == [1, 0, 0, 0, 0, 0]
 
 
 def test_countdown_accepts_any_right_formula_and_no_cheat():
     part = task("countdown")
-    instance = Problem("3 7 8=45:", "", "k", ((3, 7, 8), 45))
+    problem = Problem("3 7 8=45:", "", "k", ((3, 7, 8), 45))
     right = ["(8+7)*3", "3*(7+8)", "3*7+8*3-0", "((7+8))*3"]
-    assert [part.reward(instance, t) for t in right] == [1, 1, 0, 1]
+    assert [part.reward(problem, t) for t in right] == [1, 1, 0, 1]
     for cheat in ("45", "3*7+8*3", "+45", "(8+7)*03", "8+37", "3*7*8", "8+7*3", "(8+7)*3.0", "(8+7)*3 ", "３*(7+8)", "(8+7)*True", "", "(", "8**2", "8//3"):
-        assert part.reward(instance, cheat) == 0.0, cheat
+        assert part.reward(problem, cheat) == 0.0, cheat
 
 
 @settings(max_examples=300, deadline=None)
@@ -112,19 +112,19 @@ def test_the_verifier_answers_at_once_on_hostile_text(text):
 def test_countdown_keys_ignore_the_order_of_the_numbers():
     part, rng = task("countdown"), np.random.default_rng(0)
     for _ in range(200):
-        instance = part.problem(rng)
-        numbers, target = instance.data
-        assert instance.key == f"countdown:{','.join(map(str, sorted(numbers)))}:{target}"
-        assert evaluate(instance.answer)[1] == Counter(numbers)
+        problem = part.problem(rng)
+        numbers, target = problem.data
+        assert problem.key == f"countdown:{','.join(map(str, sorted(numbers)))}:{target}"
+        assert evaluate(problem.answer)[1] == Counter(numbers)
 
 
 def test_an_unfinished_completion_scores_nothing():
     part, tokenizer = task("sort"), CharTokenizer()
-    instance = Problem("72914=", "12479", "k")
+    problem = Problem("72914=", "12479", "k")
     ids = tokenizer.encode("12479")
     zeros = [0.0] * 6
-    assert score(part, tokenizer, instance, Completion([*ids, tokenizer.eos_id], zeros, zeros, "stop")) == 1.0
-    assert score(part, tokenizer, instance, Completion(ids, zeros[:5], zeros[:5], "length")) == 0.0
+    assert score(part, tokenizer, problem, Completion([*ids, tokenizer.eos_id], zeros, zeros, "stop")) == 1.0
+    assert score(part, tokenizer, problem, Completion(ids, zeros[:5], zeros[:5], "length")) == 0.0
 
 
 def test_sft_batches_cover_the_answer_and_the_end_token_and_nothing_else():
@@ -133,8 +133,8 @@ def test_sft_batches_cover_the_answer_and_the_end_token_and_nothing_else():
     batch = data.batch(3)
     again = data.batch(3)
     assert all((a == b).all() for a, b in ((batch.tokens, again.tokens), (batch.targets, again.targets), (batch.mask, again.mask)))
-    for tokens, targets, mask, instance in zip(batch.tokens, batch.targets, batch.mask, training_instances(data.task, 32, 0, 0x736674, 3), strict=True):
-        prompt, answer = encode_example(tokenizer, instance)
+    for tokens, targets, mask, problem in zip(batch.tokens, batch.targets, batch.mask, training_problems(data.task, 32, 0, 0x736674, 3), strict=True):
+        prompt, answer = encode_example(tokenizer, problem)
         assert targets[mask].tolist() == answer
         assert tokens[: len(prompt)].tolist() == prompt
         assert int(mask.nonzero()[0]) == len(prompt) - 1

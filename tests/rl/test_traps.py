@@ -34,9 +34,9 @@ def sharp_model(**options):
     return model
 
 
-def make_rollouts(model, logits_processors=(), budget=6, seed=0):
+def make_rollouts(model, logits_processors=(), max_completion_tokens=6, seed=0):
     prompts = [encode_prompt(TOKENIZER, p) for p in PROMPTS]
-    completions = generate(model, prompts, budget, TOKENIZER.eos_id, logits_processors, seed=seed)
+    completions = generate(model, prompts, max_completion_tokens, TOKENIZER.eos_id, logits_processors, seed=seed)
     rewards = [0.0, 1.0, 0.5, 1.0]
     return [make_rollout(p, c, r, g, 0) for p, c, r, g in zip(prompts, completions, rewards, [0, 1, 1, 0], strict=True)]
 
@@ -55,12 +55,12 @@ def filled(experience: Experience, values: bool = False) -> Experience:
 
 def make_trainer(folder, **options):
     section = rl_config(**{"max_steps": 4, "prompts_per_step": 3, "group_size": 4, "eval_prompts": 4} | options)
-    score = lambda instance, completion: sum(t % 2 for t in completion.tokens) / len(completion.tokens)  # noqa: E731
+    score = lambda problem, completion: sum(t % 2 for t in completion.tokens) / len(completion.tokens)  # noqa: E731
     return RlTrainer(section, tiny_model(TOKENIZER.vocab_size), TOKENIZER, EmitTask(12), folder, output(folder), score=score)
 
 
 def test_01_the_sampled_end_token_is_a_trained_token():
-    experience = collate(make_rollouts(sharp_model(), budget=24), 24)
+    experience = collate(make_rollouts(sharp_model(), max_completion_tokens=24), 24)
     assert not experience.truncated.all()
     for row, start, length, cut in zip(experience.tokens, experience.starts, experience.lengths, experience.truncated, strict=True):
         assert (row[start + length - 1] == TOKENIZER.eos_id) == (not cut)
@@ -72,14 +72,14 @@ def test_01_the_sampled_end_token_is_a_trained_token():
 def test_01_the_end_token_has_a_share_in_the_loss(name, aggregation):
     """Of every rollout that drew it, the gradient reaches the end token's log-probability and the last value, and nothing behind."""
     algorithm = build(name, aggregation=aggregation)
-    experience = filled(collate(make_rollouts(sharp_model(), budget=24), 24), values=True)
-    algorithm.prepare(experience, algorithm.initial_control())
+    experience = filled(collate(make_rollouts(sharp_model(), max_completion_tokens=24), 24), values=True)
+    algorithm.prepare(experience, algorithm.initial_controller_state())
     ended = ~experience.truncated
     assert ended.any()
     assert (experience.lengths < experience.mask.shape[1]).any()
     log_probs, values = experience.log_probs.clone().requires_grad_(), (experience.values + 0.01).requires_grad_()
     totals = losses.totals_of(experience.lengths, 24)
-    terms = algorithm.loss(Prediction(log_probs, torch.ones(experience.mask.shape), values), experience, totals, algorithm.initial_control())
+    terms = algorithm.loss(Prediction(log_probs, torch.ones(experience.mask.shape), values), experience, totals, algorithm.initial_controller_state())
     terms.loss.backward()
     assert torch.equal((log_probs.grad != 0)[ended], experience.mask[ended])
     if name == "ppo":
@@ -89,8 +89,8 @@ def test_01_the_end_token_has_a_share_in_the_loss(name, aggregation):
 def test_02_masks_come_from_lengths_so_any_id_may_pad():
     """The loss is the same whether padding holds the end token, 0, or anything else."""
     model, algorithm = sharp_model(), build()
-    experience = filled(collate(make_rollouts(model, budget=24), 24))
-    algorithm.prepare(experience, algorithm.initial_control())
+    experience = filled(collate(make_rollouts(model, max_completion_tokens=24), 24))
+    algorithm.prepare(experience, algorithm.initial_controller_state())
     totals = losses.totals_of(experience.lengths, 24)
     found = []
     for pad in (0, TOKENIZER.eos_id, 7):
@@ -98,7 +98,7 @@ def test_02_masks_come_from_lengths_so_any_id_may_pad():
         places = torch.arange(padded.tokens.shape[1])[None] >= (padded.starts + padded.lengths)[:, None]
         assert places.any()
         padded.tokens[places] = pad
-        found.append(algorithm.loss(predict(model, padded), padded, totals, algorithm.initial_control()).loss.item())
+        found.append(algorithm.loss(predict(model, padded), padded, totals, algorithm.initial_controller_state()).loss.item())
     assert found[0] == found[1] == found[2]
 
 
@@ -235,7 +235,7 @@ def test_19_an_end_token_in_the_last_place_is_no_truncation():
     experience = collate([ended, cut], 2)
     experience.values = torch.full((2, 3), 5.0)
     algorithm = build("ppo", truncation="bootstrap", whiten=False, lam=0.0)
-    algorithm.prepare(experience, algorithm.initial_control())
+    algorithm.prepare(experience, algorithm.initial_controller_state())
     assert experience.advantages[:, -1].tolist() == [1.0 - 5.0, 1.0 + 5.0 - 5.0]
 
 
@@ -243,9 +243,9 @@ def test_19_an_end_token_in_the_last_place_is_no_truncation():
 def test_21_nan_and_infinity_on_padding_change_neither_loss_nor_gradient(algorithm):
     """Padding is removed, not multiplied by zero: 0 x NaN is NaN. Each input is poisoned alone, so that no other guard hides it."""
     part = build(algorithm, kl_coefficient=0.1, entropy_coefficient=0.1, dual_clip=3.0)
-    control = part.initial_control()
-    experience = filled(collate(make_rollouts(sharp_model(), budget=24), 24), values=True)
-    part.prepare(experience, control)
+    controller_state = part.initial_controller_state()
+    experience = filled(collate(make_rollouts(sharp_model(), max_completion_tokens=24), 24), values=True)
+    part.prepare(experience, controller_state)
     mask = experience.mask
     assert not mask.all()
     totals = losses.totals_of(experience.lengths, 24)
@@ -257,7 +257,7 @@ def test_21_nan_and_infinity_on_padding_change_neither_loss_nor_gradient(algorit
         if name:
             given[name][:, : mask.shape[1]][~mask] = poison
         leaves = [given[k].requires_grad_() for k in predicted]
-        terms = part.loss(Prediction(*leaves), dataclasses.replace(experience, **{k: given[k] for k in inputs}), totals, control)
+        terms = part.loss(Prediction(*leaves), dataclasses.replace(experience, **{k: given[k] for k in inputs}), totals, controller_state)
         terms.loss.backward()
         return [terms.loss.detach(), *terms.sums.values(), *(torch.zeros(()) if leaf.grad is None else leaf.grad for leaf in leaves)]
 
@@ -341,7 +341,7 @@ def test_34_groups_are_named_not_positional():
     algorithm = build()
     straight, mixed = collate(rollouts, 6), collate([rollouts[i] for i in (2, 0, 3, 1)], 6)
     for experience in (straight, mixed):
-        algorithm.prepare(experience, algorithm.initial_control())
+        algorithm.prepare(experience, algorithm.initial_controller_state())
     assert torch.equal(straight.advantages[[2, 0, 3, 1], :1], mixed.advantages[:, :1])
 
 
@@ -351,7 +351,7 @@ def test_a_reward_of_none_teaches_nothing():
     for name in ("grpo", "ppo"):
         algorithm = build(name)
         experience = filled(collate(rollouts, 6), values=True)
-        algorithm.prepare(experience, algorithm.initial_control())
+        algorithm.prepare(experience, algorithm.initial_controller_state())
         assert not experience.advantages[1].any()
         assert experience.advantages.isfinite().all()
     assert experience.returns[1].tolist() == experience.values[1, :-1].tolist()  # nor the critic
@@ -366,8 +366,8 @@ def test_k1_in_the_loss_and_an_adaptive_kl_of_zero_are_refused():
 
 def test_adaptive_kl_moves_towards_its_target():
     algorithm = build("ppo", kl_coefficient=0.1, kl_target=2.0)
-    control = algorithm.initial_control()
-    algorithm.adapt(control, {"kl": 4.0})
-    assert control["kl_coefficient"] == pytest.approx(0.1 * 1.02)
-    algorithm.adapt(control, {"kl": 1.9})
-    assert control["kl_coefficient"] == pytest.approx(0.1 * 1.02 * (1 - 0.005))
+    controller_state = algorithm.initial_controller_state()
+    algorithm.adapt(controller_state, {"kl": 4.0})
+    assert controller_state["kl_coefficient"] == pytest.approx(0.1 * 1.02)
+    algorithm.adapt(controller_state, {"kl": 1.9})
+    assert controller_state["kl_coefficient"] == pytest.approx(0.1 * 1.02 * (1 - 0.005))

@@ -13,7 +13,8 @@ import numpy as np
 from feebcore.artifacts import Artifact, StageOutput
 from feebcore.data.store_writer import SplitWriter
 from feebcore.run.build import stop_on_signals
-from feebcore.stages.sweep import SweepConfig, run
+from feebcore.scaling.config import SweepConfig
+from feebcore.stages.sweep import run
 
 VOCAB, T = 64, 16
 
@@ -49,7 +50,7 @@ def inputs(root: Path) -> dict[str, Artifact]:
     if not folder.exists():
         rng = np.random.default_rng(0)
         (folder / "tokenizer").mkdir(parents=True)
-        for split, number in (("train", 200), ("val", 20)):
+        for split, number in (("train", 200), ("validation", 20)):
             documents = []
             for _ in range(number):
                 ids = [int(rng.integers(VOCAB - 2))]

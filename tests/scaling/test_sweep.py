@@ -14,7 +14,8 @@ from pydantic import ValidationError
 from feebcore.errors import DataError, Interrupted, RecipeError
 from feebcore.files import read_json, read_jsonl
 from feebcore.scaling.cells import measure_with, with_overrides
-from feebcore.stages.sweep import SweepConfig, check
+from feebcore.scaling.config import SweepConfig
+from feebcore.stages.sweep import check
 from feebcore.studies import Ledger
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -87,7 +87,7 @@ def test_text_that_goes_round_in_circles_is_told_when_it_begins_and_when_it_ends
 
     looks = iter([[5] * 8, [5] * 8, list(range(8))])  # greedy text at steps 0, 2 and 4
 
-    def writes(model, prompts, room, eos_id, decoder, seed):
+    def writes(model, prompts, room, eos_id, sampler, seed):
         assert room == 8
         greedy = next(looks)
         half = len(prompts) // 2

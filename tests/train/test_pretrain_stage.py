@@ -51,12 +51,12 @@ def test_text_files_become_a_model_whose_score_can_be_had_again(recipe, tmp_path
     built = run_all(load(recipe), Workspace(tmp_path / "ws"))
     artifact = built["pretrain"]
     metrics = artifact.metrics
-    store = TokenStore.open(built["shard"].path / "tokens.zarr", "val")
+    store = TokenStore.open(built["shard"].path / "tokens.zarr", "validation")
     again = score_store(load_model(artifact.path / "model"), store, 32, 16, "cpu", metrics["precision"])
     assert metrics["val_bits_per_byte"] == pytest.approx(again.bits_per_byte, rel=1e-6)
     assert (metrics["steps"], metrics["tokens"]) == (6, 6 * 4 * 32)
     rows = read_jsonl(artifact.path / "metrics.jsonl")
-    assert [(r["step"], r["split"]) for r in rows] == [(2, "train"), (3, "val"), (4, "train"), (6, "train"), (6, "val")]
+    assert [(r["step"], r["split"]) for r in rows] == [(2, "train"), (3, "validation"), (4, "train"), (6, "train"), (6, "validation")]
     assert rows[-1]["bits_per_byte"] == pytest.approx(metrics["val_bits_per_byte"], rel=1e-5)
     assert {r["step"] for r in read_jsonl(artifact.path / "samples.jsonl")} == {4, 6}
     assert (artifact.path / "model" / "tokenizer" / "part.json").exists()
@@ -66,7 +66,7 @@ def test_each_source_is_scored_by_itself_where_there_are_several(recipe, tmp_pat
     (tmp_path / "more").mkdir()
     for i in range(24):
         (tmp_path / "more" / f"{i}.txt").write_text(f"other words, said {i} times over; " * 9)
-    two = "sources: [{name: files, paths: [./corpus], label: numbers}, {name: files, paths: [./more], label: words}]"
+    two = "sources: [{name: files, paths: [./corpus], source_name: numbers}, {name: files, paths: [./more], source_name: words}]"
     recipe.write_text(RECIPE.replace("sources: [{name: files, paths: [./corpus]}]", two))
     metrics = run_all(load(recipe), Workspace(tmp_path / "ws"))["pretrain"].metrics
     one, other = metrics["val_bits_per_byte_by_source"].values()
@@ -100,8 +100,8 @@ def test_an_altered_token_shard_is_refused(recipe, tmp_path):
         ("pretrain.data_order={name: mixture, proportions: {file: 1}}", "no source 'file' in stage download; did you mean 'files'"),
         ("pretrain.data_order={name: repeat_batches, order: {name: mixture, proportions: {web: 1}}}", "no source 'web' in stage download"),
         ("pretrain.data_order={name: mixture, proportions: {files: 1}, phases: [{begin_step: 9, proportions: {files: 1}}]}", "the run ends after 6"),
-        ("download.held_out_sources=[web]", "held_out_sources: no source 'web'"),
-        ("download.held_out_sources=[files]", "every source is held out"),
+        ("download.validation_sources=[web]", "validation_sources: no source 'web'"),
+        ("download.validation_sources=[files]", "every source is a validation source"),
         ("pretrain.architecture=byte_patches tokenizer.tokenizer=char", "patches with boundaries words reads tokens as bytes, and the tokenizer is char"),
         ("pretrain.keep_best=1 pretrain.eval_every=0", "keep_best: it needs looks"),
         ("pretrain.weight_decay_schedule=linear pretrain.optimizer={name: adamw, weight_decay: 0}", "weight_decay is 0"),
@@ -161,6 +161,6 @@ def test_a_stop_while_it_looks_at_held_out_text_saves_at_once_and_looks_again(re
 def test_the_best_checkpoint_is_kept_whenever_it_is_looked_at(recipe, tmp_path):
     changed = ["pretrain.checkpoint_every=5", "pretrain.eval_every=2", "pretrain.keep_best=1", "pretrain.keep_checkpoints=1", "pretrain.max_steps=9"]
     run = run_all(load(recipe, changed), Workspace(tmp_path / "ws"))["pretrain"]
-    looked = {row["step"]: row["loss"] for row in read_jsonl(run.path / "metrics.jsonl") if row["split"] == "val" and not row.get("whole_split")}
+    looked = {row["step"]: row["loss"] for row in read_jsonl(run.path / "metrics.jsonl") if row["split"] == "validation" and not row.get("whole_split")}
     best = min(looked, key=looked.__getitem__)
     assert {p.name for p in (run.path / "checkpoints").iterdir()} == {f"step-{best:08d}", "step-00000009"}

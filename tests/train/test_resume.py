@@ -90,7 +90,7 @@ def test_a_kill_between_a_repeated_look_and_its_checkpoint_leaves_no_row_twice(t
         killing.setattr("feebcore.train.loop.Trainer.save", killed)
         with pytest.raises(Killed):
             go_on(tmp_path / "killed")
-    assert [r["split"] for r in rows(tmp_path / "killed") if r["step"] == 8] == ["val"]
+    assert [r["split"] for r in rows(tmp_path / "killed") if r["step"] == 8] == ["validation"]
     go_on(tmp_path / "killed")
     assert_same_bits(tmp_path / "whole", tmp_path / "killed")
 

@@ -1,4 +1,4 @@
-"""Windows that are put together from pieces of documents: what the packings bestfit and bos_aligned share."""
+"""Sequences that are put together from pieces of documents: what the packings bestfit and bos_aligned share."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from feebcore.protocols import PackedWindows
+from feebcore.protocols import PackedSequences
 
 if TYPE_CHECKING:
     from feebcore.data.store import TokenStore
 
 
 @dataclass(frozen=True)
-class PieceIndex:
-    """Window w holds pieces first[w]..first[w + 1] - 1, one after another; piece p is the `length[p]` tokens of the
+class SegmentIndex:
+    """Sequence w holds pieces first[w]..first[w + 1] - 1, one after another; piece p is the `length[p]` tokens of the
     split from `start[p]`, all of one document. first int64 [W + 1], start int64 [P], length int32 [P]."""
 
     first: np.ndarray
@@ -23,19 +23,19 @@ class PieceIndex:
     length: np.ndarray
 
     @property
-    def num_windows(self) -> int:
+    def num_sequences(self) -> int:
         return len(self.first) - 1
 
 
-class PiecePacking:
-    """Windows of an index. A target counts when it lies in the same piece as its input; what a window lacks is padding
+class SegmentPacking:
+    """Sequences of an index. A target counts when it lies in the same piece as its input; what a sequence lacks is padding
     (EOS, document -1). `statistics` as PackingStatistics of feebcore/protocols.py."""
 
-    def __init__(self, store: TokenStore, seq_len: int, document_mask: bool, index: PieceIndex) -> None:
-        self.num_windows = index.num_windows
+    def __init__(self, store: TokenStore, seq_len: int, document_mask: bool, index: SegmentIndex) -> None:
+        self.num_sequences = index.num_sequences
         self._store, self._seq_len, self._document_mask, self._index = store, seq_len, document_mask, index
 
-    def windows(self, indices: np.ndarray) -> PackedWindows:
+    def sequences(self, indices: np.ndarray) -> PackedSequences:
         """tokens int64 [B, T+1], mask bool [B,T]. With document_mask also doc_ids and positions int64 [B,T]."""
         index, width = self._index, self._seq_len + 1
         indices = np.asarray(indices, dtype=np.int64)
@@ -46,7 +46,7 @@ class PiecePacking:
         start_P, length_P = index.start[pieces_P], index.length[pieces_P].astype(np.int64)
         ends_P = np.cumsum(length_P)
         before_row_P = np.repeat((ends_P - length_P)[np.cumsum(counts_B) - counts_B], counts_B)
-        place_P = rows_P * width + ends_P - length_P - before_row_P  # in the flattened windows
+        place_P = rows_P * width + ends_P - length_P - before_row_P  # in the flattened sequences
         tokens = np.full(len(indices) * width, self._store.eos_id, dtype=np.int64)
         for place, start, length in zip(place_P.tolist(), start_P.tolist(), length_P.tolist(), strict=True):
             tokens[place : place + length] = self._store.read(start, start + length)
@@ -54,7 +54,7 @@ class PiecePacking:
         filled = np.repeat(place_P, length_P) + positions
         doc_ids_BT1 = _scattered(filled, np.repeat(rank_P, length_P), -1, (len(indices), width))
         mask_BT = (doc_ids_BT1[:, 1:] == doc_ids_BT1[:, :-1]) & (doc_ids_BT1[:, 1:] >= 0)
-        packed = PackedWindows(tokens.reshape(len(indices), width), mask=mask_BT)
+        packed = PackedSequences(tokens.reshape(len(indices), width), mask=mask_BT)
         if self._document_mask:
             packed.doc_ids = doc_ids_BT1[:, :-1]
             packed.positions = _scattered(filled, positions, 0, (len(indices), width))[:, :-1]
@@ -69,9 +69,9 @@ class PiecePacking:
         whole[documents[index.length == np.diff(offsets)[documents]]] = True
         covered = np.zeros(self._store.num_documents, dtype=np.int64)  # pieces of one document overlap by the token between them
         np.add.at(covered, documents, index.length - (index.start != offsets[documents]))
-        size = self.num_windows * (self._seq_len + 1)
+        size = self.num_sequences * (self._seq_len + 1)
         return {
-            "windows": self.num_windows,
+            "sequences": self.num_sequences,
             "padding_share": 1 - used / size,
             "dropped_share": 1 - int(covered.sum()) / self._store.num_tokens,
             "cut_documents_share": float(1 - whole.mean()),

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from feeb_data import BpeConfig, bulk
+from feeb_data import BpeConfig, tiktoken_encoding
 from feeb_data import bpe as bpe_module
 from feeb_data.bpe import BpeTokenizer, BpeTrainer, pattern
 
-CORPUS = [Path(bpe_module.__file__).read_text(), *bulk.NASTY, "naïve café 東京 привет мир 🙂 " * 20, "1234567890 " * 50]
+CORPUS = [Path(bpe_module.__file__).read_text(), *tiktoken_encoding.NASTY, "naïve café 東京 привет мир 🙂 " * 20, "1234567890 " * 50]
 HARD = st.text(st.sampled_from("ab ZX01\n\t\r'\"sSdlvr.,(){}é東\u017f\ufb06 \u2028\x85\x1c\u3000<|>_\u0301"), max_size=200)
 
 
@@ -50,14 +50,14 @@ def test_ids_are_those_of_the_codec_on_real_code_and_prose(bpe: BpeTokenizer) ->
 def test_threads_change_nothing(bpe: BpeTokenizer, monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
     texts = [text for text in CORPUS for _ in range(30)] + ["", "x" * 40_000]
     expected = [codec(bpe, text) for text in texts]
-    monkeypatch.setattr(bulk, "num_threads", lambda: threads)
-    encoding = bulk.BulkEncoding(bulk.ranks_of(bpe._model), pattern(bpe._digits))
+    monkeypatch.setattr(tiktoken_encoding, "num_threads", lambda: threads)
+    encoding = tiktoken_encoding.BulkEncoding(tiktoken_encoding.ranks_of(bpe._model), pattern(bpe._digits))
     assert [ids.tolist() for ids in encoding.encode_batch(texts)] == expected
 
 
 def test_one_thread_when_parallelism_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
-    assert bulk.num_threads() == 1
+    assert tiktoken_encoding.num_threads() == 1
 
 
 @pytest.mark.parametrize(
@@ -72,12 +72,12 @@ def test_one_thread_when_parallelism_is_off(monkeypatch: pytest.MonkeyPatch) -> 
 )
 def test_the_self_test_finds_a_difference_and_the_codec_is_used(bpe: BpeTokenizer, monkeypatch: pytest.MonkeyPatch, damage: Callable) -> None:
     tokenizer = BpeTokenizer(bpe._model, bpe._digits)
-    right = bulk.BulkEncoding
+    right = tiktoken_encoding.BulkEncoding
 
-    def wrong(ranks: dict[bytes, int], expression: str) -> bulk.BulkEncoding:
+    def wrong(ranks: dict[bytes, int], expression: str) -> tiktoken_encoding.BulkEncoding:
         return right(*damage(ranks, expression))
 
-    monkeypatch.setattr(bulk, "BulkEncoding", wrong)
+    monkeypatch.setattr(tiktoken_encoding, "BulkEncoding", wrong)
     decision = tokenizer.choose_encoder(())
     assert decision["encoder"] == tokenizer.encoder == "huggingface"
     assert "other" in decision["why"]
@@ -91,30 +91,32 @@ def _swapped(ranks: dict[bytes, int]) -> dict[bytes, int]:
 
 def test_texts_of_the_corpus_can_show_a_difference_too(bpe: BpeTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = BpeTokenizer(bpe._model, bpe._digits)
-    whole = bulk.BulkEncoding.encode_batch
+    whole = tiktoken_encoding.BulkEncoding.encode_batch
     monkeypatch.setattr(
-        bulk.BulkEncoding, "encode_batch", lambda self, texts: [i[:-1] if t == "odd" else i for t, i in zip(texts, whole(self, texts), strict=True)]
+        tiktoken_encoding.BulkEncoding,
+        "encode_batch",
+        lambda self, texts: [i[:-1] if t == "odd" else i for t, i in zip(texts, whole(self, texts), strict=True)],
     )
     assert tokenizer.choose_encoder(["even"])["encoder"] == "tiktoken"
     assert tokenizer.choose_encoder(["even", "odd"]) == {
         "encoder": "huggingface",
-        "texts_compared": len(bulk.NASTY) + 2,
+        "texts_compared": len(tiktoken_encoding.NASTY) + 2,
         "why": "1 of 2 texts of the corpus have other ids",
     }
 
 
 def test_other_unicode_tables_are_found(bpe: BpeTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert bulk.different_classes() == ""
-    bulk.different_classes.cache_clear()
-    monkeypatch.setattr(bulk, "CLASSES", (r"[a-w]+", r"\p{L}+"))
+    assert tiktoken_encoding.different_classes() == ""
+    tiktoken_encoding.different_classes.cache_clear()
+    monkeypatch.setattr(tiktoken_encoding, "CLASSES", (r"[a-w]+", r"\p{L}+"))
     monkeypatch.setattr("tiktoken.Encoding.encode_ordinary", lambda self, text: [ord("a")])
-    assert bulk.different_classes() == "U+0062 for [a-w]+"
-    bulk.different_classes.cache_clear()
+    assert tiktoken_encoding.different_classes() == "U+0062 for [a-w]+"
+    tiktoken_encoding.different_classes.cache_clear()
 
 
 @pytest.mark.slow
 def test_the_libraries_agree_on_every_code_point() -> None:
-    assert bulk.different_classes(step=1) == ""
+    assert tiktoken_encoding.different_classes(step=1) == ""
 
 
 def test_a_lone_surrogate_is_refused_by_both(bpe: BpeTokenizer) -> None:

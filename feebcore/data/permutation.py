@@ -1,6 +1,6 @@
 """A permutation of 0..n-1 that needs no memory, and nothing else.
 
-`FeistelPermutation(n, seed)` maps (epoch, i) to a window; every epoch is a bijection of its own. Any index can be
+`FeistelPermutation(n, seed)` maps (epoch, i) to a sequence; every epoch is a bijection of its own. Any index can be
 asked for at any time, so a run's position is one number and resuming costs nothing.
 
 Rounds alternate over two halves of ceil(log2 n) bits with splitmix64 as round function; values that fall outside

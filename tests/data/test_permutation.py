@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from feeb_data.data_orders import ShuffledOrder
-from feebcore.data.order import FeistelPermutation
+from feebcore.data.permutation import FeistelPermutation
 
 
 @settings(max_examples=60, deadline=None)
@@ -34,12 +34,12 @@ def test_index_outside_is_refused() -> None:
         FeistelPermutation(10, 0)(np.array([10]))
 
 
-def test_order_visits_each_window_once_an_epoch_and_is_stateless() -> None:
+def test_order_visits_each_sequence_once_an_epoch_and_is_stateless() -> None:
     order = ShuffledOrder(97, seed=3)
     samples = np.arange(97 * 3)
-    windows = order(samples)
+    sequences = order(samples)
     for epoch in range(3):
-        assert sorted(windows[epoch * 97 : (epoch + 1) * 97]) == list(range(97))
-    assert not np.array_equal(windows[:97], windows[97:194])
-    assert np.array_equal(order(samples[50:210:7]), windows[50:210:7])
-    assert not np.array_equal(ShuffledOrder(97, seed=4)(samples), windows)
+        assert sorted(sequences[epoch * 97 : (epoch + 1) * 97]) == list(range(97))
+    assert not np.array_equal(sequences[:97], sequences[97:194])
+    assert np.array_equal(order(samples[50:210:7]), sequences[50:210:7])
+    assert not np.array_equal(ShuffledOrder(97, seed=4)(samples), sequences)

@@ -11,7 +11,7 @@ import numpy as np
 MAX_REMEMBERED = 400_000  # distinct words, about 100 MB
 
 
-class WordMemo:
+class WordCache:
     """ids(words) concatenates encode_word of each. encode_word must depend on its argument alone."""
 
     def __init__(self, encode_word: Callable[[str], list[int]]) -> None:

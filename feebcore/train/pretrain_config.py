@@ -1,0 +1,25 @@
+"""Options of stage pretrain."""
+
+from __future__ import annotations
+
+from pydantic import Field, field_validator
+
+from feebcore.config import Execution
+from feebcore.train.config import TrainSection
+
+
+class PretrainConfig(TrainSection):
+    """Options of stage pretrain: those of a training run, and where its tokens are read."""
+
+    tokens_url: Execution[str] = Field(
+        "", description="address of a copy of the tokens.zarr folder to read instead, as s3://bucket/tokens.zarr; it must hold the same tokens"
+    )
+
+    @field_validator("tokens_url")
+    @classmethod
+    def _no_password(cls, value: str) -> str:
+        if value and "://" not in value:
+            raise ValueError(f"{value!r} is no address; write one as s3://bucket/tokens.zarr, or leave the key out to read the artifact's own")
+        if "@" in value:
+            raise ValueError("a recipe is stored with every run, so a URL in it may not hold a user name or password; use the environment instead")
+        return value
