@@ -173,7 +173,12 @@ class _Study:
 
     def _build(self, record: RunRecord) -> Mapping[str, Any]:
         spec = self.specs[record.name]
-        artifacts = build_stages(spec.name, spec.recipe, spec.stages, self.workspace, self.built, self.execution, self.on_progress, self._stop)
+
+        def publish(row: dict[str, Any]) -> None:
+            name = {"name": f"{spec.name} {row.get('name') or ''}".strip()} if row["kind"] == "progress" else {}
+            self.on_progress(row | name)
+
+        artifacts = build_stages(spec.name, spec.recipe, spec.stages, self.workspace, self.built, self.execution, publish, self._stop)
         paths = {stage: os.path.relpath(artifact.path, self.workspace.root) for stage, artifact in artifacts.items()}
         return {**self.record(spec, artifacts), "artifacts": paths}
 
