@@ -54,7 +54,7 @@ KEYS = {
 KINDS = (*KEYS, "objectives", "optimizers", "schedules")
 SIZES = {"num_layers": 4, "d_model": 64, "num_heads": 4}
 VOCABULARY, WINDOW, BATCH, STEPS, QUICK_STEPS = 256, 128, 8, 100, 8
-SCORED = 64  # batches of held-out text
+SCORED = 64  # validation batches
 CLIP = 1.0
 MOST_PARAMETERS, MOST_SECONDS = 1_000_000, 30.0
 BESIDE_EVERY = 8  # steps of the part between two of the baseline
@@ -72,25 +72,25 @@ BASELINE: dict[str, dict[str, Any]] = {
     "lm_heads": {"name": "linear"},
     "initializations": {"name": "normal"},
     "objectives": {"name": "next_token"},
-    "optimizers": {"name": "adamw", "lr": 3e-3},  # in 200 steps 6e-3 gave 3.43 in place of 3.48 bits, with more scatter over three seeds
+    "optimizers": {"name": "adamw", "lr": 3e-3},  # in 200 steps 6e-3 gave 3.43 instead of 3.48 bits, with a larger variance over three seeds
     "schedules": {"name": "cosine", "warmup_fraction": 0.1},
 }
 
 OPTIONS: dict[str, dict[str, Any]] = {
-    # what the defaults are too large for, or what so short a run needs
+    # smaller than the defaults, or needed by so short a run
     "attentions/gqa": {"num_kv_heads": 2},
     "attentions/sliding_window": {"window": 32},
     "attentions/local_global": {"window": 32, "pattern": "LLLG"},
-    "feedforwards/product_key_memory": {"num_keys": 32, "lm_heads": 2, "top_k": 8, "key_dim": 32},
-    "feedforwards/peer": {"num_keys": 32, "lm_heads": 4, "top_k": 8, "key_dim": 32},
-    "feedforwards/ultramem": {"num_keys": 32, "lm_heads": 2, "top_k": 8, "key_dim": 32},
+    "feedforwards/product_key_memory": {"num_keys": 32, "heads": 2, "top_k": 8, "key_dim": 32},
+    "feedforwards/peer": {"num_keys": 32, "heads": 4, "top_k": 8, "key_dim": 32},
+    "feedforwards/ultramem": {"num_keys": 32, "heads": 2, "top_k": 8, "key_dim": 32},
     "embeddings/factorized": {"rank": 16},
     "embeddings/hash_ngrams": {"sizes": [3, 4, 5], "buckets": 2000},
-    "heads/factorized": {"rank": 16},
-    "heads/multi_token": {"num_mtp": 1},
+    "lm_heads/factorized": {"rank": 16},
+    "lm_heads/multi_token": {"num_mtp": 1},
     "objectives/selective": {"reference": TEACHER},
     "objectives/distillation": {"teacher": TEACHER},
-    # rates that benchmarks/optimizers.py found on a model twice as wide
+    # learning rates that benchmarks/optimizers.py found on a model twice as wide
     "optimizers/adam": {"lr": 3e-3},
     "optimizers/sgd": {"lr": 0.3},
     "optimizers/lion": {"lr": 5e-4},
@@ -102,19 +102,19 @@ OPTIONS: dict[str, dict[str, Any]] = {
 } | {f"schedules/{name}": {"warmup_fraction": 0.1} for name in ("constant", "linear", "wsd", "wsd_s", "inverse_sqrt", "one_minus_sqrt", "exponential", "power")}
 
 WITH: dict[str, dict[str, dict[str, Any]]] = {
-    # parts that need another one
-    "heads/multi_token": {"objectives": {"name": "multi_token", "k": 2}},
-    "heads/multi_token_sequential": {"objectives": {"name": "multi_token", "k": 2}},
+    # parts that require another part
+    "lm_heads/multi_token": {"objectives": {"name": "multi_token", "k": 2}},
+    "lm_heads/multi_token_sequential": {"objectives": {"name": "multi_token", "k": 2}},
     "objectives/multi_token": {"lm_heads": {"name": "multi_token", "num_mtp": 1}},
     "optimizers/schedule_free": {"schedules": {"name": "constant", "warmup_fraction": 0.1}},
 }
 
 NOTES = {
-    "objectives/completion_only": "the second half of each window is the completion",
-    "positions/rope_linear": "made for windows longer than those of training",
-    "positions/rope_ntk": "made for windows longer than those of training",
-    "positions/rope_yarn": "made for windows longer than those of training",
-    "positions/rope_llama3": "made for windows longer than those of training",
+    "objectives/completion_only": "the second half of each sequence is the completion",
+    "positions/rope_linear": "meant for sequences longer than in training",
+    "positions/rope_ntk": "meant for sequences longer than in training",
+    "positions/rope_yarn": "meant for sequences longer than in training",
+    "positions/rope_llama3": "meant for sequences longer than in training",
 }
 
 

@@ -1,7 +1,7 @@
-"""docs/parts.md: what each part computes and costs, and how it did in the standard run. `make_reference.py` calls this.
+"""docs/parts.md: equation, cost and standard-run result of each part. Called by `make_reference.py`.
 
-Equations, options and references are of the specs, costs of the standard model with that part (declared counts, which the
-contract compares with measured ones), results of docs/standard-run.json, where there are any for these very options.
+Equations, options and references come from the specs; costs are the declared counts of the standard model with that part (which a
+contract compares with measured ones); results come from docs/standard-run.json, if it has runs with the same options.
 """
 
 from __future__ import annotations
@@ -20,34 +20,34 @@ from feebcore.specs import PartSpec
 ROOT = Path(__file__).resolve().parents[1]
 
 SYMBOLS = """\
-r       the stream [T, C]; r_t of one token, r_l before layer l       C, T   d_model, tokens of a window
-x       what a sublayer is given, in most blocks norm(r)             L, l   num_layers, a layer, from 0 where nothing else is said
-y       what a sublayer returns                                       H, h   num_heads, a head;  D: head_dim
-a, m    attention and feedforward of a block, m2 and a2 second ones   V, F   vocab_size, hidden width of a feedforward
-norm    the model's norm, each time with a gain of its own            W, E   learned matrices, learned tables
-z       what the head reads, norm(r_L)                                t, s   places of a query and of a key, from 0
-A B     matrix product      A * B  element by element      [A; B]  one below the other      [y_h]_h  all heads side by side
-rot_t   the position's rotation of queries and keys        b       the position's bias on scores; both absent unless it says so
+r       residual stream [T, C]; r_t: one token, r_l: before layer l   C, T   d_model, sequence length
+x       input of a sublayer, in most blocks norm(r)                  L, l   num_layers, layer index from 0
+y       output of a sublayer                                          H, h   num_heads, a head;  D: head_dim
+a, m    attention and feedforward of a block, a2 and m2 second ones   V, F   vocab_size, hidden size of a feedforward
+norm    the model's norm, each with its own gain                      W, E   learned matrices, embedding tables
+z       input of the LM head, norm(r_L)                               t, s   positions of query and key, from 0
+A B     matmul              A * B  elementwise product     [A; B]  concatenation      [y_h]_h  concatenation over heads
+rot_t   rotary embedding of queries and keys               b       position bias on scores; both absent unless stated
 att(q, k, v) = softmax(q kᵀ / √(width of q) + b) v         softmax over s ≤ t in the same document, values v_s
-rms(x) = x / √(mean(x²) + eps)      lerp(a, b, c) = a + c (b − a)      sg: no gradient      B_l: a whole block
-optimizers: w weights, g gradient, η rate, λ weight_decay, β1 β2 betas, μ momentum, n the step from 1; averages begin at 0
-schedules: f multiplies the rates; after a warmup, in which it is (n + 1) / warmup, n the step from 0; p the share of the decay
-that is over, 0 to 1; φ final_fraction"""
+rms(x) = x / √(mean(x²) + eps)      lerp(a, b, c) = a + c (b − a)      sg: stop-gradient      B_l: a whole block
+optimizers: w weights, g gradient, η learning rate, λ weight_decay, β1 β2 betas, μ momentum, n step from 1; averages start at 0
+schedules: f multiplies the learning rates; after the warm-up, where it is (n + 1) / warmup, n step from 0; p progress of the
+decay, 0 to 1; φ final_fraction"""
 
 
 def parts_page(registry: Registry, default_text: Callable[[Any], str]) -> str:
-    """default_text: how the default of an option's field is shown."""
+    """default_text: formats the default of an option."""
     standard = standard_run()
     results = json.loads(standard.RESULTS.read_text(encoding="utf-8")) if standard.RESULTS.exists() else {}
     if results and results["settings"] != standard.settings():
-        results = {}  # of another standard model
+        results = {}  # results of another standard model
     table = [result_row(standard, results, kind, spec) for kind in standard.KINDS for spec in built_in(registry, kind)]
     lines = [
         "# Parts",
         "",
-        "What each part computes, where it is from, what it costs, and how it did in one short run that is the same for all. What a",
-        "kind asks of its parts, with an example, stands in [extension-points.md](extension-points.md). This page is written by `make docs` from the specs and",
-        f"from {'[standard-run.json](standard-run.json)' if results else 'standard-run.json, which is not there yet'}; a test keeps it up to date.",
+        "Equation, reference and cost of each part, and its result in one short standard run. [extension-points.md](extension-points.md) documents the",
+        "options and has an example for each kind. This page is generated by `make docs` from the specs and from",
+        f"{'[standard-run.json](standard-run.json)' if results else 'standard-run.json (missing)'}.",
         "",
         *(f"- [{kind}](#{kind})" for kind in standard.KINDS),
         "- [the standard run](#the-standard-run)",
@@ -58,7 +58,7 @@ def parts_page(registry: Registry, default_text: Callable[[Any], str]) -> str:
         SYMBOLS,
         "```",
         "",
-        "Equations are those of the default options, or name the option. Defaults are listed; what options mean is said in extension-points.md.",
+        "Equations are for the default options unless they name an option.",
     ]
     for kind in standard.KINDS:
         lines += ["", f"## {kind}"]
@@ -67,7 +67,7 @@ def parts_page(registry: Registry, default_text: Callable[[Any], str]) -> str:
             if options := ", ".join(
                 f"`{key}: {default_text(field).strip('`')}`" for key, field in spec.config.model_fields.items() if not key.endswith("_content")
             ):
-                lines += ["", f"Options: {options}. [Meaning](extension-points.md#{kind})"]
+                lines += ["", f"Options: {options}. [Description](extension-points.md#{kind})"]
     return "\n".join([*lines, "", *standard_section(standard, results), *table]) + "\n"
 
 
@@ -77,26 +77,25 @@ def standard_section(standard: ModuleType, results: dict[str, Any]) -> list[str]
     lines = [
         "## The standard run",
         "",
-        f"A byte model of {sizes['num_layers']} layers, d_model {sizes['d_model']} and {sizes['num_heads']} heads, made of {parts}, in which one part at a time is",
-        f"exchanged. It reads {standard.STEPS} batches of {standard.BATCH} windows of {standard.WINDOW} bytes of the standard library's source without tests, the same in the same",
-        "order for every part of a seed, in fp32, uncompiled, on one thread; at most 1 M parameters and 30 s of training. Three seeds.",
-        f"Bits per byte are of {standard.SCORED * standard.BATCH * standard.WINDOW:,} bytes of files that no run trained on.",
+        f"A byte-level model with {sizes['num_layers']} layers, d_model {sizes['d_model']} and {sizes['num_heads']} heads, made of {parts}, in which one part at a time is",
+        f"replaced. It trains on {standard.STEPS} batches of {standard.BATCH} sequences of {standard.WINDOW} bytes from the standard library's source without tests, in the same order",
+        "for every part, in fp32, uncompiled, on one thread; at most 1M parameters and 30 s of training. Three seeds.",
+        f"Bits per byte are measured on {standard.SCORED * standard.BATCH * standard.WINDOW:,} bytes of validation files.",
         "",
-        "What it can say is little. The model is tiny and far from trained. Only the baseline's rate was looked for, among four; twice that rate",
-        "was a little better for it. Optimizers have the rates found for them on a model twice as wide; so their rows compare those rates",
-        "as much as the optimizers. What needs size, length, time, another rate or another",
-        "initialization looks worse here than it is. The interval is that of Student's t for three paired",
-        "differences, 4.3 standard errors to each side, so only large effects stand out. A part is called better or worse only where its 95 %",
-        "interval leaves out zero, and no allowance is made for so many comparisons: of a hundred parts that change nothing,",
-        "about five would be called so. `feeb compare` is the instrument for a real question.",
+        "**These results are a smoke test, not a ranking.** The model is tiny and undertrained. Only the baseline's learning rate was tuned, over four",
+        "values, and twice that rate was slightly better. Optimizers use learning rates found on a model twice as wide, so their rows compare learning",
+        "rates as much as optimizers. Parts that need larger models, longer sequences, more steps, another learning rate or another initialization",
+        "look worse here than they are. The interval is Student's t for three paired differences (4.3 standard errors to each side), so only large",
+        "effects are visible. A part is called better or worse only if its 95% interval excludes zero, without correction for multiple comparisons: of a",
+        "hundred parts without effect, about five would be. Use `feeb compare` for a real comparison.",
         "",
-        "Parameters, FLOPs a token (forward, all T² of attention, heads for further tokens left out) and cache bytes a token (fp32) are those that",
-        "the model with the part declares; speed is tokens a second of training, as a multiple of the baseline's measured on the same",
-        "thread in the same run; tokens a second are of this machine.",
+        "Parameters, FLOPs per token (forward, full T² attention, without MTP outputs) and cache bytes per token (fp32) are the declared values of the",
+        "model with the part. Speed is training throughput relative to the baseline, measured on the same thread in the same run; tokens/s are for this",
+        "machine.",
         "",
     ]
     if not results:
-        lines += [f"It has not been run yet: `{standard.COMMAND}`, then `make docs`.", ""]
+        lines += [f"No results yet. Run `{standard.COMMAND}`, then `make docs`.", ""]
     else:
         versions = ", ".join(f"{k} {v}" for k, v in results["versions"].items())
         lines += [f"Run on {results['date']} with `{results['command']}`, {results['machine']}; {versions}; text {results['text']['digest']}.", ""]
@@ -106,7 +105,7 @@ def standard_section(standard: ModuleType, results: dict[str, Any]) -> list[str]
             lines += [f"The baseline: {values} bits per byte (seeds {', '.join(str(s) for s in scores)}).", ""]
     return [
         *lines,
-        "| kind | part | options other than default | parameters | FLOPs a token | cache bytes a token | tokens/s | speed | bits per byte − baseline's [95 %] | |",
+        "| kind | part | non-default options | parameters | FLOPs per token | cache bytes per token | tokens/s | speed | Δ bits per byte vs. baseline [95% CI] | |",
         "|---|---|---|--:|--:|--:|--:|--:|---|---|",
     ]
 
@@ -131,21 +130,21 @@ def result_row(standard: ModuleType, results: dict[str, Any], kind: str, spec: P
 
 
 def difference(runs: dict[int, dict[str, Any]], baseline: dict[int, dict[str, Any]]) -> tuple[str, str]:
-    """Mean of the paired differences with its interval, and `better`, `worse` or nothing."""
+    """Mean of the paired differences with its interval, and `better`, `worse` or an empty string."""
     from feebcore.compare.statistics import paired
 
     pairs = [(runs[s]["bits_per_byte"], baseline[s]["bits_per_byte"]) for s in sorted(runs.keys() & baseline.keys()) if "failed" not in baseline[s]]
     if len(pairs) < 3:
         return f"{len(pairs)} of 3 seeds", ""
-    found = paired([ours - theirs for ours, theirs in pairs])
-    verdict = "worse" if found.low > 0 else "better" if found.high < 0 else ""
-    return f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]", verdict
+    test = paired([ours - theirs for ours, theirs in pairs])
+    verdict = "worse" if test.low > 0 else "better" if test.high < 0 else ""
+    return f"{test.mean:+.3f} [{test.low:+.3f}, {test.high:+.3f}]", verdict
 
 
 def runs_of(results: dict[str, Any], kind: str, name: str, options: dict[str, Any]) -> dict[int, dict[str, Any]]:
-    """By seed; those with other options are of another table."""
-    found = [r for r in results.get("runs", []) if (r["kind"], r["name"], r["options"]) == (kind, name, options)]
-    return {r["seed"]: r for r in sorted(found, key=lambda r: r["seed"])}
+    """Runs by seed, only those with the same options."""
+    runs = [r for r in results.get("runs", []) if (r["kind"], r["name"], r["options"]) == (kind, name, options)]
+    return {r["seed"]: r for r in sorted(runs, key=lambda r: r["seed"])}
 
 
 def cost(standard: ModuleType, kind: str, name: str) -> Any:

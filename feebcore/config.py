@@ -65,6 +65,10 @@ class PartConfig(BaseModel):
 class StageConfig(PartConfig):
     """Options of a stage: the section of the same name in a recipe."""
 
+    def num_processes(self) -> int:
+        """How many processes a 'worker' stage runs as on one machine; 0: one per GPU."""
+        return 1
+
 
 class NoOptions(PartConfig):
     """For parts that have none."""

@@ -30,7 +30,9 @@ def feeb_stages() -> Iterable[specs.StageSpec]:  # type: ignore[empty-body]
 
         @feeb.hookimpl
         def feeb_stages():
-            yield feeb.StageSpec("count_words", CountConfig, build="idea:run", needs=(feeb.Need("documents"),), summary="Counts words.")
+            yield feeb.StageSpec(
+                "count_words", CountConfig, build="idea:run", needs=(feeb.Need("documents"),), makes=("counts",), summary="Counts words."
+            )
     """
 
 

@@ -91,6 +91,7 @@ class StageSpec(PartSpec):
     makes: the kinds of thing that its folder holds, by which later stages find it. Those of the built-in stages: `documents`
     (documents.parquet), `tokenizer` (tokenizer/), `tokens` (tokens.zarr, tokens.json), `model` (model/), `law`, `scores`, `page`;
     a plugin may add others. Whatever makes a model is evaluated, reported, generated from and exported. needs: its inputs.
+    shows: it shows the recipe and its inputs' logs, times and metrics, so these are identity as well as the inputs' content.
     process: 'inline' (runs in the flow's process) or 'worker' (its own subprocess).
     check: "module:function" called as `check(section, recipe) -> list[str]` before anything runs: what is wrong.
     """
@@ -98,6 +99,7 @@ class StageSpec(PartSpec):
     config: type[StageConfig] = StageConfig
     makes: tuple[str, ...] = ()
     needs: tuple[Need, ...] = ()
+    shows: bool = False
     process: str = "inline"
     check: str = ""
 

@@ -1,4 +1,4 @@
-"""The documents say what the code does: every snippet runs, every public name is described, links lead somewhere."""
+"""The docs match the code: every snippet runs, every public name is documented, every link resolves."""
 
 import importlib.util
 import inspect
@@ -39,10 +39,10 @@ def test_generated_pages_are_up_to_date():
         assert path.read_text() == text, f"run `make docs`: {path.name} is out of date"
 
 
-def test_every_built_in_part_has_a_summary_and_every_hook_a_seam_on_the_page():
+def test_every_built_in_part_has_a_summary_and_every_kind_a_section_on_the_page():
     page = (ROOT / "docs" / "extension-points.md").read_text()
     for kind, spec in Registry().parts():
-        assert spec.summary.strip().endswith("."), f"{kind} {spec.name}: end the summary with a full stop"
+        assert spec.summary.strip().endswith("."), f"{kind} {spec.name}: end the summary with a period"
         assert f"**{spec.name}**" in page or spec.distribution != "feeb"
     for kind in hookspecs.KINDS:
         assert f"## {kind}\n" in page
@@ -77,6 +77,11 @@ def test_yaml_recipes_on_the_page_load(page, tmp_path):
         for plugin in re.findall(r"\./(\w+\.py)", text):
             code = next(b for b in blocks(page, "python") if b.startswith(f"# {plugin}"))
             (tmp_path / plugin).write_text(code)
+        for pattern in [p.strip(' "') for paths in re.findall(r"paths: \[([^\]]*)\]", text) for p in paths.split(",")]:
+            file = tmp_path / pattern.replace("**/", "").replace("*", "a")
+            file = file if file.suffix else file / "a.txt"
+            file.parent.mkdir(exist_ok=True)
+            file.write_text("Some text.\n\nMore text.")
         text = text.replace("extends: experiments/", f"extends: {ROOT}/experiments/").replace("extends: ../experiments/", f"extends: {ROOT}/experiments/")
         path.write_text(text)
         for member in recipe.load_study(path):

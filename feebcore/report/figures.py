@@ -341,7 +341,7 @@ def smoothed(values: Sequence[float]) -> np.ndarray:
 
 
 def panels(figure: Figure, count: int, ratios: Sequence[float]) -> list[Axes]:
-    """`count` axes side by side; a single one takes the whole width."""
+    """`count` axes in one row; a single one takes the whole width."""
     return list(figure.subplots(1, count, squeeze=False, gridspec_kw={"width_ratios": list(ratios)[:count]}).flat)
 
 

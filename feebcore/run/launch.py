@@ -43,13 +43,14 @@ def launch(recipe: Recipe, stage: str, workspace: Workspace) -> Path:
 
 def _as_rank(recipe: Recipe, stage: str, workspace: Workspace) -> Path:
     from feebcore.model.precision import resolve_device
+    from feebcore.train.config import TrainSection
     from feebcore.train.parallel import make_parallel
 
     section = recipe.stages[stage].section if stage in recipe.stages else None
-    if section is not None and not hasattr(section, "parallel"):
+    if section is not None and not isinstance(section, TrainSection):
         raise FeebError(f"stage {stage} takes no `parallel`: it runs in one process, start it with `feeb run {stage} {recipe.path}`")
     built = _finished_inputs(recipe, stage, workspace)
-    parallel = make_parallel(section, resolve_device(section.device))  # type: ignore[union-attr]
+    parallel = make_parallel(section, resolve_device(section.device))  # type: ignore[arg-type, union-attr]
     channel = parallel.channel()
     if parallel.is_main:
         place: list[Path] = []

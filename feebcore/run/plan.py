@@ -37,6 +37,8 @@ def identity(recipe: Recipe, stage: str, inputs: Mapping[str, Artifact]) -> dict
     entry = recipe.stages[stage]
     result: dict[str, Any] = {"stage": entry.spec.full_name, "revision": entry.spec.revision, "section": identity_of(entry.section)}
     result["inputs"] = {name: artifact.digest for name, artifact in sorted(inputs.items())}
+    if entry.spec.shows:
+        result["shows"] = {"recipe": digest_of(recipe.resolved()), "inputs": {name: digest_of(a.manifest) for name, a in sorted(inputs.items())}}
     if sources := plugin_sources(recipe, stage):
         result["sources"] = sources
     return result

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from feebcore.artifacts import StageOutput
+from feebcore.config import StageConfig
 from feebcore.errors import ArtifactError, Diverged, FeebError, Interrupted, StageFailed
 from feebcore.files import read_json
 
@@ -41,7 +42,7 @@ SECONDS_TO_FOLLOW = 3.0
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "FEEB_RENDEZVOUS")
 
 
-def run_in_processes(place: Path, section: Any, out: StageOutput, publish: Publish) -> dict[str, Any]:
+def run_in_processes(place: Path, section: StageConfig, out: StageOutput, publish: Publish) -> dict[str, Any]:
     """Run the worker on the folder and pass its events on; the return code decides.
 
     Raises Interrupted, or StageFailed (or ArtifactError, or Diverged) with what the failing rank said, its traceback where there are several.
@@ -74,13 +75,10 @@ def _close_all(handles: Sequence[int]) -> None:
         os.close(handle)
 
 
-def num_ranks(section: Any) -> int:
-    """How many processes the section's `parallel` means on this machine."""
-    config = getattr(section, "parallel", None)
-    if config is None or config.strategy == "none":
-        return 1
-    if config.ranks or section.device == "cpu":
-        return config.ranks or 1
+def num_ranks(section: StageConfig) -> int:
+    """How many processes the stage runs as on this machine. Raises FeebError where GPUs cannot be counted."""
+    if number := section.num_processes():
+        return number
     count = [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"]  # torch stays out of this process
     done = subprocess.run(count, capture_output=True, text=True, check=False)
     if done.returncode != 0:

@@ -26,6 +26,7 @@ PART = StageSpec(
     check=f"{__name__}:check",
     needs=(Need("stages", kind="*", many=True, optional=True),),
     makes=("page",),
+    shows=True,
     process="inline",
     summary="Writes one self-contained HTML page with every figure and number.",
 )

@@ -145,6 +145,9 @@ class TrainSection(StageConfig):
             raise ValueError("init_from and branch_from: a run begins with other weights, or goes on from another run, not both")
         return self
 
+    def num_processes(self) -> int:
+        return self.parallel.num_processes(self.device)
+
 
 def checkpoint_of(folder: Path, step: int) -> Path | None:
     """The checkpoint of `step` (0: the newest) in an artifact's folder, None when there is none."""

@@ -22,3 +22,7 @@ class ParallelConfig(PartConfig):
         if self.strategy == "none" and self.ranks > 1:
             raise ValueError(f"ranks: {self.ranks} processes need strategy: ddp or fsdp")
         return self
+
+    def num_processes(self, device: str) -> int:
+        """As `StageConfig.num_processes`: 0 for one per GPU."""
+        return 1 if self.strategy == "none" else self.ranks or (1 if device == "cpu" else 0)

@@ -84,6 +84,18 @@ def test_the_source_of_a_part_that_only_watches_causes_no_work(folder):
     assert [i.status for i in plan(load(folder, *settings), workspace)] == ["reuse", "reuse"]
 
 
+def test_a_page_is_not_reused_where_it_would_show_something_else(folder):
+    workspace = Workspace(folder / "data")
+    stages = "stages=[numbers, total, sheet]"
+    assert run_all(load(folder, stages), workspace)["sheet"].metrics == {"shown": 2}
+    assert [i.status for i in plan(load(folder, stages), workspace)] == ["reuse"] * 3
+    assert [i.status for i in plan(load(folder, stages, "description=new"), workspace)] == ["reuse", "reuse", "run"]
+    (numbers,) = (a for _, a in workspace.all(stage="numbers"))
+    shutil.rmtree(numbers.path)
+    run_all(load(folder, "stages=[numbers]"), workspace)  # the same content, made at another time
+    assert [i.status for i in plan(load(folder, stages), workspace)] == ["reuse", "reuse", "run"]
+
+
 def test_a_stage_that_raises_is_reported_with_its_message_and_log(folder):
     with pytest.raises(StageFailed, match=r"ValueError: as asked \(log: .*log.txt\)"):
         run_all(load(folder, "numbers.crash=raise"), Workspace(folder / "data"), in_process=False)

@@ -20,6 +20,9 @@ class CrowdConfig(feeb.StageConfig):
     crash: feeb.Execution[str] = ""
     culprit: feeb.Execution[int] = -1
 
+    def num_processes(self):
+        return self.parallel.num_processes(self.device)
+
 
 @feeb.hookimpl
 def feeb_stages():
