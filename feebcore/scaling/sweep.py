@@ -20,6 +20,7 @@ from feebcore.errors import NO_VALIDATION_TEXT, DataError, Diverged, StageFailed
 from feebcore.files import read_json, write_atomic, write_json
 from feebcore.protocols import Cell
 from feebcore.recipe import Recipe, StageEntry
+from feebcore.run.plan import stages_for
 from feebcore.scaling import isoflop
 from feebcore.scaling.cells import measure_with, with_overrides
 from feebcore.scaling.config import SweepConfig
@@ -83,7 +84,7 @@ class Sweep:
         values = {key: getattr(section, key) for key in type(section).model_fields}
         pretrain = PretrainConfig.model_validate(values | {"score_documents": self.section.eval_documents})
         spec = self.recipe.registry.resolve("stages", "feeb/pretrain")
-        stages = {key: entry for key, entry in self.recipe.stages.items() if key in self.built}
+        stages = {key: self.recipe.stages[key] for key in stages_for(self.recipe, [self.key]) if key != self.key}
         stages["pretrain"] = StageEntry("pretrain", spec, pretrain)  # type: ignore[arg-type]
         name = re.sub(r"[^\w.-]+", "-", f"{self.recipe.name}-{cell.name}")[:120]  # it becomes a folder's name
         recipe = dataclasses.replace(self.recipe, name=name, stages=stages)

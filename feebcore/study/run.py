@@ -22,11 +22,11 @@ from typing import Any
 from feebcore.artifacts import MANIFEST, Artifact, Workspace
 from feebcore.errors import Diverged, FeebError, Interrupted
 from feebcore.recipe import Recipe
-from feebcore.run.plan import plan_stage, stages_for
+from feebcore.run.plan import plan_stage
 from feebcore.run.processes import SAME_REQUEST, stop_running
 from feebcore.study.executors import Execution, ProgressFn, current_execution
 from feebcore.study.ledger import LeaseLost, Ledger, this_owner
-from feebcore.study.runs import RunRecord, RunSpec, run_id
+from feebcore.study.runs import RunRecord, RunSpec, run_id, stages_to_build
 
 MAX_ATTEMPTS = 3
 """How often a run may fail before it has failed for good."""
@@ -244,7 +244,7 @@ def build_stages(
     on_progress is told of each stage as it begins ('stage') and ends ('done'), and of its events. Raises Interrupted, or what a
     stage raised.
     """
-    order = [stage for stage in stages_for(recipe, stages) if stage not in built]
+    order = stages_to_build(recipe, stages, built)
     artifacts = dict(built)
     for index, stage in enumerate(order):
         if stop_requested():

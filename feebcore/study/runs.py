@@ -67,6 +67,19 @@ class RunRecord:
         return self.status in ENDED
 
 
+def stages_to_build(recipe: Recipe, targets: Iterable[str] | None, built: Mapping[str, Artifact]) -> list[str]:
+    """`targets` (None: all) and what they need but for what is in `built`, in running order. Raises RecipeError for one the recipe lacks."""
+    todo = list(recipe.stages if targets is None else targets)
+    stages_for(recipe, todo)
+    needed: set[str] = set()
+    while todo:
+        stage = todo.pop()
+        if stage in recipe.stages and stage not in built and stage not in needed:
+            needed.add(stage)
+            todo += recipe.needs(stage).values()
+    return [stage for stage in recipe.stages if stage in needed]
+
+
 def run_id(recipe: Recipe, stages: Iterable[str], workspace: Workspace, built: Mapping[str, Artifact]) -> str:
     """12 hex digits: the fingerprint of the artifact that the last of `stages` will make.
 
@@ -76,10 +89,9 @@ def run_id(recipe: Recipe, stages: Iterable[str], workspace: Workspace, built: M
     ids = {stage: find_input(named, workspace).digest for stage, named in recipe.inputs.items()}
     ids |= {stage: artifact.digest for stage, artifact in built.items()}
     targets = list(stages)
-    for stage in stages_for(recipe, targets):
-        if stage not in ids:
-            own = identity(recipe, stage, {}) | {"inputs": {name: ids[provider] for name, provider in sorted(recipe.needs(stage).items())}}
-            ids[stage] = digest_of(own)[:12]
+    for stage in stages_to_build(recipe, targets, built):
+        own = identity(recipe, stage, {}) | {"inputs": {name: ids[provider] for name, provider in sorted(recipe.needs(stage).items())}}
+        ids[stage] = digest_of(own)[:12]
     return ids[targets[0]] if len(targets) == 1 else digest_of([ids[stage] for stage in targets])[:12]
 
 
