@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from feebcore.train.checkpoint import Checkpointer
-from feebcore.train.parallel import Parallel
+from feebcore.train.parallel import SingleProcess
 
 
 def measure(parameters: int, times: int, asynchronous: bool, folder: Path) -> dict[str, float]:
@@ -26,7 +26,7 @@ def measure(parameters: int, times: int, asynchronous: bool, folder: Path) -> di
     for parameter in model.parameters():
         parameter.grad = torch.randn_like(parameter)
     optimizer.step()
-    checkpointer = Checkpointer(folder, Parallel(), asynchronous=asynchronous)
+    checkpointer = Checkpointer(folder, SingleProcess(), asynchronous=asynchronous)
     blocked, whole = [], []
     for step in range(times):
         began = time.perf_counter()

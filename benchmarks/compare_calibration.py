@@ -37,8 +37,8 @@ pretrain:
   seq_len: 64
   batch_size: 8
   max_steps: {steps}
-  eval_stride: 64
-  eval_every: 0
+  validation_stride: 64
+  validation_every: 0
   checkpoint_every: 0
   precision: fp32
   threads: 1

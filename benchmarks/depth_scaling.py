@@ -65,7 +65,7 @@ def trained(job: tuple[int, float, argparse.Namespace]) -> dict[str, Any]:
     model = build_model(run.architecture, VOCAB, LENGTH, arguments.seed)
     objective = resolve_part("objectives", "next_token").build()
     optimizer = build_optimizer(run, model)
-    rates = OptimizerSchedules(optimizer, run.schedule.build(run.max_steps))
+    rates = OptimizerSchedules(optimizer, run.schedule.build(total_steps=run.max_steps))
     began = time.perf_counter()
     for step in range(run.max_steps):
         rates.apply(step)

@@ -127,7 +127,7 @@ def trained(name: str, options: dict[str, Any], arguments: argparse.Namespace, s
     objective = resolve_part("objectives", "next_token").build()
     optimizer = build_optimizer(resolve_part("optimizers", {"name": name, **options}), param_groups(model))
     schedule = "constant" if name == "schedule_free" else "cosine"
-    rates = OptimizerSchedules(optimizer, resolve_part("schedules", {"name": schedule, "warmup_fraction": 0.1}).build(steps))
+    rates = OptimizerSchedules(optimizer, resolve_part("schedules", {"name": schedule, "warmup_fraction": 0.1}).build(total_steps=steps))
     for step in range(steps):
         rates.apply(step)
         found = objective(model, windows(texts[0], batch, length, seed * 1_000_003 + step))

@@ -87,7 +87,7 @@ def measure(shape: str, compile_it: bool, steps: int) -> tuple[float, Spent, Spe
         "compile": "on" if compile_it else "off",
         "threads": 1,
         "prefetch": 0,
-        "eval_every": 0,
+        "validation_every": 0,
         "callbacks": list(PROBES),
     }
     section = TrainSection.model_validate(options)

@@ -86,7 +86,7 @@ def train_ours(setting: dict[str, Any], artifact: Path, steps: int) -> tuple[Any
             "grad_clip": 0.0,
             "compile": "on",
             "callbacks": [],
-            "eval_every": 0,
+            "validation_every": 0,
         }
     )
     began, ends = time.perf_counter(), []

@@ -195,7 +195,7 @@ class Trainer:
         self.model = build_model(self.architecture, VOCABULARY, WINDOW, seed)
         self.objective, self.objective_name = resolve_part("objectives", parts["objectives"]).build(), parts["objectives"]["name"]
         self.optimizer = build_optimizer(resolve_part("optimizers", parts["optimizers"]), param_groups(self.model))
-        self.rates = OptimizerSchedules(self.optimizer, resolve_part("schedules", parts["schedules"]).build(steps))
+        self.rates = OptimizerSchedules(self.optimizer, resolve_part("schedules", parts["schedules"]).build(total_steps=steps))
         self.seconds: list[float] = []
         torch.manual_seed(seed)  # of objectives that draw
 

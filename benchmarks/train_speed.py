@@ -128,7 +128,7 @@ def our_step(name: str, shape: tuple[int, ...], precision: str, threads: int) ->
             "precision": precision,
             "threads": threads,
             "callbacks": [],
-            "eval_every": 0,
+            "validation_every": 0,
         }
     )
 
@@ -144,12 +144,11 @@ def our_step(name: str, shape: tuple[int, ...], precision: str, threads: int) ->
 
     def train(trainer: loop.Trainer) -> None:
         """In place of the whole run: the same step, whenever a turn comes."""
-        trainer.resume()
         trainer.run.model.train()
         found["number"] = 0
 
         def step() -> float:
-            metrics, _ = trainer.step(found["number"])
+            metrics = trainer.step(found["number"])
             found["number"] += 1
             return metrics["loss"]
 

@@ -49,6 +49,10 @@ class PartConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
+    def check_run(self, max_steps: int) -> list[str]:
+        """What is wrong with these options in a run of so many optimizer steps, each as 'option: what and what to do'."""
+        return []
+
     @model_validator(mode="before")
     @classmethod
     def _options_without_a_name_are_for_the_default_part(cls, data: Any) -> Any:

@@ -271,53 +271,64 @@ def feeb_objectives() -> Iterable[specs.ObjectiveSpec]:  # type: ignore[empty-bo
 
 @hookspec
 def feeb_optimizers() -> Iterable[specs.OptimizerSpec]:  # type: ignore[empty-body]
-    """How weights follow gradients.
+    """Optimizers (update rules).
 
     Example::
 
         import feebcore as feeb
+        from pydantic import Field
 
         class LionConfig(feeb.PartConfig):
-            lr: float = 3e-4
-            betas: tuple[float, float] = (0.9, 0.99)
+            lr: float = Field(3e-4, description="learning rate")
+            betas: tuple[float, float] = Field((0.9, 0.99), description="decay rates of the momentum")
 
         @feeb.hookimpl
         def feeb_optimizers():
-            yield feeb.OptimizerSpec("lion", LionConfig, build="feeb_lion.optim:build", summary="Sign-momentum updates.", reference="arXiv:2302.06675")
+            yield feeb.OptimizerSpec("lion", LionConfig, build="feeb_lion.optim:Lion", summary="Sign of the momentum.", reference="arXiv:2302.06675")
+
+    and in feeb_lion/optim.py `class Lion(feebcore.train.optimizer.Optimizer)` with `__init__(self, config, context)`.
     """
 
 
 @hookspec
 def feeb_schedules() -> Iterable[specs.ScheduleSpec]:  # type: ignore[empty-body]
-    """Rate multiplier as a pure function of the step.
+    """Learning-rate schedules: a multiplier as a pure function of the step.
 
     Example::
 
         import feebcore as feeb
 
+        def sawtooth(config, context):
+            return lambda step: 1 - step % 100 / 100
+
         @feeb.hookimpl
         def feeb_schedules():
-            yield feeb.ScheduleSpec("sawtooth", build="idea:build", summary="Restarts every 100 steps.")
+            yield feeb.ScheduleSpec("sawtooth", build=sawtooth, summary="Linear decay with a restart every 100 steps.")
     """
 
 
 @hookspec
 def feeb_lr_scalings() -> Iterable[specs.LRScalingSpec]:  # type: ignore[empty-body]
-    """How rate and batch transfer across size.
+    """Learning-rate scalings: learning rates transferred to another model or batch size.
 
     Example::
 
         import feebcore as feeb
 
+        def by_width(config, context):
+            from feebcore.train.lr_scaling import LRScale
+
+            return lambda shape: LRScale({"matrix": 256 / shape.d_model})
+
         @feeb.hookimpl
         def feeb_lr_scalings():
-            yield feeb.LRScalingSpec("inverse_width", build="idea:build", summary="Rate falls with width.")
+            yield feeb.LRScalingSpec("by_width", build=by_width, summary="Learning rates of matrices scale as 1 / width.")
     """
 
 
 @hookspec
 def feeb_callbacks() -> Iterable[specs.CallbackSpec]:  # type: ignore[empty-body]
-    """Probes and loggers inside the training loop.
+    """Callbacks: probes and loggers in the training loop.
 
     Example::
 
@@ -325,7 +336,9 @@ def feeb_callbacks() -> Iterable[specs.CallbackSpec]:  # type: ignore[empty-body
 
         @feeb.hookimpl
         def feeb_callbacks():
-            yield feeb.CallbackSpec("bell", build="idea:build", summary="Rings at the end.")
+            yield feeb.CallbackSpec("bell", build="feeb_bell:Bell", summary="Rings at the end.")
+
+    and in feeb_bell.py `class Bell(feebcore.train.callbacks.Callback)` with `def on_end(self, metrics): self.run.out.log("ding")`.
     """
 
 

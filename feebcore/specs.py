@@ -180,19 +180,21 @@ class ObjectiveSpec(PartSpec):
 
 
 class OptimizerSpec(PartSpec):
-    """build: `(config, groups: list[ParamGroup]) -> torch.optim.Optimizer`."""
+    """build: `(config, context) -> Optimizer` (feebcore.train.optimizer); context: groups (ParamGroup, one or more per role)."""
 
 
 class ScheduleSpec(PartSpec):
-    """build: `(config, total_steps) -> Callable[[int], float]`: rate multiplier, a pure function of the step."""
+    """build: `(config, context) -> Callable[[int], float]`: multiplier from 0 to 1 for step 0 .. total_steps - 1 and beyond, a pure
+    function of the step; context: total_steps."""
 
 
 class LRScalingSpec(PartSpec):
-    """build: `(config) -> Callable[[TrainShape], LRScale]`: transfers rate and batch across size."""
+    """build: `(config, context) -> Callable[[TrainShape], LRScale]` (feebcore.train.lr_scaling): factors on learning rates and weight
+    decay by role, for a model and batch of this size."""
 
 
 class CallbackSpec(PartSpec):
-    """build: `(config) -> Callback` (feebcore.train.callbacks): probes and loggers inside the training loop."""
+    """build: `(config, context) -> Callback` (feebcore.train.callbacks): a probe or logger in the training loop."""
 
 
 class LogitsProcessorSpec(PartSpec):

@@ -12,6 +12,7 @@ os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # no pool of compilers, each of which imports torch
 for name in ("FEEB_PLUGINS_BLOCK", "FEEB_PLUGINS_ALLOW", "FEEB_PLUGINS_STRICT", "FEEB_WORKSPACE", "PREFECT_API_URL"):
     os.environ.pop(name, None)
 
@@ -56,7 +57,7 @@ stages: [download, tokenizer, shard, pretrain, evaluate]
 download: {sources: [{name: files, paths: [FOLDER]}]}
 tokenizer: {tokenizer: byte}
 pretrain: {architecture: {name: transformer, num_layers: 1, d_model: 32, num_heads: 2}, seq_len: 64, batch_size: 4, max_steps: 6, log_every: 2,
-  eval_every: 3, eval_tokens: 256, precision: fp32, threads: 1, compile: "off"}
+  validation_every: 3, validation_tokens: 256, precision: fp32, threads: 1, compile: "off"}
 evaluate:
   benchmarks: [bits_per_byte, {name: python_parses, samples: 8, max_new_tokens: 12}, {name: task_accuracy, problems: 8}]
   precision: fp32

@@ -32,7 +32,7 @@ def measure(artifact: Artifact, metric: str, step: int | None = None) -> float:
     row = _at(rows, step)
     if row is None:
         raise FeebError(
-            f"{artifact.path}: no {metric!r}{'' if step is None else f' at step {step}'} in {LOG}; eval_every and log_every say at which steps there are rows (a finished run is not trained again for them)"
+            f"{artifact.path}: no {metric!r}{'' if step is None else f' at step {step}'} in {LOG}; validation_every and log_every say at which steps there are rows (a finished run is not trained again for them)"
         )
     return _number(row[metric], metric)
 

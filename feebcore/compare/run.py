@@ -254,7 +254,7 @@ class Comparison:
             raise Diverged(f"its validation loss of {loss:.3f} nats per token is worse than a uniform guess ({chance:.3f})")
         numbers = {key: metrics.get(key) for key in ("steps", "tokens", "flops", "seconds", "tokens_per_second", "parameters", "compiled", "precision")}
         measured = {"bits_per_byte": metrics["val_bits_per_byte"], "loss": loss, "fingerprint": artifact.fingerprint, "path": str(artifact.path)}
-        return measured | numbers | {"bad_steps": len(metrics.get("bad_steps", []))}
+        return measured | numbers | {"bad_steps": len(metrics.get("anomalous_steps", []))}
 
     def artifacts(self) -> dict[str, Artifact]:
         """Of every run that finished, by the run's name: the comparison's inputs, which gc then keeps."""

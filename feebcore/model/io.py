@@ -21,6 +21,7 @@ from feebcore.artifacts import MANIFEST, read_artifact
 from feebcore.errors import ArtifactError
 from feebcore.files import explain, read_json, sync_folder, write_atomic, write_json
 from feebcore.model.build import build_model
+from feebcore.model.tensors import named_tensors
 from feebcore.parts import Part, resolve_part
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def load_model(folder: Path, device: str | torch.device = "cpu", dtype: torch.dt
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and persistent buffers by name on the CPU, floating ones in fp32, shared ones once."""
-    plain = {name: tensor.detach().cpu() for name, tensor in _own_tensors(model).items()}
+    plain = {name: tensor.detach().cpu() for name, tensor in named_tensors(model).items()}
     return {name: (tensor.float() if tensor.is_floating_point() else tensor).contiguous() for name, tensor in plain.items()}
 
 
@@ -91,7 +92,7 @@ def load_weights(model: nn.Module, file: Path) -> None:
 @torch.no_grad()
 def set_weights(model: nn.Module, stored: dict[str, Tensor], origin: str) -> None:
     """Copy tensors named as in `weights_of(model)`; shared parameters stay shared. origin: for the error."""
-    wanted = _own_tensors(model)
+    wanted = named_tensors(model)
     missing, unknown = sorted(wanted.keys() - stored.keys()), sorted(stored.keys() - wanted.keys())
     if missing or unknown:
         parts = [
@@ -102,11 +103,3 @@ def set_weights(model: nn.Module, stored: dict[str, Tensor], origin: str) -> Non
         if tensor.shape != stored[name].shape:
             raise ArtifactError(f"{origin}: {name} has shape {tuple(stored[name].shape)}, the model wants {tuple(tensor.shape)}")
         tensor.copy_(stored[name])
-
-
-def _own_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The model's tensors themselves, a shared one under its first name."""
-    found: dict[int, tuple[str, Tensor]] = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        found.setdefault(id(tensor), (name, tensor))
-    return dict(found.values())

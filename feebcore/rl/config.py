@@ -46,7 +46,7 @@ class RlConfig(StageConfig):
     keep_checkpoints: Observation[Annotated[int, Field(ge=1)]] = Field(2, description="newest checkpoints that stay")
     log_every: Observation[Annotated[int, Field(ge=1)]] = Field(1, description="steps between rows of metrics.jsonl")
     log_rollouts: Observation[Annotated[int, Field(ge=0)]] = Field(4, description="rollouts written per logged step")
-    eval_every: Observation[Annotated[int, Field(ge=0)]] = Field(0, description="steps between held-out accuracies; 0: before and after only")
+    validation_every: Observation[Annotated[int, Field(ge=0)]] = Field(0, description="steps between held-out accuracies; 0: before and after only")
 
 
 def context_problems(section: RlConfig | SftConfig, recipe: Recipe) -> list[str]:

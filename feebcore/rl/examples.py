@@ -56,9 +56,9 @@ def collate_examples(examples: list[tuple[list[int], list[int]]], width: int) ->
 def train_section(section: SftConfig, model_folder: Path, width: int) -> TrainSection:
     """The training loop's options for a section of stage sft; the architecture is the model's own."""
     shared = (
-        *("objective", "optimizer", "schedule", "batch_size", "max_steps", "grad_clip", "seed", "precision", "on_bad_step", "device", "compile"),
+        *("objective", "optimizer", "schedule", "batch_size", "max_steps", "grad_clip", "seed", "precision", "on_nonfinite", "device", "compile"),
         *("threads", "deterministic", "micro_batch", "callbacks", "checkpoint_every", "keep_checkpoints", "log_every"),
     )
     options = {key: getattr(section, key) for key in shared}
     architecture = read_json(model_folder / "model.json")["architecture"]
-    return TrainSection(architecture=architecture, seq_len=width, eval_every=0, prefetch=0, **options)
+    return TrainSection(architecture=architecture, seq_len=width, validation_every=0, prefetch=0, **options)

@@ -27,7 +27,7 @@ class SftConfig(StageConfig):
     eval_prompts: int = Field(512, ge=1, description="held-out problems of the accuracies at the end")
     seed: int = Field(0, ge=0, description="of the examples and of sampling")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="of matrix products; auto: bf16 where the device has it in hardware")
-    on_bad_step: Literal["stop", "skip"] = Field("stop", description="when the loss or the gradient is not finite")
+    on_nonfinite: Literal["stop", "skip"] = Field("stop", description="when the loss or the gradient is not finite")
 
     device: Execution[Literal["auto", "cpu", "cuda"]] = Field("auto", description="auto: cuda where there is one")
     compile: Execution[Literal["auto", "on", "off"]] = Field("off", description="torch.compile")

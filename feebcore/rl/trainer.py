@@ -123,7 +123,7 @@ class RlTrainer:
         self.actor = ActorCritic(self.policy, self.algorithm.uses_values)
         self.optimizer = self._optimizer()
         self.base_rates = [g["lr"] for g in self.optimizer.param_groups]
-        self.schedule = section.schedule.build(section.max_steps)
+        self.schedule = section.schedule.build(total_steps=section.max_steps)
         self.controller_state = self.algorithm.initial_controller_state()
         self.score: Score = score or self._task_score
         self.step = 0
@@ -185,7 +185,7 @@ class RlTrainer:
             self._log_samples(rollouts, problems, completions)
         shown = {k: row[k] for k in ("reward", "kl", "entropy") if row.get(k) is not None}
         self.out.progress(self.step, self.section.max_steps, unit="steps", name="rl", **shown)
-        if self.section.eval_every and self.step % self.section.eval_every == 0 and self.step < self.section.max_steps:
+        if self.section.validation_every and self.step % self.section.validation_every == 0 and self.step < self.section.max_steps:
             self.log(self._evaluation_row(self.evaluate()))
         return row
 
@@ -344,8 +344,8 @@ class RlTrainer:
             else:
                 rate = self.section.value_learning_rate
                 optimizers = [torch.optim.AdamW(self.actor.value_head.parameters(), lr=rate, weight_decay=0.0, eps=1e-5)]
-        chosen = self.section.optimizer.build(groups)
-        if hasattr(chosen, "eval"):
+        chosen = self.section.optimizer.build(groups=groups)
+        if chosen.has_eval_weights:
             raise FeebError(
                 f"optimizer: {self.section.optimizer.name} scores other weights than it trains, but RL trains the policy that it samples from; take another"
             )

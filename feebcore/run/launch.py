@@ -57,13 +57,13 @@ def _as_rank(recipe: Recipe, stage: str, workspace: Workspace) -> Path:
 
         def begin(folder: Path) -> None:
             place.append(folder)
-            channel.exchange(str(folder))
+            channel.all_gather_text(str(folder))
 
         artifact = build(recipe, stage, workspace, built, _print_log, in_process=True, before=begin)
         if not place:
-            channel.exchange("")
+            channel.all_gather_text("")
         return artifact.path
-    folder = channel.exchange("")[0]
+    folder = channel.all_gather_text("")[0]
     if not folder:
         return Path()
     out: StageOutput = RankOutput(Path(folder))

@@ -11,7 +11,7 @@ from feebcore.parts import Part, PartKey, default_part
 from feebcore.scaling.points import ParameterCount
 from feebcore.train.config import TrainSection
 
-CELL_DEFAULTS: dict[str, Any] = {"callbacks": ["metrics"], "compile": "off", "checkpoint_every": 0, "eval_every": 0}
+CELL_DEFAULTS: dict[str, Any] = {"callbacks": ["metrics"], "compile": "off", "checkpoint_every": 0, "validation_every": 0}
 """Of `train:` where it does not say otherwise: cells are small and many."""
 
 

@@ -52,6 +52,7 @@ def _subject(folder: Any, part: str, plugin: str = "", full: bool = False, optio
     """The part as a Candidate, and its checks."""
     from feebcore.errors import FeebError, did_you_mean
     from feebcore.hookspecs import KINDS
+    from feebcore.parts import resolve_part
     from feebcore.registry import get_registry
     from feebcore.testing.framework import applicable, candidate, example_options
 
@@ -61,8 +62,6 @@ def _subject(folder: Any, part: str, plugin: str = "", full: bool = False, optio
             raise FeebError(f"{part!r} is no part; write kind/name; {did_you_mean(kind, KINDS)}")
         registry = get_registry(((folder / plugin).resolve(),) if plugin else ())
         spec = registry.resolve(kind, name)
-        from feebcore.model.build import resolve_part  # loads torch: not for a name that nobody knows
-
         chosen = resolve_part(kind, {"name": spec.full_name, **example_options(spec), **options}, registry) if options else spec.full_name
         subject = candidate(kind, chosen, registry)
     except (FeebError, ValueError) as error:

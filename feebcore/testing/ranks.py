@@ -36,22 +36,22 @@ def gradients(job: dict[str, Any], rank: int, ranks: int) -> dict[str, torch.Ten
 def main(folder: Path, rank: int, ranks: int) -> None:
     dist.init_process_group("gloo", store=dist.FileStore(str(folder / "store"), ranks), rank=rank, world_size=ranks, timeout=timedelta(seconds=60))
     for line in sys.stdin:
-        found: dict[str, torch.Tensor] = {}
+        summed: dict[str, torch.Tensor] = {}
         problem = ""
         try:
             with one_thread(), contextlib.redirect_stdout(sys.stderr):
-                found = gradients(json.loads(line), rank, ranks)
-        except Exception as error:  # a part under test may raise anything; it is told, and the next one has its turn
+                summed = gradients(json.loads(line), rank, ranks)
+        except Exception as error:  # a part under test may raise anything; it is reported, and the next part has its turn
             problem = f"{type(error).__name__}: {error}"
         problems: list[str] = [""] * ranks
         dist.all_gather_object(problems, problem)
         problem = next(filter(None, problems), "")
         if not problem:
-            for gradient in found.values():
+            for gradient in summed.values():
                 dist.all_reduce(gradient)
                 gradient.div_(ranks)
             if rank == 0:
-                save_file({name: g.contiguous() for name, g in found.items()}, folder / "gradients.safetensors")
+                save_file({name: g.contiguous() for name, g in summed.items()}, folder / "gradients.safetensors")
         print(json.dumps({"problem": problem}), flush=True)
     dist.destroy_process_group()
 

@@ -27,13 +27,13 @@ FEW = ("architectures/transformer", "architectures/gpt2", "architectures/qwen3")
 def inductor_parity(subject: Candidate) -> None:
     model, tokens = small_model(subject), some_tokens()
     eager = loss_of(model, tokens)
-    # what a head foretells besides the next token has no part in this loss
-    wanted = torch.autograd.grad(eager, list(model.parameters()), allow_unused=True, materialize_grads=True)
+    # what a head predicts besides the next token has no part in this loss
+    expected = torch.autograd.grad(eager, list(model.parameters()), allow_unused=True, materialize_grads=True)
     torch._dynamo.reset()
     compiled = torch.compile(loss_of, fullgraph=True)(model, tokens)
-    found = torch.autograd.grad(compiled, list(model.parameters()), allow_unused=True, materialize_grads=True)
+    actual = torch.autograd.grad(compiled, list(model.parameters()), allow_unused=True, materialize_grads=True)
     require_close(compiled, eager, "loss compiled and eager", 1e-4)
-    for name, a, b in zip(dict(model.named_parameters()), found, wanted, strict=True):
+    for name, a, b in zip(dict(model.named_parameters()), actual, expected, strict=True):
         require_close(a, b, f"gradient of {name} compiled and eager", 1e-4)
 
 
@@ -89,7 +89,7 @@ def _rank_pair() -> RankPair:
 )
 def two_rank_parity(subject: Candidate) -> None:
     model, tokens = small_model(subject), some_tokens(2 * RANKS)
-    found = _rank_pair().gradients(subject)
+    summed = _rank_pair().gradients(subject)
     loss_of(model, tokens).backward()
     for name, p in model.named_parameters():
-        require_close(found[name], torch.zeros_like(p) if p.grad is None else p.grad, f"gradient of {name} from {RANKS} ranks")
+        require_close(summed[name], torch.zeros_like(p) if p.grad is None else p.grad, f"gradient of {name} from {RANKS} ranks")

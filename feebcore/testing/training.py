@@ -1,4 +1,4 @@
-"""What optimizers, schedules and rate rules promise."""
+"""What optimizers, schedules and learning-rate scalings promise."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from feebcore.protocols import ParamGroup
 from feebcore.testing.framework import Candidate, check, require
 from feebcore.train.lr_scaling import LRScale, TrainShape
+from feebcore.train.optimizer import Optimizer
 from feebcore.train.state_tensors import optimizer_state, restore_optimizer
 
 STEPS = 100
@@ -45,7 +46,8 @@ def descends(subject: Candidate) -> None:
     groups = toy_groups()
     before = [p.detach().clone() for g in groups for p in g.parameters]
     start = float(distance(groups).detach())
-    optimizer = subject.part.build(groups)
+    optimizer = subject.part.build(groups=groups)
+    require(isinstance(optimizer, Optimizer), f"{type(optimizer).__name__} is no feebcore.train.optimizer.Optimizer")
     take_steps(optimizer, groups, 50)
     after = [p.detach() for g in groups for p in g.parameters]
     require(all(a.isfinite().all() for a in after), "parameters are not finite after 50 steps")
@@ -57,12 +59,12 @@ def descends(subject: Candidate) -> None:
 @check("optimizers", meaning="A run that resumes differs from one that was not interrupted; some state is not in state_dict.")
 def optimizer_state_round_trip(subject: Candidate) -> None:
     groups = toy_groups()
-    optimizer = subject.part.build(groups)
+    optimizer = subject.part.build(groups=groups)
     take_steps(optimizer, groups, 5)
     twins = toy_groups()
     for group, twin in zip(groups, twins, strict=True):
         twin.parameters[0].data.copy_(group.parameters[0].data)
-    other = subject.part.build(twins)
+    other = subject.part.build(groups=twins)
     other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     take_steps(optimizer, groups, 5)
     take_steps(other, twins, 5)
@@ -82,7 +84,7 @@ def displacement(subject: Candidate, change: Callable[[dict[str, Any]], None], s
     """Before and after some steps on fixed gradients, by role, with `change` made to every torch group first."""
     groups = toy_groups()
     before = {g.role: g.parameters[0].detach().clone() for g in groups}
-    optimizer = subject.part.build(groups)
+    optimizer = subject.part.build(groups=groups)
     for torch_group in optimizer.param_groups:
         change(torch_group)
     for step in range(steps):
@@ -94,19 +96,24 @@ def displacement(subject: Candidate, change: Callable[[dict[str, Any]], None], s
 @check("optimizers", meaning="A parameter is trained twice, or never; look for roles that no group, or more than one, takes up.")
 def each_parameter_in_one_group(subject: Candidate) -> None:
     groups = toy_groups()
-    held = [id(p) for torch_group in subject.part.build(groups).param_groups for p in torch_group["params"]]
+    held = [id(p) for torch_group in subject.part.build(groups=groups).param_groups for p in torch_group["params"]]
     counts = {g.role: held.count(id(p)) for g in groups for p in g.parameters}
     require(all(n == 1 for n in counts.values()), f"groups that hold the parameter of each role: {counts}")
 
 
-@check("optimizers", meaning="Weights move at rate 0, so warm-up and decay do not reach that path; it has a rate of its own instead of reading group['lr'].")
+@check(
+    "optimizers",
+    meaning="Weights move at learning rate 0, so warm-up and decay do not reach that path; it has a learning rate of its own instead of reading group['lr'].",
+)
 def rate_zero_changes_nothing(subject: Candidate) -> None:
-    found = displacement(subject, lambda g: g.update(lr=0.0))
-    moved = [role for role, (before, after) in found.items() if not torch.equal(before, after)]
-    require(not moved, f"role {', '.join(moved)} moved at rate 0")
+    paths = displacement(subject, lambda g: g.update(lr=0.0))
+    moved = [role for role, (before, after) in paths.items() if not torch.equal(before, after)]
+    require(not moved, f"role {', '.join(moved)} moved at learning rate 0")
 
 
-@check("optimizers", meaning="Half the rate is not half the step, so a schedule does not do what it says; the rate was copied when the optimizer was made.")
+@check(
+    "optimizers", meaning="Half the learning rate is not half the step, so a schedule has no effect; the learning rate was copied when the optimizer was made."
+)
 def steps_follow_the_rate(subject: Candidate) -> None:
     def small(part: float) -> Callable[[dict[str, Any]], None]:
         return lambda g: g.update(lr=1e-3 * part, **({"weight_decay": 0.0} if "weight_decay" in g else {}))
@@ -114,12 +121,12 @@ def steps_follow_the_rate(subject: Candidate) -> None:
     full, half = displacement(subject, small(1.0)), displacement(subject, small(0.5))
     for role, (before, after) in full.items():
         ratio = float((after - before).norm() / (half[role][1] - before).norm())
-        require(1.9 < ratio < 2.1, f"role {role} moves {ratio:.2f} times as far at twice the rate")
+        require(1.9 < ratio < 2.1, f"role {role} moves {ratio:.2f} times as far at twice the learning rate")
 
 
 @check("optimizers", meaning="Weight decay that a group asks for does nothing, grows the weights, or cannot be switched off: a sign, or an option read once.")
 def weight_decay_shrinks(subject: Candidate) -> None:
-    if not any("weight_decay" in g for g in subject.part.build(toy_groups()).param_groups):
+    if not any("weight_decay" in g for g in subject.part.build(groups=toy_groups()).param_groups):
         return
     without = displacement(subject, lambda g: g.update(lr=0.01, weight_decay=0.0), scale=0.0)
     moved = [role for role, (before, after) in without.items() if not torch.equal(before, after)]
@@ -132,7 +139,7 @@ def weight_decay_shrinks(subject: Candidate) -> None:
 @check("optimizers", meaning="A run that resumes from disk differs: state that is neither a tensor nor plain JSON is lost in a checkpoint.")
 def state_fits_checkpoints(subject: Candidate) -> None:
     groups, twins = toy_groups(), toy_groups()
-    optimizer, other = subject.part.build(groups), subject.part.build(twins)
+    optimizer, other = subject.part.build(groups=groups), subject.part.build(groups=twins)
     for step in range(4):
         fixed_gradients(groups, step)
         optimizer.step()
@@ -156,7 +163,7 @@ def state_fits_checkpoints(subject: Candidate) -> None:
 def missing_gradients_are_skipped(subject: Candidate) -> None:
     groups = toy_groups()
     before = {g.role: g.parameters[0].detach().clone() for g in groups}
-    optimizer = subject.part.build(groups)
+    optimizer = subject.part.build(groups=groups)
     for step in range(3):
         fixed_gradients(groups, step)
         for group in groups[::2]:
@@ -167,61 +174,62 @@ def missing_gradients_are_skipped(subject: Candidate) -> None:
         require(moved == bool(number % 2), f"role {group.role} {'moved without' if moved else 'stood still with'} a gradient")
 
 
-@check("optimizers", meaning="Looking at held-out text changes the training: weights swapped by eval() do not come back bit for bit from train().")
+@check("optimizers", meaning="Validation changes the training: weights swapped by use_eval_weights() do not come back bit for bit from use_train_weights().")
 def evaluation_is_undone(subject: Candidate) -> None:
     groups = toy_groups()
-    optimizer = subject.part.build(groups)
-    swap = [getattr(optimizer, name, None) for name in ("eval", "train")]
-    require((swap[0] is None) == (swap[1] is None), "it has only one of eval() and train()")
-    if swap[0] is None or swap[1] is None:
+    optimizer = subject.part.build(groups=groups)
+    own = {name: getattr(type(optimizer), name) is not getattr(Optimizer, name) for name in ("use_eval_weights", "use_train_weights")}
+    require(len(set(own.values())) == 1, "it has only one of use_eval_weights() and use_train_weights()")
+    require(own["use_eval_weights"] == optimizer.has_eval_weights, f"has_eval_weights is {optimizer.has_eval_weights}, its methods say otherwise")
+    if not optimizer.has_eval_weights:
         return
     for step in range(5):
         fixed_gradients(groups, step)
         optimizer.step()
         before = [p.detach().clone() for g in groups for p in g.parameters]
-        swap[0]()
-        swap[0]()
-        swap[1]()
-        swap[1]()
+        optimizer.use_eval_weights()
+        optimizer.use_eval_weights()
+        optimizer.use_train_weights()
+        optimizer.use_train_weights()
         same = all(torch.equal(b, p) for b, p in zip(before, (p for g in groups for p in g.parameters), strict=True))
-        require(same, f"after step {step + 1}, eval() and train() leave other weights behind")
+        require(same, f"after step {step + 1}, use_eval_weights() and use_train_weights() leave other weights behind")
 
 
-@check("schedules", meaning="The rate depends on more than the step, or leaves 0..1, so a resumed run differs or diverges.")
+@check("schedules", meaning="The learning rate depends on more than the step, or leaves 0..1, so a resumed run differs or diverges.")
 def pure_and_bounded(subject: Candidate) -> None:
-    first, second = subject.part.build(STEPS), subject.part.build(STEPS)
+    first, second = subject.part.build(total_steps=STEPS), subject.part.build(total_steps=STEPS)
     rates = [first(step) for step in range(STEPS + 1)]
     backwards = [second(step) for step in reversed(range(STEPS + 1))][::-1]
-    require(rates == backwards, "asking for the steps in another order gives other rates")
+    require(rates == backwards, "asking for the steps in another order gives other learning rates")
     require(all(math.isfinite(r) and 0.0 <= r <= 1.0 for r in rates), f"rates from {min(rates)} to {max(rates)}")
-    require(max(rates) > 0.5, f"the rate never gets above {max(rates)} of its peak")
+    require(max(rates) > 0.5, f"the learning rate never gets above {max(rates)} of its peak")
 
 
 @check("schedules", meaning="Warm-up does not rise, so the first steps can blow the model up.")
 def warms_up(subject: Candidate) -> None:
-    rates = [subject.part.build(STEPS)(step) for step in range(STEPS)]
+    rates = [subject.part.build(total_steps=STEPS)(step) for step in range(STEPS)]
     peak = rates.index(max(rates))
-    require(all(a <= b for a, b in itertools.pairwise(rates[: peak + 1])), f"the rate falls before its peak at step {peak}")
+    require(all(a <= b for a, b in itertools.pairwise(rates[: peak + 1])), f"the learning rate falls before its peak at step {peak}")
 
 
 @check("schedules", meaning="Very short runs fail or never train.")
 def short_runs(subject: Candidate) -> None:
     for total in (1, 2, 5):
-        rates = [subject.part.build(total)(step) for step in range(total)]
+        rates = [subject.part.build(total_steps=total)(step) for step in range(total)]
         require(all(0.0 <= r <= 1.0 for r in rates) and max(rates) > 0, f"rates {rates} in a run of {total} steps")
 
 
-@check("schedules", meaning="Steps are spent at a rate of zero: a warm-up that begins at 0, or a decay that ends one step early, is off by one.")
+@check("schedules", meaning="Steps are spent at a learning rate of zero: a warm-up that begins at 0, or a decay that ends one step early, is off by one.")
 def no_step_is_wasted(subject: Candidate) -> None:
-    rates = [subject.part.build(STEPS)(step) for step in range(STEPS)]
+    rates = [subject.part.build(total_steps=STEPS)(step) for step in range(STEPS)]
     wasted = [step for step, rate in enumerate(rates) if rate <= 0]
-    require(not wasted, f"the rate is 0 at step {', '.join(map(str, wasted[:5]))} of {STEPS}")
+    require(not wasted, f"the learning rate is 0 at step {', '.join(map(str, wasted[:5]))} of {STEPS}")
     require(sum(rates) / STEPS > 0.05, f"the mean rate is {sum(rates) / STEPS:.3f} of the peak")
 
 
-@check("schedules", meaning="Beyond its end the rate leaves 0..1 or fails, so a run that is extended or asks one step too far breaks.")
+@check("schedules", meaning="Beyond its end the learning rate leaves 0..1 or fails, so a run that is extended or asks one step too far breaks.")
 def defined_past_the_end(subject: Candidate) -> None:
-    multiplier = subject.part.build(STEPS)
+    multiplier = subject.part.build(total_steps=STEPS)
     for step in (STEPS, STEPS + 1, 10 * STEPS):
         require(0.0 <= multiplier(step) <= 1.0, f"rate {multiplier(step)} at step {step} of {STEPS}")
 
@@ -230,10 +238,10 @@ ROLES = ("matrix", "embedding", "lm_head", "vector")
 
 
 def factors(scale: LRScale) -> dict[str, float]:
-    return {f"{what} of {role}": of(role) for what, of in (("rate", scale.of), ("weight decay", scale.decay_of)) for role in ROLES}
+    return {f"{what} of {role}": of(role) for what, of in (("learning rate", scale.of), ("weight decay", scale.decay_of)) for role in ROLES}
 
 
-@check("lr_scalings", meaning="A rate becomes zero, negative or infinite at some size; look for a subtraction, or a size that may be 0.")
+@check("lr_scalings", meaning="A factor becomes zero, negative or infinite at some size; look for a subtraction, or a size that may be 0.")
 def factors_are_positive(subject: Candidate) -> None:
     rule = subject.part.build()
     for shape in itertools.product((0, 64, 8192), (0, 1, 96), (256, 2**22), (1, 10**6)):
@@ -241,7 +249,7 @@ def factors_are_positive(subject: Candidate) -> None:
             require(math.isfinite(factor) and factor > 0, f"{name} is multiplied by {factor} at width, layers, batch, steps {shape}")
 
 
-@check("lr_scalings", meaning="At the size where rates were found they change anyway; a constant slipped in, or a ratio stands upside down.")
+@check("lr_scalings", meaning="At the size where learning rates were tuned they change anyway; a constant slipped in, or a ratio stands upside down.")
 def identity_at_the_reference(subject: Candidate) -> None:
     sizes = {"d_model": "reference_width", "num_layers": "reference_layers", "batch_tokens": "reference_batch_tokens", "steps": "reference_steps"}
     known = {size: getattr(subject.part.config, option, 0) for size, option in sizes.items()}

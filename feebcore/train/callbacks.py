@@ -5,11 +5,12 @@
             self.run.out.log("ding")
 
 `on_start` comes once per process, also after a resume (`run.step` > 0 then); a callback that keeps state over steps
-returns it from `state_dict` (JSON values), and gets it back through `load_state_dict` before `on_start`. A run that goes
+returns it from `state_dict` (JSON values), and gets it back through `load_state_dict` before `on_start`. A run that is rolled
 back to an earlier state closes its callbacks and starts them again at that step. A probe runs its own no-grad forward
-(feebcore/train/probing.py); random numbers it draws do not reach the training, whose generator is seeded anew each step.
+(feebcore/train/probing.py); random numbers that it draws do not reach the training, whose generator is seeded anew each step.
 
-Where a run has several ranks, callbacks live on the first alone: they must not wait for the others.
+In a run of several ranks, callbacks live on the first rank alone: they must not wait for the others. What must run on every
+rank, or change the course of the training, is a LoopCallback of the engine: validation, checkpointing, rollback, garbage collection.
 """
 
 from __future__ import annotations
@@ -20,12 +21,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from feebcore.data.tokenizers import load_tokenizer
+
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
     from feebcore.artifacts import StageOutput
-    from feebcore.protocols import Batch
+    from feebcore.config import PartConfig
+    from feebcore.protocols import Batch, BuildContext
     from feebcore.train.config import TrainSection
 
 
@@ -34,7 +38,7 @@ class RunContext:
     """What callbacks see of a run. step: optimizer steps done. model: the module that is trained, never compiled.
 
     data: `data.batch(step)`, counted from 0, is the whole batch of a step (all ranks), on the CPU; the same step, the
-    same batch. Asking for one leaves the training's own reading alone. listeners: what `tell` calls.
+    same batch. Asking for one leaves the training's own reading alone. subscribers: what `publish` calls.
     flops_per_token: of training, model and objective.
     metrics of `on_step_end`: step, loss (nats per target), lr, grad_norm, tokens, seconds, data_wait, elapsed.
     """
@@ -49,28 +53,28 @@ class RunContext:
     tokenizer_folder: Path | None = None
     precision: str = "fp32"
     flops_per_token: float = 0.0
-    extra: dict[str, Any] = field(default_factory=dict)
     data: Any = None
-    listeners: list[Callable[[str, int, dict[str, Any]], None]] = field(default_factory=list)
+    subscribers: list[Callable[[str, int, dict[str, Any]], None]] = field(default_factory=list)
 
-    def tell(self, probe: str, step: int, values: dict[str, Any]) -> None:
-        """Hand what a probe saw to those that mirror it elsewhere. values: JSON values."""
-        for listen in self.listeners:
-            listen(probe, step, values)
+    def publish(self, probe: str, step: int, values: dict[str, Any]) -> None:
+        """Hand what a probe measured to those that mirror it elsewhere. values: JSON values."""
+        for subscriber in self.subscribers:
+            subscriber(probe, step, values)
 
     def tokenizer(self) -> Any:
         """The run's tokenizer, None when there is none."""
         if self.tokenizer_folder is None:
             return None
-        from feebcore.data.tokenizers import load_tokenizer
-
         return load_tokenizer(self.tokenizer_folder)
 
 
 class Callback:
-    """Does nothing; override what you need."""
+    """Does nothing; override what you need. config: the part's options. context: empty."""
 
     run: RunContext
+
+    def __init__(self, config: PartConfig | None = None, context: BuildContext | None = None) -> None:
+        self.config: Any = config
 
     def on_start(self, run: RunContext) -> None:
         """Before the first step of this process."""
@@ -88,8 +92,8 @@ class Callback:
     def on_step_end(self, step: int, metrics: dict[str, Any]) -> None:
         """After optimizer step `step` (counted from 1)."""
 
-    def on_eval(self, step: int, metrics: dict[str, Any]) -> None:
-        """After a look at held-out text: loss (nats per token), bits_per_byte (an estimate, or the final score)."""
+    def on_validation(self, step: int, metrics: dict[str, Any]) -> None:
+        """After a validation: loss (nats per token), bits_per_byte (an estimate, or the final score)."""
 
     def on_save(self, step: int) -> None:
         """Before a checkpoint is written: bring files up to date."""
@@ -106,6 +110,19 @@ class Callback:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """What `state_dict` returned when the checkpoint was written."""
+
+
+class LoopCallback(Callback):
+    """A part of the engine on every rank, called after the recipe's callbacks. It may change the course of the training."""
+
+    def on_step_begin(self, step: int) -> None:
+        """Before optimizer step `step`, counted from 0."""
+
+    def on_rollback(self, reason: str) -> None:
+        """A step asked to continue from an earlier state; `on_start` follows."""
+
+    def on_train_end(self) -> None:
+        """After the last step, or before a stop: returns when everything is on disk."""
 
 
 def make_row(step: int, split: str, metrics: dict[str, Any]) -> dict[str, Any]:

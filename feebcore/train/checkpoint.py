@@ -24,30 +24,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from feebcore.errors import ArtifactError
+from feebcore.errors import ArtifactError, FeebError
 from feebcore.files import digest_of, explain, sync_folder
-from feebcore.train.parallel import Parallel
-from feebcore.train.state_tensors import (
-    check_names,
-    model_tensors,
-    named_tensors,
-    optimizer_state,
-    own_part,
-    read_beside,
-    read_into,
-    restore_model,
-    restore_optimizer,
-)
+from feebcore.model.tensors import named_tensors
+from feebcore.train.parallel import SingleProcess, Strategy
+from feebcore.train.state_tensors import check_names, checkpoint_shard, optimizer_state, read_into, read_like, restore_optimizer
 from feebcore.train.tensor_files import TensorFiles, check_file, write_tensors
 
 FOLDER = "checkpoints"
-FORMAT = 2
-"""1: whole tensors only; still read."""
+FORMAT = 3
+"""2: state.json with the loop's state under `progress`. 1: whole tensors only."""
 
 Extras = dict[str, dict[str, Tensor]]
 
 _writing: dict[Path, threading.Thread] = {}
-"""Checkpoints that this process has not finished writing, by folder: a run that failed may be begun again beside them."""
+"""Checkpoints that this process has not finished writing, by folder: a run that failed may be started again while they are written."""
 
 
 @dataclass
@@ -64,13 +55,13 @@ class _Snapshot:
     groups: dict[str, dict[str, Tensor]] = field(default_factory=lambda: {"model": {}, "optimizer": {}})
     index: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    def add(self, group: str, name: str, tensor: Tensor, beside: Tensor | None) -> None:
-        own, region, local = own_part(tensor, beside)
+    def add(self, group: str, name: str, tensor: Tensor, parameter: Tensor | None) -> None:
+        shard, spec, local = checkpoint_shard(tensor, parameter)
         self.groups.setdefault(group, {})
-        if region is not None:
-            self.index.setdefault(group, {})[name] = {"shape": region.whole, "offset": region.offset} | ({"local": True} if local else {})
-        if region is not None or self.rank == 0:
-            self.groups[group][name] = self._copy((group, name), own.detach())
+        if spec is not None:
+            self.index.setdefault(group, {})[name] = {"shape": spec.global_shape, "offset": spec.offset} | ({"local": True} if local else {})
+        if spec is not None or self.rank == 0:
+            self.groups[group][name] = self._copy((group, name), shard.detach())
 
     def _copy(self, key: tuple[str, str], tensor: Tensor) -> Tensor:
         if self.memory is None:
@@ -85,14 +76,14 @@ class Checkpointer:
     """Writes and reads the checkpoints of one run.
 
     save: copies the state before it returns and writes it in a thread of its own (`asynchronous`), one at a time; what
-    goes wrong there is raised by the next `save` or `wait`. Kept are the newest `keep`, every step divisible by
+    goes wrong there is raised by the next `save` or `wait`. It keeps the newest `keep`, every step divisible by
     `keep_every`, and the `keep_best` with the lowest metric. Every rank must make one and call it alike.
     """
 
     def __init__(
         self,
         folder: Path,
-        parallel: Parallel,
+        parallel: Strategy,
         *,
         keep: int = 2,
         keep_every: int = 0,
@@ -130,8 +121,8 @@ class Checkpointer:
         text = json.dumps({"format": FORMAT, "step": step, "metric": metric, "optimizer": plain, **state})
         snapshot = _Snapshot(step, text, self.parallel.rank, self._memory)
         parameters = dict(model.named_parameters())
-        for name, tensor in model_tensors(model).items():
-            snapshot.add("model", name, tensor, None)
+        for name, tensor in named_tensors(model).items():
+            snapshot.add("model", name, tensor.detach(), None)
         for place, tensor in tensors.items():
             snapshot.add("optimizer", place, tensor, parameters[place.rpartition("|")[0]])
         for group, named in (extras or {}).items():
@@ -140,7 +131,7 @@ class Checkpointer:
         if not self.asynchronous:
             self._write(snapshot)
             return
-        self._thread = threading.Thread(target=self._write_beside, args=(snapshot,), name=f"checkpoint {step}")
+        self._thread = threading.Thread(target=self._write_in_background, args=(snapshot,), name=f"checkpoint {step}")
         _writing[self.root.absolute()] = self._thread
         self._thread.start()
 
@@ -153,7 +144,7 @@ class Checkpointer:
         if error is not None:
             raise error
 
-    def _write_beside(self, snapshot: _Snapshot) -> None:
+    def _write_in_background(self, snapshot: _Snapshot) -> None:
         try:
             self._write(snapshot)
         except BaseException as error:
@@ -168,16 +159,16 @@ class Checkpointer:
         except (OSError, ArtifactError) as error:
             mine = {"files": {}, "index": {}, "error": self._failed(error, final, temporary)}
         sharded = self.parallel.strategy == "fsdp"
-        told = [json.loads(text) for text in self._channel.exchange(json.dumps(mine))] if sharded else [mine]
-        self._raise_first([one["error"] for one in told])
+        written = [json.loads(text) for text in self._channel.all_gather_text(json.dumps(mine))] if sharded else [mine]
+        self._raise_first([one["error"] for one in written])
         problem = ""
         if self.parallel.is_main:
             try:
-                files = {name: entry for one in told for name, entry in one["files"].items()}
-                self._commit(snapshot, files, _joined([one["index"] for one in told]), temporary, final)
+                files = {name: entry for one in written for name, entry in one["files"].items()}
+                self._commit(snapshot, files, _joined([one["index"] for one in written]), temporary, final)
             except OSError as error:
                 problem = self._failed(error, final, temporary)
-        self._raise_first(self._channel.exchange(problem) if sharded else [problem])
+        self._raise_first(self._channel.all_gather_text(problem) if sharded else [problem])
         if self.parallel.is_main:
             self._remove_old(snapshot.step)
 
@@ -186,11 +177,11 @@ class Checkpointer:
             shutil.rmtree(folder, ignore_errors=True)  # remains of a kill
         folder.mkdir(parents=True, exist_ok=True)
         tail = f"-{self.parallel.rank:05d}-of-{self.parallel.world:05d}" if self.parallel.strategy == "fsdp" else ""
-        found = {}
+        entries = {}
         for group in snapshot.groups:
-            found[f"{group}{tail}.safetensors"] = write_tensors(folder / f"{group}{tail}.safetensors", snapshot.groups[group])
+            entries[f"{group}{tail}.safetensors"] = write_tensors(folder / f"{group}{tail}.safetensors", snapshot.groups[group])
         sync_folder(folder)
-        return found
+        return entries
 
     def _commit(self, snapshot: _Snapshot, files: dict[str, Any], index: dict[str, Any], temporary: Path, final: Path) -> None:
         whole = json.loads(snapshot.state) | {"files": files, "index": index}
@@ -208,8 +199,8 @@ class Checkpointer:
 
     def _failed(self, error: Exception, final: Path, temporary: Path) -> str:
         shutil.rmtree(temporary, ignore_errors=True)
-        told = explain(error, final) if isinstance(error, OSError) else error
-        return str(told) if isinstance(told, ArtifactError) else f"{final} cannot be written: {told}"
+        explained = explain(error, final) if isinstance(error, OSError) else error
+        return str(explained) if isinstance(explained, ArtifactError) else f"{final} cannot be written: {explained}"
 
     def _raise_first(self, problems: list[str]) -> None:
         for rank, problem in enumerate(problems):
@@ -217,17 +208,17 @@ class Checkpointer:
                 raise ArtifactError(problem + (f" (rank {rank})" if len(problems) > 1 else ""))
 
     def _remove_old(self, step: int) -> None:
-        """All but what is to stay, now that the checkpoint of `step` is there. Later ones are of a way that the run has left."""
+        """Remove what is not to stay, now that the checkpoint of `step` is there. Later ones are from before a rollback."""
         for path in checkpoints(self.root.parent):
             if step_of(path) > step:
                 shutil.rmtree(path, ignore_errors=True)
-        found = checkpoints(self.root.parent)
-        stay = set(found[: self.keep])
-        stay |= {path for path in found if self.keep_every and step_of(path) % self.keep_every == 0}
+        paths = checkpoints(self.root.parent)
+        stay = set(paths[: self.keep])
+        stay |= {path for path in paths if self.keep_every and step_of(path) % self.keep_every == 0}
         if self.keep_best:
-            scored = [(score, path) for path in found if (score := _metric(path)) is not None]
+            scored = [(score, path) for path in paths if (score := _metric(path)) is not None]
             stay |= {path for _, path in sorted(scored, key=lambda one: one[0])[: self.keep_best]}
-        for path in found:
+        for path in paths:
             if path not in stay:
                 shutil.rmtree(path, ignore_errors=True)
 
@@ -239,13 +230,13 @@ class Checkpointer:
         Damaged ones are named through `log` and removed, as are the remains of one that a kill cut short. Every rank takes
         the one that rank 0 finds.
         """
-        self._settle()
+        self._join_writer()
         names: list[str] = []
         if self.parallel.is_main:
             for remains in self.root.glob(".step-*.tmp"):
                 _put_back_or_remove(remains)
             names = [path.name for path in checkpoints(self.root.parent) if upto is None or step_of(path) <= upto]
-        for name in json.loads(self._channel.exchange(json.dumps(names))[0]):
+        for name in json.loads(self._channel.all_gather_text(json.dumps(names))[0]):
             try:
                 state, files = self._open(self.root / name)
             except ArtifactError as error:
@@ -261,14 +252,14 @@ class Checkpointer:
 
         Raises ArtifactError saying what is wrong with it, or that it is of another model.
         """
-        self._settle()
+        self._join_writer()
         try:
             state, files = self._open(Path(path))
         except ArtifactError as error:
             raise ArtifactError(f"checkpoint {path} cannot be used: {error}") from None
         return state, self._restore(state, files, model, optimizer)
 
-    def _settle(self) -> None:
+    def _join_writer(self) -> None:
         """Nothing of this process is writing in the folder any more, be it for a run that has failed."""
         with contextlib.suppress(KeyError):
             _writing.pop(self.root.absolute()).join()
@@ -284,54 +275,55 @@ class Checkpointer:
             names: dict[str, list[Path]] = {}
             for name in sorted(state["files"]):
                 names.setdefault(re.sub(r"(-\d+-of-\d+)?\.safetensors$", "", name), []).append(path / name)
-            files = {group: TensorFiles(found, state["index"].get(group, {})) for group, found in names.items()}
+            files = {group: TensorFiles(paths, state["index"].get(group, {})) for group, paths in names.items()}
         except ArtifactError as error:
             problem = str(error)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             problem = f"{type(error).__name__}: {error}"
-        problems = self._channel.exchange(problem)
+        problems = self._channel.all_gather_text(problem)
         for one in problems:
             if one:
                 raise ArtifactError(one)
         return state, files
 
     def _restore(self, state: dict[str, Any], files: dict[str, TensorFiles], model: nn.Module, optimizer: torch.optim.Optimizer | None) -> Extras:
-        named = dict(named_tensors(model))
+        named = named_tensors(model)
         check_names(named, files["model"].names())
         for name, target in named.items():
             read_into(files["model"], name, target)
         parameters = dict(model.named_parameters())
         if optimizer is not None:
             places = sorted(files["optimizer"].names())
-            tensors = {place: read_beside(files["optimizer"], place, parameters.get(place.rpartition("|")[0])) for place in places}
+            tensors = {place: read_like(files["optimizer"], place, parameters.get(place.rpartition("|")[0])) for place in places}
             restore_optimizer(model, optimizer, tensors, state["optimizer"])
         extras = {}
         for group in sorted(files.keys() - {"model", "optimizer"}):
-            extras[group] = {name: read_beside(files[group], name, parameters.get(name)) for name in sorted(files[group].names())}
+            extras[group] = {name: read_like(files[group], name, parameters.get(name)) for name in sorted(files[group].names())}
         return extras
 
 
 def save_checkpoint(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep: int) -> Path:
     """Write the checkpoint of `step` under `folder`/checkpoints, in one process and at once, and remove all but the newest `keep`."""
-    Checkpointer(folder, Parallel(), keep=keep, asynchronous=False).save(step, model, optimizer, state)
+    Checkpointer(folder, SingleProcess(), keep=keep, asynchronous=False).save(step, model, optimizer, state)
     return Path(folder) / FOLDER / name_of(step)
 
 
 def load_latest(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, log: Callable[[str], None]) -> dict[str, Any] | None:
     """Restore the newest whole checkpoint in place, in one process, and return its state; None when there is none."""
-    found = Checkpointer(folder, Parallel(), log=log).load_latest(model, optimizer)
-    return None if found is None else found[0]
+    loaded = Checkpointer(folder, SingleProcess(), log=log).load_latest(model, optimizer)
+    return None if loaded is None else loaded[0]
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """state.json of a checkpoint, verified. Raises ArtifactError saying what is wrong."""
+    """state.json of a checkpoint, verified. Raises ArtifactError when it is damaged, FeebError when it has another format."""
     state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    said = state.pop("digest")
-    if digest_of(state) != said:
+    digest = state.pop("digest")
+    if digest_of(state) != digest:
         raise ArtifactError("state.json was altered")
-    if state["format"] > FORMAT:
-        raise ArtifactError("it was written by a newer feeb")
-    return {"index": {}} | state
+    if state["format"] != FORMAT:
+        what = f"{path} has checkpoint format {state['format']}, and this version of feeb reads format {FORMAT} only"
+        raise FeebError(f"{what}; remove it to start anew, or use the version that wrote it")
+    return state
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -373,6 +365,3 @@ def _put_back_or_remove(remains: Path) -> None:
         os.rename(remains, original)
     else:
         shutil.rmtree(remains, ignore_errors=True)
-
-
-__all__ = ["Checkpointer", "checkpoints", "load_latest", "model_tensors", "name_of", "optimizer_state", "restore_model", "restore_optimizer", "save_checkpoint"]

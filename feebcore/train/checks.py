@@ -10,7 +10,7 @@ from feebcore.train.config import TrainSection, checkpoint_of
 def check_training(section: TrainSection) -> list[str]:
     """What is wrong with a training section by itself; also for stages that hold one under another key."""
     problems = []
-    limit = getattr(section.architecture.config, "seq_len", None)
+    limit = dict(section.architecture.config).get("seq_len")
     if limit and section.seq_len > limit:
         problems.append(f"seq_len: {section.seq_len} is more than the architecture's {limit}")
     names = [part.name for part in section.callbacks]
@@ -18,23 +18,21 @@ def check_training(section: TrainSection) -> list[str]:
     if section.init_from and not Path(section.init_from).exists():
         problems.append(f"init_from: no folder {section.init_from}")
     if section.branch_from and not section.branch_content:
-        wanted = f" of step {section.branch_step}" if section.branch_step else ""
-        problems.append(f"branch_from: {section.branch_from} has no checkpoint{wanted}; keep_every in that run's recipe says which stay")
+        step = f" of step {section.branch_step}" if section.branch_step else ""
+        problems.append(f"branch_from: {section.branch_from} has no checkpoint{step}; keep_every in that run's recipe says which stay")
     elif section.branch_from and (path := checkpoint_of(Path(section.branch_from), section.branch_step)):
         at = int(path.name.rpartition("-")[2])
         if at >= section.max_steps:
             problems.append(f"max_steps: {section.max_steps} is not beyond step {at}, from which this branches (branch_from)")
-    if section.keep_best and not section.eval_every:
-        problems.append("keep_best: it needs looks at held-out text; set eval_every")
+    if section.keep_best and not section.validation_every:
+        problems.append("keep_best: it needs validation; set validation_every")
     ranks = section.parallel.ranks
     if ranks > 1 and section.batch_size % ranks:
-        problems.append(f"batch_size: {section.batch_size} windows do not divide over {ranks} ranks")
+        problems.append(f"batch_size: {section.batch_size} sequences do not divide over {ranks} ranks")
     elif ranks > 1 and section.micro_batch and section.batch_size // ranks % section.micro_batch:
-        problems.append(f"micro_batch: {section.micro_batch} does not divide the {section.batch_size // ranks} windows of a rank")
-    if section.weight_decay_schedule and getattr(section.optimizer.config, "weight_decay", None) == 0:
+        problems.append(f"micro_batch: {section.micro_batch} does not divide the {section.batch_size // ranks} sequences of a rank")
+    if section.weight_decay_schedule and dict(section.optimizer.config).get("weight_decay") == 0:
         problems.append("weight_decay_schedule: the optimizer's weight_decay is 0, so there is nothing to schedule")
     for key in ("schedule", "optimizer", "data_order"):
-        part_check = getattr(getattr(section, key).config, "check_run", None)  # parts may have a say about the run's length
-        if part_check is not None:
-            problems += [f"{key}.{text}" for text in part_check(section.max_steps)]
+        problems += [f"{key}.{text}" for text in getattr(section, key).config.check_run(section.max_steps)]
     return problems

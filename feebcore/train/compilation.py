@@ -1,4 +1,4 @@
-"""Whether a run is compiled, and falling back to eager when compiling does not work here."""
+"""Whether a run is compiled, and where compiled code is cached."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ def has_compiler(device: torch.device) -> bool:
     return any(shutil.which(c) for c in (os.environ.get("CXX", ""), "g++", "clang++", "c++") if c)
 
 
-def decide(wanted: str, device: torch.device, precision: str, training_flops: float, steps: int) -> tuple[bool, str]:
-    """Compile or not, and a sentence when the wish cannot be met. From shape and length alone, never from a clock, so
+def should_compile(option: str, device: torch.device, precision: str, training_flops: float, steps: int) -> tuple[bool, str]:
+    """Compile or not, and a sentence when `compile: on` cannot be met. From shape and length alone, never from a clock, so
     that the same recipe takes the same path twice."""
-    if wanted == "off":
+    if option == "off":
         return False, ""
     rates = CUDA_FLOPS if device.type == "cuda" else CPU_FLOPS
     rate = rates.get(precision, rates["bf16"])
     seconds = max(training_flops / rate, steps * STEP_SECONDS[device.type])
-    if wanted == "auto" and seconds < WORTH * COMPILE_SECONDS:
+    if option == "auto" and seconds < WORTH * COMPILE_SECONDS:
         return False, ""
     if not has_compiler(device):
         return False, "no C++ compiler was found, so training runs uncompiled (about half as fast); install g++ or set compile: off"

@@ -11,107 +11,114 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from feebcore.config import Execution, Observation, StageConfig
 from feebcore.files import digest_of, read_json, sha256_file
 from feebcore.parts import Part, PartKey, default_part
-from feebcore.train.depth_scaling import RATE_RULE, depth_scaled_run
+from feebcore.train.depth_scaling import LR_SCALING, depth_scaled_run
 from feebcore.train.parallel_config import ParallelConfig
 from feebcore.train.param_groups import ParamGroupOverride
 
+Policy = Literal["stop", "skip", "rollback"]
+
 
 class TrainSection(StageConfig):
-    """What is trained, on what, how, and what is watched.
+    """What is trained, on what, how, and what is logged.
 
-    batch_size counts windows of seq_len tokens per optimizer step; micro_batch is how many of them are held at once
+    batch_size counts sequences of seq_len tokens per optimizer step; micro_batch is how many of them are in memory at once
     (0: all). A run is a pure function of its identity keys for fixed device, threads, compile and torch version.
     """
 
-    architecture: Annotated[Part, PartKey("architectures")] = Field(default_part("transformer"), description="what is trained")
-    objective: Annotated[Part, PartKey("objectives")] = Field(default_part("next_token"), description="what is minimized")
-    optimizer: Annotated[Part, PartKey("optimizers")] = Field(default_part("adamw"), description="how weights follow gradients; rates are options of the part")
-    schedule: Annotated[Part, PartKey("schedules")] = Field(default_part("cosine"), description="multiplier on all rates as a function of the step")
-    lr_scaling: Annotated[Part, PartKey("lr_scalings")] | None = Field(None, description="scales rates that were found at another size")
-    packing: Annotated[Part, PartKey("packings")] = Field(default_part("concat"), description="documents to training windows")
-    data_order: Annotated[Part, PartKey("data_orders")] = Field(default_part("shuffled"), description="which window comes when")
+    architecture: Annotated[Part, PartKey("architectures")] = Field(default_part("transformer"), description="model architecture")
+    objective: Annotated[Part, PartKey("objectives")] = Field(default_part("next_token"), description="training objective")
+    optimizer: Annotated[Part, PartKey("optimizers")] = Field(default_part("adamw"), description="update rule; learning rates are its options")
+    schedule: Annotated[Part, PartKey("schedules")] = Field(
+        default_part("cosine"), description="learning-rate schedule: a multiplier on all learning rates per step"
+    )
+    lr_scaling: Annotated[Part, PartKey("lr_scalings")] | None = Field(None, description="scales learning rates that were tuned at another model or batch size")
+    packing: Annotated[Part, PartKey("packings")] = Field(default_part("concat"), description="packs documents into training sequences")
+    data_order: Annotated[Part, PartKey("data_orders")] = Field(default_part("shuffled"), description="order of the training sequences")
     depth: int | None = Field(
         None,
         ge=1,
-        description="one number for model and run: goes to the architecture (default depth), and sets those of batch_size, max_steps and lr_scaling that are not given",
+        description="sets the rest: passed to the architecture (default depth_scaled); batch_size, max_steps and lr_scaling follow where they are not given",
     )
-    tokens_per_parameter: float = Field(
-        20.0, gt=0.0, description="with depth: tokens of the run for each weight of its blocks, 12 num_layers d_model^2 of them"
-    )
-    seq_len: int = Field(128, ge=1, description="tokens of a window, and the longest context of the model")
-    batch_size: int = Field(32, ge=1, description="windows an optimizer step")
+    tokens_per_parameter: float = Field(20.0, gt=0.0, description="with depth: training tokens per block parameter (12 num_layers d_model^2 of them)")
+    seq_len: int = Field(128, ge=1, description="tokens per sequence, and the model's context length")
+    batch_size: int = Field(32, ge=1, description="sequences per optimizer step")
     max_steps: int = Field(1000, ge=1, description="optimizer steps")
-    momentum_schedule: Annotated[Part, PartKey("schedules")] | None = Field(None, description="multiplier on the momentum (or the first beta)")
-    weight_decay_schedule: Annotated[Part, PartKey("schedules")] | None = Field(None, description="multiplier on the weight decay")
-    param_groups: list[ParamGroupOverride] = Field([], description="rules for parameters by name and role: other rates, other decay, frozen")
-    grad_clip: float = Field(1.0, ge=0.0, description="largest global gradient norm; 0 never clips")
-    ema_decay: float = Field(0.0, ge=0.0, lt=1.0, description="of an average of the weights, which is then what is scored and saved; 0: none")
-    overfit_batches: int = Field(0, ge=0, description="train on the first so many batches over and over, to see whether training works at all; 0: on all")
-    seed: int = Field(0, ge=0, description="of weights, order and dropout; default: the recipe's seed")
-    init_from: Execution[str] = Field(
-        "", description="a model folder, or an artifact with one, whose weights are the start, relative to the recipe; empty: from scratch"
+    momentum_schedule: Annotated[Part, PartKey("schedules")] | None = Field(None, description="multiplier on the momentum (or the first beta) per step")
+    weight_decay_schedule: Annotated[Part, PartKey("schedules")] | None = Field(None, description="multiplier on the weight decay per step")
+    param_groups: list[ParamGroupOverride] = Field([], description="overrides for parameters by name and role: learning rate, weight decay, frozen")
+    grad_clip: float = Field(1.0, ge=0.0, description="maximum global gradient norm; 0: no clipping")
+    ema_decay: float = Field(
+        0.0, ge=0.0, lt=1.0, description="decay of an exponential moving average of the weights, which is then validated and saved; 0: none"
     )
-    init_content: str = Field("", description="digest of these weights; filled in, so that other weights make another model")
+    overfit_batches: int = Field(0, ge=0, description="train on the first N batches only, repeatedly, to test whether the model can overfit; 0: on all data")
+    seed: int = Field(0, ge=0, description="seed of initial weights, data order and dropout; default: the recipe's seed")
+    init_from: Execution[str] = Field("", description="model folder, or an artifact with one, to start from, relative to the recipe; empty: fresh weights")
+    init_content: str = Field("", description="digest of these weights; filled in")
     branch_from: Execution[str] = Field(
-        "", description="an artifact of pretrain whose run goes on from here, weights, optimizer and place in the data, with what this recipe says"
+        "", description="pretrain artifact to branch from: continues its weights, optimizer state and data position with this recipe's options"
     )
-    branch_step: int = Field(0, ge=0, description="checkpoint of that run to go on from; 0: its newest")
+    branch_step: int = Field(0, ge=0, description="checkpoint step of that run to branch from; 0: its newest")
     branch_content: str = Field("", description="digest of that checkpoint; filled in")
     precision: Literal["auto", "fp32", "bf16", "fp8"] = Field(
-        "auto", description="of matrix products, weights stay fp32; auto: bf16 where the hardware has it; fp8: CUDA, with torchao"
+        "auto", description="precision of matrix products, weights stay fp32; auto: bf16 where the hardware supports it; fp8: CUDA, with torchao"
     )
-    on_bad_step: Literal["stop", "skip", "rollback"] = Field(
-        "stop", description="what follows a bad step (loss or gradient not finite, or a spike): rollback goes on from an earlier state with later batches"
+    on_nonfinite: Policy = Field(
+        "stop", description="if loss or gradient are not finite: stop the run, skip the step, or roll back to an earlier state and continue with later batches"
     )
+    on_loss_spike: Policy = Field("stop", description="if the loss is a spike, see spike_factor: stop, skip or rollback")
     spike_factor: float = Field(
-        0.0, ge=0.0, description="a loss so many standard deviations above the mean of the last 50 steps is bad too; 0: only what is not finite"
+        0.0, ge=0.0, description="a spike is a loss more than N standard deviations above the mean of the last 50 steps; 0: nothing is a spike"
     )
-    max_bad_steps: int = Field(10, ge=1, description="so many bad steps in a row, or so many times rolled back, stop the run")
-    rollback_every: int = Field(100, ge=1, description="with rollback: steps between the states to go back to")
-    eval_stride: int = Field(0, ge=0, description="new tokens a window in the final score; 0: half of seq_len")
+    max_recoveries: int = Field(10, ge=1, description="stop the run after N skipped steps in a row, or N rollbacks")
+    rollback_every: int = Field(100, ge=1, description="with rollback: keep a state to return to every N steps")
+    validation_stride: int = Field(0, ge=0, description="stride of the final validation in tokens; 0: half of seq_len")
 
-    device: Execution[Literal["auto", "cpu", "cuda"]] = Field("auto", description="auto: CUDA where there is some")
-    compile: Execution[Literal["auto", "on", "off"]] = Field("auto", description="auto: when the run is long enough to earn back the compiling")
-    parallel: Execution[ParallelConfig] = Field(default_factory=ParallelConfig, description="several processes for one run")
-    micro_batch: Execution[int] = Field(0, ge=0, description="windows held at once by a process, the rest is accumulated; 0: all, or as many as fit")
-    activation_checkpointing: Execution[bool] = Field(False, description="compute each block again in the backward pass: less memory, a third more time")
-    prefetch: Execution[int] = Field(2, ge=0, description="batches made ahead by a thread; 0: none")
-    threads: Execution[int] = Field(0, ge=0, description="CPU threads; 0: as many as this process may use")
-    deterministic: Execution[bool] = Field(True, description="the same bits every time; costs a few percent")
+    device: Execution[Literal["auto", "cpu", "cuda"]] = Field("auto", description="device; auto: CUDA if available")
+    compile: Execution[Literal["auto", "on", "off"]] = Field("auto", description="torch.compile; auto: if the run is long enough to earn the compile time back")
+    parallel: Execution[ParallelConfig] = Field(default_factory=ParallelConfig, description="data-parallel training over several processes")
+    micro_batch: Execution[int] = Field(
+        0, ge=0, description="sequences per forward pass and process, gradients are accumulated; 0: all, or as many as fit in memory"
+    )
+    activation_checkpointing: Execution[bool] = Field(False, description="recompute each block in the backward pass: less memory, a third more time")
+    prefetch: Execution[int] = Field(2, ge=0, description="batches prepared ahead by a thread; 0: none")
+    gc_every: Execution[int] = Field(0, ge=0, description="run Python's garbage collector every N steps only, on all ranks at once; 0: leave it alone")
+    threads: Execution[int] = Field(0, ge=0, description="CPU threads; 0: all that this process may use")
+    deterministic: Execution[bool] = Field(True, description="use deterministic kernels; costs a few percent")
 
     callbacks: Observation[list[Annotated[Part, PartKey("callbacks")]]] = Field(
-        default_factory=lambda: [default_part("metrics"), default_part("progress")], description="loggers and probes, in the order in which they are called"
+        default_factory=lambda: [default_part("metrics"), default_part("progress")], description="loggers and probes, in the order of their calls"
     )
-    checkpoint_every: Observation[int] = Field(200, ge=0, description="steps between checkpoints; 0: only one at the end")
-    keep_checkpoints: Observation[int] = Field(2, ge=1, description="newest checkpoints that are kept")
-    keep_every: Observation[int] = Field(0, ge=0, description="checkpoints of steps divisible by this are kept for good, to branch from; 0: none")
-    keep_best: Observation[int] = Field(0, ge=0, description="checkpoints with the lowest loss on held-out text that are kept for good; 0: none")
-    async_checkpoints: Observation[bool] = Field(True, description="write checkpoints beside the training")
-    log_every: Observation[int] = Field(10, ge=1, description="steps a row of the training log")
-    eval_every: Observation[int] = Field(200, ge=0, description="steps between looks at held-out text; 0: only the final score")
-    eval_tokens: Observation[int] = Field(16384, ge=1, description="size of such a look, always the same text")
+    checkpoint_every: Observation[int] = Field(200, ge=0, description="checkpoint every N steps; 0: only at the end")
+    keep_checkpoints: Observation[int] = Field(2, ge=1, description="number of newest checkpoints to keep")
+    keep_every: Observation[int] = Field(0, ge=0, description="also keep checkpoints of steps divisible by this, to branch from; 0: none")
+    keep_best: Observation[int] = Field(0, ge=0, description="also keep the N checkpoints with the lowest validation loss; 0: none")
+    async_checkpoints: Observation[bool] = Field(True, description="write checkpoints in a background thread")
+    log_every: Observation[int] = Field(10, ge=1, description="log every N steps")
+    validation_every: Observation[int] = Field(200, ge=0, description="validation interval in steps; 0: only at the end")
+    validation_tokens: Observation[int] = Field(16384, ge=1, description="tokens per validation, always the same text")
 
     @model_validator(mode="before")
     @classmethod
-    def _the_dial_is_the_architectures(cls, data: Any) -> Any:
+    def _depth_is_the_architectures(cls, data: Any) -> Any:
         if not isinstance(data, dict) or data.get("depth") is None:
             return data
         chosen = data.get("architecture", {})
         chosen = {"name": chosen} if isinstance(chosen, str) else chosen
         if isinstance(chosen, dict):
             chosen = {"name": "depth_scaled", "depth": data["depth"], **chosen}
-        return {"lr_scaling": RATE_RULE, **data, "architecture": chosen}
+        return {"lr_scaling": LR_SCALING, **data, "architecture": chosen}
 
     @model_validator(mode="after")
-    def _the_dial_sets_the_run(self) -> TrainSection:
+    def _depth_sets_the_run(self) -> TrainSection:
         if self.depth is None:
             return self
         sizes = self.architecture.config
-        if (given := getattr(sizes, "depth", None)) != self.depth:
-            raise ValueError(f"depth: {self.depth}, but the architecture's is {given}; give one of them")
+        own = dict(sizes).get("depth")
+        if own != self.depth:
+            raise ValueError(f"depth: {self.depth}, but the architecture's is {own}; give one of them")
         batch_size = self.batch_size if "batch_size" in self.model_fields_set else None
-        found = depth_scaled_run(sizes.num_layers, sizes.d_model, self.seq_len, self.tokens_per_parameter, batch_size)  # type: ignore[attr-defined]
-        for key, value in zip(("batch_size", "max_steps"), found, strict=True):
+        derived = depth_scaled_run(sizes.num_layers, sizes.d_model, self.seq_len, self.tokens_per_parameter, batch_size)  # type: ignore[attr-defined]
+        for key, value in zip(("batch_size", "max_steps"), derived, strict=True):
             if key not in self.model_fields_set:
                 object.__setattr__(self, key, value)
         return self
@@ -129,7 +136,7 @@ class TrainSection(StageConfig):
         return self
 
     def _branch_digest(self) -> str:
-        """Of the checkpoint to branch from; as it was when the run began, where the trunk has dropped it since."""
+        """Of the checkpoint to branch from; as it was when the run began, where the main run has dropped it since."""
         path = checkpoint_of(Path(self.branch_from), self.branch_step) if self.branch_from else None
         return checkpoint_digest(path) if path else self.branch_content if self.branch_from else ""
 
@@ -137,12 +144,14 @@ class TrainSection(StageConfig):
     def _divides(self) -> TrainSection:
         if self.micro_batch and self.batch_size % self.micro_batch:
             raise ValueError(f"micro_batch: {self.micro_batch} does not divide batch_size {self.batch_size}")
-        if self.eval_stride > self.seq_len:
-            raise ValueError(f"eval_stride: {self.eval_stride} is more than seq_len {self.seq_len}, so tokens would go unscored")
+        if self.validation_stride > self.seq_len:
+            raise ValueError(f"validation_stride: {self.validation_stride} is more than seq_len {self.seq_len}, so tokens would go unscored")
+        if self.on_loss_spike != "stop" and not self.spike_factor:
+            raise ValueError(f"on_loss_spike: {self.on_loss_spike} needs a spike_factor above 0; with 0 no loss is a spike")
         if self.branch_step and not self.branch_from:
             raise ValueError(f"branch_step: {self.branch_step} is a checkpoint of no run; set branch_from as well, or leave it out")
         if self.init_from and self.branch_from:
-            raise ValueError("init_from and branch_from: a run begins with other weights, or goes on from another run, not both")
+            raise ValueError("init_from and branch_from: a run starts from other weights or branches from another run, not both")
         return self
 
     def num_processes(self) -> int:
@@ -151,8 +160,8 @@ class TrainSection(StageConfig):
 
 def checkpoint_of(folder: Path, step: int) -> Path | None:
     """The checkpoint of `step` (0: the newest) in an artifact's folder, None when there is none."""
-    found = sorted((p for p in (folder / "checkpoints").glob("step-*") if (p / "state.json").is_file()), reverse=True)
-    return next((p for p in found if not step or p.name == f"step-{step:08d}"), None)
+    paths = sorted((p for p in (folder / "checkpoints").glob("step-*") if (p / "state.json").is_file()), reverse=True)
+    return next((p for p in paths if not step or p.name == f"step-{step:08d}"), None)
 
 
 def checkpoint_digest(path: Path) -> str:

@@ -4,8 +4,8 @@
     D = tokens_per_parameter N                tokens of the run (20: arXiv:2203.15556)
     batch = 16384 (D / D_4)^0.383 tokens      D_4 = 62.9 M, the tokens of depth 4; the exponent is arXiv:2505.13738's
 
-and rates by rate rule mup with its references at depth 4 (4 layers of 256, 16,384 tokens a step), where AdamW's default rate was
-taken. Measured over four stacks by benchmarks/depth.py; see docs/training.md.
+and learning rates by the scaling mup_lr with its references at depth 4 (4 layers of 256, 16,384 tokens per step), where AdamW's default learning rate was
+tuned. Measured over four stacks by benchmarks/depth.py; see docs/training.md.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ REFERENCE_LAYERS, REFERENCE_WIDTH, REFERENCE_BATCH_TOKENS = 4, 256, 16_384
 BATCH_EXPONENT = 0.383
 TOKENS_PER_PARAMETER = 20.0
 
-RATE_RULE: dict[str, Any] = {
-    "name": "mup",
+LR_SCALING: dict[str, Any] = {
+    "name": "mup_lr",
     "reference_width": REFERENCE_WIDTH,
     "reference_layers": REFERENCE_LAYERS,
     "reference_batch_tokens": REFERENCE_BATCH_TOKENS,
@@ -30,9 +30,9 @@ def block_weights(num_layers: int, d_model: int) -> int:
 
 
 def depth_scaled_run(num_layers: int, d_model: int, seq_len: int, tokens_per_parameter: float, batch_size: int | None = None) -> tuple[int, int]:
-    """(batch_size in windows, max_steps); with a batch_size given, the steps that go with it.
+    """(batch_size in sequences, max_steps); with a batch_size given, the steps that go with it.
 
-    Example: 4 layers of 256, windows of 128, 20 tokens a parameter -> 128 windows, 3840 steps.
+    Example: 4 layers of 256, sequences of 128, 20 tokens a parameter -> 128 sequences, 3840 steps.
     """
     tokens = tokens_per_parameter * block_weights(num_layers, d_model)
     reference = TOKENS_PER_PARAMETER * block_weights(REFERENCE_LAYERS, REFERENCE_WIDTH)

@@ -1,9 +1,6 @@
-"""An exponential moving average of the weights, and looking at a run through it."""
+"""An exponential moving average of the weights, to evaluate and save in their place."""
 
 from __future__ import annotations
-
-import contextlib
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +16,7 @@ class WeightAverage:
         self.decay = decay
         self.named = dict(model.named_parameters())
         self.average: dict[str, Tensor] = {}
+        self._train_weights: dict[str, Tensor] | None = None
         self.restart()
 
     def restart(self) -> None:
@@ -33,24 +31,22 @@ class WeightAverage:
 
     @torch.no_grad()
     def load(self, tensors: dict[str, Tensor]) -> None:
+        """Continue from the average that a checkpoint holds."""
         for name, average in self.average.items():
             average.copy_(tensors[name])
 
-    @contextlib.contextmanager
-    def applied(self) -> Iterator[None]:
-        """The model has the averaged weights inside; afterwards its own again, bit for bit."""
-        own = {name: p.detach().clone() for name, p in self.named.items()}
-        self.put()
-        try:
-            yield
-        finally:
-            self._put(own)
+    def use_eval_weights(self) -> None:
+        """Put the average into the model."""
+        self._train_weights = {name: p.detach().clone() for name, p in self.named.items()}
+        self._copy(self.average)
 
-    def put(self) -> None:
-        """The model has the averaged weights from here on."""
-        self._put(self.average)
+    def use_train_weights(self) -> None:
+        """Put the model's own weights back, bit for bit."""
+        if self._train_weights is not None:
+            self._copy(self._train_weights)
+        self._train_weights = None
 
     @torch.no_grad()
-    def _put(self, tensors: dict[str, Tensor]) -> None:
+    def _copy(self, tensors: dict[str, Tensor]) -> None:
         for name, parameter in self.named.items():
             parameter.copy_(tensors[name])

@@ -1,4 +1,4 @@
-"""Which steps are bad, and what follows: stop, skip, or roll back to an earlier state and go on with later batches."""
+"""Which steps are anomalous, and what follows: stop, skip, or roll back to an earlier state and continue with later batches."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from collections.abc import Callable
 
 from feebcore.errors import Diverged
 from feebcore.train.config import TrainSection
+from feebcore.train.state import TrainState
 
 FEWEST = 20
 """Losses that must be known before one can stand out."""
 
 
 class Rollback(Exception):
-    """The run is to go on from an earlier state."""
+    """The run is to continue from an earlier state."""
 
 
 def spike(loss: float, recent: deque[float], factor: float) -> str:
@@ -29,30 +30,36 @@ def spike(loss: float, recent: deque[float], factor: float) -> str:
 
 
 class LossSpikeGuard:
-    """The policy of a run. It keeps nothing itself: what it counts is in the run's progress, and so in its checkpoints."""
+    """The policy of a run. It keeps nothing itself: what it counts is in the TrainState, and so in checkpoints."""
 
     def __init__(self, section: TrainSection, log: Callable[[str], None]) -> None:
         self.section, self.log = section, log
 
-    def judge(self, step: int, loss: float, norm: float, recent: deque[float]) -> str:
-        """What is bad about a step (counted from 1); empty when it is good."""
-        unusual = "" if math.isfinite(loss) and math.isfinite(norm) else " "
-        unusual = unusual or spike(loss, recent, self.section.spike_factor)
-        return f"step {step}: loss {loss:g}, gradient norm {norm:g}{unusual.rstrip()}" if unusual else ""
+    def skips(self, step: int, loss: float, norm: float, state: TrainState) -> bool:
+        """Whether the update of a step (counted from 1) with this loss and gradient norm is left out.
 
-    def handle(self, what: str, in_row: int, times_rolled: int) -> None:
-        """Say what follows from `what` is bad about a step, the `in_row`-th in a row.
-
-        Returns for a step that is skipped. Raises Diverged when the run ends, Rollback when it goes back.
+        Raises Diverged when the run ends, Rollback when it goes back.
         """
         section = self.section
-        if section.on_bad_step == "stop":
-            raise Diverged(f"{what}; lower the optimizer's rate or grad_clip, lengthen the schedule's warmup, or set on_bad_step: skip")
-        advice = "lower the optimizer's rate or lengthen the warmup"
-        if section.on_bad_step == "rollback":
-            if times_rolled >= section.max_bad_steps:
-                raise Diverged(f"{what}, after {times_rolled} times of going back (max_bad_steps); {advice}")
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            key, policy, reason = "on_nonfinite", section.on_nonfinite, ""
+        elif reason := spike(loss, state.recent, section.spike_factor):
+            key, policy = "on_loss_spike", section.on_loss_spike
+        else:
+            state.anomalies_in_row = 0
+            state.recent.append(loss)
+            return False
+        state.anomalies_in_row += 1
+        state.anomalous_steps.append(step)
+        what = f"step {step}: loss {loss:g}, gradient norm {norm:g}{reason}"
+        if policy == "stop":
+            raise Diverged(f"{what}; lower the optimizer's learning rate or grad_clip, lengthen the schedule's warm-up, or set {key}: skip")
+        advice = "lower the optimizer's learning rate or lengthen the warm-up"
+        if policy == "rollback":
+            if len(state.rolled_back) >= section.max_recoveries:
+                raise Diverged(f"{what}, after {len(state.rolled_back)} rollbacks (max_recoveries); {advice}")
             raise Rollback(what)
-        if in_row >= section.max_bad_steps:
-            raise Diverged(f"{what}: {in_row} bad steps in a row (max_bad_steps); {advice}")
+        if state.anomalies_in_row >= section.max_recoveries:
+            raise Diverged(f"{what}: {state.anomalies_in_row} skipped steps in a row (max_recoveries); {advice}")
         self.log(f"{what}; the step is skipped")
+        return True

@@ -1,13 +1,17 @@
-"""What a rate rule sees and says: rates found at one size, carried to another."""
+"""Learning rates found at one size, carried to another: what a scaling sees and returns."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from feebcore.config import PartConfig
+from feebcore.protocols import BuildContext
+
 
 @dataclass(frozen=True)
 class TrainShape:
-    """The sizes a rate rule may look at. d_model and num_layers are 0 for a model that has none."""
+    """The sizes that a scaling depends on. d_model and num_layers are 0 for a model that has none; batch_tokens: tokens per
+    optimizer step."""
 
     d_model: int
     num_layers: int
@@ -19,7 +23,7 @@ class TrainShape:
 class LRScale:
     """Factors on the optimizer's options by role ('matrix', 'embedding', 'lm_head', 'vector'); a role left out keeps its own.
 
-    roles: on rates. weight_decay: on weight decay.
+    roles: on learning rates. weight_decay: on weight decay.
     """
 
     roles: dict[str, float] = field(default_factory=dict)
@@ -30,3 +34,13 @@ class LRScale:
 
     def decay_of(self, role: str) -> float:
         return self.weight_decay.get(role, 1.0)
+
+
+class LRScaling:
+    """Base class of learning-rate scalings: a pure function of sizes."""
+
+    def __init__(self, config: PartConfig, context: BuildContext) -> None:
+        self.config = config
+
+    def __call__(self, shape: TrainShape) -> LRScale:
+        raise NotImplementedError

@@ -1,45 +1,54 @@
-"""How fast this machine multiplies matrices: what a model's FLOP rate is a share of (MFU).
+"""The peak FLOP/s of this device: what a training run's FLOP/s are a share of (MFU).
 
-A peak from a data sheet says nothing about two cores of a shared processor, so it is measured: one square product in
-the run's format. The best that was ever seen for the same processor, threads and format is kept in the user's cache.
+GPUs: dense peaks of the vendors' data sheets, as others quote MFU. CPUs, and GPUs that the table lacks, are measured: a data sheet
+says nothing about two cores of a shared processor.
 """
 
 from __future__ import annotations
 
 import functools
-import json
-import os
-import platform
 import time
-from pathlib import Path
 
 import torch
 
-from feebcore.files import write_json
-
+DATA_SHEET = {  # TFLOP/s, dense: bf16 tensor cores, fp32 without TF32; most specific name first
+    "H200": (989.0, 67.0),
+    "H100 PCIe": (756.0, 51.0),
+    "H100 NVL": (835.0, 60.0),
+    "H100": (989.0, 67.0),
+    "H20": (148.0, 44.0),
+    "B200": (2250.0, 80.0),
+    "A100": (312.0, 19.5),
+    "L40S": (362.0, 91.6),
+    "L4": (121.0, 30.3),
+    "A10G": (70.0, 35.0),
+    "RTX 4090": (165.2, 82.6),
+    "RTX 3090": (71.0, 35.6),
+    "MI300X": (1307.4, 163.4),
+}
 SIDE = {"cpu": 2048, "cuda": 8192}
 SECONDS = 0.25
 """What a measurement may take, after one product to warm up."""
 
 
 def matmul_peak(device: torch.device, precision: str) -> float:
-    """FLOP/s of a square matrix product, the best seen here and now or before; measured once a process."""
-    return _peak(device.type, precision, torch.get_num_threads())
+    """FLOP/s of the device's matrix products in a run's precision (fp8: those of bf16, as MFU is quoted)."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        if (peak := data_sheet_peak(name, precision)) is not None:
+            return peak
+    return _measured(device.type, precision, torch.get_num_threads())
+
+
+def data_sheet_peak(name: str, precision: str) -> float | None:
+    """FLOP/s of the GPU of that name, None where the table lacks it."""
+    peaks = next((peaks for model, peaks in DATA_SHEET.items() if all(word in name.replace("-", " ").split() for word in model.split())), None)
+    return None if peaks is None else peaks[precision == "fp32"] * 1e12
 
 
 @functools.lru_cache
-def _peak(kind: str, precision: str, threads: int) -> float:
-    device = torch.device(kind)
-    file, key = cache_file(), f"{processor(device)}, {threads} threads, {precision}, torch {torch.__version__}"
-    try:
-        known = json.loads(file.read_text(encoding="utf-8"))
-        best = float(known.get(key, 0.0))
-    except (OSError, ValueError, AttributeError):
-        known, best = {}, 0.0
-    found = max(best, measure(device, torch.float32 if precision == "fp32" else torch.bfloat16))
-    if found > best:
-        _keep(file, known | {key: found})
-    return found
+def _measured(kind: str, precision: str, threads: int) -> float:
+    return measure(torch.device(kind), torch.float32 if precision == "fp32" else torch.bfloat16)
 
 
 def measure(device: torch.device, dtype: torch.dtype, side: int = 0, seconds: float = SECONDS) -> float:
@@ -57,27 +66,3 @@ def measure(device: torch.device, dtype: torch.dtype, side: int = 0, seconds: fl
         fastest = min(fastest, took) if warm or took > seconds / 2 else fastest
         warm = True
     return 2.0 * side**3 / fastest
-
-
-def processor(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
-    return f"{model or platform.machine()} of {platform.node()}"
-
-
-def cache_file() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "feeb" / "matmul_peak.json"
-
-
-def _keep(file: Path, known: dict[str, float]) -> None:
-    """A cache that cannot be written is measured again next time."""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(file, known)
-    except Exception:
-        return

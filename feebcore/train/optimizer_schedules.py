@@ -1,4 +1,4 @@
-"""The optimizer of a run, and its rate, momentum and weight decay at each step."""
+"""The optimizer of a run, and its learning rate, momentum and weight decay at each step."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 from feebcore.errors import FeebError
 from feebcore.protocols import ParamGroup
 from feebcore.train.lr_scaling import LRScale
+from feebcore.train.optimizer import Optimizer
 from feebcore.train.param_groups import Change, ParamGroupOverride, apply_rules
 
 if TYPE_CHECKING:
-    import torch
-
     from feebcore.parts import Part
 
 Multiplier = Callable[[int], float]
@@ -30,31 +29,34 @@ def freeze(groups: Sequence[ParamGroup], rules: Sequence[ParamGroupOverride]) ->
     return names
 
 
-def build_optimizer(part: Part, groups: Sequence[ParamGroup], rules: Sequence[ParamGroupOverride] = (), scale: LRScale | None = None) -> torch.optim.Optimizer:
-    """The optimizer part over `groups`, with the recipe's rules and the rate rule's factors on rate and weight decay.
+def build_optimizer(part: Part, groups: Sequence[ParamGroup], rules: Sequence[ParamGroupOverride] = (), scale: LRScale | None = None) -> Optimizer:
+    """The optimizer part over `groups`, with the recipe's overrides and the factors of its learning-rate scaling.
 
     groups: by role; parameters that need no gradient are left out, and those that a rule freezes need none from here on.
     A weight_decay that a rule sets is final: `scale` leaves it alone. Raises FeebError when a rule fits no parameter,
     nothing is left to train, or the optimizer joins parameters with different rules in one group.
     """
     freeze(groups, rules)
-    changed = [(kept, change) for group, change in apply_rules(rules, groups) if (kept := _trainable(group)).parameters]
+    changed = [(trained, change) for group, change in apply_rules(rules, groups) if (trained := _trainable(group)).parameters]
     if not changed:
         raise FeebError("param_groups: every parameter is frozen; nothing is left to train")
-    optimizer: torch.optim.Optimizer = part.build([group for group, _ in changed])
+    optimizer = part.build(groups=[group for group, _ in changed])
+    if not isinstance(optimizer, Optimizer):
+        kind = type(optimizer).__name__
+        raise FeebError(f"optimizer {part.name}: {kind} is no feebcore.train.optimizer.Optimizer; declare `class {kind}(Optimizer, torch.optim.{kind})`")
     changes = {p: (group.role, change) for group, change in changed for p in group.parameters}
     for torch_group in optimizer.param_groups:
-        found = list(dict.fromkeys(changes[p] for p in torch_group["params"] if p in changes))
-        if len(found) > 1 and any(change != Change() for _, change in found):
+        alike = list(dict.fromkeys(changes[p] for p in torch_group["params"] if p in changes))
+        if len(alike) > 1 and any(change != Change() for _, change in alike):
             raise FeebError(f"param_groups: optimizer {part.name} puts parameters with different rules into one group; it must keep the groups it is given")
-        if found:
-            _adjust(torch_group, *found[0], scale or LRScale())
+        if alike:
+            _adjust(torch_group, *alike[0], scale or LRScale())
     return optimizer
 
 
 def _trainable(group: ParamGroup) -> ParamGroup:
-    kept = [(n, p) for n, p in zip(group.names, group.parameters, strict=True) if p.requires_grad]
-    return ParamGroup(group.role, [n for n, _ in kept], [p for _, p in kept])
+    named = [(n, p) for n, p in zip(group.names, group.parameters, strict=True) if p.requires_grad]
+    return ParamGroup(group.role, [n for n, _ in named], [p for _, p in named])
 
 
 def _adjust(torch_group: dict[str, Any], role: str, change: Change, scale: LRScale) -> None:
@@ -76,7 +78,7 @@ class OptimizerSchedules:
 
     def __init__(
         self,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Optimizer,
         schedule: Multiplier,
         momentum_schedule: Multiplier | None = None,
         weight_decay_schedule: Multiplier | None = None,

@@ -26,6 +26,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from feebcore.errors import FeebError
+from feebcore.model.tensors import blocks_of, named_tensors
+from feebcore.train.dtensor import is_sharded, local_shard
 
 if TYPE_CHECKING:
     from feebcore.train.parallel_config import ParallelConfig
@@ -33,17 +35,17 @@ if TYPE_CHECKING:
 RENDEZVOUS = "FEEB_RENDEZVOUS"
 """Environment variable: the file through which the ranks of one machine meet."""
 
-PATIENCE = datetime.timedelta(hours=1)
+COLLECTIVE_TIMEOUT = datetime.timedelta(hours=1)
 """How long a rank waits for another. Dead ones are noticed at once; this is for slow ones: compiling, a big checkpoint."""
 
 
 class Channel:
-    """Short texts between ranks, beside the training: a group of its own, so that a thread may use it."""
+    """Short texts between ranks, in a process group of its own, so that a thread may use it during training."""
 
     def __init__(self, group: Any = None) -> None:
         self._group = group
 
-    def exchange(self, text: str) -> list[str]:
+    def all_gather_text(self, text: str) -> list[str]:
         """The text of every rank, in order of rank. Every rank must call it."""
         if self._group is None:
             return [text]
@@ -52,13 +54,16 @@ class Channel:
         dist.all_gather(sizes, torch.tensor([len(content)]), group=self._group)
         padded = torch.zeros(max(1, *(int(s) for s in sizes)), dtype=torch.uint8)
         padded[: len(content)] = torch.frombuffer(bytearray(content), dtype=torch.uint8) if content else 0
-        found = [torch.empty_like(padded) for _ in sizes]
-        dist.all_gather(found, padded, group=self._group)
-        return [f[: int(s)].numpy().tobytes().decode() for f, s in zip(found, sizes, strict=True)]
+        texts = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(texts, padded, group=self._group)
+        return [t[: int(s)].numpy().tobytes().decode() for t, s in zip(texts, sizes, strict=True)]
 
 
-class Parallel:
-    """One process. rank: of this process among `world`. strategy: none, ddp or fsdp. device: of this rank."""
+class Strategy:
+    """How the processes of a run work together. rank: of this process among `world`. strategy: none, ddp or fsdp. device: of this rank.
+
+    The defaults are those of one process.
+    """
 
     strategy = "none"
 
@@ -95,9 +100,7 @@ class Parallel:
 
     def full_tensors(self, model: nn.Module) -> dict[str, Tensor]:
         """Parameters and persistent buffers by name, whole also where they are sharded. Every rank must call it."""
-        from feebcore.train.state_tensors import named_tensors
-
-        return {name: t.detach() for name, t in named_tensors(model)}
+        return {name: t.detach() for name, t in named_tensors(model).items()}
 
     def channel(self) -> Channel:
         """A new way to exchange texts. Every rank must call it, in the same order as other calls of the kind."""
@@ -114,7 +117,11 @@ class Parallel:
         """Leave the group."""
 
 
-class Replicated(Parallel):
+class SingleProcess(Strategy):
+    """One process, which holds everything."""
+
+
+class DDP(Strategy):
     """Every rank holds the whole model."""
 
     strategy = "ddp"
@@ -150,7 +157,7 @@ class Replicated(Parallel):
         return total
 
     def channel(self) -> Channel:
-        return Channel(dist.new_group(backend="gloo", timeout=PATIENCE))
+        return Channel(dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT))
 
     def any(self, flag: bool) -> bool:
         return bool(self.sum(torch.tensor([float(flag)], device=self.device)).item())
@@ -164,7 +171,7 @@ class Replicated(Parallel):
             dist.destroy_process_group()
 
 
-class Sharded(Replicated):
+class FSDP(DDP):
     """Every rank holds a slice of every weight, and gathers a block's when it computes with it."""
 
     strategy = "fsdp"
@@ -172,8 +179,6 @@ class Sharded(Replicated):
     def wrap(self, module: nn.Module) -> nn.Module:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-
-        from feebcore.train.step import blocks_of
 
         for tensor in [*module.parameters(), *module.buffers()]:  # seeded, so the same already; a rank that differs would poison all
             dist.broadcast(tensor.data, 0)
@@ -192,8 +197,6 @@ class Sharded(Replicated):
         return module
 
     def compile(self, module: nn.Module, compiler: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Callable[..., Any]:
-        from feebcore.train.step import blocks_of
-
         for block in blocks_of(getattr(module, "model", module)):
             block.forward = compiler(block.forward)  # type: ignore[method-assign]
         return module
@@ -203,15 +206,15 @@ class Sharded(Replicated):
 
     def grad_norm(self, gradients: Sequence[Tensor]) -> Tensor:
         """Gradients are sharded without overlap: squares of local norms add up."""
-        locals_ = [g.to_local() if is_sharded(g) else g for g in gradients]  # type: ignore[attr-defined]
-        own = torch.linalg.vector_norm(torch.stack(torch._foreach_norm([g for g in locals_ if g.numel()] or [torch.zeros(1, device=self.device)])))
+        shards = [local_shard(g) for g in gradients]
+        own = torch.linalg.vector_norm(torch.stack(torch._foreach_norm([g for g in shards if g.numel()] or [torch.zeros(1, device=self.device)])))
         return self.sum(own.square().reshape(1)).sqrt().reshape(())
 
     def full_tensors(self, model: nn.Module) -> dict[str, Tensor]:
         return {name: t.full_tensor() if is_sharded(t) else t for name, t in super().full_tensors(model).items()}  # type: ignore[attr-defined]
 
 
-def make_parallel(section: Any, device: torch.device) -> Parallel:
+def make_parallel(section: Any, device: torch.device) -> Strategy:
     """What `section.parallel` and the environment say; `device.type` is that of every rank.
 
     Raises FeebError when the section asks for more processes than there are, or the environment for ranks that no
@@ -222,20 +225,20 @@ def make_parallel(section: Any, device: torch.device) -> Parallel:
     if config.strategy == "none":
         if world > 1:
             raise FeebError(f"{world} processes were started for one run; set parallel: {{strategy: ddp}} or fsdp, or start one")
-        return Parallel(device)
+        return SingleProcess(device)
     if world == 1:
         if config.ranks > 1:
             raise FeebError(
                 f"parallel.ranks: {config.ranks} processes are wanted, and this one is alone: leave out --in-process (only stage pretrain has ranks)"
             )
-        return Parallel(device)
+        return SingleProcess(device)
     if section.batch_size % world:
-        raise FeebError(f"batch_size: {section.batch_size} windows do not divide over {world} ranks")
+        raise FeebError(f"batch_size: {section.batch_size} sequences do not divide over {world} ranks")
     device = local_device(device)
     owns = not dist.is_initialized()
     if owns:
         join(device)
-    return (Sharded if config.strategy == "fsdp" else Replicated)(device, owns)
+    return (FSDP if config.strategy == "fsdp" else DDP)(device, owns)
 
 
 def local_device(device: torch.device) -> torch.device:
@@ -257,14 +260,9 @@ def join(device: torch.device) -> None:
         init_method=f"file://{file}" if file else "env://",
         rank=int(os.environ["RANK"]),
         world_size=int(os.environ["WORLD_SIZE"]),
-        timeout=PATIENCE,
+        timeout=COLLECTIVE_TIMEOUT,
         device_id=device if device.type == "cuda" else None,
     )
-
-
-def is_sharded(tensor: Any) -> bool:
-    """Whether this rank holds a part of the tensor only (a DTensor)."""
-    return hasattr(tensor, "to_local") and hasattr(tensor, "placements")
 
 
 def _summed(bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:

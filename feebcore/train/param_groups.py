@@ -1,4 +1,4 @@
-"""Rules of a recipe for some of the parameters, by name and role: another rate, another weight decay, or none of either.
+"""Overrides for some of the parameters, by name and role: another learning rate or weight decay, or frozen.
 
     param_groups:
       - {match: "blocks\\.0\\.", lr_scale: 0.5}
@@ -29,9 +29,9 @@ class ParamGroupOverride(PartConfig):
 
     match: str = Field("", description="regular expression, searched in the parameter's name; empty: all")
     role: Literal["matrix", "embedding", "lm_head", "vector"] | None = Field(None, description="only parameters of this role")
-    lr_scale: float = Field(1.0, ge=0, description="factor on their rate")
-    weight_decay: float | None = Field(None, ge=0, description="in place of the optimizer's for them")
-    freeze: bool = Field(False, description="they keep the values they start with")
+    lr_scale: float = Field(1.0, ge=0, description="factor on their learning rate")
+    weight_decay: float | None = Field(None, ge=0, description="their weight decay, in place of the optimizer's")
+    freeze: bool = Field(False, description="exclude them from training")
 
     @field_validator("match")
     @classmethod
@@ -67,7 +67,7 @@ def apply_rules(rules: Sequence[ParamGroupOverride], groups: Sequence[ParamGroup
     Raises FeebError naming the rule that fits no parameter, with names that are near.
     """
     matched = [False] * len(rules)
-    found: list[tuple[ParamGroup, Change]] = []
+    result: list[tuple[ParamGroup, Change]] = []
     for group in groups:
         split: dict[Change, ParamGroup] = {}
         for name, parameter in zip(group.names, group.parameters, strict=True):
@@ -77,11 +77,11 @@ def apply_rules(rules: Sequence[ParamGroupOverride], groups: Sequence[ParamGroup
             part = split.setdefault(_change([rules[i] for i in fitting]), ParamGroup(group.role, [], []))
             part.names.append(name)
             part.parameters.append(parameter)
-        found += [(part, change) for change, part in split.items()]
+        result += [(part, change) for change, part in split.items()]
     for i, rule in enumerate(rules):
         if not matched[i]:
             raise FeebError(_unmatched(i, rule, groups))
-    return found
+    return result
 
 
 def _change(rules: list[ParamGroupOverride]) -> Change:
@@ -94,15 +94,15 @@ def _change(rules: list[ParamGroupOverride]) -> Change:
 
 def _unmatched(number: int, rule: ParamGroupOverride, groups: Sequence[ParamGroup]) -> str:
     names = [name for group in groups for name in group.names if rule.role in (None, group.role)]
-    wanted = f"match {rule.match!r}" + (f" and role {rule.role!r}" if rule.role else "") if rule.match else f"role {rule.role!r}"
+    pattern = f"match {rule.match!r}" + (f" and role {rule.role!r}" if rule.role else "") if rule.match else f"role {rule.role!r}"
     if not names:
-        return f"param_groups.{number}: no parameter fits {wanted}; the model has roles {', '.join(dict.fromkeys(g.role for g in groups))}"
+        return f"param_groups.{number}: no parameter fits {pattern}; the model has roles {', '.join(dict.fromkeys(g.role for g in groups))}"
     plain = re.sub(r"\\(.)|[\^$*+?()\[\]{}|]", r"\1", rule.match)
     near = sorted(names, key=lambda name: -_likeness(plain, name))[:4]
-    return f"param_groups.{number}: no parameter fits {wanted}; near ones are {', '.join(near)}"
+    return f"param_groups.{number}: no parameter fits {pattern}; near ones are {', '.join(near)}"
 
 
-def _likeness(wanted: str, name: str) -> float:
-    """Share of `wanted` found in the name, in order."""
-    blocks = difflib.SequenceMatcher(None, wanted, name, autojunk=False).get_matching_blocks()
-    return sum(b.size for b in blocks) / max(1, len(wanted)) - len(name) / 1e4
+def _likeness(text: str, name: str) -> float:
+    """Share of `text` found in the name, in order."""
+    blocks = difflib.SequenceMatcher(None, text, name, autojunk=False).get_matching_blocks()
+    return sum(b.size for b in blocks) / max(1, len(text)) - len(name) / 1e4

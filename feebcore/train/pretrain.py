@@ -1,4 +1,4 @@
-"""Train one model: what stage pretrain, every sweep cell and sft call."""
+"""Train one model: what stages pretrain, sweep and sft call."""
 
 from __future__ import annotations
 
@@ -12,26 +12,35 @@ import torch
 from torch import nn
 
 from feebcore.data.loader import Prefetch
+from feebcore.data.views import scores_by_source
 from feebcore.errors import FeebError, Interrupted
+from feebcore.evaluate.scorer import score_documents
 from feebcore.model import precision
 from feebcore.model.build import build_model
 from feebcore.model.counting import training_flops
 from feebcore.model.groups import param_groups
 from feebcore.model.io import load_model, save_model
 from feebcore.model.precision import execution, resolve_device, resolve_precision
-from feebcore.protocols import Batch
+from feebcore.model.transformer import Transformer
 from feebcore.train import optimizer_schedules
 from feebcore.train.callbacks import Callback, RunContext
-from feebcore.train.checkpoint import restore_model
-from feebcore.train.loop import Data, Trainer, TrainState
-from feebcore.train.lr_scaling import LRScale, TrainShape
-from feebcore.train.parallel import Parallel, make_parallel
-from feebcore.train.step import Gradients, LossModule, checkpoint_activations
-from feebcore.train.validation import make_evaluation
+from feebcore.train.checkpointing import Checkpointing
+from feebcore.train.data import Data, Repeated
+from feebcore.train.garbage_collection import GarbageCollection
+from feebcore.train.loop import Trainer
+from feebcore.train.lr_scaling import LRScale, LRScaling, TrainShape
+from feebcore.train.optimizer import Optimizer
+from feebcore.train.parallel import Strategy, make_parallel
+from feebcore.train.resume import resume
+from feebcore.train.rollback import RollbackStates
+from feebcore.train.state_tensors import restore_model
+from feebcore.train.step import GradientAccumulator, LossModule, checkpoint_activations
+from feebcore.train.validation import Validation, make_evaluation
 
 if TYPE_CHECKING:
     from feebcore.artifacts import StageOutput
     from feebcore.data.store import TokenStore
+    from feebcore.parts import Part
     from feebcore.train.config import TrainSection
 
 
@@ -61,10 +70,10 @@ def train_model(
 ) -> TrainResult:
     """Train `section` on `data` and return the model with its metrics.
 
-    folder: where checkpoints/, metrics.jsonl and model/ go. val_store: held-out text, scored whole at the end
-    (`final_score`; on `score_documents` of its documents, 0: all) and sampled every `eval_every` steps. model: continue from this module instead of a fresh one.
+    folder: where checkpoints/, metrics.jsonl and model/ go. val_store: the validation split, scored whole at the end
+    (`final_score`; on `score_documents` of its documents, 0: all) and in part every `validation_every` steps. model: continue from this module instead of a fresh one.
     checkpoint: keep state on disk and continue from it. save: write model/. name: of this run among several.
-    Raises Interrupted after saving when `out.stop_requested`; FeebError when a bad step stops the run.
+    Raises Interrupted after saving when `out.stop_requested`; Diverged when a loss spike or a non-finite step ends the run.
     """
     began = time.perf_counter()
     with contextlib.ExitStack() as stack:
@@ -84,33 +93,24 @@ def train_model(
         if run.precision == "fp8":
             precision.convert_to_fp8(model)
         optimizer_schedules.freeze(param_groups(model, frozen=True), section.param_groups)
-        gradients = Gradients(LossModule(model, objective, run.precision, device), parallel, section.micro_batch, out.log)
+        gradients = GradientAccumulator(LossModule(model, objective, run.precision, device), parallel, section.micro_batch, out.log)
         optimizer = build_optimizer(section, model)
-        schedules = (section.momentum_schedule, section.weight_decay_schedule)
-        rates = optimizer_schedules.OptimizerSchedules(
-            optimizer, section.schedule.build(section.max_steps), *(None if s is None else s.build(section.max_steps) for s in schedules)
-        )
+        multipliers = (None if part is None else part.build(total_steps=section.max_steps) for part in schedules_of(section))
+        schedules = optimizer_schedules.OptimizerSchedules(optimizer, *multipliers)  # type: ignore[arg-type]
         callbacks = {f"{i}:{part.name}": part.build() for i, part in enumerate(section.callbacks)} if parallel.is_main else {}
-        trainer = Trainer(
-            run,
-            stack.enter_context(Prefetch(data, section.prefetch)) if section.prefetch else data,
-            gradients,
-            optimizer,
-            rates,
-            callbacks,
-            evaluate=make_evaluation(section, model, val_store, gradients, lambda: out.stop_requested)
-            if val_store is not None and section.eval_every
-            else None,
-            checkpointing=checkpoint,
-            training_flops=flops_per_token * section.batch_size * section.seq_len * section.max_steps / parallel.world,
-        )
-        for callback in callbacks.values():
+        batches = stack.enter_context(Prefetch(data, section.prefetch)) if section.prefetch else data
+        trainer = Trainer(run, batches, gradients, optimizer, schedules, callbacks)
+        checkpointing = add_loop_callbacks(trainer, val_store, checkpoint)
+        for callback in (*callbacks.values(), *trainer.loop_callbacks):
             stack.callback(callback.on_close)
-        progress = trainer.train()
-        trainer.settle()
-        run.model = model = _whole(section, model, vocab_size, parallel)
-        metrics = _metrics(trainer, progress) | {
-            "flops": flops_per_token * progress.tokens,
+        whole_run = flops_per_token * section.batch_size * section.seq_len * section.max_steps / parallel.world
+        checkpointing.saved_step = resume(trainer, checkpointing.checkpointer, checkpoint, whole_run)
+        state = trainer.train()
+        ended = time.perf_counter()
+        trainer.use_eval_weights()
+        run.model = model = _whole(section, model.eval(), vocab_size, parallel)
+        metrics = _metrics(trainer) | {
+            "flops": flops_per_token * state.tokens,
             "parameters": {"total": counts.total, "non_embedding": counts.non_embedding, "matmul": counts.matmul},
         }
         if parallel.is_main:
@@ -118,24 +118,34 @@ def train_model(
                 metrics |= _score(run, val_store, callbacks, score_documents)
             if save:
                 save_model(run.folder / "model", model, section.architecture, tokenizer_folder)
-        metrics["seconds"] = round(progress.elapsed + time.perf_counter() - trainer.ended, 3)
+        metrics["seconds"] = round(state.elapsed + time.perf_counter() - ended, 3)
         metrics["wall_seconds"] = round(time.perf_counter() - began, 3)
-        for callback in callbacks.values():
+        for callback in (*callbacks.values(), *trainer.loop_callbacks):
             callback.on_end(metrics)
     return TrainResult(metrics, model)
 
 
-class Repeated:
-    """The first `number` batches of `data`, over and over: whether a model can overfit is the first question to ask."""
+def add_loop_callbacks(trainer: Trainer, val_store: TokenStore | None, checkpoint: bool) -> Checkpointing:
+    """What the engine itself does around steps, in the order in which it happens after one."""
+    section, out = trainer.section, trainer.run.out
+    checkpointing = Checkpointing(trainer, enabled=checkpoint)
+    if val_store is not None and section.validation_every:
+        evaluate = make_evaluation(section, trainer.run.model, val_store, trainer.gradients, lambda: out.stop_requested)
+        trainer.loop_callbacks += [Validation(trainer, evaluate)] if evaluate is not None else []
+    trainer.loop_callbacks.append(checkpointing)
+    if "rollback" in (section.on_nonfinite, section.on_loss_spike):
+        trainer.loop_callbacks.append(RollbackStates(trainer, checkpointing))
+    if section.gc_every:
+        trainer.loop_callbacks.append(GarbageCollection(section.gc_every))
+    return checkpointing
 
-    def __init__(self, data: Data, number: int) -> None:
-        self.data, self.number = data, number
 
-    def batch(self, step: int, rank: int = 0, world: int = 1) -> Batch:
-        return self.data.batch(step % self.number, rank, world)
+def schedules_of(section: TrainSection) -> tuple[Part, Part | None, Part | None]:
+    """Of learning rate, momentum and weight decay."""
+    return section.schedule, section.momentum_schedule, section.weight_decay_schedule
 
 
-def _whole(section: TrainSection, model: nn.Module, vocab_size: int, parallel: Parallel) -> nn.Module:
+def _whole(section: TrainSection, model: nn.Module, vocab_size: int, parallel: Strategy) -> nn.Module:
     """The model itself, or, where it is sharded, a whole one with the same weights; every rank must call this."""
     if parallel.strategy != "fsdp":
         return model
@@ -145,17 +155,19 @@ def _whole(section: TrainSection, model: nn.Module, vocab_size: int, parallel: P
     return whole.eval()
 
 
-def build_optimizer(section: TrainSection, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer part over the model's parameters by role and rule, its rates scaled by the rate rule."""
-    return optimizer_schedules.build_optimizer(section.optimizer, param_groups(model, frozen=True), section.param_groups, _rate_scale(section, model))
+def build_optimizer(section: TrainSection, model: nn.Module) -> Optimizer:
+    """The optimizer part over the model's parameters by role and override, with scaled learning rates."""
+    return optimizer_schedules.build_optimizer(section.optimizer, param_groups(model, frozen=True), section.param_groups, _lr_scale(section, model))
 
 
-def _rate_scale(section: TrainSection, model: nn.Module) -> LRScale:
+def _lr_scale(section: TrainSection, model: nn.Module) -> LRScale:
     if section.lr_scaling is None:
         return LRScale()
-    sizes = getattr(model, "config", None)
+    sizes = model.config if isinstance(model, Transformer) else None
+    d_model, num_layers = (sizes.d_model, sizes.num_layers) if sizes else (0, 0)
     tokens = section.batch_size * section.seq_len
-    return section.lr_scaling.build()(TrainShape(getattr(sizes, "d_model", 0), getattr(sizes, "num_layers", 0), tokens, section.max_steps))
+    scaling: LRScaling = section.lr_scaling.build()
+    return scaling(TrainShape(d_model, num_layers, tokens, section.max_steps))
 
 
 def _fresh_model(section: TrainSection, vocab_size: int, device: torch.device) -> nn.Module:
@@ -171,38 +183,37 @@ def _fresh_model(section: TrainSection, vocab_size: int, device: torch.device) -
     return model
 
 
-def _metrics(trainer: Trainer, progress: TrainState) -> dict[str, Any]:
-    share = progress.waited_seconds / progress.timed_seconds if progress.timed_seconds else None
+def _metrics(trainer: Trainer) -> dict[str, Any]:
+    state = trainer.state
+    share = state.waited_seconds / state.timed_seconds if state.timed_seconds else None
     metrics: dict[str, Any] = {
-        "steps": progress.step,
-        "tokens": progress.tokens,
-        "final_loss": sum(progress.recent) / max(1, len(progress.recent)),
-        "tokens_per_second": round(progress.timed_tokens / progress.timed_seconds, 1) if progress.timed_seconds else None,
+        "steps": state.step,
+        "tokens": state.tokens,
+        "final_loss": sum(state.recent) / max(1, len(state.recent)),
+        "tokens_per_second": round(state.timed_tokens / state.timed_seconds, 1) if state.timed_seconds else None,
         "precision": trainer.run.precision,
         "compiled": trainer.gradients.compiled,
         "data_wait_share": None if share is None else round(share, 5),
     }
     if trainer.parallel.world > 1:
         metrics |= {"ranks": trainer.parallel.world, "strategy": trainer.parallel.strategy}
-    told = {"bad_steps": progress.bad_steps, "rolled_back": progress.rolled_back}
-    return metrics | {name: steps for name, steps in told.items() if steps}
+    anomalies = {"anomalous_steps": state.anomalous_steps, "rolled_back": state.rolled_back}
+    return metrics | {name: steps for name, steps in anomalies.items() if steps}
 
 
 def _score(run: RunContext, store: TokenStore, callbacks: dict[str, Callback], max_documents: int = 0) -> dict[str, Any]:
     """The validation split (or max_documents of it) by the one definition of bits per byte; of the whole split also each source by itself."""
-    from feebcore.data.views import scores_by_source
-    from feebcore.evaluate.scorer import score_documents
 
-    def told(done: float, total: float) -> None:
-        run.out.progress(done, total, "tokens", f"{run.name} held-out score".strip())
+    def progress(done: float, total: float) -> None:
+        run.out.progress(done, total, "tokens", f"{run.name} final validation".strip())
         if run.out.stop_requested:
-            raise Interrupted("stopped while scoring the held-out text; run the same command again to continue")
+            raise Interrupted("stopped during the final validation; run the same command again to continue")
 
     section = run.section
-    stride = section.eval_stride or max(1, section.seq_len // 2)
-    documents = score_documents(run.model, store, section.seq_len, stride, run.device, run.precision, told, max_documents or None)  # type: ignore[arg-type]
+    stride = section.validation_stride or max(1, section.seq_len // 2)
+    documents = score_documents(run.model, store, section.seq_len, stride, run.device, run.precision, progress, max_documents or None)  # type: ignore[arg-type]
     score = documents.total()
     for callback in callbacks.values():
-        callback.on_eval(run.step, {"loss": score.loss, "bits_per_byte": score.bits_per_byte, "whole_split": not max_documents})
+        callback.on_validation(run.step, {"loss": score.loss, "bits_per_byte": score.bits_per_byte, "whole_split": not max_documents})
     sources = {name: one.bits_per_byte for name, one in scores_by_source(store, documents).items()} if not max_documents else {}
     return {"val_bits_per_byte": score.bits_per_byte, "val_loss": score.loss} | ({"val_bits_per_byte_by_source": sources} if sources else {})

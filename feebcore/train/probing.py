@@ -1,7 +1,7 @@
-"""How a probe looks at a model while it is trained: a forward pass of its own, on the same windows every time.
+"""How a probe runs the model during training: a forward pass of its own, on the same sequences every time.
 
 The pass is without gradients, eager, in evaluation mode and in the run's precision; hooks stay only as long as it
-takes. So the training's compiled code, its random numbers and its weights never see that anyone looked.
+takes. So the training's compiled code, its random numbers and its weights are not affected.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ EDGES = (0.01, 0.1, 1.0, 10.0, 100.0)
 
 
 @contextlib.contextmanager
-def looking(run: RunContext) -> Iterator[nn.Module]:
+def eval_mode(run: RunContext) -> Iterator[nn.Module]:
     """The run's model for forward passes inside; afterwards it is as it was."""
     was_training = run.model.training
     run.model.eval()
@@ -37,8 +37,8 @@ def looking(run: RunContext) -> Iterator[nn.Module]:
         run.model.train(was_training)
 
 
-def first_windows(run: RunContext, number: int) -> Batch:
-    """The first windows of the run's first batch, on its device: rows of tokens [B,T] and what belongs to them."""
+def first_sequences(run: RunContext, number: int) -> Batch:
+    """The first sequences of the run's first batch, on its device: rows of tokens [B,T] and what belongs to them."""
     batch = run.data.batch(0)
     fields = {f.name: getattr(batch, f.name) for f in dataclasses.fields(Batch)}
     return Batch(**{k: None if v is None else v[:number].to(run.device) for k, v in fields.items()})  # type: ignore[arg-type]
@@ -49,7 +49,7 @@ def forward(model: nn.Module, batch: Batch, **options: Any) -> ModelOutput:
 
 
 def layer_of(name: str) -> str:
-    """Where a parameter belongs: 'stack.blocks.3.attention.qkv.weight' to 'stack.blocks.3', 'head.weight' to 'lm_head'."""
+    """Where a parameter belongs: 'stack.blocks.3.attention.qkv.weight' to 'stack.blocks.3', 'lm_head.weight' to 'lm_head'."""
     numbered = re.match(r"(?:.*?\.)??\d+(?=\.)", name)
     return numbered.group() if numbered else name.partition(".")[0]
 
@@ -104,11 +104,11 @@ def find_places(model: Transformer) -> Places:
         depth = model.make_stack(keep)
     names = {id(module): name for name, module in depth.named_modules()}
 
-    def found(kind: str) -> list[str | None]:
+    def names_of(kind: str) -> list[str | None]:
         return [names.get(id(module)) for module in made[kind]]
 
-    blocks = {name: layer for name, layer in zip(found("block"), layers, strict=True) if name is not None}
-    attention, feedforward, norms = ({name for name in found(kind) if name is not None} for kind in ("attention", "feedforward", "norm"))
+    blocks = {name: layer for name, layer in zip(names_of("block"), layers, strict=True) if name is not None}
+    attention, feedforward, norms = ({name for name in names_of(kind) if name is not None} for kind in ("attention", "feedforward", "norm"))
     return Places(blocks, attention, feedforward, norms)
 
 
@@ -142,11 +142,11 @@ class StreamWatch:
 
     def _before(self, module: nn.Module, call: Any) -> None:
         hook = lambda m, args, kwargs: call(_tensor((args, kwargs)))  # noqa: E731
-        self._handles.append(module.register_forward_pre_hook(lambda *given: hook(*given) and None, with_kwargs=True))
+        self._handles.append(module.register_forward_pre_hook(lambda *arguments: hook(*arguments) and None, with_kwargs=True))
 
     def _after(self, module: nn.Module, call: Any) -> None:
         hook = lambda m, args, kwargs, result: call(_tensor((args, kwargs)), _tensor(result))  # noqa: E731
-        self._handles.append(module.register_forward_hook(lambda *given: hook(*given) and None, with_kwargs=True))
+        self._handles.append(module.register_forward_hook(lambda *arguments: hook(*arguments) and None, with_kwargs=True))
 
     def _enter_block(self, x: Tensor, layer: int) -> None:
         self._open.append(_Pass(BlockCall(layer, size_of(x)), [x]))
@@ -157,11 +157,11 @@ class StreamWatch:
         self.calls.append(call)
 
     def _read(self, x: Tensor) -> None:
-        here = self._open[-1]
-        stream = next((of for result, of in here.normed if result is x), x)
-        if not any(stream is known for known in here.streams):
-            here.streams.append(stream)
-            here.call.between.append(size_of(stream))
+        current = self._open[-1]
+        stream = next((of for result, of in current.normed if result is x), x)
+        if not any(stream is known for known in current.streams):
+            current.streams.append(stream)
+            current.call.between.append(size_of(stream))
 
 
 @dataclasses.dataclass
@@ -176,10 +176,10 @@ class _Pass:
 
 def _tensor(value: Any) -> Tensor:
     """The first tensor in nested arguments or results."""
-    found = next(_tensors(value), None)
-    if found is None:
+    tensor = next(_tensors(value), None)
+    if tensor is None:
         raise TypeError("a block part was called with, or returned, no tensor")
-    return found
+    return tensor
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -1,38 +1,25 @@
-"""The tensors of a training state by name: of the model, of the optimizer; whole, or this rank's part of them."""
+"""The tensors of a training state by name, model and optimizer: whole tensors or this rank's shards."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from feebcore.errors import ArtifactError
-from feebcore.train.parallel import is_sharded
-from feebcore.train.tensor_files import Region, TensorFiles
-
-
-def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and persistent buffers, each storage once (tied weights under their first name)."""
-    yield from model.named_parameters()
-    persistent = model.state_dict(keep_vars=True)
-    for name, buffer in model.named_buffers():
-        if name in persistent:
-            yield name, buffer
-
-
-def model_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """What a checkpoint keeps of the model."""
-    return {name: t.detach() for name, t in named_tensors(model)}
+from feebcore.model.tensors import named_tensors
+from feebcore.train.dtensor import ShardSpec, as_sharded, is_sharded, local_shard, shard_spec
+from feebcore.train.tensor_files import TensorFiles
 
 
 def restore_model(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Copy whole tensors, or tensors sharded as the model is, into the model in place. Raises ArtifactError when names or
     shapes differ."""
-    named = dict(named_tensors(model))
+    named = named_tensors(model)
     check_names(named, set(tensors))
     with torch.no_grad():
         for name, target in named.items():
@@ -87,54 +74,35 @@ def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensor
 # --- sharded -------------------------------------------------------------------------------------------------------
 
 
-def region_of(tensor: Any) -> Region:
-    """Where this rank's part of a sharded tensor lies; along the sharded dimension ranks hold ceil(n / world) rows each, the last fewer."""
-    local = tensor.to_local()
-    offset = [0] * tensor.dim()
-    for dim, placement in enumerate(tensor.placements):
-        if placement.is_shard():
-            rows = tensor.shape[placement.dim]
-            each = -(-rows // tensor.device_mesh.size(dim))
-            offset[placement.dim] = min(rows, tensor.device_mesh.get_local_rank(dim) * each)
-    return Region(tuple(tensor.shape), tuple(offset), tuple(local.shape))
+def checkpoint_shard(tensor: Tensor, parameter: Tensor | None = None) -> tuple[Tensor, ShardSpec | None, bool]:
+    """What this rank writes of `tensor`: its shard, the shard's place (None: the tensor is whole, the same on all ranks), and
+    whether the shard is a plain tensor.
 
-
-def own_part(tensor: Tensor, beside: Tensor | None = None) -> tuple[Tensor, Region | None, bool]:
-    """This rank's part of `tensor`, its place (None: whole, the same on all ranks), and whether the part is a plain tensor.
-
-    beside: the parameter that it belongs to; a plain tensor of the shape of that one's slice is a slice too.
+    parameter: the one that the tensor belongs to; a plain tensor with the shape of that one's shard is a shard too.
     """
     if is_sharded(tensor):
         placements = tensor.placements  # type: ignore[attr-defined]
         if len(placements) == 1 and placements[0].is_shard():
-            return tensor.to_local(), region_of(tensor), False  # type: ignore[attr-defined]
+            return local_shard(tensor), shard_spec(tensor), False
         return tensor.full_tensor(), None, False  # type: ignore[attr-defined]
-    if beside is not None and is_sharded(beside) and tensor.dim() and tensor.shape == beside.to_local().shape:  # type: ignore[attr-defined]
-        return tensor, region_of(beside), True
+    if parameter is not None and is_sharded(parameter) and tensor.dim() and tensor.shape == local_shard(parameter).shape:
+        return tensor, shard_spec(parameter), True
     return tensor, None, False
 
 
 def read_into(files: TensorFiles, name: str, target: Tensor) -> None:
-    """Fill `target`, or this rank's part of it. Raises ArtifactError when its shape is another."""
+    """Fill `target`, or this rank's shard of it. Raises ArtifactError when its shape is another."""
     check_shape(name, tuple(target.shape), files.shape(name))
     with torch.no_grad():
-        if is_sharded(target):
-            target.to_local().copy_(files.read(name, region_of(target)))  # type: ignore[attr-defined]
-        else:
-            target.copy_(files.read(name))
+        local_shard(target).copy_(files.read(name, shard_spec(target) if is_sharded(target) else None))
 
 
-def read_beside(files: TensorFiles, name: str, parameter: Tensor | None) -> Tensor:
+def read_like(files: TensorFiles, name: str, parameter: Tensor | None) -> Tensor:
     """A tensor that belongs to `parameter`: sharded as that one is, where it has its shape."""
     if parameter is None or not is_sharded(parameter) or files.shape(name) != tuple(parameter.shape):
         return files.read(name)
-    own = files.read(name, region_of(parameter)).to(parameter.device)
-    if files.is_local(name):
-        return own
-    from torch.distributed.tensor import DTensor
-
-    mesh, placements = parameter.device_mesh, parameter.placements  # type: ignore[attr-defined]
-    return DTensor.from_local(own, mesh, placements, run_check=False, shape=parameter.shape, stride=parameter.stride())
+    shard = files.read(name, shard_spec(parameter)).to(parameter.device)
+    return shard if files.is_local(name) else as_sharded(shard, parameter)
 
 
 def _is_plain(value: Any) -> bool:

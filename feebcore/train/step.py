@@ -6,7 +6,6 @@ import collections
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +13,10 @@ from torch.utils.checkpoint import checkpoint
 
 from feebcore.errors import FeebError
 from feebcore.model.precision import autocast
+from feebcore.model.tensors import blocks_of
 from feebcore.protocols import Batch, Objective
 from feebcore.train import compilation
-from feebcore.train.parallel import Parallel
+from feebcore.train.parallel import Strategy
 
 Sums = tuple[Tensor, Tensor, dict[str, Tensor]]
 
@@ -37,32 +37,32 @@ class LossModule(nn.Module):
         return output.loss_sum, output.count, output.metrics
 
 
-class Gradients:
-    """Adds up the gradient of one batch. size: windows held at once; 0: this rank's whole batch, or what fits in memory."""
+class GradientAccumulator:
+    """Adds up the gradient of one batch. size: sequences held at once; 0: this rank's whole batch, or what fits in memory."""
 
-    def __init__(self, module: LossModule, parallel: Parallel, size: int, log: Callable[[str], None]) -> None:
+    def __init__(self, module: LossModule, parallel: Strategy, size: int, log: Callable[[str], None]) -> None:
         self.module, self.parallel, self.size, self.log = module, parallel, size, log
         self.wrapped = parallel.wrap(module)
         self.forward: Callable[..., Sums] = self.wrapped
         self.compiled = False
-        self.proven = False  # forward and backward have run once
+        self.warmed_up = False  # forward and backward have run once
 
     def compile(self) -> None:
         self.compiled, self.forward = True, self.parallel.compile(self.wrapped, lambda forward: compilation.compiled(forward))
 
     def add(self, batch: Batch, divisor: float, seed: int) -> Sums:
         """Backward of loss_sum / divisor through the batch; returns the sums. A compile that fails, or memory that runs out
-        in the first step, is put right and told; later ones are errors."""
+        in the first step, is handled and logged; later ones are errors."""
         while True:
             try:
-                found = self._add(batch, divisor, seed)
+                sums = self._add(batch, divisor, seed)
             except Exception as error:
-                if self.proven or not (self._smaller(batch, error) or self._uncompiled(error)):
+                if self.warmed_up or not (self._smaller(batch, error) or self._uncompiled(error)):
                     raise
                 self.module.zero_grad(set_to_none=True)
                 continue
-            self.proven = True
-            return found
+            self.warmed_up = True
+            return sums
 
     def _add(self, batch: Batch, divisor: float, seed: int) -> Sums:
         torch.manual_seed(seed)
@@ -84,11 +84,11 @@ class Gradients:
             return False
         size = self.size or len(batch.tokens)
         if size == 1:
-            raise FeebError("not one window fits in memory; lower seq_len or the model's size, or set activation_checkpointing: true") from error
+            raise FeebError("not one sequence fits in memory; lower seq_len or the model's size, or set activation_checkpointing: true") from error
         if self.parallel.world > 1:  # ranks must agree; this one cannot speak for the others
-            raise FeebError(f"{size} windows do not fit in the memory of rank {self.parallel.rank}; set micro_batch to {size // 2} or less") from error
+            raise FeebError(f"{size} sequences do not fit in the memory of rank {self.parallel.rank}; set micro_batch to {size // 2} or less") from error
         self.size = next(s for s in range(size // 2, 0, -1) if len(batch.tokens) % s == 0)
-        self.log(f"{size} windows at once do not fit in memory; going on with micro_batch: {self.size}")
+        self.log(f"{size} sequences at once do not fit in memory; continuing with micro_batch: {self.size}")
         if self.module.device.type == "cuda":
             torch.cuda.empty_cache()
         return True
@@ -102,7 +102,7 @@ class Gradients:
 
 
 def micro_batches(batch: Batch, size: int, device: torch.device) -> Iterator[Batch]:
-    """The batch in slices of `size` windows, on the device."""
+    """The batch in slices of `size` sequences, on the device."""
     for i in range(0, len(batch.tokens), size):
         fields = {f.name: getattr(batch, f.name) for f in dataclasses.fields(Batch)}
         cut = {k: None if v is None else v[i : i + size].to(device, non_blocking=True) for k, v in fields.items()}
@@ -124,9 +124,3 @@ def checkpoint_activations(model: nn.Module) -> int:
     for block in blocks:
         block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
     return len(blocks)
-
-
-def blocks_of(model: Any) -> list[nn.Module]:
-    """The residual blocks of a transformer: the members of the lists that `model.stack` itself holds, each once."""
-    lists = [m for m in getattr(model, "stack", nn.Module()).children() if isinstance(m, nn.ModuleList)]
-    return list(dict.fromkeys(block for one in lists for block in one))

@@ -1,4 +1,4 @@
-"""Named tensors in safetensors files, whole or in pieces: each rank writes what it holds, anyone reads any region.
+"""Named tensors in safetensors files, whole or in pieces: each rank writes what it holds, anyone reads any block.
 
 A file is written in one pass that hashes on the way, without a copy in memory. A piece is a block of a tensor at an
 offset; which pieces make a tensor is said in an index that the caller keeps (JSON), so that a run of any number of ranks
@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from feebcore.errors import ArtifactError
+from feebcore.train.dtensor import ShardSpec
 
 DTYPES = {
     torch.float64: "F64",
@@ -74,80 +74,56 @@ def check_file(path: Path, entry: Mapping[str, Any]) -> None:
             raise ArtifactError(f"{path.name} was altered: its SHA-256 is wrong")
 
 
-@dataclass(frozen=True)
-class Region:
-    """A block of a tensor of `whole` shape: where it begins and its extent, an entry a dimension."""
-
-    whole: tuple[int, ...]
-    offset: tuple[int, ...]
-    shape: tuple[int, ...]
-
-    @classmethod
-    def all_of(cls, shape: Sequence[int]) -> Region:
-        return cls(tuple(shape), (0,) * len(shape), tuple(shape))
-
-    def overlap(self, other: Region) -> tuple[tuple[slice, ...], tuple[slice, ...]] | None:
-        """What both have, as indices into this one and into the other; None when nothing."""
-        mine, theirs = [], []
-        for a, n, b, m in zip(self.offset, self.shape, other.offset, other.shape, strict=True):
-            low, high = max(a, b), min(a + n, b + m)
-            if low >= high:
-                return None
-            mine.append(slice(low - a, high - a))
-            theirs.append(slice(low - b, high - b))
-        return tuple(mine), tuple(theirs)
-
-
 class TensorFiles:
     """One named group of tensors, opened. files: of all ranks that wrote. index: `{name: {"shape": […], "offsets": {file
     name: […]}}}` of the tensors that are in pieces; others are whole, in one file."""
 
     def __init__(self, files: Sequence[Path], index: Mapping[str, Any]) -> None:
         self._index = index
-        self._places: dict[str, list[tuple[Any, Region]]] = {}
+        self._pieces: dict[str, list[tuple[Any, ShardSpec]]] = {}
         for path in files:
             try:
                 handle = safe_open(path, "pt")
                 for name in handle.keys():  # noqa: SIM118 (no mapping)
                     shape = tuple(handle.get_slice(name).get_shape())
                     entry = index.get(name)
-                    region = Region(tuple(entry["shape"]), tuple(entry["offsets"][path.name]), shape) if entry else Region.all_of(shape)
-                    self._places.setdefault(name, []).append((handle, region))
+                    spec = ShardSpec(tuple(entry["shape"]), tuple(entry["offsets"][path.name]), shape) if entry else ShardSpec.full(shape)
+                    self._pieces.setdefault(name, []).append((handle, spec))
             except (SafetensorError, KeyError, TypeError) as error:
                 raise ArtifactError(f"{path.name} is no file of this checkpoint: {error}") from None
 
     def names(self) -> set[str]:
-        return set(self._places)
+        return set(self._pieces)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Of the whole tensor."""
-        return self._places[name][0][1].whole
+        return self._pieces[name][0][1].global_shape
 
     def is_local(self, name: str) -> bool:
         """Whether each rank held it as a plain tensor of its slice."""
         return bool(self._index.get(name, {}).get("local"))
 
-    def read(self, name: str, region: Region | None = None) -> Tensor:
-        """A tensor of its own with what is in `region` (default: all). Raises ArtifactError when a piece of it is missing."""
-        places = self._places[name]
-        region = region or Region.all_of(self.shape(name))
-        if len(places) == 1 and places[0][1] == region:
-            return places[0][0].get_tensor(name).clone()  # not a window on the file, which may go
-        found, filled = None, 0
-        for handle, piece in places:
-            both = region.overlap(piece) if region.shape else ((), ())
-            if both is None and found is not None:
+    def read(self, name: str, spec: ShardSpec | None = None) -> Tensor:
+        """A tensor of its own with what `spec` covers (default: everything). Raises ArtifactError when a piece of it is missing."""
+        pieces = self._pieces[name]
+        spec = spec or ShardSpec.full(self.shape(name))
+        if len(pieces) == 1 and pieces[0][1] == spec:
+            return pieces[0][0].get_tensor(name).clone()  # not a window on the file, which may go
+        result, filled = None, 0
+        for handle, piece in pieces:
+            both = spec.overlap(piece) if spec.shape else ((), ())
+            if both is None and result is not None:
                 continue
-            content = handle.get_slice(name)[both[1] if both else tuple(slice(0, 0) for _ in region.shape)] if region.shape else handle.get_tensor(name)
-            if found is None:
-                found = torch.empty(region.shape, dtype=content.dtype)
+            content = handle.get_slice(name)[both[1] if both else tuple(slice(0, 0) for _ in spec.shape)] if spec.shape else handle.get_tensor(name)
+            if result is None:
+                result = torch.empty(spec.shape, dtype=content.dtype)
             if both:
-                found[both[0]] = content
+                result[both[0]] = content
                 filled += content.numel()
-        assert found is not None
-        if filled != found.numel():
-            raise ArtifactError(f"{name}: {found.numel() - filled} of {found.numel()} values are in no file")
-        return found
+        assert result is not None
+        if filled != result.numel():
+            raise ArtifactError(f"{name}: {result.numel() - filled} of {result.numel()} values are in no file")
+        return result
 
 
 def _bytes(tensor: Tensor) -> Any:

@@ -1,4 +1,4 @@
-"""A cheap look at held-out text while training: the same few windows every time, in eager mode."""
+"""Validation while training: the loss on the same few sequences every time, in eager mode."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ import torch
 
 from feebcore.errors import DataError
 from feebcore.protocols import Batch
-from feebcore.train.step import Gradients, micro_batches
+from feebcore.train.callbacks import LoopCallback
+from feebcore.train.loop import Trainer
+from feebcore.train.step import GradientAccumulator, micro_batches
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,25 +23,56 @@ if TYPE_CHECKING:
     from feebcore.train.config import TrainSection
 
 
-class LeftEarly(Exception):
-    """A look at held-out text was cut short because the run is asked to stop."""
+class ValidationInterrupted(Exception):
+    """A validation was cut short because the run is asked to stop."""
+
+
+class Validation(LoopCallback):
+    """Every `validation_every` steps `evaluate(forward)` with the weights for evaluation; its metrics go to the recipe's callbacks.
+
+    A validation that a stop cuts short is done again when the run resumes.
+    """
+
+    def __init__(self, trainer: Trainer, evaluate: Callable[[Callable[..., Any]], dict[str, float]]) -> None:
+        self.trainer, self.evaluate = trainer, evaluate
+
+    def on_step_end(self, step: int, metrics: dict[str, Any]) -> None:
+        section, state = self.trainer.section, self.trainer.state
+        state.validation_due = step % section.validation_every == 0 and step < section.max_steps
+        if state.validation_due:
+            self.validate()
+
+    def validate(self) -> None:
+        trainer, state, out = self.trainer, self.trainer.state, self.trainer.run.out
+        try:
+            with trainer.eval_weights():
+                metrics = self.evaluate(trainer.gradients.wrapped)
+        except ValidationInterrupted:
+            trainer.stopping = True
+            return
+        state.validation_due = False
+        state.validation = (state.step, metrics["loss"])
+        for callback in trainer.callbacks.values():
+            callback.on_validation(state.step, metrics)
+        trainer.stopping = trainer.parallel.any(out.stop_requested) or trainer.stopping
 
 
 def make_evaluation(
-    section: TrainSection, model: nn.Module, store: TokenStore, gradients: Gradients, stop_requested: Callable[[], bool]
+    section: TrainSection, model: nn.Module, store: TokenStore, gradients: GradientAccumulator, stop_requested: Callable[[], bool]
 ) -> Callable[[Callable[..., Any]], dict[str, float]] | None:
-    """`evaluate(forward)` on about `eval_tokens` tokens evenly spaced over the split; None when it has no whole window.
+    """`evaluate(forward)` on about `validation_tokens` tokens evenly spaced over the split; None when it has no whole sequence.
 
     loss: nats per target. bits_per_byte: estimated with the split's own bytes per token; the final score is exact.
-    Ranks look at a share of the windows each and agree on the result. Raises LeftEarly, on every rank, once `stop_requested`.
+    Ranks evaluate a share of the sequences each and agree on the result. Raises ValidationInterrupted, on every rank, once
+    `stop_requested`.
     """
     parallel, device = gradients.parallel, gradients.module.device
     try:
         packing = section.packing.build(store, section.seq_len)
     except DataError:
         return None
-    wanted = max(1, min(packing.num_sequences, section.eval_tokens // section.seq_len))
-    packed = packing.sequences(np.unique(np.linspace(0, packing.num_sequences - 1, wanted).round().astype(np.int64)))
+    number = max(1, min(packing.num_sequences, section.validation_tokens // section.seq_len))
+    packed = packing.sequences(np.unique(np.linspace(0, packing.num_sequences - 1, number).round().astype(np.int64)))
     tokens = torch.from_numpy(packed.tokens.astype(np.int64))
     optional = [None if a is None else torch.from_numpy(a) for a in (packed.mask, packed.doc_ids, packed.positions)]
     whole = Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), *optional)
@@ -55,7 +88,7 @@ def make_evaluation(
         for part in micro_batches(batch, rows, device):
             if parallel.any(stop_requested()):
                 model.train(was_training)
-                raise LeftEarly
+                raise ValidationInterrupted
             loss_sum, targets, metrics = forward(part.tokens, part.targets, part.mask, part.doc_ids, part.positions)
             nats += float(metrics.get("nats", loss_sum))
             count += float(targets)

@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch.optim.adamw import adamw
 
-from feeb_optim.configs import AdamWConfig
+from feeb_optim.elementwise import gradients_of, shards_of, state_of
 from feeb_optim.role_groups import adamw_group, can_fuse
-from feeb_optim.sharding import gradients_of, local, locals_of, state_of
+from feeb_optim.roles import AdamWConfig
 from feebcore.protocols import ParamGroup
+from feebcore.train.dtensor import local_shard
+from feebcore.train.optimizer import Optimizer
 
 
 def groups_of(config: AdamWConfig, groups: list[ParamGroup], **options: Any) -> list[dict[str, Any]]:
@@ -20,7 +22,7 @@ def groups_of(config: AdamWConfig, groups: list[ParamGroup], **options: Any) -> 
     return [adamw_group(config, g, by_matrix=g.role == "matrix", fused=fused, **(options if g.role == "matrix" else {})) for g in groups]
 
 
-class MatrixOptimizer(torch.optim.Optimizer):
+class MatrixOptimizer(Optimizer):
     """Groups with by_matrix hold matrices [..., R, C] (leading dimensions are a batch) for `matrix_step`."""
 
     def matrix_step(self, group: dict[str, Any], parameters: list[Any]) -> None:
@@ -37,9 +39,9 @@ class MatrixOptimizer(torch.optim.Optimizer):
     def _adamw(self, group: dict[str, Any], parameters: list[Any]) -> None:
         for p in parameters:
             if "step" not in self.state[p]:
-                self.state[p]["step"] = torch.zeros((), device=local(p).device if local(p).is_cuda else None)
+                self.state[p]["step"] = torch.zeros((), device=local_shard(p).device if local_shard(p).is_cuda else None)
         adamw(
-            locals_of(parameters),
+            shards_of(parameters),
             gradients_of(parameters),
             state_of(self, parameters, "exp_avg"),
             state_of(self, parameters, "exp_avg_sq"),

@@ -1,31 +1,31 @@
-"""What probes have in common: when they look, and their file of rows, probes/<name>.jsonl in the run's folder."""
+"""What probes have in common: when they measure, and their file of rows, probes/<name>.jsonl in the run's folder."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-from pathlib import Path
 from typing import Any
 
-from feeb_tracking.metrics import keep_until
-from feebcore.files import explain
+from feeb_tracking.row_files import append, keep_until
+from feebcore.protocols import BuildContext
 from feebcore.train.callbacks import Callback, RunContext
 
 FOLDER = "probes"
 
 
 class Probe(Callback):
-    """Writes `look(step)` every `every` steps and after the last one; a probe of the model also before the first.
+    """Writes `measure(step)` every `every` steps and after the last one; a probe of the model also before the first.
 
     Each step has one row, whatever kills and resumes lie between. State: none, unless a subclass has some.
     """
 
     name: str
-    of_model = True  # it runs the model, so the whole model must be here
+    of_model = True  # it runs the model, so the model must be whole
 
-    def __init__(self, every: int) -> None:
-        self.every = every
+    def __init__(self, config: Any, context: BuildContext) -> None:
+        super().__init__(config, context)
+        self.every: int = config.every
         self.active = True
 
     def on_start(self, run: RunContext) -> None:
@@ -35,48 +35,40 @@ class Probe(Callback):
         keep_until(self.path, run.step or -1)  # a row of step 0 is made anew
         self.active = not (self.of_model and is_sharded(run))
         if not self.active:
-            run.out.log(f"callback {self.name}: the model is in parts (parallel.strategy: fsdp), so it looks at the end only")
+            run.out.log(f"callback {self.name}: the model is sharded (parallel.strategy: fsdp), so it measures at the end only")
         elif self.of_model and run.step == 0:
-            self.write(0, self.look(0))
+            self.write(0, self.measure(0))
 
     def due(self, step: int) -> bool:
         return self.active and (step % self.every == 0 or step == self.run.section.max_steps)
 
     def on_step_end(self, step: int, metrics: dict[str, Any]) -> None:
         if self.due(step):
-            self.write(step, self.look(step))
+            self.write(step, self.measure(step))
 
     def on_end(self, metrics: dict[str, Any]) -> None:
         if not self.active and self.of_model:  # by now one process has the whole model
             keep_until(self.path, self.run.step - 1)
-            self.write(self.run.step, self.look(self.run.step))
+            self.write(self.run.step, self.measure(self.run.step))
 
     def on_save(self, step: int) -> None:
         if self.path.exists():
             with open(self.path, "rb") as stream:
                 os.fsync(stream.fileno())
 
-    def look(self, step: int) -> dict[str, Any]:
-        """What there is to see after `step` steps: JSON values, floats in any precision."""
+    def measure(self, step: int) -> dict[str, Any]:
+        """Values after `step` steps: JSON values, floats in any precision."""
         raise NotImplementedError
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         row = rounded({"step": step} | values)
         append(self.path, json.dumps(row) + "\n")
-        self.run.tell(self.name, step, {k: v for k, v in row.items() if k != "step"})
+        self.run.publish(self.name, step, {k: v for k, v in row.items() if k != "step"})
 
 
 def is_sharded(run: RunContext) -> bool:
     """Whether weights are spread over ranks: no rank can run the model alone."""
     return run.section.parallel.strategy == "fsdp"
-
-
-def append(path: Path, text: str) -> None:
-    try:
-        with open(path, "a", encoding="utf-8") as stream:
-            stream.write(text)
-    except OSError as error:
-        raise explain(error, path) from error
 
 
 def rounded(value: Any) -> Any:

@@ -1,23 +1,25 @@
-"""Rows of the training log: every `every` steps the mean loss since the last row, and what held at that step."""
+"""Rows of the training log: the mean loss since the last row every `every` steps, and the metrics of that step."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
-from feeb_tracking import MetricsConfig
+from feeb_tracking.options import LogConfig
+from feebcore.protocols import BuildContext
 from feebcore.train.callbacks import Callback, RunContext, make_row
 
 
 class RowLogger(Callback):
     """Calls `write(row)` for every row. State: what has been summed since the last row.
 
-    loss, and nats where the objective tells those of the next token: means over the steps since the last row, per target. data_wait: seconds of these steps spent waiting for
-    data. tokens: all so far. elapsed: seconds in the loop so far. Rows of held-out looks have split 'validation'.
+    loss, and nats where the objective reports the next token's: means over the steps since the last row, per target. data_wait:
+    seconds of these steps spent waiting for data. tokens: all so far. elapsed: seconds in the loop so far. Rows of validations
+    have split 'validation'.
     """
 
-    def __init__(self, config: MetricsConfig) -> None:
-        self.config = config
+    def __init__(self, config: LogConfig, context: BuildContext) -> None:
+        super().__init__(config, context)
         self.sums = zero_sums(0)
 
     def on_start(self, run: RunContext) -> None:
@@ -41,7 +43,7 @@ class RowLogger(Callback):
             self.write(make_row(step, "train", shown | means))
             self.sums = zero_sums(metrics["tokens"])
 
-    def on_eval(self, step: int, metrics: dict[str, Any]) -> None:
+    def on_validation(self, step: int, metrics: dict[str, Any]) -> None:
         self.write(make_row(step, "validation", metrics))
 
     def state_dict(self) -> dict[str, Any]:

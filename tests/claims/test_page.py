@@ -24,7 +24,7 @@ pretrain:
   batch_size: 4
   max_steps: 6
   log_every: 3
-  eval_every: 3
+  validation_every: 3
   compile: "off"
   device: cpu
   threads: 1

@@ -25,7 +25,7 @@ pretrain:
   seq_len: 32
   batch_size: 4
   max_steps: 16
-  eval_every: 0
+  validation_every: 0
   checkpoint_every: 0
   precision: fp32
   threads: 1

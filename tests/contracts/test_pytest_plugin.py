@@ -11,12 +11,12 @@ from pathlib import Path
 PLUGIN = """
 import feebcore as feeb
 
-def late(config, total):
-    return lambda step: min(1.0, step / 10 if total > 5 else 1.0)
+def late(config, context):
+    return lambda step: min(1.0, step / 10 if context.total_steps > 5 else 1.0)
 
 @feeb.hookimpl
 def feeb_schedules():
-    yield feeb.ScheduleSpec("sound", build=lambda config, total: lambda step: max(0.0, 1 - step / total), summary="Falls in a line.")
+    yield feeb.ScheduleSpec("sound", build=lambda config, context: lambda step: max(0.0, 1 - step / context.total_steps), summary="Falls in a line.")
     yield feeb.ScheduleSpec("from_zero", build=late, summary="Begins at a rate of zero in long runs.")
 """
 
@@ -25,7 +25,7 @@ from feebcore.testing.pytest_plugin import contract
 
 test_sound = contract("schedules/sound", plugin="../two_schedules.py")
 test_from_zero = contract("schedules/from_zero", plugin="../two_schedules.py")
-test_with_options = contract("processors/top_k", k=3)
+test_with_options = contract("logits_processors/top_k", k=3)
 """
 
 

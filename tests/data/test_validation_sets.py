@@ -23,7 +23,7 @@ PRETRAIN = {
     "seq_len": 32,
     "batch_size": 4,
     "max_steps": 4,
-    "eval_every": 0,
+    "validation_every": 0,
     "checkpoint_every": 0,
     "log_every": 1,
     "threads": 1,

@@ -11,11 +11,12 @@ from torch import Tensor
 from feeb_models.stacks.patches import ends_words
 from feebcore.model.build import build_model
 from feebcore.model.context import ForwardContext
+from feebcore.model.tensors import blocks_of
 from feebcore.parts import resolve_part
 from feebcore.testing import candidate
 from feebcore.testing.framework import iterate
 from feebcore.testing.models import enliven
-from feebcore.train.step import blocks_of, checkpoint_activations
+from feebcore.train.step import checkpoint_activations
 
 LENGTH = 48
 TEXT = b"def f(x_1): return x_1 + 22  # caf\xc3\xa9 au lait is it"

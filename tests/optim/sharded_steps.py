@@ -17,7 +17,7 @@ from torch.distributed.fsdp import fully_shard
 from feebcore.parts import resolve_part
 from feebcore.protocols import ParamGroup
 from feebcore.train.optimizer_schedules import build_optimizer
-from feebcore.train.state_tensors import optimizer_state, own_part
+from feebcore.train.state_tensors import checkpoint_shard, optimizer_state
 
 PARTS = [
     {"name": "adamw", "weight_decay": 0.2},
@@ -64,7 +64,7 @@ def train(model: nn.Module, part: dict, steps: int = 6) -> torch.optim.Optimizer
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     if hasattr(optimizer, "eval"):
-        optimizer.eval()
+        optimizer.use_eval_weights()
     return optimizer
 
 
@@ -87,7 +87,7 @@ def main(rank: int, world: int, file: str) -> None:
         named = dict(sharded.named_parameters())
         for place, tensor in places.items():
             name, key = place.split("|")
-            _, region, _ = own_part(tensor, named[name])
+            _, region, _ = checkpoint_shard(tensor, named[name])
             wholly = key.startswith(("gram", "basis", "rows", "columns", "row_mean", "step"))
             assert (region is None) == wholly, f"{part['name']}: {place} {tuple(tensor.shape)}"
         found[part["name"]] = max(gaps.values())

@@ -1,4 +1,4 @@
-"""Deliberately broken optimizers, schedules and rate rules: each is caught by a named check, whose unbroken form passes."""
+"""Deliberately broken optimizers, schedules and learning-rate scaling: each is caught by a named check, whose unbroken form passes."""
 
 from __future__ import annotations
 
@@ -10,16 +10,19 @@ import pytest
 import torch
 
 import feebcore as feeb
-from feeb_optim.configs import AdamWConfig, ConstantConfig, MupConfig
-from feeb_optim.lr_scalings import build_mup
+from feeb_optim.lr_scalings import MupLRConfig
+from feeb_optim.lr_scalings.lr_scalings import MupLR
 from feeb_optim.role_groups import adamw_group
+from feeb_optim.roles import AdamWConfig
+from feeb_optim.schedules import ConstantConfig
 from feebcore.parts import Part
-from feebcore.protocols import ParamGroup
+from feebcore.protocols import BuildContext
 from feebcore.testing import check_part
 from feebcore.train.lr_scaling import LRScale, TrainShape
+from feebcore.train.optimizer import Optimizer
 
 
-class Plain(torch.optim.Optimizer):
+class Plain(Optimizer):
     """Momentum with decoupled weight decay, by hand; what the mutants below break."""
 
     def __init__(self, groups: list[dict[str, Any]]) -> None:
@@ -45,8 +48,8 @@ class Plain(torch.optim.Optimizer):
 
 
 def optimizer(broken: type[Plain] = Plain, twice: str = "", left_out: str = "") -> Part:
-    def build(config: AdamWConfig, groups: list[ParamGroup]) -> torch.optim.Optimizer:
-        made = [adamw_group(config, g) for g in groups if g.role != left_out]
+    def build(config: AdamWConfig, context: BuildContext) -> Optimizer:
+        made = [adamw_group(config, g) for g in context.groups if g.role != left_out]
         if not twice:
             return broken(made)
         result = broken(made)
@@ -129,39 +132,47 @@ class SwapsByArithmetic(Plain):
                 p.lerp_(torch.full_like(p, 0.1), weight)
 
     done = False
+    has_eval_weights = True
 
-    def eval(self) -> None:
+    def use_eval_weights(self) -> None:
         if not self.done:
             self.swap(0.3)
         self.done = True
 
-    def train(self) -> None:
+    def use_train_weights(self) -> None:
         if self.done:
             self.swap(1 - 1 / 0.7)
         self.done = False
 
 
 class OnlyEval(Plain):
-    def eval(self) -> None:
+    has_eval_weights = True
+
+    def use_eval_weights(self) -> None:
         pass
 
 
 class SwapsTwice(Plain):
-    """A second eval() stores the averaged weights as those of training."""
+    """A second use_eval_weights() stores the averaged weights as those of training."""
 
     kept: list[torch.Tensor] = []
+    has_eval_weights = True
 
     @torch.no_grad()
-    def eval(self) -> None:
+    def use_eval_weights(self) -> None:
         self.kept = [p.clone() for g in self.param_groups for p in g["params"]]
         for group in self.param_groups:
             for p in group["params"]:
                 p.mul_(0.5)
 
     @torch.no_grad()
-    def train(self) -> None:
+    def use_train_weights(self) -> None:
         for p, kept in zip((p for g in self.param_groups for p in g["params"]), self.kept, strict=False):
             p.copy_(kept)
+
+
+class SwapsInSecret(SwapsTwice):
+    has_eval_weights = False
 
 
 OPTIMIZERS = {
@@ -179,11 +190,12 @@ OPTIMIZERS = {
     "swap by arithmetic": (optimizer(SwapsByArithmetic), "evaluation_is_undone"),
     "eval without train": (optimizer(OnlyEval), "evaluation_is_undone"),
     "eval twice forgets": (optimizer(SwapsTwice), "evaluation_is_undone"),
+    "other weights, not declared": (optimizer(SwapsInSecret), "evaluation_is_undone"),
 }
 
 
 def schedule(multiplier: Any) -> Part:
-    spec = feeb.ScheduleSpec("mutant", ConstantConfig, build=lambda config, total: lambda step: multiplier(step, total), summary="A broken part.")
+    spec = feeb.ScheduleSpec("mutant", ConstantConfig, build=lambda config, context: lambda step: multiplier(step, context.total_steps), summary="A broken part.")
     return Part("schedules", spec, ConstantConfig())
 
 
@@ -201,14 +213,14 @@ SCHEDULES = {
 
 
 def lr_scaling(change: Any) -> Part:
-    """`mup` with its result changed."""
+    """`mup_lr` with its result changed."""
 
-    def build(config: MupConfig) -> Any:
-        sound = build_mup(config)
+    def build(config: MupLRConfig, context: BuildContext) -> Any:
+        sound = MupLR(config, context)
         return lambda shape: change(sound(shape), shape)
 
-    config = MupConfig(reference_width=128, reference_layers=4, reference_batch_tokens=1024)
-    return Part("lr_scalings", feeb.LRScalingSpec("mutant", MupConfig, build=build, summary="A broken part."), config)
+    config = MupLRConfig(reference_width=128, reference_layers=4, reference_batch_tokens=1024)
+    return Part("lr_scalings", feeb.LRScalingSpec("mutant", MupLRConfig, build=build, summary="A broken part."), config)
 
 
 def with_rate(scale: LRScale, factor: float) -> LRScale:
@@ -219,14 +231,14 @@ def upside_down(scale: LRScale, shape: TrainShape) -> LRScale:
     return with_rate(scale, 256 / shape.d_model if shape.d_model else 1.0)
 
 
-RATE_RULES = {
+LR_SCALINGS = {
     "another reference": (lr_scaling(upside_down), "identity_at_the_reference"),
     "decay changed at the reference": (lr_scaling(lambda scale, shape: LRScale(scale.roles, {"lm_head": 2.0})), "identity_at_the_reference"),
     "zero for small models": (lr_scaling(lambda scale, shape: with_rate(scale, float(shape.d_model // 128))), "factors_are_positive"),
     "divides by no layers": (lr_scaling(lambda scale, shape: with_rate(scale, 4 / shape.num_layers)), "factors_are_positive"),
 }
 
-FAMILIES = (("optimizers", OPTIMIZERS), ("schedules", SCHEDULES), ("lr_scalings", RATE_RULES))
+FAMILIES = (("optimizers", OPTIMIZERS), ("schedules", SCHEDULES), ("lr_scalings", LR_SCALINGS))
 MUTANTS = {name: (kind, *pair) for kind, family in FAMILIES for name, pair in family.items()}
 
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from feeb_optim.muon import COEFFICIENTS, orthogonalize, orthogonalize_all
+from feeb_optim.muon.muon import COEFFICIENTS, orthogonalize, orthogonalize_all
 from feebcore.parts import resolve_part
 from feebcore.protocols import ParamGroup
-from feebcore.train.checkpoint import optimizer_state, restore_optimizer
+from feebcore.train.state_tensors import optimizer_state, restore_optimizer
 
 
 def make(seed=0):
@@ -40,7 +40,7 @@ def test_adamw_equals_torch_with_rates_and_decay_by_role():
     model, groups = make()
     twin = copy.deepcopy(model)
     part = resolve_part("optimizers", {"name": "adamw", "lr": 0.01, "embedding_lr": 0.05, "vector_lr": 0.02, "weight_decay": 0.2, "decayed": ["matrix"]})
-    ours = part.build(groups)
+    ours = part.build(groups=groups)
     settings = [(["up", "down"], 0.01, 0.2), (["table"], 0.05, 0.0), (["lm_head"], 0.01, 0.0), (["gain"], 0.02, 0.0)]
     theirs = torch.optim.AdamW(
         [{"params": [twin[n] for n in names], "lr": lr, "weight_decay": decay} for names, lr, decay in settings], betas=(0.9, 0.95), eps=1e-8, foreach=False
@@ -71,10 +71,10 @@ def muon_in_numpy(w, grads, lr, momentum, steps=5):
 
 
 def test_muon_follows_the_papers_equations(monkeypatch):
-    monkeypatch.setattr("feeb_optim.muon.has_fast_bf16", lambda device: False)
+    monkeypatch.setattr("feeb_optim.muon.muon.has_fast_bf16", lambda device: False)
     model, groups = make()
     start = {n: p.detach().double().numpy().copy() for n, p in model.items()}
-    optimizer = resolve_part("optimizers", {"name": "muon", "lr": 0.05}).build(groups)
+    optimizer = resolve_part("optimizers", {"name": "muon", "lr": 0.05}).build(groups=groups)
     seen = []
     for step in range(4):
         gradients(model, step)
@@ -88,7 +88,7 @@ def test_muon_follows_the_papers_equations(monkeypatch):
 def test_muon_leaves_the_other_roles_to_adamw():
     model, groups = make()
     twin = copy.deepcopy(model)
-    ours = resolve_part("optimizers", {"name": "muon", "embedding_lr": 0.03, "lm_head_lr": 0.01, "vector_lr": 0.02}).build(groups)
+    ours = resolve_part("optimizers", {"name": "muon", "embedding_lr": 0.03, "lm_head_lr": 0.01, "vector_lr": 0.02}).build(groups=groups)
     names = {"table": 0.03, "lm_head": 0.01, "gain": 0.02}
     theirs = torch.optim.AdamW([{"params": [twin[n]], "lr": lr} for n, lr in names.items()], betas=(0.8, 0.95), eps=1e-10, weight_decay=0.0, foreach=False)
     for step in range(3):
@@ -115,7 +115,7 @@ def test_newton_schulz_keeps_the_directions_and_evens_the_singular_values(dtype)
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_optimizer_state_survives_as_plain_tensors(name):
     model, groups = make()
-    optimizer = resolve_part("optimizers", {"name": name}).build(groups)
+    optimizer = resolve_part("optimizers", {"name": name}).build(groups=groups)
     for step in range(3):
         gradients(model, step)
         optimizer.step()
@@ -125,7 +125,7 @@ def test_optimizer_state_survives_as_plain_tensors(name):
     with torch.no_grad():
         for n, p in again.items():
             p.copy_(weights[n])
-    fresh = resolve_part("optimizers", {"name": name}).build(its_groups)
+    fresh = resolve_part("optimizers", {"name": name}).build(groups=its_groups)
     restore_optimizer(again, fresh, {k: v.clone() for k, v in tensors.items()}, plain)
     for step in range(3, 6):
         for m, o in ((model, optimizer), (again, fresh)):
@@ -137,7 +137,7 @@ def test_optimizer_state_survives_as_plain_tensors(name):
 def test_a_step_skips_parameters_without_a_gradient():
     model, groups = make()
     before = {n: p.detach().clone() for n, p in model.items()}
-    optimizer = resolve_part("optimizers", "muon").build(groups)
+    optimizer = resolve_part("optimizers", "muon").build(groups=groups)
     gradients(model, 0)
     model["up"].grad = model["gain"].grad = None
     optimizer.step()

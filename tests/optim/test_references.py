@@ -12,7 +12,7 @@ import torch
 from pytorch_optimizer.optimizer.grokfast import gradfilter_ema
 from torch import nn
 
-from feeb_optim.muon import COEFFICIENTS
+from feeb_optim.muon.muon import COEFFICIENTS
 from feebcore.parts import resolve_part
 from feebcore.protocols import ParamGroup
 
@@ -49,7 +49,7 @@ def torch_groups(groups, rates=None, decays=None):
 def assert_same_path(part, make_reference, tolerance=2e-6, rates=lambda step: 1.0, roles=tuple(SHAPES), prepare=lambda groups: None):
     """Step by step, with the rate multiplied by rates(step) in both."""
     groups, twins = ([g for g in make() if g.role in roles] for _ in range(2))
-    ours, theirs = resolve_part("optimizers", part).build(groups), make_reference(twins)
+    ours, theirs = resolve_part("optimizers", part).build(groups=groups), make_reference(twins)
     start = [p.detach().clone() for p in weights_of(groups)]
     base = [[g["lr"] for g in o.param_groups] for o in (ours, theirs)]
     for step in range(STEPS):
@@ -78,7 +78,7 @@ def test_adam_is_torchs_with_rates_by_role():
 def test_sgd_is_the_recurrence_written_out(nesterov):
     groups = make()
     optimizer = resolve_part("optimizers", {"name": "sgd", "lr": 0.1, "lm_head_lr": 0.03, "momentum": 0.8, "nesterov": nesterov, "weight_decay": 0.05}).build(
-        groups
+        groups=groups
     )
     rate = {"lm_head": 0.03}
     expected = [p.detach().double().numpy().copy() for p in weights_of(groups)]
@@ -119,14 +119,14 @@ def test_schedule_free_is_that_of_its_authors_while_the_rate_rises_and_stays():
 
     ours, theirs, groups, twins = assert_same_path(part, reference, rates=lambda step: min(1.0, (step + 1) / 8))
     before = [p.detach().clone() for p in weights_of(groups)]
-    ours.eval()
+    ours.use_eval_weights()
     theirs.eval()
     for a, b in zip(weights_of(groups), weights_of(twins), strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
     assert not any(a.equal(b) for a, b in zip(weights_of(groups), before, strict=True)), "the average differs from the weights in training"
-    with pytest.raises(RuntimeError, match="call train"):
+    with pytest.raises(RuntimeError, match="call use_train_weights"):
         ours.step()
-    ours.train()
+    ours.use_train_weights()
     assert all(a.equal(b) for a, b in zip(weights_of(groups), before, strict=True))
 
 
@@ -139,7 +139,7 @@ def test_soap_is_that_of_pytorch_optimizer(every, longest):
 
 
 def test_grokfast_is_adamw_on_filtered_gradients():
-    part = {"name": "grokfast", "alpha": 0.9, "strength": 1.5, "optimizer": {"name": "adamw", "lr": 0.01, "weight_decay": 0.0}}
+    part = {"name": "grokfast", "alpha": 0.9, "lamb": 1.5, "optimizer": {"name": "adamw", "lr": 0.01, "weight_decay": 0.0}}
     kept = {}
 
     def filter_gradients(groups):
@@ -174,7 +174,7 @@ def adafactor_in_numpy(w, grads, lr, decay):
 def test_adafactor_follows_the_papers_equations(lr):
     groups = make()
     start = [p.detach().double().numpy().copy() for p in weights_of(groups)]
-    optimizer = resolve_part("optimizers", {"name": "adafactor", "lr": lr, "weight_decay": 0.1, "decayed": ["matrix", "vector"]}).build(groups)
+    optimizer = resolve_part("optimizers", {"name": "adafactor", "lr": lr, "weight_decay": 0.1, "decayed": ["matrix", "vector"]}).build(groups=groups)
     seen = []
     for step in range(STEPS):
         set_gradients(groups, step)
@@ -208,10 +208,10 @@ def normuon_in_numpy(w, grads, lr, momentum, beta2, decay):
 
 
 def test_normuon_follows_the_papers_equations(monkeypatch):
-    monkeypatch.setattr("feeb_optim.muon.has_fast_bf16", lambda device: False)
+    monkeypatch.setattr("feeb_optim.muon.muon.has_fast_bf16", lambda device: False)
     groups = make()
     start = [p.detach().double().numpy().copy() for p in groups[0].parameters]
-    optimizer = resolve_part("optimizers", {"name": "normuon", "lr": 0.03, "momentum": 0.9, "beta2": 0.8, "weight_decay": 0.1}).build(groups)
+    optimizer = resolve_part("optimizers", {"name": "normuon", "lr": 0.03, "momentum": 0.9, "beta2": 0.8, "weight_decay": 0.1}).build(groups=groups)
     seen = []
     for step in range(STEPS):
         set_gradients(groups, step)
@@ -229,7 +229,7 @@ def test_a_stack_of_matrices_is_trained_as_its_matrices_alone(name):
     start = torch.randn(1 if name == "normuon" else 3, 6, 10, generator=generator)
     stack = nn.Parameter(start.clone())
     alone = [nn.Parameter(x.clone()) for x in start.unbind()]
-    optimizers = [resolve_part("optimizers", name).build([ParamGroup("matrix", [str(i) for i in range(len(ps))], ps)]) for ps in ([stack], alone)]
+    optimizers = [resolve_part("optimizers", name).build(groups=[ParamGroup("matrix", [str(i) for i in range(len(ps))], ps)]) for ps in ([stack], alone)]
     for _ in range(12):
         gradient = torch.randn(start.shape, generator=generator)
         stack.grad = gradient.clone()
@@ -242,8 +242,8 @@ def test_a_stack_of_matrices_is_trained_as_its_matrices_alone(name):
 
 def test_muons_momentum_can_be_scheduled_and_its_counter_survives_a_branch():
     groups, twins = make(), make()
-    ours = resolve_part("optimizers", {"name": "muon", "momentum": 0.95}).build(groups)
-    other = resolve_part("optimizers", {"name": "muon", "momentum": 0.5}).build(twins)
+    ours = resolve_part("optimizers", {"name": "muon", "momentum": 0.95}).build(groups=groups)
+    other = resolve_part("optimizers", {"name": "muon", "momentum": 0.5}).build(groups=twins)
     for group in ours.param_groups:
         if "momentum" in group:
             group["momentum"] = 0.5

@@ -1,4 +1,4 @@
-"""Schedules and rate rules as functions: bounds, shape, ends."""
+"""Schedules and learning-rate scaling as functions: bounds, shape, ends."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NAMES = ["constant", "linear", "cosine", "wsd", "one_minus_sqrt", "exponential",
 @given(name=st.sampled_from(NAMES), total=st.integers(1, 400), warmup=st.integers(0, 50), final=st.floats(0, 1))
 def test_every_schedule_rises_then_never_rises_again(name, total, warmup, final):
     options = {} if name in ("constant", "inverse_sqrt") else {"final_fraction": max(final, 0.01) if name == "exponential" else final}
-    multiplier = resolve_part("schedules", {"name": name, "warmup_steps": warmup} | options).build(total)
+    multiplier = resolve_part("schedules", {"name": name, "warmup_steps": warmup} | options).build(total_steps=total)
     values = [multiplier(step) for step in range(total)]
     assert all(0 < v <= 1 for v in values) or final == 0
     assert all(0 <= v <= 1 for v in values)
@@ -33,29 +33,29 @@ def test_every_schedule_rises_then_never_rises_again(name, total, warmup, final)
 
 
 def test_warmup_reaches_the_full_rate_at_its_last_step():
-    multiplier = resolve_part("schedules", {"name": "cosine", "warmup_steps": 10}).build(100)
+    multiplier = resolve_part("schedules", {"name": "cosine", "warmup_steps": 10}).build(total_steps=100)
     assert [multiplier(s) for s in (0, 4, 9)] == pytest.approx([0.1, 0.5, 1.0])
 
 
 def test_cosine_is_half_way_down_in_the_middle_and_ends_at_the_final_fraction():
-    multiplier = resolve_part("schedules", {"name": "cosine", "warmup_steps": 20, "final_fraction": 0.1}).build(120)
+    multiplier = resolve_part("schedules", {"name": "cosine", "warmup_steps": 20, "final_fraction": 0.1}).build(total_steps=120)
     assert multiplier(70) == pytest.approx(0.1 + 0.9 / 2)
     assert multiplier(45) == pytest.approx(0.1 + 0.9 * (1 + math.cos(math.pi / 4)) / 2)
     assert multiplier(120) == pytest.approx(0.1)
 
 
 def test_wsd_is_flat_until_its_decay():
-    multiplier = resolve_part("schedules", {"name": "wsd", "warmup_fraction": 0.1, "decay_fraction": 0.4}).build(100)
+    multiplier = resolve_part("schedules", {"name": "wsd", "warmup_fraction": 0.1, "decay_fraction": 0.4}).build(total_steps=100)
     assert {multiplier(s) for s in range(10, 61)} == {1.0}
     assert multiplier(80) == pytest.approx(0.5)
     assert 0 < multiplier(99) < 0.03
-    sqrt = resolve_part("schedules", {"name": "wsd", "decay_fraction": 0.4, "shape": "one_minus_sqrt"}).build(100)
+    sqrt = resolve_part("schedules", {"name": "wsd", "decay_fraction": 0.4, "shape": "one_minus_sqrt"}).build(total_steps=100)
     assert sqrt(70) == pytest.approx(1 - math.sqrt(0.25))
 
 
 def test_linear_and_constant():
-    assert resolve_part("schedules", "linear").build(10)(5) == pytest.approx(0.5)
-    assert resolve_part("schedules", "constant").build(10)(9) == 1.0
+    assert resolve_part("schedules", "linear").build(total_steps=10)(5) == pytest.approx(0.5)
+    assert resolve_part("schedules", "constant").build(total_steps=10)(9) == 1.0
 
 
 def test_a_warmup_longer_than_the_run_is_a_problem_and_fractions_are_bounded():
@@ -77,7 +77,7 @@ def test_inverse_width_halves_matrix_rates_at_double_width_and_keeps_the_embeddi
 
 
 def rates(total, **part):
-    multiplier = resolve_part("schedules", part).build(total)
+    multiplier = resolve_part("schedules", part).build(total_steps=total)
     return [multiplier(step) for step in range(total + 1)]
 
 
@@ -191,7 +191,7 @@ def test_mistakes_in_schedules_are_named():
     assert "130 steps, more than max_steps 100" in outer
 
 
-# --- rate rules ---------------------------------------------------------------------------------------------------
+# --- learning-rate scaling ---------------------------------------------------------------------------------------------------
 
 
 def scale_of(shape, **part):
@@ -199,12 +199,12 @@ def scale_of(shape, **part):
 
 
 def test_mup_scales_matrices_by_width_depth_and_batch_and_keeps_what_weights_lose_a_step():
-    rule = {"name": "mup", "reference_width": 128, "reference_layers": 4, "reference_batch_tokens": 1024}
+    rule = {"name": "mup_lr", "reference_width": 128, "reference_layers": 4, "reference_batch_tokens": 1024}
     scale = scale_of((512, 16, 4096, 10), **rule)
     assert scale.roles == pytest.approx({"matrix": 0.25 * 0.5 * 2, "lm_head": 0.25 * 2, "embedding": 2, "vector": 2})
     assert scale.weight_decay == pytest.approx({"matrix": 8, "lm_head": 4})
     assert scale_of((512, 16, 4096, 10), **rule, width_exponent=0, depth_exponent=0, keep_decay=False).roles == dict.fromkeys(scale.roles, 2.0)
-    assert scale_of((512, 16, 4096, 10), name="mup", reference_width=128).of("matrix") == 0.25
+    assert scale_of((512, 16, 4096, 10), name="mup_lr", reference_width=128).of("matrix") == 0.25
 
 
 def test_mup_keeps_the_size_of_an_adam_update_of_the_output():
@@ -214,7 +214,7 @@ def test_mup_keeps_the_size_of_an_adam_update_of_the_output():
         torch.manual_seed(0)
         x = torch.randn(width)
         gradient = torch.outer(torch.randn(width), x)  # correlated with the input, as gradients are
-        rate = 0.01 * scale_of((width, 0, 1, 1), name="mup", reference_width=64).of("matrix")
+        rate = 0.01 * scale_of((width, 0, 1, 1), name="mup_lr", reference_width=64).of("matrix")
         moved.append(float((rate * gradient.sign() @ x).abs().mean()))
     assert max(moved) / min(moved) < 1.3
 

@@ -23,7 +23,7 @@ def make(folder: Path, algorithm: str) -> RlTrainer:
         prompts_per_step=4,
         group_size=4,
         eval_prompts=8,
-        eval_every=4,
+        validation_every=4,
     )
     tokenizer = CharTokenizer()
     return RlTrainer(section, tiny_model(tokenizer.vocab_size, dropout=0.1), tokenizer, EmitTask(4), folder, output(folder))

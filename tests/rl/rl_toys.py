@@ -16,6 +16,7 @@ from feebcore.parts import Part, resolve_part
 from feebcore.protocols import Problem
 from feebcore.rl.config import RlConfig
 from feebcore.specs import OptimizerSpec, ScheduleSpec, TaskSpec
+from feebcore.train.optimizer import Optimizer
 
 
 class CharTokenizer:
@@ -57,14 +58,17 @@ def tiny_model(vocab_size: int, seq_len: int = 32, seed: int = 0, d_model: int =
 
 
 def adam(lr: float) -> Part:
-    def build(config: Any, groups: Any) -> torch.optim.Optimizer:
-        return torch.optim.Adam([p for g in groups for p in g.parameters], lr=lr)
+    class Adam(Optimizer, torch.optim.Adam):
+        pass
+
+    def build(config: Any, context: Any) -> Optimizer:
+        return Adam([p for g in context.groups for p in g.parameters], lr=lr)
 
     return Part("optimizers", OptimizerSpec("adam_for_tests", build=build, summary="Adam."), NoOptions())
 
 
 def constant() -> Part:
-    return Part("schedules", ScheduleSpec("constant_for_tests", build=lambda config, steps: lambda step: 1.0, summary="1."), NoOptions())
+    return Part("schedules", ScheduleSpec("constant_for_tests", build=lambda config, context: lambda step: 1.0, summary="1."), NoOptions())
 
 
 def task_part(make: Any) -> Part:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from pathlib import Path
 
@@ -11,11 +12,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "train"))
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is measured of this machine stays out of the user's cache, and takes no time."""
-    from feebcore.train import peak
+def short_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measuring this machine takes no time."""
+    from feebcore.train import matmul_peak
 
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-    monkeypatch.setitem(peak.SIDE, "cpu", 128)
-    monkeypatch.setattr(peak, "SECONDS", 0.01)
-    peak._peak.cache_clear()
+    monkeypatch.setitem(matmul_peak.SIDE, "cpu", 128)
+    monkeypatch.setattr(matmul_peak, "measure", functools.partial(matmul_peak.measure, seconds=0.01))
+    matmul_peak._measured.cache_clear()

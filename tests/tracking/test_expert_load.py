@@ -20,7 +20,7 @@ def of_experts(**changes):
 
 
 def test_shares_are_those_of_the_routers_choices(tmp_path):
-    the_section = of_experts(callbacks=[{"name": "expert_load", "every": 2, "windows": B}], max_steps=3)
+    the_section = of_experts(callbacks=[{"name": "expert_load", "every": 2, "sequences": B}], max_steps=3)
     run(tmp_path, the_section, checkpoint=False, save=False)
     rows = read_jsonl(tmp_path / "probes" / "expert_load.jsonl")
     assert [row["step"] for row in rows] == [0, 2, 3]

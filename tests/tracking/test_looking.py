@@ -11,7 +11,7 @@ from feebcore.files import read_jsonl
 from feebcore.train import compilation
 
 ALL = [
-    {"name": "residual_stream", "every": 3, "windows": 2},
+    {"name": "residual_stream", "every": 3, "sequences": 2},
     {"name": "logits", "every": 2},
     {"name": "repetition", "every": 5, "max_new_tokens": 8, "prompt_tokens": 4},
     "first_batch",
@@ -87,7 +87,7 @@ def test_where_the_model_is_in_parts_probes_wait_for_the_end(tmp_path, monkeypat
     from feeb_tracking import probe
 
     monkeypatch.setattr(probe, "is_sharded", lambda run: True)
-    monkeypatch.setattr("feeb_tracking.gradients.is_sharded", lambda run: True)
+    monkeypatch.setattr("feeb_tracking.gradients.gradients.is_sharded", lambda run: True)
     logged: list[str] = []
     run(tmp_path, section(callbacks=ALL[:5], max_steps=6), checkpoint=False, save=False, logged=logged)
     for name in ("residual_stream", "logits", "repetition"):

@@ -12,13 +12,14 @@ import pytest
 import torch
 from small_run import VOCAB, B, Cycle, T, run, section
 
-from feeb_tracking import repetition
-from feeb_tracking.first_batch import describe
-from feeb_tracking.logits import LEVELS
+from feeb_tracking.first_batch.first_batch import describe
+from feeb_tracking.logits.logits import LEVELS
+from feeb_tracking.repetition import repetition
 from feebcore.files import read_jsonl
 from feebcore.model.build import build_model
 from feebcore.protocols import Batch
-from feebcore.train import peak
+from feebcore.train import matmul_peak
+from feebcore.train.optimizer import Optimizer
 
 
 def rows_of(folder: Path, probe: str) -> list[dict]:
@@ -29,7 +30,7 @@ def rows_of(folder: Path, probe: str) -> list[dict]:
 
 
 def test_logits_are_described_as_numpy_would(tmp_path):
-    the_section = section(callbacks=[{"name": "logits", "every": 100, "windows": B}], max_steps=1)
+    the_section = section(callbacks=[{"name": "logits", "every": 100, "sequences": B}], max_steps=1)
     run(tmp_path, the_section, checkpoint=False, save=False)
     row = rows_of(tmp_path, "logits")[0]
     model = build_model(the_section.architecture, VOCAB, T, the_section.seed, torch.device("cpu")).eval()
@@ -52,7 +53,7 @@ def test_logits_are_described_as_numpy_would(tmp_path):
 
 
 def test_logits_that_are_no_numbers_are_told_once(tmp_path, monkeypatch):
-    from feeb_tracking import logits
+    from feeb_tracking.logits import logits
 
     def broken(model, batch, **options):
         output = model(batch.tokens)
@@ -71,18 +72,18 @@ def test_logits_that_are_no_numbers_are_told_once(tmp_path, monkeypatch):
 
 def test_repetition_is_none_in_a_text_without_and_near_all_in_a_loop():
     fresh, loop, stuck = list(range(64)), [1, 2, 3] * 20, [7] * 64
-    assert repetition.measure([fresh]) == {"repeated": 0.0, "distinct_1": 1.0, "distinct_2": 1.0, "longest_run": pytest.approx(1 / 64)}
-    assert repetition.measure([loop])["repeated"] == pytest.approx(1 - 3 / 57)
-    assert repetition.measure([stuck])["longest_run"] == 1.0
-    assert repetition.measure([stuck])["distinct_1"] == pytest.approx(1 / 64)
-    mixed = repetition.measure([fresh, stuck])
+    assert repetition.repetition_of([fresh]) == {"repeated": 0.0, "distinct_1": 1.0, "distinct_2": 1.0, "longest_run": pytest.approx(1 / 64)}
+    assert repetition.repetition_of([loop])["repeated"] == pytest.approx(1 - 3 / 57)
+    assert repetition.repetition_of([stuck])["longest_run"] == 1.0
+    assert repetition.repetition_of([stuck])["distinct_1"] == pytest.approx(1 / 64)
+    mixed = repetition.repetition_of([fresh, stuck])
     assert mixed["longest_run"] == pytest.approx((1 / 64 + 1) / 2)
-    assert repetition.measure([[1, 2]])["repeated"] == 0.0
-    assert repetition.is_degenerate(repetition.measure([loop]), repetition.measure([fresh]), 0.5)
-    assert not repetition.is_degenerate(repetition.measure([loop]), repetition.measure([loop]), 0.5)
+    assert repetition.repetition_of([[1, 2]])["repeated"] == 0.0
+    assert repetition.is_degenerate(repetition.repetition_of([loop]), repetition.repetition_of([fresh]), 0.5)
+    assert not repetition.is_degenerate(repetition.repetition_of([loop]), repetition.repetition_of([loop]), 0.5)
 
 
-def test_text_that_goes_round_in_circles_is_told_when_it_begins_and_when_it_ends(tmp_path, monkeypatch):
+def test_degenerate_repetition_is_logged_when_it_begins_and_when_it_ends(tmp_path, monkeypatch):
     from feebcore.generate.engine import Completion
 
     looks = iter([[5] * 8, [5] * 8, list(range(8))])  # greedy text at steps 0, 2 and 4
@@ -97,17 +98,17 @@ def test_text_that_goes_round_in_circles_is_told_when_it_begins_and_when_it_ends
     logged: list[str] = []
     part = {"name": "repetition", "every": 2, "max_new_tokens": 8}
     run(tmp_path, section(callbacks=[part], max_steps=4), checkpoint=False, save=False, logged=logged)
-    told = [text for text in logged if "circles" in text]
-    assert [text.partition(" (")[0] for text in told] == ["step 0: greedy text goes round in circles", "step 4: greedy text no longer goes round in circles"]
+    told = [text for text in logged if "degenerate" in text]
+    assert [text.partition(" (")[0] for text in told] == ["step 0: greedy text is degenerate repetition", "step 4: greedy text is no longer degenerate repetition"]
     assert [row["degenerate"] for row in rows_of(tmp_path, "repetition")] == [["greedy"], ["greedy"], []]
 
 
 def test_greedy_text_is_greedy_and_sampled_text_is_not(tmp_path, monkeypatch):
     """The two are decoded in one batch; here the model has learned that two tokens may follow each."""
     kept: list[list[list[int]]] = []
-    original = repetition.measure
-    monkeypatch.setattr(repetition, "measure", lambda texts: kept.append(texts) or original(texts))
-    part = {"name": "repetition", "every": 1000, "windows": 8, "prompt_tokens": 4}
+    original = repetition.repetition_of
+    monkeypatch.setattr(repetition, "repetition_of", lambda texts: kept.append(texts) or original(texts))
+    part = {"name": "repetition", "every": 1000, "sequences": 8, "prompt_tokens": 4}
     model = run(tmp_path, section(callbacks=[part], max_steps=100), checkpoint=False, save=False).model
     greedy, sampled, text = kept[-3:]
     prompts = Cycle().batch(0).tokens[:, :4]
@@ -138,7 +139,7 @@ def test_the_first_batch_shows_inputs_beside_targets_masks_and_documents():
     lines = page.splitlines()
     assert "5 of 6 targets count in the loss." in lines
     assert any(line.startswith("4 of 4 targets are the next input") for line in lines)
-    body = lines[lines.index("--- window 0 ---") + 1 :]
+    body = lines[lines.index("--- sequence 0 ---") + 1 :]
     assert json.loads(body[0]) == "ABC"
     assert [line.split() for line in body[1:]] == [
         ["document", "0"],
@@ -165,17 +166,21 @@ def test_a_wrong_slice_of_the_data_is_told_before_the_first_step(tmp_path):
     run(tmp_path / "right", section(callbacks=["first_batch"], max_steps=3), checkpoint=False, save=False, logged=logged)
     assert not any("first batch" in text for text in logged)
     batch = Cycle().batch(0)
-    first_line = (tmp_path / "right" / "probes" / "first_batch.txt").read_text().partition("--- window 0 ---\n")[2].splitlines()[0]
+    first_line = (tmp_path / "right" / "probes" / "first_batch.txt").read_text().partition("--- sequence 0 ---\n")[2].splitlines()[0]
     assert first_line.split() == ["0", str(int(batch.tokens[0, 0])), str(int(batch.targets[0, 0]))]
 
 
 # --- gradients --------------------------------------------------------------------------------------------------
 
 
+class PlainSGD(Optimizer, torch.optim.SGD):
+    pass
+
+
 @pytest.mark.parametrize("clip", [0.0, 0.05])
 def test_gradients_of_the_layers_add_up_to_the_whole_and_updates_follow_from_them(tmp_path, clip, monkeypatch):
     """With plain SGD an update is the rate times the gradient, clipped or not."""
-    monkeypatch.setattr("feebcore.train.pretrain.build_optimizer", lambda section, model: torch.optim.SGD(model.parameters(), lr=0.1))
+    monkeypatch.setattr("feebcore.train.pretrain.build_optimizer", lambda section, model: PlainSGD(model.parameters(), lr=0.1))
     the_section = section(callbacks=[{"name": "gradients", "every": 2}, "metrics"], max_steps=6, grad_clip=clip, log_every=1)
     run(tmp_path, the_section, checkpoint=False, save=False)
     log = {row["step"]: row for row in read_jsonl(tmp_path / "metrics.jsonl")}
@@ -217,23 +222,21 @@ def test_mfu_is_the_share_of_the_measured_peak(tmp_path):
         assert 0 <= row["data_wait"] < 1
         assert 0 <= row["outside"] < 1
         assert row["memory"] > 50e6
-    assert rows[0]["peak_flops"] == pytest.approx(peak.matmul_peak(torch.device("cpu"), "fp32"), rel=1e-5)
+    assert rows[0]["peak_flops"] == pytest.approx(matmul_peak.matmul_peak(torch.device("cpu"), "fp32"), rel=1e-5)
 
 
-def test_the_best_peak_ever_seen_is_kept_and_a_damaged_cache_is_measured_anew():
-    device = torch.device("cpu")
-    peak._peak.cache_clear()
-    measured = peak.matmul_peak(device, "fp32")
-    (key,) = json.loads(peak.cache_file().read_text())
-    peak.cache_file().write_text(json.dumps({key: 10 * measured}))
-    peak._peak.cache_clear()
-    assert peak.matmul_peak(device, "fp32") == 10 * measured
-    peak.cache_file().write_text("no JSON")
-    peak._peak.cache_clear()
-    assert 0 < peak.matmul_peak(device, "fp32") < 5 * measured
+def test_gpus_have_the_peak_of_their_data_sheet_and_others_are_measured():
+    assert matmul_peak.data_sheet_peak("NVIDIA H100 80GB HBM3", "bf16") == 989e12
+    assert matmul_peak.data_sheet_peak("NVIDIA H100 PCIe", "bf16") == 756e12
+    assert matmul_peak.data_sheet_peak("NVIDIA A100-SXM4-80GB", "fp32") == 19.5e12
+    assert matmul_peak.data_sheet_peak("NVIDIA L40S", "fp8") == 362e12
+    assert matmul_peak.data_sheet_peak("NVIDIA L4", "bf16") == 121e12
+    assert matmul_peak.data_sheet_peak("NVIDIA GeForce GTX 1080", "bf16") is None
+    side = 256
+    assert 1e8 < matmul_peak.measure(torch.device("cpu"), torch.float32, side, seconds=0.02) < 1e14
 
 
 def test_measuring_the_peak_draws_no_random_number():
     state = torch.get_rng_state()
-    peak.measure(torch.device("cpu"), torch.float32, side=64, seconds=0.01)
+    matmul_peak.measure(torch.device("cpu"), torch.float32, side=64, seconds=0.01)
     assert state.equal(torch.get_rng_state())

@@ -11,7 +11,7 @@ import torch
 from small_run import VOCAB, Cycle, run, section
 from torch import nn
 
-from feeb_tracking.residual_stream import describe
+from feeb_tracking.residual_stream.residual_stream import describe
 from feebcore.files import read_jsonl
 from feebcore.model.context import ForwardContext
 from feebcore.model.transformer import Transformer
@@ -107,7 +107,7 @@ def test_any_wiring_and_any_depth_are_seen_pass_by_pass():
     streams = model(Cycle().batch(0).tokens, want_layers=True).layers
     assert [row["after"] for row in rows] == pytest.approx([rms(s) for s in streams], rel=1e-5)
     halves = [[size_of(torch.full((4,), v))] for v in (3.0, 4.0)]
-    from feeb_tracking.residual_stream import fetch, pooled
+    from feeb_tracking.residual_stream.residual_stream import fetch, pooled
 
     assert pooled(fetch(halves[0] + halves[1]))["rms"] == pytest.approx(math.sqrt((9 + 16) / 2))
 
@@ -122,7 +122,7 @@ def test_watching_leaves_no_hook_behind_even_after_an_error():
 
 
 def test_an_architecture_of_one_piece_shows_what_its_forward_tells(tmp_path, monkeypatch):
-    monkeypatch.setattr("feeb_tracking.residual_stream.Transformer", nn.Bilinear)  # as if the model were something else
+    monkeypatch.setattr("feeb_tracking.residual_stream.residual_stream.Transformer", nn.Bilinear)  # as if the model were something else
     run(tmp_path, section(callbacks=["residual_stream"], max_steps=2), checkpoint=False, save=False)
     rows = read_jsonl(tmp_path / "probes" / "residual_stream.jsonl")
     assert [set(block) for block in rows[0]["blocks"]] == [{"layer", "after", "largest"}] * 2

@@ -70,7 +70,7 @@ def sums(folder: Path) -> None:
     found = {
         "sum": parallel.sum(torch.tensor([1.0, float(parallel.rank)])).tolist(),
         "any": [parallel.any(parallel.rank == 1), parallel.any(False)],
-        "exchange": parallel.channel().exchange("é" * parallel.rank),
+        "exchange": parallel.channel().all_gather_text("é" * parallel.rank),
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"sums-{parallel.rank}.json").write_text(json.dumps(found))

@@ -71,7 +71,7 @@ def test_what_cannot_be_branched_from_is_said(tmp_path):
     with pytest.raises(ValueError, match="not both"):
         section(branch_from=str(tmp_path / "trunk"), init_from=str(tmp_path / "trunk"))
     wide = {"name": "transformer", "num_layers": 2, "d_model": 48, "num_heads": 2}
-    with pytest.raises(FeebError, match=r"branch_from.*another model.*architecture of its trunk"):
+    with pytest.raises(FeebError, match=r"branch_from.*another model.*architecture of the main run"):
         run(tmp_path / "c", section(branch_from=str(tmp_path / "trunk"), architecture=wide))
 
 
@@ -101,7 +101,7 @@ def test_a_branch_with_another_optimizer_begins_its_state_anew_and_says_so(tmp_p
     run(tmp_path / "trunk", section(max_steps=8, **CONSTANT))
     logged: list[str] = []
     run(tmp_path / "branch", section(max_steps=10, optimizer="lion", branch_from=str(tmp_path / "trunk"), **CONSTANT), logged=logged)
-    assert any("optimizer lion begins anew" in text for text in logged)
+    assert any("optimizer lion starts with fresh state" in text for text in logged)
     names = load_file(tmp_path / "branch" / "checkpoints" / name_of(10) / "optimizer.safetensors").keys()
     assert not any("exp_avg_sq" in name for name in names)
 

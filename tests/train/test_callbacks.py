@@ -94,7 +94,7 @@ def test_wandb_offline_holds_the_rows_of_the_log_and_of_probes_and_no_key(tmp_pa
     assert mirrored["logits"][-1]["logits/entropy"] == written["entropy"]
     assert mirrored["logits"][-1]["logits/quantiles/3"] == written["quantiles"][3]
     layers = {layer["layer"]: layer for layer in read_jsonl(folder / "probes" / "gradients.jsonl")[-1]["layers"]}
-    assert mirrored["gradients"][-1]["gradients/layers/head/update"] == layers["lm_head"]["update"]
+    assert mirrored["gradients"][-1]["gradients/layers/lm_head/update"] == layers["lm_head"]["update"]
     assert not any(environment["WANDB_API_KEY"].encode() in p.read_bytes() for p in folder.rglob("*") if p.is_file())
 
 

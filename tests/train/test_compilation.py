@@ -16,19 +16,19 @@ CPU = torch.device("cpu")
 
 
 def test_a_run_shorter_than_its_compiling_stays_eager() -> None:
-    assert not compilation.decide("auto", CPU, "fp32", 1e11, 100)[0]
-    assert compilation.decide("auto", CPU, "fp32", 1e14, 100)[0]
+    assert not compilation.should_compile("auto", CPU, "fp32", 1e11, 100)[0]
+    assert compilation.should_compile("auto", CPU, "fp32", 1e14, 100)[0]
 
 
 def test_the_decision_knows_no_clock_and_no_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    wanted = [compilation.decide("auto", CPU, "fp32", flops, 1000) for flops in (1e11, 1e12, 1e13, 1e14)]
+    wanted = [compilation.should_compile("auto", CPU, "fp32", flops, 1000) for flops in (1e11, 1e12, 1e13, 1e14)]
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    assert wanted == [compilation.decide("auto", CPU, "fp32", flops, 1000) for flops in (1e11, 1e12, 1e13, 1e14)]
+    assert wanted == [compilation.should_compile("auto", CPU, "fp32", flops, 1000) for flops in (1e11, 1e12, 1e13, 1e14)]
 
 
 def test_without_a_compiler_a_run_says_so_and_stays_eager(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compilation.shutil, "which", lambda name: None)
-    wanted, notice = compilation.decide("on", CPU, "fp32", 1e15, 1000)
+    wanted, notice = compilation.should_compile("on", CPU, "fp32", 1e15, 1000)
     assert not wanted
     assert "g++" in notice
 
@@ -64,7 +64,7 @@ def test_fp8_without_cuda_says_what_to_do() -> None:
 
 FAULTS = """
 import resource, torch
-from feebcore.train import precision
+from feebcore.model import precision
 
 assert precision.keep_freed_memory()
 

@@ -25,7 +25,7 @@ STEPS = 200
 CHANGES = {
     "max_steps": STEPS,
     "checkpoint_every": 25,
-    "eval_every": 0,
+    "validation_every": 0,
     "log_every": 1,
     "optimizer": "muon",
     "parallel": "{strategy: fsdp, ranks: 2}",

@@ -74,42 +74,42 @@ def poisoned(the_section, bad):
 
 def test_a_bad_step_stops_the_run_and_says_what_to_do(tmp_path):
     model, data = poisoned(section(), {5})
-    with pytest.raises(FeebError, match=r"step 6: loss nan.*on_bad_step: skip"):
+    with pytest.raises(FeebError, match=r"step 6: loss nan.*on_nonfinite: skip"):
         run(tmp_path, data=data, model=model)
 
 
 def test_a_bad_step_can_be_skipped_and_is_recorded(tmp_path):
     model, data = poisoned(section(), {5, 9})
-    result = run(tmp_path, section(on_bad_step="skip", log_every=1), data, model=model)
+    result = run(tmp_path, section(on_nonfinite="skip", log_every=1), data, model=model)
     rows = read_jsonl(tmp_path / "metrics.jsonl")
     assert [r["step"] for r in rows if r["loss"] is None] == [6, 10]
     assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
-    assert result.metrics["bad_steps"] == [6, 10]
+    assert result.metrics["anomalous_steps"] == [6, 10]
     assert all(p.isfinite().all() for p in result.model.parameters())
 
 
-def test_too_many_bad_steps_in_a_row_stop_the_run(tmp_path):
+def test_too_many_anomalous_steps_in_a_row_stop_the_run(tmp_path):
     model, data = poisoned(section(), {3, 4, 5, 6})
-    with pytest.raises(FeebError, match="3 bad steps in a row"):
-        run(tmp_path, section(on_bad_step="skip", max_bad_steps=3), data, model=model)
+    with pytest.raises(FeebError, match="3 skipped steps in a row"):
+        run(tmp_path, section(on_nonfinite="skip", max_recoveries=3), data, model=model)
 
 
 def test_a_callback_that_draws_random_numbers_changes_no_bit(tmp_path, monkeypatch):
-    from feeb_tracking.progress import TrainState
+    from feeb_tracking.progress.progress import ProgressBar
 
     the_section = section(architecture={"name": "transformer", "num_layers": 1, "d_model": 32, "num_heads": 2, "dropout": 0.2}, max_steps=8)
     quiet = run(tmp_path / "a", the_section.model_copy(update={"callbacks": []}), checkpoint=False, save=False).model
-    monkeypatch.setattr(TrainState, "on_step_end", lambda self, step, metrics: torch.rand(step))
+    monkeypatch.setattr(ProgressBar, "on_step_end", lambda self, step, metrics: torch.rand(step))
     loud = run(tmp_path / "b", section(**{**the_section.model_dump(), "callbacks": ["progress"]}), checkpoint=False, save=False).model
     assert all(a.equal(b) for a, b in zip(quiet.parameters(), loud.parameters(), strict=True))
 
 
 def test_callbacks_are_told_in_order_and_always_closed(tmp_path, monkeypatch):
-    from feeb_tracking.progress import TrainState
+    from feeb_tracking.progress.progress import ProgressBar
 
     told: list[str] = []
     for name in ("on_start", "on_step_end", "on_save", "on_end", "on_close"):
-        monkeypatch.setattr(TrainState, name, lambda self, *a, name=name: told.append(name))
+        monkeypatch.setattr(ProgressBar, name, lambda self, *a, name=name: told.append(name))
     run(tmp_path / "a", section(callbacks=["progress"], max_steps=2, checkpoint_every=1), save=False)
     assert told == ["on_start", "on_step_end", "on_save", "on_step_end", "on_save", "on_end", "on_close"]
     told.clear()
@@ -117,7 +117,7 @@ def test_callbacks_are_told_in_order_and_always_closed(tmp_path, monkeypatch):
     with pytest.raises(FeebError):
         run(tmp_path / "b", section(callbacks=["progress"]), data, model=model)
     assert told == ["on_start", "on_close"]
-    assert issubclass(TrainState, Callback)
+    assert issubclass(ProgressBar, Callback)
 
 
 def test_a_compile_that_fails_falls_back_to_eager_and_says_so(tmp_path, monkeypatch):
@@ -146,10 +146,10 @@ def test_compiling_without_a_compiler_is_announced_not_fatal(tmp_path, monkeypat
 def test_short_runs_stay_eager_and_long_ones_compile(monkeypatch):
     monkeypatch.setattr(compilation, "has_compiler", lambda device: True)
     cpu = torch.device("cpu")
-    assert compilation.decide("auto", cpu, "bf16", 1e12, 300) == (False, "")
-    assert compilation.decide("auto", cpu, "bf16", 1e14, 300) == (True, "")
-    assert compilation.decide("on", cpu, "bf16", 1.0, 1) == (True, "")
-    assert compilation.decide("off", cpu, "bf16", 1e18, 10**6) == (False, "")
+    assert compilation.should_compile("auto", cpu, "bf16", 1e12, 300) == (False, "")
+    assert compilation.should_compile("auto", cpu, "bf16", 1e14, 300) == (True, "")
+    assert compilation.should_compile("on", cpu, "bf16", 1.0, 1) == (True, "")
+    assert compilation.should_compile("off", cpu, "bf16", 1e18, 10**6) == (False, "")
 
 
 def test_settings_of_the_process_are_restored(tmp_path):
@@ -167,7 +167,7 @@ def test_sizes_that_do_not_divide_are_refused():
     with pytest.raises(ValidationError, match="micro_batch: 3 does not divide batch_size 8"):
         section(micro_batch=3)
     with pytest.raises(ValidationError, match="tokens would go unscored"):
-        section(eval_stride=T + 1)
+        section(validation_stride=T + 1)
     assert section(micro_batch=4).batch_size == B
 
 

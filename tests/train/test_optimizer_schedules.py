@@ -19,6 +19,7 @@ from feebcore.parts import resolve_part
 from feebcore.protocols import ParamGroup
 from feebcore.registry import get_registry
 from feebcore.train.lr_scaling import LRScale
+from feebcore.train.optimizer import Optimizer
 from feebcore.train.optimizer_schedules import OptimizerSchedules, build_optimizer, freeze
 from feebcore.train.param_groups import ParamGroupOverride, apply_rules
 from feebcore.train.state_tensors import optimizer_state, restore_optimizer
@@ -207,8 +208,22 @@ def test_an_optimizer_that_joins_groups_cannot_have_rules():
         name = "joins"
 
         def build(self, groups):
-            return torch.optim.SGD([p for g in groups for p in g.parameters], lr=0.1)
+            return SGD([p for g in groups for p in g.parameters], lr=0.1)
+
+    class SGD(Optimizer, torch.optim.SGD):
+        pass
 
     assert build_optimizer(Joins(), make())
     with pytest.raises(FeebError, match="optimizer joins puts parameters with different rules into one group"):
         build_optimizer(Joins(), make(), [rule(match="down", lr_scale=0.5)])
+
+
+def test_an_optimizer_without_the_base_class_is_refused_and_told_how_to_get_it():
+    class Plain:
+        name = "plain"
+
+        def build(self, groups):
+            return torch.optim.SGD([p for g in groups for p in g.parameters], lr=0.1)
+
+    with pytest.raises(FeebError, match=r"optimizer plain: SGD is no .*class SGD\(Optimizer, torch\.optim\.SGD\)"):
+        build_optimizer(Plain(), make())

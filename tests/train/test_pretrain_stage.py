@@ -26,7 +26,7 @@ pretrain:
   seq_len: 32
   batch_size: 4
   max_steps: 6
-  eval_every: 3
+  validation_every: 3
   checkpoint_every: 2
   log_every: 2
   threads: 1
@@ -96,14 +96,14 @@ def test_an_altered_token_shard_is_refused(recipe, tmp_path):
         ("pretrain.init_from=nowhere", "init_from: no folder .*nowhere"),
         ("pretrain.max_step=3", "did you mean 'max_steps'"),
         ("pretrain.optimizer={name: muon, lrr: 1}", "lrr"),
-        ("pretrain.schedule={name: wsd, warmup_fraction: 0.6, decay_fraction: 0.6}", "4 steps of warmup and 4 of decay are more than max_steps 6"),
+        ("pretrain.schedule={name: wsd, warmup_fraction: 0.6, decay_fraction: 0.6}", "4 steps of warm-up and 4 of decay are more than max_steps 6"),
         ("pretrain.data_order={name: mixture, proportions: {file: 1}}", "no source 'file' in stage download; did you mean 'files'"),
-        ("pretrain.data_order={name: repeat_batches, order: {name: mixture, proportions: {web: 1}}}", "no source 'web' in stage download"),
+        ("pretrain.data_order={name: repeat_batches, data_order: {name: mixture, proportions: {web: 1}}}", "no source 'web' in stage download"),
         ("pretrain.data_order={name: mixture, proportions: {files: 1}, phases: [{begin_step: 9, proportions: {files: 1}}]}", "the run ends after 6"),
         ("download.validation_sources=[web]", "validation_sources: no source 'web'"),
         ("download.validation_sources=[files]", "every source is a validation source"),
         ("pretrain.architecture=byte_patches tokenizer.tokenizer=char", "patches with boundaries words reads tokens as bytes, and the tokenizer is char"),
-        ("pretrain.keep_best=1 pretrain.eval_every=0", "keep_best: it needs looks"),
+        ("pretrain.keep_best=1 pretrain.validation_every=0", "keep_best: it needs validation"),
         ("pretrain.weight_decay_schedule=linear pretrain.optimizer={name: adamw, weight_decay: 0}", "weight_decay is 0"),
     ],
 )
@@ -131,16 +131,16 @@ def test_what_the_final_score_looks_at_is_part_of_the_identity(recipe):
     """It decides val_bits_per_byte, and in a sweep the losses that the law is fitted to."""
     from feebcore.config import identity_of
 
-    assert identity_of(load(recipe, ["pretrain.eval_stride=8"]).stages["pretrain"].section)["eval_stride"] == 8
+    assert identity_of(load(recipe, ["pretrain.validation_stride=8"]).stages["pretrain"].section)["validation_stride"] == 8
 
 
-def test_a_stop_while_it_looks_at_held_out_text_saves_at_once_and_looks_again(recipe, tmp_path, monkeypatch):
-    from feebcore.train import heldout
+def test_a_stop_during_validation_saves_at_once_and_the_validation_is_done_again(recipe, tmp_path, monkeypatch):
+    from feebcore.train import validation
 
-    changed = ["pretrain.checkpoint_every=0", "pretrain.eval_tokens=64", "pretrain.callbacks=[metrics]"]
+    changed = ["pretrain.checkpoint_every=0", "pretrain.validation_tokens=64", "pretrain.callbacks=[metrics]"]
     whole = run_all(load(recipe, changed), Workspace(tmp_path / "whole"))["pretrain"]
     looks = 0
-    parts = heldout.micro_batches
+    parts = validation.micro_batches
 
     def interrupted(*arguments):
         nonlocal looks
@@ -149,7 +149,7 @@ def test_a_stop_while_it_looks_at_held_out_text_saves_at_once_and_looks_again(re
             signal.raise_signal(signal.SIGTERM)
         return parts(*arguments)
 
-    monkeypatch.setattr(heldout, "micro_batches", interrupted)
+    monkeypatch.setattr(validation, "micro_batches", interrupted)
     with pytest.raises(Interrupted, match="after step 3 of 6"):
         run_all(load(recipe, changed), Workspace(tmp_path / "cut"))
     again = run_all(load(recipe, changed), Workspace(tmp_path / "cut"))["pretrain"]
@@ -159,7 +159,7 @@ def test_a_stop_while_it_looks_at_held_out_text_saves_at_once_and_looks_again(re
 
 
 def test_the_best_checkpoint_is_kept_whenever_it_is_looked_at(recipe, tmp_path):
-    changed = ["pretrain.checkpoint_every=5", "pretrain.eval_every=2", "pretrain.keep_best=1", "pretrain.keep_checkpoints=1", "pretrain.max_steps=9"]
+    changed = ["pretrain.checkpoint_every=5", "pretrain.validation_every=2", "pretrain.keep_best=1", "pretrain.keep_checkpoints=1", "pretrain.max_steps=9"]
     run = run_all(load(recipe, changed), Workspace(tmp_path / "ws"))["pretrain"]
     looked = {row["step"]: row["loss"] for row in read_jsonl(run.path / "metrics.jsonl") if row["split"] == "validation" and not row.get("whole_split")}
     best = min(looked, key=looked.__getitem__)

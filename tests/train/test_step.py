@@ -8,12 +8,12 @@ from small_run import VOCAB, B, Cycle, T, run, section
 
 from feebcore.errors import FeebError
 from feebcore.model.build import build_model
+from feebcore.model.tensors import blocks_of
 from feebcore.train.ema import WeightAverage
-from feebcore.train.step import blocks_of
 
 
 class Cramped(torch.nn.Module):
-    """Stands in for memory that holds `rows` windows; only a full machine could show it otherwise."""
+    """Stands in for memory that holds `rows` sequences; only a full machine could show it otherwise."""
 
     def __init__(self, rows: int) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ def test_a_resumed_run_keeps_the_micro_batch_it_found(tmp_path):
 
 
 def test_one_window_that_does_not_fit_is_explained(tmp_path):
-    with pytest.raises(FeebError, match=r"not one window fits.*activation_checkpointing"):
+    with pytest.raises(FeebError, match=r"not one sequence fits.*activation_checkpointing"):
         run(tmp_path, model=cramped(rows=0)[0])
 
 
@@ -89,8 +89,9 @@ def test_the_average_of_weights_follows_its_formula():
         average.update(step)
         decay = min(0.9, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * step
-    with average.applied():
-        assert layer.weight.item() == pytest.approx(expected, rel=1e-5)
+    average.use_eval_weights()
+    assert layer.weight.item() == pytest.approx(expected, rel=1e-5)
+    average.use_train_weights()
     assert layer.weight.item() == 199
 
 

@@ -1,0 +1,137 @@
+"""What a checkpoint holds of a run, and how one continues from it: resuming, and branching off another run."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from feebcore.errors import ArtifactError, FeebError
+from feebcore.model.precision import environment
+from feebcore.train import compilation
+from feebcore.train.checkpoint import Checkpointer, Extras, read_state
+from feebcore.train.config import checkpoint_digest, checkpoint_of
+from feebcore.train.loop import Trainer
+from feebcore.train.state import TrainState
+
+
+def training_state(trainer: Trainer) -> dict[str, Any]:
+    """state.json of a checkpoint: everything but tensors."""
+    section = trainer.section
+    return {
+        "train_state": trainer.state.state_dict(),
+        "seed": section.seed,  # with the step, all there is of the random state
+        "compiled": trainer.gradients.compiled,
+        "precision": trainer.run.precision,
+        "micro_batch": trainer.gradients.size,
+        "data": {"batch_size": section.batch_size, "seq_len": section.seq_len},
+        "optimizer_part": section.optimizer.name,
+        "environment": current_environment(trainer),
+        "callbacks": {name: callback.state_dict() for name, callback in trainer.callbacks.items()},
+    }
+
+
+def extra_tensors(trainer: Trainer) -> dict[str, dict[str, Tensor]]:
+    """Groups of tensors beside those of model and optimizer."""
+    return {} if trainer.average is None else {"ema": trainer.average.average}
+
+
+def current_environment(trainer: Trainer) -> dict[str, Any]:
+    return environment(trainer.run.device) | {"ranks": trainer.parallel.world, "strategy": trainer.parallel.strategy}
+
+
+def restore_state(trainer: Trainer, state: dict[str, Any], extras: Extras) -> None:
+    """Take over what `training_state` and `extra_tensors` returned; model and optimizer have their tensors already."""
+    trainer.state = TrainState.from_state_dict(state["train_state"])
+    trainer.run.step = trainer.state.step
+    if trainer.average is not None:
+        if "ema" in extras:
+            trainer.average.load(extras["ema"])
+        else:
+            trainer.average.restart()
+    for name, callback in trainer.callbacks.items():
+        if name in state["callbacks"]:
+            callback.load_state_dict(state["callbacks"][name])
+
+
+def resume(trainer: Trainer, checkpointer: Checkpointer, own: bool = True, training_flops: float = 0.0) -> int:
+    """Continue from the newest whole checkpoint (own: this run's, where it keeps some), else from the run to branch from, else
+    from the start. Decides about compiling, or takes over the decision. training_flops: of the whole run, on this rank.
+
+    Returns the step whose checkpoint is up to date, -1 when there is none. Raises FeebError for a checkpoint of another model
+    or format.
+    """
+    loaded = checkpointer.load_latest(trainer.run.model, trainer.optimizer) if own else None
+    if loaded is not None:
+        _continue(trainer, *loaded)
+        return -1 if trainer.state.validation_due else trainer.state.step
+    section = trainer.section
+    if section.branch_from:
+        _branch(trainer, checkpointer)
+    elif trainer.average is not None:
+        trainer.average.restart()
+    steps = section.max_steps - trainer.state.step
+    compiles, notice = compilation.should_compile(section.compile, trainer.run.device, trainer.run.precision, training_flops, steps)
+    if notice:
+        trainer.run.out.log(notice)
+    if compiles:
+        trainer.gradients.compile()
+    return -1
+
+
+def _continue(trainer: Trainer, state: dict[str, Any], extras: Extras) -> None:
+    run, gradients, section = trainer.run, trainer.gradients, trainer.section
+    restore_state(trainer, state, extras)
+    if state["precision"] != run.precision:  # 'auto' is chosen once a run, not once a machine
+        run.out.log(f"the run was begun in {state['precision']}; it continues so, where auto would mean {run.precision} here")
+        run.precision = gradients.module.precision = state["precision"]
+    if not section.micro_batch and state["micro_batch"] and trainer.parallel.world == 1:
+        gradients.size = state["micro_batch"]  # found by trial; the same again, for the same bits
+    if state["compiled"] and compilation.has_compiler(run.device):
+        gradients.compile()
+    elif state["compiled"]:
+        run.out.log("the run was compiled before and no compiler is here now: it continues uncompiled")
+    now = current_environment(trainer)
+    changed = [f"{k} {was} -> {now.get(k)}" for k, was in state["environment"].items() if now.get(k) != was]
+    run.out.log(f"resumed after step {trainer.state.step} of {section.max_steps}")
+    if changed:
+        run.out.log(f"other conditions than before ({', '.join(changed)}): the rest may differ from an uninterrupted run in the last bits")
+
+
+def _branch(trainer: Trainer, checkpointer: Checkpointer) -> None:
+    """Take weights, optimizer state and place in the data from another run; options are those of this recipe."""
+    section, optimizer, log = trainer.section, trainer.optimizer, trainer.run.out.log
+    source = Path(section.branch_from)
+    path = checkpoint_of(source, section.branch_step)
+    if path is None:
+        raise FeebError(f"branch_from: {source} has no checkpoint" + (f" of step {section.branch_step}" if section.branch_step else ""))
+    if checkpoint_digest(path) != section.branch_content:
+        raise FeebError(f"branch_from: {path} is not the checkpoint that this run was planned with; run it again")
+    options = [{k: v for k, v in group.items() if k != "params" and k not in optimizer.counters} for group in optimizer.param_groups]
+    same_optimizer = read_state(path)["optimizer_part"] == section.optimizer.name
+    try:
+        state, extras = checkpointer.load(path, trainer.run.model, optimizer if same_optimizer else None)
+    except ArtifactError as error:
+        raise FeebError(f"branch_from: {error}; a branch has the architecture of the main run") from error
+    for group, own in zip(optimizer.param_groups, options, strict=True):
+        group.update(own)
+    restore_state(trainer, state | {"callbacks": {}}, extras)
+    offset = _branch_offset(trainer, state["data"])
+    trainer.state = dataclasses.replace(trainer.state, elapsed=0.0, timed_tokens=0, timed_seconds=0.0, waited_seconds=0.0, data_offset=offset)
+    if not same_optimizer:
+        log(f"optimizer {section.optimizer.name} starts with fresh state: the main run used {state['optimizer_part']}")
+    if trainer.state.step >= section.max_steps:
+        raise FeebError(f"branch_from: {path} is at step {trainer.state.step}, and max_steps is {section.max_steps}; raise it, or set branch_step")
+    log(f"branched from {path} after step {trainer.state.step}, on to {section.max_steps}")
+
+
+def _branch_offset(trainer: Trainer, main_run: dict[str, int]) -> int:
+    """Batches to leave out, so that the data continue where the main run was, though a batch may have another size here."""
+    step, size, length = trainer.state.step, trainer.section.batch_size, trainer.section.seq_len
+    if main_run["seq_len"] != length:
+        trainer.run.out.log(f"seq_len {length} cuts the text otherwise than the main run's {main_run['seq_len']}: some of it may come twice or never")
+    sequences = (step + trainer.state.data_offset) * main_run["batch_size"] * main_run["seq_len"] / length
+    return math.ceil(sequences / size) - step
