@@ -71,6 +71,7 @@ def run(section: PretrainConfig, inputs: Mapping[str, Artifact], out: StageOutpu
     data = make_batches(train, section.packing, section.data_order, section.batch_size, section.seq_len, section.seed, section.max_steps)
     out.content("model/*")
     tokenizer = inputs["tokenizer"].file("tokenizer")
-    trained = train_model(section, data, val if val.num_documents else None, tokenizer, out.path, out, vocab_size=train.vocab_size)
+    validation = val if val.num_documents else None
+    trained = train_model(section, data, validation, tokenizer, out.path, out, vocab_size=train.vocab_size, score_documents=section.score_documents)
     steps = round(trained.metrics["tokens"] / (section.batch_size * section.seq_len))  # of this size of batch; a branch's trunk may have had another
     return trained.metrics | {"data": data.statistics(steps)}

@@ -1,7 +1,7 @@
 """Stage sweep: runs many small trainings, fits a scaling law and predicts a held-out cell before it is run.
 
-Cells share this one process and a ledger; a killed sweep continues at the first unfinished cell. A cell that diverged is
-censored: kept, reported, not fitted. Few cells seldom identify a law: its flags say so, and what counts is the error on
+Cells are runs of stage pretrain, several at once with `--jobs`; a killed sweep continues at the first unfinished one. A cell that
+diverged is kept and reported, but not fitted. Few cells seldom identify a law: its flags say so, and what counts is the error on
 the held-out cell beside that of simply guessing the nearest cell's loss.
 """
 
@@ -25,7 +25,7 @@ PART = StageSpec(
     check=f"{__name__}:check",
     needs=(Need("tokens"), Need("tokenizer")),
     makes=("law",),
-    process="worker",
+    process="inline",
     summary="Runs many small trainings, fits a scaling law and predicts a held-out cell.",
 )
 
@@ -37,7 +37,7 @@ def check(section: SweepConfig, recipe: Recipe) -> list[str]:
 
     problems = [f"train.{text}" for text in check_training(section.train)]
     if section.train.parallel.strategy != "none":
-        problems.append("train.parallel: cells of a sweep are one process each; leave it out")
+        problems.append("train.parallel: a cell of a sweep is trained in one process; leave it out")
     for overrides in section.planner.build().overrides():
         try:
             with_overrides(section.train, overrides)
@@ -50,10 +50,11 @@ def check(section: SweepConfig, recipe: Recipe) -> list[str]:
 
 def run(section: SweepConfig, inputs: Mapping[str, Artifact], out: StageOutput) -> dict[str, Any]:
     """Writes cells.jsonl, prediction.json and law.json; continues from ledger.sqlite when there is one."""
-    from feebcore.data.token_artifacts import verify_tokens
+    from feebcore.files import read_json
+    from feebcore.recipe import from_resolved
     from feebcore.scaling.sweep import Sweep
 
-    verify_tokens(inputs["tokens"])
     out.content("law.json")
-    with Sweep(section, inputs["tokens"], inputs["tokenizer"], out) as sweep:
+    recipe = from_resolved(read_json(out.path / "recipe.json"), out.path / "recipe.json")
+    with Sweep(section, recipe, inputs, out) as sweep:
         return sweep.run()
