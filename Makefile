@@ -13,12 +13,16 @@ quickstart: $(VENV)/.installed
 
 install: $(VENV)/.installed
 
+# mypy needs a minute of one core: it runs beside the tests, and says what it found after them
 test: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
-	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
+	@mkdir -p .mypy_cache; $(BIN)/mypy >.mypy_cache/output.txt 2>&1 & mypy=$$!; \
+	echo "$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder"; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder; pytest=$$?; \
+	wait $$mypy; mypy=$$?; echo "$(BIN)/mypy"; cat .mypy_cache/output.txt; \
+	test $$pytest -eq 0 && test $$mypy -eq 0
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .

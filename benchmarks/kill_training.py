@@ -43,6 +43,7 @@ pretrain:
   max_steps: {steps}
   micro_batch: {micro}
   threads: 1
+  precision: {precision}
   compile: {compile}
   checkpoint_every: {checkpoint}
   keep_checkpoints: 3
@@ -91,6 +92,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--compile", choices=("on", "off"), default="off")
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--strategy", choices=("ddp", "fsdp"), default="ddp")
     parser.add_argument("--seed", type=int, default=0)
@@ -122,6 +124,7 @@ def compare(folder: Path, options: Any) -> dict[str, Any]:
         steps=steps,
         micro=8 // options.ranks // 2,
         compile=options.compile,
+        precision=options.precision,
         checkpoint=CHECKPOINT_EVERY,
         eval=EVAL_EVERY,
         strategy=strategy,
@@ -140,7 +143,8 @@ def compare(folder: Path, options: Any) -> dict[str, Any]:
         "kills": len(moments),
         "moments": {m: sum(k["moment"] == m for k in moments) for m in MOMENTS},
         "parents_killed": sum(k["parent"] for k in moments),
-        "compile": options.compile,
+        "compile": compiled(folder, steps),
+        "precision": options.precision,
         "ranks": options.ranks,
         "strategy": strategy,
         "seconds": round(time.monotonic() - began, 1),
@@ -158,10 +162,11 @@ def start(folder: Path, name: str, stage: str = "pretrain") -> subprocess.Popen[
 def kill_and_resume(folder: Path, kills: int, steps: int, chance: random.Random) -> list[dict[str, Any]]:
     """Run, kill at a random moment, run again; the last run is left alone."""
     done: list[dict[str, Any]] = []
+    first = chance.randrange(len(MOMENTS))
     log = folder / "killed.watch"
     log.touch()
     while len(done) < kills:
-        moment, parent = MOMENTS[len(done) % 3], len(done) % 5 == 4
+        moment, parent = MOMENTS[(first + len(done)) % len(MOMENTS)], len(done) % 5 == 4
         every = {"step": 1, "checkpoint": CHECKPOINT_EVERY, "evaluation": EVAL_EVERY}[moment]
         left = (kills - len(done)) * CHECKPOINT_EVERY  # steps that the kills to come need
         process, position = start(folder, "killed"), log.stat().st_size
@@ -209,6 +214,12 @@ def alive(pid: int) -> bool:
 def last_step(log: Path) -> int:
     steps = [int(line.split()[2]) for line in log.read_text().splitlines() if line.count(" ") >= 2]
     return max(steps, default=0)
+
+
+def compiled(folder: Path, steps: int) -> bool:
+    """Whether the killed run says that it was compiled."""
+    (state,) = (folder / "killed" / "pretrain").glob(f"killed-*/checkpoints/step-{steps:08d}/state.json")
+    return bool(json.loads(state.read_text())["compiled"])
 
 
 def differences(folder: Path, steps: int = STEPS) -> list[str]:

@@ -102,10 +102,6 @@ class Run:
         rows = read_jsonl(self.path / "metrics.jsonl")
         return pl.from_dicts(rows, infer_schema_length=None, strict=False) if rows else pl.DataFrame()
 
-    def metrics_frame(self) -> pl.DataFrame:
-        """The same as `log()`."""
-        return self.log()
-
     def model(self, device: str = "cpu") -> LanguageModel:
         """The run's model, in eval mode; the same object on every call. ArtifactError for a stage that makes none."""
         return self._opened(device).model
@@ -216,7 +212,7 @@ def generate(
 ) -> str | list[str]:
     """Continue one text or several with a model; returns what was added, without the end token.
 
-    temperature 0 takes the likeliest token. logits_processors: names or `{name: …}` of kind logits_processors, run before
+    temperature 0: greedy decoding. logits_processors: names or `{name: …}` of kind logits_processors, run before
     temperature, top_k, top_p and min_p, which run in this order. Raises DataError where a prompt fills the context.
     """
     from feebcore.generate.decoding import greedy

@@ -284,7 +284,7 @@ class Workspace:
                     continue
                 trash = folder.with_name(f".trash-{folder.name}")
                 folder.rename(trash)
-                shutil.rmtree(trash)
+                trash.unlink() if trash.is_symlink() else shutil.rmtree(trash)  # a link goes, what it points to is not ours
                 gone.append(folder)
         return gone
 

@@ -10,6 +10,9 @@ from typing import Any
 
 from feebcore.errors import RecipeError, did_you_mean
 
+MOST_VALUES = 100_000
+"""In one recipe: nested aliases grow without limit, ten lines to gigabytes."""
+
 
 def read_yaml(path: Path) -> tuple[dict[str, Any], Any]:
     """A YAML 1.2 mapping as plain values, and the parsed document with its line numbers."""
@@ -43,14 +46,19 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], Any]:
     return _plain(document, path), document
 
 
-def _plain(value: Any, path: Path) -> Any:
+def _plain(value: Any, path: Path, left: list[int] | None = None) -> Any:
+    """The value without ruamel's types and with aliases written out. left: a count of values that may still come."""
+    left = left if left is not None else [MOST_VALUES]
+    left[0] -= 1
+    if left[0] < 0:
+        raise RecipeError(f"{path}: more than {MOST_VALUES:,} values with its aliases (`*name`) written out; a recipe is not that large")
     if isinstance(value, dict):
         for key in value:
             if not isinstance(key, str):
                 raise RecipeError(f"{path}: key {key!r} must be text")
-        return {str(k): _plain(v, path) for k, v in value.items()}
+        return {str(k): _plain(v, path, left) for k, v in value.items()}
     if isinstance(value, list):
-        return [_plain(v, path) for v in value]
+        return [_plain(v, path, left) for v in value]
     if isinstance(value, bool) or value is None:
         return value
     for kind in (int, float, str):

@@ -59,7 +59,7 @@ def run_in_processes(place: Path, section: StageConfig, out: StageOutput, publis
         logs = [stack.enter_context(open(place / log_name(rank), "ab")) for rank in range(ranks)]
         tail = _Tail(place / "events.jsonl", publish)
         stack.callback(tail.stop)
-        workers = Workers([sys.executable, "-m", "feebcore.run.worker", str(place), str(reader), str(lock)], environments, logs, (reader, lock))
+        workers = Workers([sys.executable, "-P", "-m", "feebcore.run.worker", str(place), str(reader), str(lock)], environments, logs, (reader, lock))
         os.close(ends.pop(0))
         tail.start()
         codes = workers.wait(out)
@@ -172,7 +172,7 @@ class Workers:
             _RUNNING.discard(self)
             for n, handler in old.items():
                 signal.signal(n, handler)
-            self.kill()  # an exception in this thread
+            self.kill()  # after an exception in this thread, and what they have left behind
 
     def ask(self) -> None:
         """SIGTERM to all, with SECONDS_TO_SAVE seconds to end in; asked again, none."""
@@ -182,12 +182,12 @@ class Workers:
             self.processes[rank].send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """At once, with whatever they have started."""
-        for rank in self.alive():
-            self.killed.add(rank)
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.processes[rank].pid, signal.SIGKILL)
-            self.processes[rank].wait()
+        """At once, with whatever they have started, also by those that have ended: such a process would hold the GPU."""
+        self.killed.update(self.alive())
+        for process in self.processes:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 @contextlib.contextmanager

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from feebcore.artifacts import Artifact, StageOutput
 from feebcore.config import StageConfig
 from feebcore.errors import Interrupted
 from feebcore.files import read_json
 from feebcore.specs import Need, StageSpec
-
-if TYPE_CHECKING:
-    from feebcore.recipe import Recipe
 
 
 class ReportConfig(StageConfig):
@@ -23,18 +20,12 @@ PART = StageSpec(
     "report",
     ReportConfig,
     build=f"{__name__}:run",
-    check=f"{__name__}:check",
     needs=(Need("stages", kind="*", many=True, optional=True),),
     makes=("page",),
     shows=True,
     process="inline",
     summary="Writes one self-contained HTML page with every figure and number.",
 )
-
-
-def check(section: ReportConfig, recipe: Recipe) -> list[str]:
-    """What is wrong with this section in this recipe, each as 'key: what and what to do'."""
-    return []
 
 
 def run(section: ReportConfig, inputs: Mapping[str, Artifact], out: StageOutput) -> dict[str, Any]:

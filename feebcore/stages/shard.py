@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
     from feebcore.data.encode import Encoder
     from feebcore.data.store_writer import SplitWriter
-    from feebcore.recipe import Recipe
 
 CHUNK = 256 * 1024  # as in store_writer, which imports numpy
 SAMPLE_PLACES, SAMPLE_RUN, SAMPLE_CHARS = 16, 8, 20_000  # documents that a fast way to encode is proved on
@@ -59,17 +58,11 @@ PART = StageSpec(
     "shard",
     ShardConfig,
     build=f"{__name__}:run",
-    check=f"{__name__}:check",
     needs=(Need("documents"), Need("tokenizer")),
     makes=("tokens",),
     process="inline",
     summary="Writes the documents as token shards in zarr.",
 )
-
-
-def check(section: ShardConfig, recipe: Recipe) -> list[str]:
-    """What is wrong with this section in this recipe, each as 'key: what and what to do'."""
-    return []
 
 
 def run(section: ShardConfig, inputs: Mapping[str, Artifact], out: StageOutput) -> dict[str, Any]:

@@ -6,7 +6,7 @@ Output: folder `tokenizer/`, which feebcore.data.tokenizers.load_tokenizer opens
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -15,9 +15,6 @@ from feebcore.config import StageConfig
 from feebcore.errors import DataError, Interrupted
 from feebcore.parts import Part, PartKey, default_part
 from feebcore.specs import Need, StageSpec
-
-if TYPE_CHECKING:
-    from feebcore.recipe import Recipe
 
 SAMPLE_BYTES = 2 << 20
 
@@ -32,17 +29,11 @@ PART = StageSpec(
     "tokenizer",
     TokenizerConfig,
     build=f"{__name__}:run",
-    check=f"{__name__}:check",
     needs=(Need("documents"),),
     makes=("tokenizer",),
     process="inline",
     summary="Trains a tokenizer on the training documents.",
 )
-
-
-def check(section: TokenizerConfig, recipe: Recipe) -> list[str]:
-    """What is wrong with this section in this recipe, each as 'key: what and what to do'."""
-    return []
 
 
 def run(section: TokenizerConfig, inputs: Mapping[str, Artifact], out: StageOutput) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import gc
 import json
 import os
 import signal
@@ -149,8 +150,11 @@ def serve(descriptor: int, pipe: int, parent: int) -> int:
     if os.getppid() != parent:
         return 1
     threading.Thread(target=_end_with, args=(pipe,), daemon=True).start()
+    gc.disable()  # the import makes many objects and no garbage: a fifth of its time goes into looking for some
     import uvicorn
     from prefect.server.api.server import create_app
+
+    gc.enable()
 
     listener = socket.socket(fileno=descriptor)
     config = uvicorn.Config(create_app(), log_level="warning", timeout_keep_alive=5, timeout_graceful_shutdown=2)

@@ -10,11 +10,9 @@ from feebcore.registry import BUILTIN, get_registry
 from feebcore.testing import candidate, checks_for, run_check
 from feebcore.testing.framework import applicable, iterate
 
-PARTS = [(kind, spec.name) for kind, spec in get_registry().parts() if spec.distribution == BUILTIN]
 
-
-@pytest.mark.parametrize(("kind", "name"), PARTS, ids=[f"{s}-{n}" for s, n in PARTS])
-def test_part_keeps_its_contract(kind: str, name: str) -> None:
+def test_part_keeps_its_contract(builtin_part: tuple[str, str]) -> None:
+    kind, name = builtin_part
     broken = [str(result) for result in iterate(candidate(kind, f"{BUILTIN}/{name}")) if not result.passed]
     assert not broken, "\n".join(broken)
 

@@ -210,6 +210,18 @@ def test_gc_leaves_what_is_being_built(tmp_path):
         assert workspace.gc() == []
 
 
+def test_gc_removes_a_link_and_not_what_it_points_to(tmp_path):
+    workspace, elsewhere = Workspace(tmp_path / "w"), tmp_path / "big-disk"
+    elsewhere.mkdir()
+    (elsewhere / "request.json").write_text("{}")
+    (tmp_path / "w" / "numbers").mkdir(parents=True)
+    link = tmp_path / "w" / "numbers" / f"demo-{'e' * 12}"
+    link.symlink_to(elsewhere)
+    assert workspace.gc() == [link]
+    assert (elsewhere / "request.json").exists()
+    assert list((tmp_path / "w" / "numbers").iterdir()) == []
+
+
 def test_gc_leaves_the_inputs_of_what_is_being_built(tmp_path):
     workspace = Workspace(tmp_path)
     old = make(workspace, fingerprint="a" * 12, files={"x": "old"})

@@ -162,6 +162,13 @@ def test_set_reaches_into_lists(write):
     assert [p.config.lines for p in section.several] == [5, 2]
 
 
+def test_nested_aliases_are_refused_before_they_fill_the_memory(tmp_path):
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"] + [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 12)]
+    (tmp_path / "bomb.yaml").write_text("\n".join(lines))
+    with pytest.raises(RecipeError, match="more than 100,000 values with its aliases"):
+        recipes.load(tmp_path / "bomb.yaml")
+
+
 def test_extends_merges_and_a_renamed_part_starts_from_its_defaults(write):
     write(HEAD + "count_it:\n  rate: 2.0\n  schedule: {name: steady, lines: 8}\n", "base.yaml")
     recipe = recipes.load(write("extends: base.yaml\ncount_it:\n  limit: 4\n  schedule: {mode: 'off'}\n", "child.yaml"))

@@ -106,6 +106,20 @@ def test_a_worker_that_is_killed_is_a_failure_not_a_success(folder):
         run_all(load(folder, "numbers.crash=die"), Workspace(folder / "data"), in_process=False)
 
 
+def test_what_a_killed_worker_had_started_ends_too(folder):
+    with pytest.raises(StageFailed, match="killed by signal 9"):
+        run_all(load(folder, "numbers.crash=orphan"), Workspace(folder / "data"), in_process=False)
+    (child,) = (folder / "data").glob("numbers/*/child")
+    assert gone(int(child.read_text()), 5)
+
+
+def test_a_worker_imports_nothing_from_the_current_folder(folder, monkeypatch):
+    (folder / "tempfile.py").write_text("raise SystemExit('a file of the current folder ran')\n")
+    monkeypatch.chdir(folder)
+    built = run_all(load(folder), Workspace(folder / "data"), in_process=False)
+    assert built["numbers"].metrics == {"count": 5}
+
+
 def test_after_a_kill_the_stage_continues_in_the_same_folder(folder):
     workspace = Workspace(folder / "data")
     with pytest.raises(StageFailed):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import time
 from typing import Annotated
 
@@ -43,6 +44,10 @@ def numbers(section, inputs, out):
             raise Interrupted(f"numbers stopped at {len(values)}; run the same command again to continue")
         if section.crash == "raise":
             raise ValueError("as asked")
+        if section.crash == "orphan":  # as when the kernel kills a worker for memory: what it started is left
+            child = subprocess.Popen(["sleep", "300"])
+            (out.path / "child").write_text(str(child.pid))
+            os.kill(os.getpid(), 9)
         if section.crash == "die":
             os.kill(os.getpid(), 9)
         values.append(len(values) + 1)

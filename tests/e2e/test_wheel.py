@@ -1,13 +1,20 @@
-"""The wheel, installed in a clean environment, runs a recipe; it installs no generic module names."""
+"""The wheel, in an environment that has what the wheel declares and nothing else, runs a recipe; it installs no generic module names.
+
+The dependencies are not downloaded anew: those that `make install` resolved from the same declaration are linked into the
+environment, one by one, so that a module which feeb uses and does not declare is missing there.
+"""
 
 import json
 import os
 import subprocess
 import sys
 import zipfile
+from importlib.metadata import Distribution, distribution
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
@@ -38,16 +45,53 @@ def test_the_wheel_holds_only_feebs_own_packages(wheel):
     assert "feeb_pipelines/flows/pipeline.py" in names
 
 
+def declared(distributions: list[Distribution], extra: str = "") -> dict[str, Distribution]:
+    """The installed distributions that these require, and those that they require in turn, by name."""
+    needed: dict[str, Distribution] = {}
+    waiting = [(one, extra) for one in distributions]
+    seen = set()
+    while waiting:
+        owner, extra = waiting.pop()
+        for text in owner.requires or ():
+            requirement = Requirement(text)
+            if requirement.marker is not None and not requirement.marker.evaluate({"extra": extra}):
+                continue
+            for wanted in ("", *requirement.extras):
+                key = (canonicalize_name(requirement.name), wanted)
+                if key not in seen:
+                    seen.add(key)
+                    needed[key[0]] = distribution(requirement.name)
+                    waiting.append((needed[key[0]], wanted))
+    return needed
+
+
+def clean_environment(folder: Path, wheel: Path) -> Path:
+    """A virtual environment with the wheel and links to what it declares; returns its python."""
+    run(sys.executable, "-m", "venv", "--without-pip", folder)
+    python = folder / "bin" / "python"
+    run(sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index", wheel)
+    (site,) = folder.glob("lib/python3*/site-packages")
+    (information,) = site.glob("feeb-*.dist-info")
+    for installed in declared([Distribution.at(information)]).values():
+        for name in {file.parts[0] for file in installed.files or ()} - {"..", "__pycache__"}:
+            if not (site / name).exists():
+                (site / name).symlink_to(installed.locate_file(name))
+    return python
+
+
 def test_the_wheel_in_a_clean_environment_runs_a_recipe(wheel, tmp_path):
-    run(sys.executable, "-m", "venv", tmp_path / "venv")
-    python = tmp_path / "venv" / "bin" / "python"
-    run(python, "-m", "pip", "install", "--quiet", "--constraint", ROOT / "constraints.txt", wheel)
+    python = clean_environment(tmp_path / "venv", wheel)
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "FEEB", "PREFECT"))} | {"DO_NOT_TRACK": "1"}
+    absent = "import importlib.util as u, feebcore; print(feebcore.__file__, *(u.find_spec(m) for m in ('pytest', 'transformers', 'hypothesis')))"
+    where, *others = run(python, "-c", absent, cwd=tmp_path, env=environment).split()
+    assert where.startswith(str(tmp_path))
+    assert others == ["None"] * 3
     feeb = tmp_path / "venv" / "bin" / "feeb"
-    (tmp_path / "tiny.yaml").write_text((HERE / "tiny.yaml").read_text().replace("stages: [", "stages: [").replace("./corpus", str(HERE / "corpus")))
+    (tmp_path / "tiny.yaml").write_text((HERE / "tiny.yaml").read_text())
     workspace = tmp_path / "data"
     run(feeb, "run", "pretrain", tmp_path / "tiny.yaml", "--workspace", workspace, "--in-process", cwd=tmp_path, env=environment)
     rows = json.loads(run(feeb, "runs", "--json", "--workspace", workspace, cwd=tmp_path, env=environment))
     finished = {row["stage"]: row for row in rows if row["status"] == "finished"}
     assert set(finished) == {"download", "tokenizer", "shard", "pretrain"}
     assert finished["pretrain"]["metrics"]["val_bits_per_byte"] > 0
+    run(python, "-c", "import prefect.server.api.server, feeb_pipelines.flows", cwd=tmp_path, env=environment)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import random
 import signal
 from pathlib import Path
@@ -28,19 +27,6 @@ def test_resume_after_kill_is_bitwise_identical(tmp_path, changes):
     assert in_process_of_its_own(killed, kill_at=step, **changes) == -signal.SIGKILL, step
     run(killed, section(**changes))
     assert_same_bits(whole, killed)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_resume_of_a_compiled_run_is_bitwise_identical(tmp_path):
-    pytest.importorskip("torch._inductor")
-    changes = {"compile": "on", "precision": "bf16", "max_steps": 20}
-    assert in_process_of_its_own(tmp_path / "whole", **changes) == 0
-    assert in_process_of_its_own(tmp_path / "killed", kill_at=13, **changes) == -signal.SIGKILL
-    assert in_process_of_its_own(tmp_path / "killed", **changes) == 0
-    state = json.loads((tmp_path / "killed" / "checkpoints" / name_of(20) / "state.json").read_text())
-    assert state["compiled"]
-    assert_same_bits(tmp_path / "whole", tmp_path / "killed")
 
 
 def test_a_stop_saves_at_once_and_the_rest_is_bitwise_identical(tmp_path):

@@ -11,7 +11,7 @@ from typing import Any
 
 import cyclopts
 
-from feeb_pipelines.cli import artifacts, branch, compare, completion, doctor, generate, inspection, interchange, run, ui
+from feeb_pipelines.cli import artifacts, branch, compare, completion, doctor, generate, inspection, interchange, plugin, run, ui
 
 HELP = """Train small language models from YAML recipes: data, tokenizer, pretraining, scaling laws, SFT, RL, evaluation, report.
 
@@ -31,6 +31,10 @@ def make_app() -> cyclopts.App:
     for command in artifacts.COMMANDS:
         listing.command(command, **_help(command))
     app.command(listing)
+    plugins = cyclopts.App(name="plugin", help="Create and update plugin packages.", help_format="plaintext")
+    for command in plugin.COMMANDS:
+        plugins.command(command, **_help(command))
+    app.command(plugins)
     return app
 
 
