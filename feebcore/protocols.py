@@ -35,8 +35,8 @@ class BuildContext:
     The others keep their defaults.
 
     Sizes of the model: vocab_size, seq_len, d_model (for a norm: the width that it normalizes), num_heads, head_dim, layer (of
-    num_layers, from 0). Its parts: position (the model's Position), embedding, and makers of what a part may hold several of:
-    make_norm(dim=d_model), make_attention(), make_feedforward(), make_block(layer).
+    num_layers, from 0), dropout (of the results of attention and feedforward). Its parts: position (the model's Position), embedding, and
+    makers of what a part may hold several of: make_norm(dim=d_model), make_attention(), make_feedforward(), make_block(layer).
     Data: store (TokenStore), packing, num_sequences of one epoch, sources (the sequences of each source, where the data order
     asks for them), batch_size, seed. Training: groups (ParamGroup), total_steps (0: not known).
     """
@@ -48,6 +48,7 @@ class BuildContext:
     head_dim: int = 0
     layer: int = 0
     num_layers: int = 0
+    dropout: float = 0.0
     position: Any = None
     embedding: Any = None
     make_norm: Callable[..., Any] = _not_offered
@@ -162,21 +163,6 @@ class DataOrderContext:
 # --- models -----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class BlockShape:
-    """What a block part is told about the model it stands in."""
-
-    d_model: int
-    num_heads: int
-    head_dim: int
-    seq_len: int
-    layer: int
-    num_layers: int
-    make_norm: Callable[[int], nn.Module] | None = None
-    position: Any = None  # the model's Position part, once it is built
-    vocab_size: int = 0
-
-
 @dataclass
 class ModelOutput:
     """hidden [B,T,C] after the final norm: `model.lm_head(hidden)` makes logits [.., V]. layers: per-layer streams
@@ -191,12 +177,18 @@ class LanguageModel(Protocol):
     """`model(tokens [B,T], positions=[B,T]|None, doc_ids=[B,T]|None, cache=None, want_layers=False) -> ModelOutput`.
 
     positions default to 0..T-1 (plus the cache's length). Tokens attend within equal doc_ids only; doc_id -1
-    marks padding. `head(hidden) -> logits`. `new_cache(batch, length) -> Cache`. `count() -> Counts`.
+    marks padding. `lm_head(hidden) -> logits`. `final_norm(stream)` is what the head reads of a stream in `ModelOutput.layers`, of which
+    want_layers gives num_streams. `new_cache(batch, length) -> Cache`. `count() -> Counts`.
     """
 
-    lm_head: nn.Module
+    lm_head: Any  # an nn.Module; of the transformer a LMHeadPart (feebcore/model/parts.py)
+    final_norm: nn.Module
     vocab_size: int
     seq_len: int
+    training: bool
+
+    @property
+    def num_streams(self) -> int: ...
 
     def __call__(self, tokens: Tensor, **kwargs: Any) -> ModelOutput: ...
     def new_cache(self, batch: int, length: int) -> Any: ...
@@ -241,11 +233,21 @@ class Batch:
     positions: Tensor | None = None
 
 
-class Objective(Protocol):
-    """`extra_flops(model, length) -> (trained, frozen)`, where it has it: forward FLOPs of one sequence beyond one run of the model and
-    its head, of what learns and of what does not."""
+class Objective:
+    """What is minimized: `objective(model, batch) -> ObjectiveOutput`. The base class of objectives; `build(config, context)` makes one."""
 
-    def __call__(self, model: LanguageModel, batch: Batch) -> ObjectiveOutput: ...
+    selects: bool = False
+    """Whether it trains on a choice of the targets: its count may then be less than the mask's."""
+
+    def __call__(self, model: LanguageModel, batch: Batch) -> ObjectiveOutput:
+        raise NotImplementedError
+
+    def extra_flops(self, model: LanguageModel, length: int) -> tuple[float, float]:
+        """(trained, frozen) forward FLOPs of one sequence beyond one run of the model and its head: of what is trained, and of what is not."""
+        return 0.0, 0.0
+
+    def check(self, model: LanguageModel) -> None:
+        """Called once before training, uncompiled. Raises ValueError, saying what to change, for a model that cannot be trained with it."""
 
 
 @dataclass

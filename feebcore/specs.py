@@ -126,57 +126,55 @@ class DataOrderSpec(PartSpec):
 
 
 class ArchitectureSpec(PartSpec):
-    """build: `(config, vocab_size, seq_len) -> LanguageModel` (torch module)."""
+    """build: `(config, context) -> LanguageModel` (torch module); context: vocab_size, seq_len."""
 
 
 class AttentionSpec(PartSpec):
-    """build: `(config, block) -> nn.Module`; block: BlockShape. Called `(x [B,T,C], context) -> [B,T,C]`."""
+    """build: `(config, context) -> AttentionPart` (feebcore/model/parts.py): token mixing, called `(x [B,T,C], context) -> [B,T,C]`.
+    BuildContext: d_model, num_heads, head_dim, seq_len, vocab_size, layer of num_layers, position, make_norm(dim)."""
 
 
 class FeedforwardSpec(PartSpec):
-    """build: `(config, block) -> nn.Module`. Called `(x [B,T,C]) -> [B,T,C]`, or, where the module says
-    `takes_context = True`, `(x, context)`: for auxiliary losses and what layers share."""
+    """build: `(config, context) -> FeedforwardPart`: channel mixing, called `(x [B,T,C], context) -> [B,T,C]`. BuildContext: as of an
+    attention."""
 
 
 class NormSpec(PartSpec):
-    """build: `(config, dim) -> nn.Module`. Called `(x [...,C]) -> [...,C]`."""
+    """build: `(config, context) -> nn.Module`, called `(x [...,C]) -> [...,C]`. BuildContext: d_model, the width C."""
 
 
 class PositionSpec(PartSpec):
-    """build: `(config, block) -> Position`: may add to embeddings and may rotate queries and keys."""
+    """build: `(config, context) -> Position`: position encoding: added to the embedding, applied to queries and keys, or a bias on scores.
+    BuildContext: d_model, num_heads, head_dim, seq_len."""
 
 
 class BlockSpec(PartSpec):
-    """build: `(config, make_attention, make_feedforward, make_norm) -> nn.Module`: one residual block.
-    Called `(stream [B,T,C], context) -> [B,T,C]`; it makes as many instances as it needs, and calls them
-    `attention(x, context)` and `feedforward(x, context)`. A factory that names an argument `block` gets the BlockShape.
-    One that carries more than the stream between blocks has `expand_streams(stream)` and `reduce_streams(stream)`."""
+    """build: `(config, context) -> BlockPart`: one residual block, called `(stream [B,T,C], context) -> [B,T,C]`. BuildContext: as of an
+    attention, dropout, and make_attention(), make_feedforward(), make_norm(dim=d_model), as many times as it needs."""
 
 
 class StackSpec(PartSpec):
-    """build: `(config, num_layers, make_block) -> nn.Module`: how blocks are stacked (separate, looped). `make_block(layer)`
-    makes one. An argument named `block` gets the BlockShape of layer 0. Called `(stream, context)`, it returns the stream after
-    every layer, `num_streams` of them."""
+    """build: `(config, context) -> StackPart`: how blocks are stacked; `(stream, context)` to the streams after every layer and the context
+    after the last. BuildContext: make_block(layer), num_layers, d_model, vocab_size, seq_len."""
 
 
 class EmbeddingSpec(PartSpec):
-    """build: `(config, vocab_size, d_model) -> nn.Module`. Called `(tokens [B,T]) -> [B,T,C]`, or, where the module
-    says `takes_context = True`, `(tokens, context)`. An argument named `block` gets the BlockShape of layer 0."""
+    """build: `(config, context) -> EmbeddingPart`: token embedding, called `(tokens [B,T], context) -> [B,T,C]`. BuildContext: vocab_size,
+    d_model, seq_len, make_norm(dim=d_model)."""
 
 
 class LMHeadSpec(PartSpec):
-    """build: `(config, vocab_size, d_model, embedding) -> nn.Module`. Called `(hidden [...,C]) -> [...,V]`. Arguments named
-    `block` and `make_block` get the BlockShape of layer 0 and the maker of residual blocks."""
+    """build: `(config, context) -> LMHeadPart`: output head, called `(hidden [...,C]) -> [...,V]`. BuildContext: vocab_size, d_model,
+    embedding (the model's), make_block(layer), make_norm(dim=d_model)."""
 
 
 class InitializationSpec(PartSpec):
-    """build: `(config) -> Callable[[nn.Module, int], None]`: initializes a model of so many layers in place. Modules with
-    weights that are no nn.Linear or nn.Embedding have `init_weights(std, residual_std)` and fill them themselves."""
+    """build: `(config, context) -> Callable[[nn.Module, int], None]`: initializes a model of so many layers in place. Modules with their
+    own `init_weights(std, residual_std)` (ModelPart in feebcore/model/counting.py) fill themselves: `draws_own_weights` tells them."""
 
 
 class ObjectiveSpec(PartSpec):
-    """build: `(config) -> Objective`: what is minimized; `(model, batch) -> ObjectiveOutput`. One that runs more than the model and
-    its head once has `extra_flops(model, length) -> (trained, frozen)`."""
+    """build: `(config, context) -> Objective` (feebcore/protocols.py): what is minimized, called `(model, batch) -> ObjectiveOutput`."""
 
 
 class OptimizerSpec(PartSpec):

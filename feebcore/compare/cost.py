@@ -1,6 +1,6 @@
-"""What a step of a side costs on this machine: `python -m feebcore.compare.cost FOLDER PIPE`, in a process of its own.
+"""What a step of a recipe costs on this machine: `python -m feebcore.compare.cost FOLDER PIPE`, in a process of its own.
 
-A process of its own because memory is that of a whole process, and because the next side must not find caches warm. The
+A process of its own because memory is that of a whole process, and because the next recipe must not find caches warm. The
 folder has recipe.json (up to pretrain) and request.json; the outcome is cost.json. It ends when the pipe closes.
 """
 

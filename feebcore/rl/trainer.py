@@ -23,6 +23,7 @@ from feebcore.artifacts import StageOutput
 from feebcore.errors import FeebError, Interrupted
 from feebcore.files import explain, read_jsonl, write_atomic
 from feebcore.generate.engine import Completion, encode_prompt, generate
+from feebcore.model.counting import hook_optimizer
 from feebcore.model.groups import param_groups
 from feebcore.model.precision import autocast, environment, resolve_precision
 from feebcore.protocols import ParamGroup, Problem, Task, Tokenizer
@@ -349,6 +350,7 @@ class RlTrainer:
             raise FeebError(
                 f"optimizer: {self.section.optimizer.name} scores other weights than it trains, but RL trains the policy that it samples from; take another"
             )
+        hook_optimizer(self.policy, chosen)
         return JointOptimizer([chosen, *optimizers])
 
     def _micro_batches(self, experience: Experience) -> Iterator[Experience]:
