@@ -10,9 +10,9 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
-from feebcore.config import NoOptions, PartConfig, StageConfig
+from feebcore.config import AlgorithmConfig, DataOrderConfig, LogitsProcessorConfig, NoOptions, PartConfig, StageConfig
 from feebcore.errors import PluginError
 
 API_VERSION = "1.1"
@@ -40,10 +40,17 @@ class PartSpec(_Common):
     then demands that it fails them.
     """
 
+    options: ClassVar[type[PartConfig]] = PartConfig
+    """What the options of this kind derive from."""
+
     name: str
     config: type[PartConfig] = NoOptions
     build: str | Callable[..., Any] = ""
     breaks: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not issubclass(self.config, self.options):
+            raise PluginError(f"part {self.name}: its options, {self.config.__name__}, must derive from feeb.{self.options.__name__}")
 
     @property
     def full_name(self) -> str:
@@ -105,24 +112,31 @@ class StageSpec(PartSpec):
 
 
 class SourceSpec(PartSpec):
-    """build: `(config) -> Source`: where documents come from."""
+    """build: `(config, context) -> Source`: where documents come from. The context holds nothing."""
 
 
 class FilterSpec(PartSpec):
-    """build: `(config) -> Callable[[polars.LazyFrame], polars.LazyFrame]` on columns text, source, key, num_bytes."""
+    """build: `(config, context) -> Filter`: polars LazyFrame to LazyFrame on columns text, source, key, num_bytes. The context holds
+    nothing."""
 
 
 class TokenizerSpec(PartSpec):
-    """build: `(config) -> TokenizerTrainer` with `train(texts, folder, progress)` and `load(folder) -> Tokenizer`."""
+    """build: `(config, context) -> TokenizerTrainer` with `train(texts, folder, progress)` and `load(folder) -> Tokenizer`. The context
+    holds nothing."""
 
 
 class PackingSpec(PartSpec):
-    """build: `(config, store, seq_len) -> Packing`: documents to training windows."""
+    """build: `(config, context) -> Packing`: documents to training sequences. context: store (a TokenStore), seq_len."""
 
 
+@dataclass(frozen=True)
 class DataOrderSpec(PartSpec):
-    """build: `(config, num_sequences, seed) -> Order`: which window each sample index gets; stateless. A factory that names
-    a fourth argument `context` is given an DataOrderContext (feebcore/protocols.py)."""
+    """build: `(config, context) -> DataOrder`: which sequence each sample index gets; stateless. context: num_sequences, seed,
+    batch_size, total_steps (0: not known), packing and store (None in a check by itself), and, where the options say `by_source`,
+    sources."""
+
+    options: ClassVar[type[PartConfig]] = DataOrderConfig
+    config: type[PartConfig] = DataOrderConfig
 
 
 class ArchitectureSpec(PartSpec):
@@ -195,36 +209,48 @@ class CallbackSpec(PartSpec):
     """build: `(config, context) -> Callback` (feebcore.train.callbacks): a probe or logger in the training loop."""
 
 
+@dataclass(frozen=True)
 class LogitsProcessorSpec(PartSpec):
-    """build: `(config) -> Callable[[logits [B,V] fp32], logits [B,V]]`: removed tokens become -inf."""
+    """build: `(config, context) -> LogitsProcessor`: logits [B,V] fp32 to logits [B,V], row by row; removed tokens become -inf. The
+    context holds nothing."""
+
+    options: ClassVar[type[PartConfig]] = LogitsProcessorConfig
+    config: type[PartConfig] = LogitsProcessorConfig
 
 
 class SamplerSpec(PartSpec):
-    """build: `(config) -> Decoder`: `(logits [B,V] fp32, generator) -> tokens [B]`, after the processors."""
+    """build: `(config, context) -> Sampler`: `(logits [B,V] fp32, random: PerRowRNG) -> tokens [B]`, after the logits processors. The
+    context holds nothing."""
 
 
+@dataclass(frozen=True)
 class AlgorithmSpec(PartSpec):
-    """build: `(config) -> Algorithm` (feebcore.rl): advantage, policy loss and, where it has one, critic loss."""
+    """build: `(config, context) -> Algorithm` (feebcore/rl/rollouts.py): advantages, policy loss and, where it has one, critic loss. The
+    context holds nothing."""
+
+    options: ClassVar[type[PartConfig]] = AlgorithmConfig
+    config: type[PartConfig] = AlgorithmConfig
 
 
 class TaskSpec(PartSpec):
-    """build: `(config) -> Task`: prompts, verifiable reward, split by instance hash."""
+    """build: `(config, context) -> Task`: problems with a verifiable reward; they are split by the hash of their key. The context holds
+    nothing."""
 
 
 @dataclass(frozen=True)
 class BenchmarkSpec(PartSpec):
-    """build: `(config) -> Benchmark`: `run(subject: Subject) -> dict[str, JSON]`. needs: kinds of input beyond the model, as
+    """build: `(config, context) -> Benchmark`: `run(target: EvaluatedModel) -> dict[str, JSON]`. needs: kinds of input beyond the model, as
     ("tokens",) for one that reads `subject.store`, the validation split."""
 
     needs: tuple[str, ...] = ()
 
 
 class PlannerSpec(PartSpec):
-    """build: `(config) -> Planner`: which sweep cells to run."""
+    """build: `(config, context) -> Planner`: which sweep cells to run."""
 
 
 class LawSpec(PartSpec):
-    """build: `(config) -> Law`: a functional form with `fit(points)` and `predict(fit, N, D)`."""
+    """build: `(config, context) -> Law`: a functional form with `fit(points)` and `predict(fit, N, D)`."""
 
 
 class ImporterSpec(PartSpec):

@@ -99,7 +99,7 @@ def train_model(
         multipliers = (None if part is None else part.build(total_steps=section.max_steps) for part in schedules_of(section))
         schedules = optimizer_schedules.OptimizerSchedules(optimizer, *multipliers)  # type: ignore[arg-type]
         callbacks = {f"{i}:{part.name}": part.build() for i, part in enumerate(section.callbacks)} if parallel.is_main else {}
-        batches = stack.enter_context(Prefetch(data, section.prefetch)) if section.prefetch else data
+        batches = stack.enter_context(Prefetch(data, section.prefetch, pin=device.type == "cuda")) if section.prefetch else data
         trainer = Trainer(run, batches, gradients, optimizer, schedules, callbacks)
         checkpointing = add_loop_callbacks(trainer, val_store, checkpoint)
         for callback in (*callbacks.values(), *trainer.loop_callbacks):
