@@ -86,7 +86,7 @@ def feeb_tokenizers() -> Iterable[specs.TokenizerSpec]:  # type: ignore[empty-bo
 
 @hookspec
 def feeb_packings() -> Iterable[specs.PackingSpec]:  # type: ignore[empty-body]
-    """Documents to training sequences.
+    """Packings: documents to training sequences.
 
     Example::
 
@@ -128,7 +128,7 @@ def feeb_architectures() -> Iterable[specs.ArchitectureSpec]:  # type: ignore[em
 
 @hookspec
 def feeb_attentions() -> Iterable[specs.AttentionSpec]:  # type: ignore[empty-body]
-    """Attention: token mixing.
+    """Block part: token mixing.
 
     Example::
 
@@ -142,7 +142,7 @@ def feeb_attentions() -> Iterable[specs.AttentionSpec]:  # type: ignore[empty-bo
 
 @hookspec
 def feeb_feedforwards() -> Iterable[specs.FeedforwardSpec]:  # type: ignore[empty-body]
-    """Feedforward: channel mixing.
+    """Block part: channel mixing.
 
     Example::
 
@@ -156,7 +156,7 @@ def feeb_feedforwards() -> Iterable[specs.FeedforwardSpec]:  # type: ignore[empt
 
 @hookspec
 def feeb_norms() -> Iterable[specs.NormSpec]:  # type: ignore[empty-body]
-    """Normalization.
+    """Block part: normalization.
 
     Example::
 
@@ -170,7 +170,7 @@ def feeb_norms() -> Iterable[specs.NormSpec]:  # type: ignore[empty-body]
 
 @hookspec
 def feeb_positions() -> Iterable[specs.PositionSpec]:  # type: ignore[empty-body]
-    """Position encoding.
+    """Block part: where a token stands.
 
     Example::
 
@@ -184,7 +184,7 @@ def feeb_positions() -> Iterable[specs.PositionSpec]:  # type: ignore[empty-body
 
 @hookspec
 def feeb_blocks() -> Iterable[specs.BlockSpec]:  # type: ignore[empty-body]
-    """Residual block: how attention, feedforward and norms are connected.
+    """Block part: residual topology and norm placement.
 
     Example::
 
@@ -198,7 +198,7 @@ def feeb_blocks() -> Iterable[specs.BlockSpec]:  # type: ignore[empty-body]
 
 @hookspec
 def feeb_stacks() -> Iterable[specs.StackSpec]:  # type: ignore[empty-body]
-    """How blocks are stacked.
+    """Block part: how blocks are stacked.
 
     Example::
 
@@ -212,7 +212,7 @@ def feeb_stacks() -> Iterable[specs.StackSpec]:  # type: ignore[empty-body]
 
 @hookspec
 def feeb_embeddings() -> Iterable[specs.EmbeddingSpec]:  # type: ignore[empty-body]
-    """Token embedding.
+    """Block part: tokens to vectors.
 
     Example::
 
@@ -226,7 +226,7 @@ def feeb_embeddings() -> Iterable[specs.EmbeddingSpec]:  # type: ignore[empty-bo
 
 @hookspec
 def feeb_lm_heads() -> Iterable[specs.LMHeadSpec]:  # type: ignore[empty-body]
-    """Output (LM) head.
+    """Language-model heads: hidden states to logits.
 
     Example::
 
@@ -240,7 +240,7 @@ def feeb_lm_heads() -> Iterable[specs.LMHeadSpec]:  # type: ignore[empty-body]
 
 @hookspec
 def feeb_initializations() -> Iterable[specs.InitializationSpec]:  # type: ignore[empty-body]
-    """Initial weights.
+    """Block part: initial weights.
 
     Example::
 
@@ -254,7 +254,7 @@ def feeb_initializations() -> Iterable[specs.InitializationSpec]:  # type: ignor
 
 @hookspec
 def feeb_objectives() -> Iterable[specs.ObjectiveSpec]:  # type: ignore[empty-body]
-    """Training objective.
+    """Training objectives.
 
     Example::
 
@@ -283,10 +283,8 @@ def feeb_optimizers() -> Iterable[specs.OptimizerSpec]:  # type: ignore[empty-bo
             betas: tuple[float, float] = Field((0.9, 0.99), description="decay rates of the momentum")
 
         @feeb.hookimpl
-        def feeb_optimizers():
+        def feeb_optimizers():  # feeb_lion/optim.py: class Lion(feebcore.train.optimizer.Optimizer), with __init__(self, config, context)
             yield feeb.OptimizerSpec("lion", LionConfig, build="feeb_lion.optim:Lion", summary="Sign of the momentum.", reference="arXiv:2302.06675")
-
-    and in feeb_lion/optim.py `class Lion(feebcore.train.optimizer.Optimizer)` with `__init__(self, config, context)`.
     """
 
 
@@ -333,12 +331,15 @@ def feeb_callbacks() -> Iterable[specs.CallbackSpec]:  # type: ignore[empty-body
     Example::
 
         import feebcore as feeb
+        from feebcore.train.callbacks import Callback
+
+        class Bell(Callback):
+            def on_end(self, metrics):
+                self.run.out.log("ding")
 
         @feeb.hookimpl
         def feeb_callbacks():
-            yield feeb.CallbackSpec("bell", build="feeb_bell:Bell", summary="Rings at the end.")
-
-    and in feeb_bell.py `class Bell(feebcore.train.callbacks.Callback)` with `def on_end(self, metrics): self.run.out.log("ding")`.
+            yield feeb.CallbackSpec("bell", build=Bell, summary="Logs a message at the end.")
     """
 
 
