@@ -45,9 +45,16 @@ def extension_points_page(registry: Registry) -> str:
         lines.append(f"| [{kind}](#{kind}) | `feeb_{kind}` | {what[0].lower() + what[1:].rstrip('.') if what[1:2].islower() else what.rstrip('.')} | {names} |")
     for kind, spec_class in hookspecs.KINDS.items():
         hook = getattr(hookspecs, f"feeb_{kind}")
-        example = textwrap.dedent(inspect.getdoc(hook).partition("Example::")[2]).strip()
+        example, note = example_of(hook)
         lines += ["", f"## {kind}", "", first_line(hook), ""]
-        lines += [f"`feebcore.{spec_class.__name__}`: {' '.join(inspect.getdoc(spec_class).split())}", "", "```python", example, "```"]
+        lines += [
+            f"`feebcore.{spec_class.__name__}`: {' '.join(inspect.getdoc(spec_class).split())}",
+            "",
+            "```python",
+            example,
+            "```",
+            *(["", note] if note else []),
+        ]
         for _, spec in registry.parts(kind):
             if spec.distribution == "feeb":
                 reference = f" ({spec.reference})" if spec.reference else ""
@@ -186,6 +193,13 @@ def key_comments(config: type[BaseModel]) -> dict[str, str]:
                     comments[match.group(1)] = comment.replace("|", "\\|")
             above = []
     return comments
+
+
+def example_of(hook: Any) -> tuple[str, str]:
+    """The indented code after `Example::` in a docstring, and the text that follows it, if any."""
+    lines = inspect.getdoc(hook).partition("Example::")[2].strip("\n").splitlines()
+    end = next((i for i, line in enumerate(lines) if line and not line.startswith(" ")), len(lines))
+    return textwrap.dedent("\n".join(lines[:end])).strip(), " ".join(" ".join(lines[end:]).split())
 
 
 def first_line(hook: Any) -> str:

@@ -266,6 +266,8 @@ def _refuse_unknown_sections(data: dict[str, Any], stages: Iterable[str], regist
 
 def _named_inputs(data: dict[str, Any], path: Path, registry: Registry, lines: Lines) -> dict[str, NamedInput]:
     raw = data.get("inputs") or {}
+    if isinstance(raw, dict):
+        raw = {stage: reference for stage, reference in raw.items() if reference is not None}  # null: not the one that it extends names
     if not isinstance(raw, dict) or not all(isinstance(value, str) and value for value in raw.values()):
         raise RecipeError(f"{lines.of(['inputs'])}: inputs is a mapping of stages to artifacts, as in {{pretrain: smol}}; quote a name that reads as a number")
     inputs = {}

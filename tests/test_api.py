@@ -90,3 +90,9 @@ def test_an_unfinished_run_shows_its_log_and_no_metrics(tiny_chain, tmp_path) ->
 def test_importing_the_api_loads_neither_torch_nor_polars() -> None:
     code = "import sys, feebcore; feebcore.open_run; print([m for m in ('torch', 'polars', 'numpy.random') if m in sys.modules and m != 'numpy.random'])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_the_public_names_are_listed_and_load_no_torch() -> None:
+    assert set(feeb.__all__) <= set(dir(feeb))
+    code = "import feebcore, sys; [getattr(feebcore, name) for name in feebcore.__all__]; assert not {'torch', 'polars'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,12 +1,10 @@
 """The docs match the code: every snippet runs, every public name is documented, every link resolves."""
 
 import importlib.util
-import inspect
 import os
 import re
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 import pytest
@@ -18,24 +16,29 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
 
 
+def make_reference():
+    """docs/make_reference.py as a module."""
+    spec = importlib.util.spec_from_file_location("make_reference", ROOT / "docs" / "make_reference.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), flags=re.M | re.S)
 
 
 @pytest.mark.parametrize("kind", hookspecs.KINDS)
 def test_the_example_of_every_hook_yields_a_spec_of_its_kind(kind):
-    text = textwrap.dedent(inspect.getdoc(getattr(hookspecs, f"feeb_{kind}")).partition("Example::")[2])
+    example, _ = make_reference().example_of(getattr(hookspecs, f"feeb_{kind}"))
     namespace = {}
-    exec(text, namespace)  # the docstring is our own code
+    exec(example, namespace)  # the docstring is our own code
     (spec,) = namespace[f"feeb_{kind}"]()
     assert isinstance(spec, hookspecs.KINDS[kind])
 
 
 def test_generated_pages_are_up_to_date():
-    spec = importlib.util.spec_from_file_location("make_reference", ROOT / "docs" / "make_reference.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    for path, text in module.pages().items():
+    for path, text in make_reference().pages().items():
         assert path.read_text() == text, f"run `make docs`: {path.name} is out of date"
 
 

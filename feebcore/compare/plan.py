@@ -141,6 +141,9 @@ def check_same_data(recipes: Sequence[Recipe]) -> None:
     base = recipes[0]
     before = [stage for stage in stages_for(base, [STAGE]) if stage != STAGE]
     for other in recipes[1:]:
+        ours, its = ({stage: named.reference for stage, named in recipe.inputs.items()} for recipe in (base, other))
+        if ours != its:
+            raise RecipeError(f"inputs: {_short(ours)} in {base.path} and {_short(its)} in {other.path}; recipes are compared on the same data, so make them equal")
         theirs = [stage for stage in stages_for(other, [STAGE]) if stage != STAGE]
         if theirs != before:
             raise RecipeError(
@@ -152,9 +155,9 @@ def check_same_data(recipes: Sequence[Recipe]) -> None:
             if found is None and pairs[0][2] != pairs[1][2]:
                 found = (f"{stage}: plugin sources", "those of the one recipe", "those of the other")
             if found is not None:
-                key, ours, its = found
+                key, one, two = found
                 raise RecipeError(
-                    f"{key}: {_short(ours)} in {base.path} and {_short(its)} in {other.path}; recipes are compared on the same data, so make them equal"
+                    f"{key}: {_short(one)} in {base.path} and {_short(two)} in {other.path}; recipes are compared on the same data, so make them equal"
                 )
 
 

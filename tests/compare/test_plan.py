@@ -73,6 +73,13 @@ def test_recipes_on_other_data_are_refused_by_the_key_that_differs(tmp_path, tex
         sides_of([first, other], Settings())
 
 
+def test_recipes_with_other_named_inputs_are_refused(tmp_path):
+    first, _ = recipes(tmp_path)
+    (tmp_path / "other.yaml").write_text("extends: base.yaml\nname: other\ninputs: {shard: mine, tokenizer: mine}\n")
+    with pytest.raises(RecipeError, match=r"inputs: \{\} in .*base.yaml and \{'shard': 'mine', 'tokenizer': 'mine'\} in .*other.yaml"):
+        sides_of([first, load(tmp_path / "other.yaml")], Settings())
+
+
 def test_recipes_with_other_stages_before_training_are_refused(tmp_path):
     first, second = recipes(tmp_path)
     (tmp_path / "none.yaml").write_text("extends: base.yaml\nstages: [download, tokenizer, shard]\n")

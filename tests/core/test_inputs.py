@@ -63,6 +63,12 @@ def test_a_listed_stage_is_not_built_when_its_artifact_is_named(folder, workspac
     assert run_all(recipe, workspace)["total"].metrics == {"total": 36}
 
 
+def test_null_drops_an_inherited_input(folder, workspace):
+    alone(folder, "three")
+    (folder / "child.yaml").write_text("extends: alone.yaml\nstages: [numbers, total]\ninputs: {numbers: null}\n")
+    assert list(recipes.load(folder / "child.yaml").stages) == ["numbers", "total"]
+
+
 def test_the_newest_of_a_name_is_taken_and_its_content_is_identity(folder, workspace):
     first = plan(alone(folder, "three"), workspace)[0].fingerprint
     run_all(recipes.load(folder / "toy.yaml", ["name=three", "numbers.count=4"]), workspace, ["numbers"])

@@ -3,6 +3,7 @@
 import importlib.metadata
 import sys
 import types
+from pathlib import Path
 
 import pytest
 
@@ -180,3 +181,40 @@ def test_a_file_may_not_take_the_name_of_a_module(tmp_path):
 def test_one_plugin_offering_a_name_twice_is_reported():
     registry = registry_with(bad=plugin({"feeb_optimizers": offers(optimizer(), optimizer())}))
     assert any("twice" in p.problem for p in registry.plugins)
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """An empty package `their_stages` that can be imported."""
+    folder = tmp_path / "their_stages"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield folder
+    for name in [m for m in sys.modules if m.partition(".")[0] == "their_stages"]:
+        del sys.modules[name]
+
+
+STAGE = 'import feebcore as feeb\nPART = feeb.StageSpec("{0}", build="m:f", summary="{0}.")\n'
+
+
+def test_parts_are_collected_from_folders_and_where_asked_from_files(package):
+    (package / "alone.py").write_text(STAGE.format("alone"))
+    (package / "folder").mkdir()
+    (package / "folder" / "__init__.py").write_text(
+        'import feebcore as feeb\nPARTS = tuple(feeb.StageSpec(n, build="m:f", summary=n) for n in ("one", "two"))\n'
+        'PARTS += (feeb.SourceSpec("text", build="m:f", summary="Of another kind."),)\n'
+    )
+    assert [s.name for s in feeb.collect("their_stages", feeb.StageSpec)()] == ["one", "two"]
+    assert [s.name for s in feeb.collect("their_stages", feeb.StageSpec, modules=True)()] == ["alone", "one", "two"]
+    assert [s.name for s in feeb.collect("their_stages", feeb.SourceSpec)()] == ["text"]
+    (package / "helpers.py").write_text("X = 1\n")
+    with pytest.raises(PluginError, match=r"helpers.py: a file of parts names its spec PART, or several PARTS"):
+        list(feeb.collect("their_stages", feeb.StageSpec, modules=True)())
+
+
+def test_a_built_in_stage_is_one_file_or_folder():
+    from feebcore import stages
+
+    files = {path.stem for path in Path(stages.__file__).parent.iterdir() if not path.name.startswith("_")}
+    assert {spec.name for spec in stages.feeb_stages()} == files

@@ -13,7 +13,7 @@ import pytest
 
 from feebcore import recipe as recipes
 from feebcore.artifacts import Workspace, read_artifact
-from feebcore.errors import StageFailed
+from feebcore.errors import ArtifactError, StageFailed
 from feebcore.files import read_json, read_jsonl
 from feebcore.run.build import build, run_all
 from feebcore.run.plan import explain_differences, plan
@@ -104,6 +104,12 @@ def test_a_stage_that_raises_is_reported_with_its_message_and_log(folder):
 def test_a_worker_that_is_killed_is_a_failure_not_a_success(folder):
     with pytest.raises(StageFailed, match="killed by signal 9"):
         run_all(load(folder, "numbers.crash=die"), Workspace(folder / "data"), in_process=False)
+
+
+def test_a_stage_that_says_it_makes_a_model_must_write_one(folder):
+    with pytest.raises(ArtifactError, match=r"stage empty_model makes model, so it must have model/model.json; it has "):
+        run_all(load(folder, "stages=[empty_model]"), Workspace(folder / "data"))
+    assert read_artifact(next((folder / "data" / "empty_model").glob("toy-*"))) is None
 
 
 def test_what_a_killed_worker_had_started_ends_too(folder):

@@ -28,6 +28,7 @@ class SumConfig(feeb.StageConfig):
 @feeb.hookimpl
 def feeb_stages():
     yield feeb.StageSpec("numbers", NumbersConfig, build="toy_stages:numbers", makes=("numbers",), process="worker", summary="Writes numbers, slowly.")
+    yield feeb.StageSpec("empty_model", feeb.StageConfig, build="toy_stages:nothing", makes=("model",), summary="Says that it makes a model.")
     needs = (feeb.Need("everything", kind="*", many=True),)
     yield feeb.StageSpec("sheet", feeb.StageConfig, build="toy_stages:sheet", needs=needs, makes=("page",), shows=True, summary="Shows what there is.")
     yield feeb.StageSpec("total", SumConfig, build="toy_stages:total", needs=(feeb.Need("numbers"),), summary="Adds them up.")
@@ -63,6 +64,10 @@ def total(section, inputs, out):
     values = json.loads(inputs["numbers"].file("numbers.json").read_text())
     write_json(out.path / "total.json", sum(v**section.power for v in values))
     return {"total": sum(v**section.power for v in values)}
+
+
+def nothing(section, inputs, out):
+    return {}
 
 
 def sheet(section, inputs, out):
