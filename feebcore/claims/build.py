@@ -5,11 +5,10 @@ from __future__ import annotations
 import functools
 import math
 import statistics as plain
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
-from feebcore.artifacts import Artifact, StageOutput, Workspace, commit
+from feebcore.artifacts import Artifact, StageOutput, Workspace
 from feebcore.claim import Claim, Trains
 from feebcore.claims import page
 from feebcore.claims.judge import Judgment, Kind, judge
@@ -17,8 +16,8 @@ from feebcore.claims.measures import LOG, measure
 from feebcore.compare.statistics import holm
 from feebcore.errors import FeebError
 from feebcore.files import digest_of, read_json, read_jsonl, write_atomic, write_json
-from feebcore.provenance import describe_environment
 from feebcore.recipe import Recipe, claims_of
+from feebcore.run.artifact import Made, build_artifact
 
 STAGE = "pretrain"
 KIND = "claims"
@@ -26,55 +25,36 @@ REVISION = 2
 """Of what the page says; a higher one makes it be written anew."""
 
 Runs = Mapping[str, Mapping[str, Artifact]]
-"""Member's name to stage to artifact."""
+"""Name of the run to stage to artifact."""
 
 
-def write_page(members: Sequence[Recipe], runs: Runs, lost: Mapping[str, str], workspace: Workspace, command: str) -> Artifact | None:
+def write_page(recipes: Sequence[Recipe], runs: Runs, lost: Mapping[str, str], workspace: Workspace, command: str) -> Artifact | None:
     """The page of a study's claims, written or reused; None for a study without any.
 
-    runs: what was built. lost: members that diverged, with what was said. command: what made the runs, for the page.
+    runs: what was built. lost: recipes that diverged, with what was said. command: what made the runs, for the page.
     """
-    claims = claims_of(members[0].data)
+    claims = claims_of(recipes[0].data)
     if not claims or not any(claim.stage in stages for stages in runs.values() for claim in claims.values()):
         return None
-    name = str(members[0].data.get("name") or members[0].path.stem)
-    result = make(members, claims, runs, lost)
-    identity = {"revision": REVISION, "result": result}
-    fingerprint = digest_of(identity)[:12]
-    with workspace.building(KIND, name, fingerprint) as place:
-        if isinstance(place, Artifact):
-            return place
-        started = time.time()
-        out = StageOutput(place)
-        try:
-            environment = describe_environment()
-            write_json(place / "result.json", result)
-            write_atomic(place / "page.md", page.text(result, command, environment))
-            write_atomic(place / "figure.png", page.figure(result))
-            write_atomic(place / "curves.png", page.curves(result))
-            out.content("result.json")
-            return commit(
-                out,
-                stage=KIND,
-                name=name,
-                fingerprint=fingerprint,
-                identity={"revision": REVISION, "result": digest_of(result)},
-                metrics=_metrics(result),
-                section={},
-                inputs={f"{m.name}/{stage}": a for m in members for stage, a in runs.get(m.name, {}).items()},
-                plugins=[],
-                environment=environment,
-                started=started,
-            )
-        finally:
-            out.close()
+    name = str(recipes[0].data.get("name") or recipes[0].path.stem)
+    result = make(recipes, claims, runs, lost)
+
+    def write(out: StageOutput, environment: Mapping[str, Any]) -> Made:
+        write_json(out.path / "result.json", result)
+        write_atomic(out.path / "page.md", page.text(result, command, environment))
+        write_atomic(out.path / "figure.png", page.figure(result))
+        write_atomic(out.path / "curves.png", page.curves(result))
+        out.content("result.json")
+        return Made(_metrics(result), {f"{r.name}/{stage}": a for r in recipes for stage, a in runs.get(r.name, {}).items()})
+
+    return build_artifact(workspace, KIND, name, {"revision": REVISION, "result": digest_of(result)}, write)
 
 
-def make(members: Sequence[Recipe], claims: Mapping[str, Claim], runs: Runs, lost: Mapping[str, str]) -> dict[str, Any]:
+def make(recipes: Sequence[Recipe], claims: Mapping[str, Claim], runs: Runs, lost: Mapping[str, str]) -> dict[str, Any]:
     """Everything the page says, as plain JSON."""
-    seeds = list(dict.fromkeys(member.seed for member in members))
-    by_place = {(member.variant, member.seed): member.name for member in members}
-    variants = list(dict.fromkeys(member.variant for member in members))
+    seeds = list(dict.fromkeys(recipe.seed for recipe in recipes))
+    by_place = {(recipe.variant, recipe.seed): recipe.name for recipe in recipes}
+    variants = list(dict.fromkeys(recipe.variant for recipe in recipes))
 
     def value(variant: str, seed: int, step: int | None, claim: Claim) -> float | None:
         name = by_place[variant, seed]
@@ -95,10 +75,10 @@ def make(members: Sequence[Recipe], claims: Mapping[str, Claim], runs: Runs, los
             judged[name] = Judgment("cannot tell", str(error))
     tested = [name for name, judgment in judged.items() if judgment.found is not None and judgment.margin is None]
     adjusted = dict(zip(tested, holm([judged[name].found.p for name in tested])[0], strict=True))  # type: ignore[union-attr]
-    metrics = [runs[m.name][STAGE].metrics for m in members if STAGE in runs.get(m.name, {})]
+    metrics = [runs[r.name][STAGE].metrics for r in recipes if STAGE in runs.get(r.name, {})]
     return {
-        "name": members[0].data.get("name") or members[0].path.stem,
-        "description": members[0].description,
+        "name": recipes[0].data.get("name") or recipes[0].path.stem,
+        "description": recipes[0].description,
         "seeds": seeds,
         "tokens": sorted({m["tokens"] for m in metrics}),
         "parameters": sorted(m["parameters"]["total"] for m in metrics),
@@ -149,7 +129,7 @@ def _variant(variant: str, seeds: Sequence[int], by_place: Mapping[tuple[str, in
 def _curve(finished: Sequence[Artifact]) -> list[list[float]]:
     """[step, nats of the next token in the batches since the last row, mean over runs], where every run has a number."""
     logs = [[row for row in read_jsonl(a.path / LOG) if row.get("split") == "train"] for a in finished]
-    nats = [{row["step"]: value for row in log if (value := row.get("nats", row["loss"])) is not None} for log in logs]
+    nats = [{row["step"]: value for row in log if (value := row.get("nll", row["loss"])) is not None} for log in logs]
     common = sorted(set.intersection(*map(set, nats))) if nats else []
     return [[step, plain.fmean(run[step] for run in nats)] for step in common]
 

@@ -14,11 +14,11 @@ from feebcore.recipe import Recipe, quick_overrides
 
 
 def conclude(
-    members: Sequence[Recipe], results: Mapping[str, Mapping[str, Any]], failures: Mapping[str, FeebError], workspace: Workspace, command: str
+    recipes: Sequence[Recipe], results: Mapping[str, Mapping[str, Any]], failures: Mapping[str, FeebError], workspace: Workspace, command: str
 ) -> Artifact | None:
-    """The page of the study's claims, None where it has none. results: {member: {stage: {"path": ...}}}; failures: by member.
+    """The page of the study's claims, None where it has none. results: {run: {stage: {"path": ...}}}; failures: by run.
 
-    Raises StageFailed, after the page is written, when a member failed; one that diverged is a result of a study with claims.
+    Raises StageFailed, after the page is written, when a run failed; one that diverged is a result of a study with claims.
     """
     from feebcore.claims.build import write_page
 
@@ -26,13 +26,13 @@ def conclude(
     for name, stages in results.items():
         found = {stage: read_artifact(Path(row["path"])) for stage, row in stages.items()}
         runs[name] = {stage: artifact for stage, artifact in found.items() if artifact is not None}
-    page = write_page(members, runs, {name: str(error) for name, error in failures.items() if isinstance(error, Diverged)}, workspace, command)
+    page = write_page(recipes, runs, {name: str(error) for name, error in failures.items() if isinstance(error, Diverged)}, workspace, command)
     wrong = {name: error for name, error in failures.items() if page is None or not isinstance(error, Diverged)}
     if wrong:
-        told = "\n".join(f"{name}: {error}" for name, error in itertools.islice(wrong.items(), 5))
+        first = "\n".join(f"{name}: {error}" for name, error in itertools.islice(wrong.items(), 5))
         more = f"\nand {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        of_others = f"; what the others say stands in {page.file('page.md')}" if page is not None else ""
-        raise StageFailed(f"{len(wrong)} of {len(members)} members failed; what the others made is kept{of_others}.\n{told}{more}")
+        others = f"; the page of the others is {page.file('page.md')}" if page is not None else ""
+        raise StageFailed(f"{len(wrong)} of {len(recipes)} runs failed; what the others made is kept{others}.\n{first}{more}")
     return page
 
 

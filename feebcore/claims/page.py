@@ -8,7 +8,7 @@ from typing import Any
 from feebcore.compare.verdict import p_text
 from feebcore.report.style import LIGHT, Theme, compact, new_figure, png, styled
 
-COLUMNS = ("claim", "it says", "here it would be seen as", "seen", "verdict")
+COLUMNS = ("name", "claim", "expected here", "observed", "verdict")
 
 
 def text(result: Mapping[str, Any], command: str, environment: Mapping[str, Any]) -> str:
@@ -62,7 +62,7 @@ def _finding(claim: Mapping[str, Any]) -> str:
         margin = f", margin {claim['margin']:.3g}" if claim["margin"] is not None else ""
         chance = f"; p {p_text(claim['p'])}, of all together {p_text(claim['p_holm'])}" if "p" in claim else ""
         seen = f"{claim['difference']:+.4g} ({claim['low']:+.4g} to {claim['high']:+.4g}){margin}{chance}"
-    return f"| {claim['name']} | {_cell(claim['says'])} | `{_cell(expected)}` | {_cell(seen)} | **{claim['kind']}** |"
+    return f"| {claim['name']} | {_cell(claim['claim'])} | `{_cell(expected)}` | {_cell(seen)} | **{claim['kind']}** |"
 
 
 def _cell(text: str) -> str:

@@ -1,6 +1,6 @@
-"""What a step of a side costs on this machine: `python -m feebcore.compare.cost FOLDER PIPE`, in a process of its own.
+"""What a step of a recipe costs on this machine: `python -m feebcore.compare.cost FOLDER PIPE`, in a process of its own.
 
-A process of its own because memory is that of a whole process, and because the next side must not find caches warm. The
+A process of its own because memory is that of a whole process, and because the next recipe must not find caches warm. The
 folder has recipe.json (up to pretrain) and request.json; the outcome is cost.json. It ends when the pipe closes.
 """
 
@@ -65,7 +65,15 @@ def measure(recipe: Recipe, inputs: Mapping[str, Artifact], folder: Path, steps:
         device = precision.resolve_device(whole.device)
         flops = _flops_per_step(whole, inputs["tokens"]) * whole.max_steps
         compile_, _ = compilation.should_compile(whole.compile, device, precision.resolve_precision(whole.precision, device), flops, whole.max_steps)
-        quiet = {"callbacks": [], "validation_every": 0, "checkpoint_every": 0, "on_nonfinite": "skip", "on_loss_spike": "stop", "spike_factor": 0.0, "max_recoveries": steps + 1}
+        quiet = {
+            "callbacks": [],
+            "validation_every": 0,
+            "checkpoint_every": 0,
+            "on_nonfinite": "skip",
+            "on_loss_spike": "stop",
+            "spike_factor": 0.0,
+            "max_recoveries": steps + 1,
+        }
         quiet |= {"compile": "on" if compile_ else "off", "parallel": ParallelConfig()}
         short = short.model_copy(update=quiet)
         train = open_tokens(inputs["tokens"], "train", whole.tokens_url)

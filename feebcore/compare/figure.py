@@ -22,13 +22,13 @@ def draw(result: Mapping[str, Any], theme: Theme = LIGHT) -> bytes:
 
 
 def _differences(axes: Axes, result: Mapping[str, Any], theme: Theme) -> None:
-    sides = {side["name"]: side for side in result["sides"]}
-    base, effect = sides[result["baseline"]], result["effect"]
+    candidates = {candidate["name"]: candidate for candidate in result["recipes"]}
+    base, effect = candidates[result["baseline"]], result["effect"]
     axes.axvline(0.0, color=theme.muted, linewidth=1.0)
     axes.axvspan(-effect, effect, color=theme.grid, alpha=0.5, zorder=0)
     for row, variant in enumerate(result["variants"]):
         color = theme.series[(row + 1) % len(theme.series)]
-        pairs = zip(base["bits_per_byte"], sides[variant["name"]]["bits_per_byte"], strict=True)
+        pairs = zip(base["bits_per_byte"], candidates[variant["name"]]["bits_per_byte"], strict=True)
         values = [v - b for b, v in pairs if b is not None and v is not None]
         axes.plot(values, [row + 0.16] * len(values), "o", markersize=5, color=color, alpha=0.55, markeredgewidth=0)
         if variant["difference"] is not None:
@@ -55,13 +55,13 @@ def _label(variant: Mapping[str, Any]) -> str:
 
 
 def _against_compute(axes: Axes, result: Mapping[str, Any], theme: Theme) -> None:
-    for row, side in enumerate(result["sides"]):
+    for row, candidate in enumerate(result["recipes"]):
         color = theme.series[row % len(theme.series)]
-        losses = [loss for loss in side["bits_per_byte"] if loss is not None]
-        axes.plot([side["flops"]] * len(losses), losses, "o", markersize=4, color=color, alpha=0.4, markeredgewidth=0)
-        if side["mean"] is not None:
-            axes.plot([side["flops"]], [side["mean"]], "D", markersize=7, color=color, label=side["name"])
-    base = result["sides"][0]
+        losses = [loss for loss in candidate["bits_per_byte"] if loss is not None]
+        axes.plot([candidate["flops"]] * len(losses), losses, "o", markersize=4, color=color, alpha=0.4, markeredgewidth=0)
+        if candidate["mean"] is not None:
+            axes.plot([candidate["flops"]], [candidate["mean"]], "D", markersize=7, color=color, label=candidate["name"])
+    base = result["recipes"][0]
     curve = sorted((p["flops"], p["bits_per_byte"]) for p in result["curve"] if p["bits_per_byte"] is not None)
     if curve and base["mean"] is not None:
         curve = sorted([*curve, (base["flops"], base["mean"])])

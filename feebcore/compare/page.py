@@ -19,7 +19,7 @@ def text(result: Mapping[str, Any], name: str, description: str, command: str, e
         *(["", description] if description else []),
         *(["", f"    {command}"] if command else []),
         "",
-        f"{len(result['sides'])} recipes with equal {EQUAL[result['budget']]}, {result['seeds']} pairs of seeds; {_scale(result['sides'])}.",
+        f"{len(result['recipes'])} recipes with equal {EQUAL[result['budget']]}, {result['seeds']} pairs of seeds; {_scale(result['recipes'])}.",
         f"torch {environment['packages'].get('torch', '?')}, {environment['cpus']} CPUs, {environment['machine']}.",
         "",
         *(f"- {sentence}" for sentence in result["verdict"]),
@@ -28,7 +28,7 @@ def text(result: Mapping[str, Any], name: str, description: str, command: str, e
         "",
         "| recipe | parameters | bits per byte | beside the baseline | interval | p | compute multiplier | steps | tokens/s | rate | diverged |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
-        *(_row(side, variants.get(side["name"])) for side in result["sides"]),
+        *(_row(candidate, variants.get(candidate["name"])) for candidate in result["recipes"]),
         "",
         "Intervals and p are corrected for the number of recipes. The compute multiplier is how many times a recipe's training FLOPs the baseline",
         "needs for its loss.",
@@ -39,16 +39,16 @@ def text(result: Mapping[str, Any], name: str, description: str, command: str, e
     return "\n".join(lines)
 
 
-def _scale(sides: Sequence[Mapping[str, Any]]) -> str:
-    base = sides[0]
+def _scale(candidates: Sequence[Mapping[str, Any]]) -> str:
+    base = candidates[0]
     size = f"{compact(base['parameters']['total'])} parameters, " if base["parameters"] else ""
     return f"the baseline has {size}{compact(base['tokens'])} training tokens and {compact(base['flops'])} training FLOPs a run"
 
 
-def _row(side: Mapping[str, Any], variant: Mapping[str, Any] | None) -> str:
-    cells = numbers_of(side, variant)
-    size = compact(side["parameters"]["total"]) if side["parameters"] else ""
-    speed = "" if side["tokens_per_second"] is None else compact(side["tokens_per_second"])
-    diverged = len(side["diverged"]) or ""
-    row = [side["name"], size, *cells, f"{side['steps']:,}", speed, f"{side['rate']['factor']:g} x", diverged]
+def _row(candidate: Mapping[str, Any], variant: Mapping[str, Any] | None) -> str:
+    cells = numbers_of(candidate, variant)
+    size = compact(candidate["parameters"]["total"]) if candidate["parameters"] else ""
+    speed = "" if candidate["tokens_per_second"] is None else compact(candidate["tokens_per_second"])
+    diverged = len(candidate["diverged"]) or ""
+    row = [candidate["name"], size, *cells, f"{candidate['steps']:,}", speed, f"{candidate['rate']['factor']:g} x", diverged]
     return "| " + " | ".join(map(str, row)) + " |"

@@ -1,9 +1,10 @@
-"""What a comparison trains: sides that share their data, seeds in pairs, and the steps that make their budgets equal. No torch."""
+"""What a comparison trains: candidates that share their data, seeds in pairs, and the steps that make their budgets equal. No torch."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,13 +17,13 @@ from feebcore.errors import RecipeError
 from feebcore.files import digest_of
 from feebcore.parts import Part
 from feebcore.provenance import plugin_sources
-from feebcore.recipe import Recipe, StageEntry
+from feebcore.recipe import Recipe, StageEntry, load, load_study, quick_overrides
 from feebcore.run.plan import identity, stages_for
 from feebcore.train.checks import check_training
 from feebcore.train.pretrain_config import PretrainConfig
 
 STAGE = "pretrain"
-REVISION = 2
+REVISION = 3
 """Of what a comparison means; a higher one makes finished comparisons be judged anew."""
 
 Budget = Literal["tokens", "flops", "time"]
@@ -33,14 +34,14 @@ Role = Literal["rate", "run", "curve"]
 class Settings(PartConfig):
     """What to compare by."""
 
-    seeds: int = Field(5, ge=2, description="pairs of runs: each seed trains every side once")
+    seeds: int = Field(5, ge=2, description="pairs of runs: each seed trains every candidate once")
     budget: Budget = Field("tokens", description="what is equal: training tokens, counted training FLOPs, or measured seconds of training")
     effect: float = Field(0.01, gt=0, description="smallest difference in bits per byte that matters")
-    rates: Rates = Field("best", description="probe of each side's learning rate: use the best, only report it, or leave it out")
+    rates: Rates = Field("best", description="probe of each recipe's learning rate: use the best, only report it, or leave it out")
     rate_factors: tuple[float, ...] = Field((0.5, 1.0, 2.0), description="of the recipe's own rates, that the probe begins with")
-    rate_share: float = Field(0.25, gt=0, le=1, description="of a side's steps, that a run of the rate probe has")
+    rate_share: float = Field(0.25, gt=0, le=1, description="of a recipe's steps, that a run of the rate probe has")
     curve: tuple[float, ...] = Field((0.5, 2.0), description="budgets of the baseline's own curve, as factors of its budget; empty: no curve")
-    name: str = Field("", description="of the comparison; empty: the sides' names")
+    name: str = Field("", description="of the comparison; empty: the candidates' names")
 
     @field_validator("rate_factors")
     @classmethod
@@ -65,8 +66,8 @@ class Settings(PartConfig):
 
 
 @dataclass(frozen=True)
-class Side:
-    """One of the recipes. seeds: of its runs, the i-th paired with the i-th of every other side. same_as: the earlier side
+class Candidate:
+    """One of the recipes. seeds: of its runs, the i-th paired with the i-th of every other candidate. same_as: the earlier candidate
     that is the very same recipe, whose seeds this one may not share; '' for none."""
 
     name: str
@@ -83,10 +84,10 @@ class Side:
 
 @dataclass(frozen=True)
 class Run:
-    """One training run of a comparison. factor: of the recipe's own rates. share: of the side's steps."""
+    """One training run of a comparison. factor: of the recipe's own rates. share: of the recipe's steps."""
 
     name: str
-    side: str
+    recipe: str
     role: Role
     seed: int
     max_steps: int
@@ -97,8 +98,41 @@ class Run:
         return {k: v for k, v in dataclasses.asdict(self).items() if k != "name"}
 
 
-def sides_of(recipes: Sequence[Recipe], settings: Settings) -> list[Side]:
-    """The recipes as sides, the baseline first. Raises RecipeError where they cannot be compared.
+def load_candidates(paths: Sequence[str], settings: Settings, overrides: Sequence[str], quick: bool) -> tuple[Settings, list[Recipe], str]:
+    """Settings with a name, the recipes or their variants, and the command that asks for this, but for how it is run.
+
+    The seeds that a recipe names are the comparison's to choose. quick: with the recipes' `quick:` sections.
+    """
+    recipes: list[Recipe] = []
+    for path in paths:
+        texts = [*quick_overrides(path), *overrides] if quick else list(overrides)
+        variants = {recipe.variant: recipe for recipe in reversed(load_study(path, texts))}
+        if list(variants) == [""]:
+            recipes.append(load(path, texts))
+        else:
+            alone = len(paths) == 1  # then the variant says all
+            recipes += [dataclasses.replace(r, name=r.variant if alone else r.name.removesuffix(f"-seed{r.seed}")) for r in reversed(variants.values())]
+    command = _command(paths, settings, overrides, quick)
+    if len(paths) == 1 and not settings.name:
+        own = str(recipes[0].data.get("name") or recipes[0].path.stem)
+        settings = settings.model_copy(update={"name": re.sub(r"[^\w.-]+", "-", own).lstrip(".")})
+    return settings, recipes, command
+
+
+def _command(paths: Sequence[str], settings: Settings, overrides: Sequence[str], quick: bool) -> str:
+    defaults = Settings()
+    words = ["feeb", "compare", *paths, *(["--quick"] if quick else [])]
+    for option in ("seeds", "budget", "effect", "name"):
+        if (value := getattr(settings, option)) != getattr(defaults, option):
+            words += [f"--{option}", str(value)]
+    words += {"best": [], "report": ["--own-rate"], "off": ["--no-rate-probe"]}[settings.rates]
+    if settings.curve != defaults.curve:
+        words += ["--curve", ",".join(f"{factor:g}" for factor in settings.curve) or "none"]
+    return shlex.join([*words, *(word for text in overrides for word in ("--set", text))])
+
+
+def candidates_of(recipes: Sequence[Recipe], settings: Settings) -> list[Candidate]:
+    """The recipes as candidates, the baseline first. Raises RecipeError where they cannot be compared.
 
     A recipe that is there twice is compared with itself under other seeds: what differs then is chance alone.
     """
@@ -113,13 +147,13 @@ def sides_of(recipes: Sequence[Recipe], settings: Settings) -> list[Side]:
     first = recipes[0].stages[STAGE].section
     assert isinstance(first, PretrainConfig)
     known: dict[str, list[str]] = {}
-    sides = []
+    candidates = []
     for recipe, name in zip(recipes, _names(recipes), strict=True):
         alike = known.setdefault(digest_of(_own_identity(recipe)), [])
         begin = first.seed + len(alike) * settings.seeds
-        sides.append(Side(name, recipe, tuple(range(begin, begin + settings.seeds)), alike[0] if alike else ""))
+        candidates.append(Candidate(name, recipe, tuple(range(begin, begin + settings.seeds)), alike[0] if alike else ""))
         alike.append(name)
-    return sides
+    return candidates
 
 
 def _names(recipes: Sequence[Recipe]) -> list[str]:
@@ -143,7 +177,9 @@ def check_same_data(recipes: Sequence[Recipe]) -> None:
     for other in recipes[1:]:
         ours, its = ({stage: named.reference for stage, named in recipe.inputs.items()} for recipe in (base, other))
         if ours != its:
-            raise RecipeError(f"inputs: {_short(ours)} in {base.path} and {_short(its)} in {other.path}; recipes are compared on the same data, so make them equal")
+            raise RecipeError(
+                f"inputs: {_short(ours)} in {base.path} and {_short(its)} in {other.path}; recipes are compared on the same data, so make them equal"
+            )
         theirs = [stage for stage in stages_for(other, [STAGE]) if stage != STAGE]
         if theirs != before:
             raise RecipeError(
@@ -188,29 +224,29 @@ ORDER_KEYS = ("packing", "data_order", "batch_size", "seq_len")
 """Of a section: what decides, with the seed, which tokens come when."""
 
 
-def order_differences(sides: Sequence[Side]) -> list[str]:
-    """A sentence for each side that, under the same seed, does not read the same tokens in the same order as the baseline."""
-    base, notes = sides[0].section, []
-    for side in sides[1:]:
-        keys = [key for key in ORDER_KEYS if getattr(base, key) != getattr(side.section, key)]
-        if side.same_as:
-            notes.append(f"{side.name} is the same recipe as {side.same_as}: its runs have other seeds, so only chance differs.")
+def order_differences(candidates: Sequence[Candidate]) -> list[str]:
+    """A sentence for each candidate that, under the same seed, does not read the same tokens in the same order as the baseline."""
+    base, notes = candidates[0].section, []
+    for candidate in candidates[1:]:
+        keys = [key for key in ORDER_KEYS if getattr(base, key) != getattr(candidate.section, key)]
+        if candidate.same_as:
+            notes.append(f"{candidate.name} is the same recipe as {candidate.same_as}: its runs have other seeds, so only chance differs.")
         elif keys:
             notes.append(
-                f"{side.name} reads its data in another order than {sides[0].name}, as {', '.join(keys)} differ: pairs share their seeds, not their batches."
+                f"{candidate.name} reads its data in another order than {candidates[0].name}, as {', '.join(keys)} differ: pairs share their seeds, not their batches."
             )
     return notes
 
 
-def study_identity(sides: Sequence[Side], settings: Settings, shared: Mapping[str, Artifact]) -> dict[str, Any]:
-    """All that decides the outcome of a comparison, but for the machine: plain JSON."""
+def study_identity(candidates: Sequence[Candidate], settings: Settings, inputs: Mapping[str, Mapping[str, Artifact]]) -> dict[str, Any]:
+    """All that decides the outcome of a comparison, but for the machine: plain JSON. inputs: of stage pretrain, by recipe."""
     found = []
-    for side in sides:
-        inputs = {name: shared[provider] for name, provider in side.recipe.needs(STAGE).items()}
-        own = identity(with_section(side.recipe, side.recipe.name, side.section.model_copy(update={"seed": 0})), STAGE, inputs)
-        found.append({"name": side.name, "seeds": list(side.seeds), "identity": own})
+    for candidate in candidates:
+        alike = with_section(candidate.recipe, candidate.recipe.name, candidate.section.model_copy(update={"seed": 0}))
+        own = identity(alike, STAGE, inputs[candidate.name])
+        found.append({"name": candidate.name, "seeds": list(candidate.seeds), "identity": own})
     options = settings.model_dump(mode="json", exclude={"name"})
-    return {"compare": REVISION, "settings": options, "sides": found}
+    return {"compare": REVISION, "settings": options, "recipes": found}
 
 
 # --- sections of runs ---------------------------------------------------------------------------------------------------
@@ -224,7 +260,7 @@ def equal_steps(base_steps: int, base_cost: float, cost: float) -> int:
 
 
 def section_for(section: PretrainConfig, run: Run, own_steps: int) -> PretrainConfig:
-    """The section of one run. own_steps: of the side at its whole budget; a run with a share of it has warmups and other
+    """The section of one run. own_steps: of the candidate at its whole budget; a run with a share of it has warmups and other
     stretches of steps in proportion, so that its schedule keeps its form."""
     changes: dict[str, Any] = {"seed": run.seed, "max_steps": run.max_steps}
     if run.factor != 1.0:
@@ -238,7 +274,7 @@ def section_for(section: PretrainConfig, run: Run, own_steps: int) -> PretrainCo
     return section.model_copy(update=changes)
 
 
-def check_run(section: PretrainConfig, side: str, run: Run) -> None:
+def check_run(section: PretrainConfig, candidate: str, run: Run) -> None:
     """Raises RecipeError when the section of a run does not hold together, as with a warmup longer than the run."""
     if problems := check_training(section):
         advice = {
@@ -246,7 +282,7 @@ def check_run(section: PretrainConfig, side: str, run: Run) -> None:
             "curve": " (a run of the baseline's curve; --curve changes it)",
             "run": "",
         }
-        raise RecipeError(f"{side}: with {run.max_steps} steps{advice[run.role]}: " + "; ".join(problems))
+        raise RecipeError(f"{candidate}: with {run.max_steps} steps{advice[run.role]}: " + "; ".join(problems))
 
 
 def has_rates(optimizer: Part) -> bool:
@@ -295,42 +331,45 @@ def with_section(recipe: Recipe, name: str, section: PretrainConfig) -> Recipe:
 # --- which runs -----------------------------------------------------------------------------------------------------------
 
 
-def main_runs(sides: Sequence[Side], steps: Mapping[str, int], factors: Mapping[str, float]) -> list[Run]:
-    """Every seed of every side, seed by seed; every other seed in reverse, so that a machine that slows down slows down all."""
+def main_runs(candidates: Sequence[Candidate], steps: Mapping[str, int], factors: Mapping[str, float]) -> list[Run]:
+    """Every seed of every candidate, seed by seed; every other seed in reverse, so that a machine that slows down slows down all."""
     runs = []
-    for i in range(len(sides[0].seeds)):
-        turn = [Run(f"{s.name}-seed{s.seeds[i]}", s.name, "run", s.seeds[i], steps[s.name], factors[s.name]) for s in sides]
+    for i in range(len(candidates[0].seeds)):
+        turn = [Run(f"{s.name}-seed{s.seeds[i]}", s.name, "run", s.seeds[i], steps[s.name], factors[s.name]) for s in candidates]
         runs += turn if i % 2 == 0 else turn[::-1]
     return runs
 
 
-def curve_runs(side: Side, steps: int, factor: float, settings: Settings) -> list[Run]:
+def curve_runs(candidate: Candidate, steps: int, factor: float, settings: Settings) -> list[Run]:
     """The baseline under its first seed at other budgets."""
-    seed = side.seeds[0]
-    return [Run(f"{side.name}-budget{share:g}-seed{seed}", side.name, "curve", seed, max(1, round(steps * share)), factor, share) for share in settings.curve]
+    seed = candidate.seeds[0]
+    return [
+        Run(f"{candidate.name}-budget{share:g}-seed{seed}", candidate.name, "curve", seed, max(1, round(steps * share)), factor, share)
+        for share in settings.curve
+    ]
 
 
-def rate_run(side: Side, steps: int, factor: float, settings: Settings) -> Run:
-    seed, share = side.seeds[0], settings.rate_share
-    return Run(f"{side.name}-rate{factor:g}-seed{seed}", side.name, "rate", seed, max(1, round(steps * share)), factor, share)
+def rate_run(candidate: Candidate, steps: int, factor: float, settings: Settings) -> Run:
+    seed, share = candidate.seeds[0], settings.rate_share
+    return Run(f"{candidate.name}-rate{factor:g}-seed{seed}", candidate.name, "rate", seed, max(1, round(steps * share)), factor, share)
 
 
-def token_steps(sides: Sequence[Side]) -> dict[str, int]:
-    """Steps of every side that see as many tokens as the baseline does."""
-    base = sides[0].section
-    return {s.name: equal_steps(base.max_steps, base.batch_size * base.seq_len, s.section.batch_size * s.section.seq_len) for s in sides}
+def token_steps(candidates: Sequence[Candidate]) -> dict[str, int]:
+    """Steps of every candidate that see as many tokens as the baseline does."""
+    base = candidates[0].section
+    return {s.name: equal_steps(base.max_steps, base.batch_size * base.seq_len, s.section.batch_size * s.section.seq_len) for s in candidates}
 
 
-def check_plan(sides: Sequence[Side], steps: Mapping[str, int], settings: Settings) -> None:
+def check_plan(candidates: Sequence[Candidate], steps: Mapping[str, int], settings: Settings) -> None:
     """Raises RecipeError when a run that is planned cannot be, before any is begun."""
-    if settings.budget == "time" and any(side.section.parallel.strategy != "none" for side in sides):
+    if settings.budget == "time" and any(candidate.section.parallel.strategy != "none" for candidate in candidates):
         raise RecipeError("equal time is measured in one process, and a recipe trains in several (pretrain.parallel); compare by tokens or flops")
-    by_name, base = {side.name: side for side in sides}, sides[0]
-    planned = main_runs(sides, steps, dict.fromkeys(steps, 1.0)) + curve_runs(base, steps[base.name], 1.0, settings)
+    by_name, base = {candidate.name: candidate for candidate in candidates}, candidates[0]
+    planned = main_runs(candidates, steps, dict.fromkeys(steps, 1.0)) + curve_runs(base, steps[base.name], 1.0, settings)
     if settings.rates != "off":
-        planned += [rate_run(side, steps[side.name], 1.0, settings) for side in sides]
+        planned += [rate_run(candidate, steps[candidate.name], 1.0, settings) for candidate in candidates]
     for run in planned:
-        check_run(section_for(by_name[run.side].section, run, steps[run.side]), run.side, run)
+        check_run(section_for(by_name[run.recipe].section, run, steps[run.recipe]), run.recipe, run)
 
 
 EXTENSIONS = 2
@@ -359,12 +398,12 @@ def next_factor(tried: Mapping[float, float | None], settings: Settings) -> floa
     return low * low / ordered[1] if best == low else high * high / ordered[-2]
 
 
-def choose_rate(side: str, tried: Mapping[float, float | None], settings: Settings) -> RateChoice:
+def choose_rate(candidate: str, tried: Mapping[float, float | None], settings: Settings) -> RateChoice:
     """The best rate, but the recipe's own where no other is better by more than half of the effect asked for: one short
     run a rate is too noisy to prefer one for less."""
     best = _best(tried)
     if best is None:
-        return RateChoice(1.0, 1.0, dict(tried), False, f"{side}: every run of the rate probe diverged; its own rate is used.")
+        return RateChoice(1.0, 1.0, dict(tried), False, f"{candidate}: every run of the rate probe diverged; its own rate is used.")
     own, reached = tried.get(1.0), tried[best]
     assert reached is not None
     worth = own is None or own - reached > settings.effect / 2
@@ -374,12 +413,12 @@ def choose_rate(side: str, tried: Mapping[float, float | None], settings: Settin
     if worth and best != 1.0:
         gain = "its own diverged" if own is None else f"{own - reached:.4f} bits per byte better than its own"
         use = "used" if settings.rates == "best" else "only reported, as asked"
-        note = f"{side}: {best:g} times its own rate was best in the probe ({gain}); {use}."
+        note = f"{candidate}: {best:g} times its own rate was best in the probe ({gain}); {use}."
     if at_edge:
         note = (
             f"{note} It is the last one tried, so a better one may lie beyond."
             if note
-            else f"{side}: its own rate is the last one tried, so a better one may lie beyond."
+            else f"{candidate}: its own rate is the last one tried, so a better one may lie beyond."
         )
     return RateChoice(factor, best, dict(tried), at_edge, note)
 

@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from feebcore.compare import statistics
-from feebcore.compare.plan import RateChoice, Settings, Side, order_differences
+from feebcore.compare.plan import Candidate, RateChoice, Settings, order_differences
 from feebcore.compare.statistics import CurvePoint, Difference
 from feebcore.compare.verdict import judge, p_text
-from feebcore.studies import Row
+from feebcore.errors import StageFailed
+from feebcore.study.runs import RunRecord, missing
 
 ASSUMPTIONS = (
     "Interval and p are those of the paired t test: differences of new seeds are taken to be independent and roughly normal.",
@@ -21,30 +22,37 @@ FEW_PAIRS = 4
 """Pairs below which a reader is warned."""
 
 UNEVEN = {"tokens": 0.01, "flops": 0.01, "time": 0.05}
-"""Share by which a side's budget may be off before it is said."""
+"""Share by which a candidate's budget may be off before it is said."""
 
 
 def make(
-    sides: Sequence[Side],
+    candidates: Sequence[Candidate],
     settings: Settings,
     costs: Mapping[str, Mapping[str, Any]],
     steps: Mapping[str, int],
     rates: Mapping[str, RateChoice],
-    rows: Sequence[Row],
-    every_row: Sequence[Row],
+    rows: Sequence[RunRecord],
+    every_row: Sequence[RunRecord],
 ) -> dict[str, Any]:
     """The whole result. rows: the main runs and the curve's; every_row: these and those of rate probes, in the order run."""
-    base = sides[0]
-    losses = {side.name: _losses(side, rows) for side in sides}
-    variants = {side.name: losses[side.name] for side in sides[1:]}
-    differences = statistics.differences_of(losses[base.name], variants)
-    told = {side.name: _side(side, losses[side.name], rows, costs[side.name], steps[side.name], rates[side.name]) for side in sides}
-    curve, points = _curve(base, losses[base.name], rows, told[base.name])
-    found = [_variant(d, base.name, settings, points, told) for d in differences]
+    base = candidates[0]
+    losses = {candidate.name: _losses(candidate, rows) for candidate in candidates}
+    failed = {row.name for row in rows if row.status == "failed"}
+    pairs = [i for i in range(settings.seeds) if not any(f"{c.name}-seed{c.seeds[i]}" in failed for c in candidates)]
+    if len(pairs) < 2:
+        raise StageFailed(f"{len(failed)} runs failed, which leaves {len(pairs)} pairs of seeds: {'; '.join(missing(rows))}; the same command tries again")
+    paired = {name: [values[i] for i in pairs] for name, values in losses.items()}
+    differences = statistics.differences_of(paired[base.name], {candidate.name: paired[candidate.name] for candidate in candidates[1:]})
+    summaries = {
+        candidate.name: _candidate(candidate, losses[candidate.name], rows, costs[candidate.name], steps[candidate.name], rates[candidate.name])
+        for candidate in candidates
+    }
+    curve, points = _curve(base, losses[base.name], rows, summaries[base.name])
+    found = [_variant(d, base.name, settings, points, summaries) for d in differences]
     notes = [
         *(_compute(v, base.name) for v in found if settings.curve),
-        *order_differences(sides),
-        *_uneven(told, base.name, settings),
+        *order_differences(candidates),
+        *_uneven(summaries, base.name, settings),
         *(choice.note for choice in rates.values() if choice.note),
         *_doubts(differences),
     ]
@@ -59,7 +67,7 @@ def make(
             "seeds": settings.seeds,
             "verdict": [v["sentence"] for v in found],
             "variants": found,
-            "sides": list(told.values()),
+            "recipes": list(summaries.values()),
             "curve": curve,
             "notes": notes,
             "assumptions": list(ASSUMPTIONS),
@@ -75,9 +83,9 @@ def headline(result: Mapping[str, Any]) -> dict[str, Any]:
     return {"verdict": " ".join(result["verdict"]), "kinds": kinds, "difference": differences, "runs": len(result["runs"])}
 
 
-def numbers_of(side: Mapping[str, Any], variant: Mapping[str, Any] | None) -> list[str]:
+def numbers_of(candidate: Mapping[str, Any], variant: Mapping[str, Any] | None) -> list[str]:
     """For a row of a table: bits per byte, difference, interval, p and compute multiplier; variant None: of the baseline."""
-    measured = "" if side["mean"] is None else f"{side['mean']:.4f}" + ("" if side["sd"] is None else f" ± {side['sd']:.4f}")
+    measured = "" if candidate["mean"] is None else f"{candidate['mean']:.4f}" + ("" if candidate["sd"] is None else f" ± {candidate['sd']:.4f}")
     if variant is None:
         return [measured, "baseline", "", "", ""]
     if variant["difference"] is None:
@@ -99,23 +107,25 @@ def text(result: Mapping[str, Any]) -> str:
     return "\n".join([*result["verdict"], *([""] if result["notes"] else []), *result["notes"], "", *result["assumptions"]]) + "\n"
 
 
-def _losses(side: Side, rows: Sequence[Row]) -> list[float | None]:
+def _losses(candidate: Candidate, rows: Sequence[RunRecord]) -> list[float | None]:
     """Bits per byte in the order of the seeds; None: diverged."""
-    mine = {row.overrides["seed"]: row for row in rows if row.overrides["side"] == side.name and row.overrides["role"] == "run"}
-    return [float(mine[seed].result["bits_per_byte"]) if mine[seed].status == "done" else None for seed in side.seeds]
+    mine = {row.overrides["seed"]: row for row in rows if row.overrides["recipe"] == candidate.name and row.overrides["role"] == "run"}
+    return [float(mine[seed].result["bits_per_byte"]) if mine[seed].status == "done" else None for seed in candidate.seeds]
 
 
-def _side(side: Side, losses: Sequence[float | None], rows: Sequence[Row], cost: Mapping[str, Any], steps: int, rate: RateChoice) -> dict[str, Any]:
-    mine = [row for row in rows if row.overrides["side"] == side.name and row.overrides["role"] == "run"]
+def _candidate(
+    candidate: Candidate, losses: Sequence[float | None], rows: Sequence[RunRecord], cost: Mapping[str, Any], steps: int, rate: RateChoice
+) -> dict[str, Any]:
+    mine = [row for row in rows if row.overrides["recipe"] == candidate.name and row.overrides["role"] == "run"]
     done = [row.result for row in mine if row.status == "done"]
     finished = [loss for loss in losses if loss is not None]
     speeds = [r["tokens_per_second"] for r in done if r.get("tokens_per_second")]
     tokens = steps * cost["tokens"]
     speed = plain.median(speeds) if speeds else None
     return {
-        "name": side.name,
-        "recipe": str(side.recipe.path),
-        "seeds": list(side.seeds),
+        "name": candidate.name,
+        "recipe": str(candidate.recipe.path),
+        "seeds": list(candidate.seeds),
         "steps": steps,
         "tokens": tokens,
         "flops": steps * cost["flops"],
@@ -123,7 +133,7 @@ def _side(side: Side, losses: Sequence[float | None], rows: Sequence[Row], cost:
         "bits_per_byte": list(losses),
         "mean": plain.fmean(finished) if finished else None,
         "sd": plain.stdev(finished) if len(finished) > 1 else None,
-        "diverged": [{"seed": row.overrides["seed"], "why": row.why} for row in mine if row.status != "done"],
+        "diverged": [{"seed": row.overrides["seed"], "why": row.reason} for row in mine if row.status == "diverged"],
         "bad_steps": sum(r.get("bad_steps", 0) for r in done),
         "tokens_per_second": speed,
         "training_seconds": tokens / speed if speed else None,
@@ -138,7 +148,9 @@ def _side(side: Side, losses: Sequence[float | None], rows: Sequence[Row], cost:
     }
 
 
-def _curve(base: Side, losses: Sequence[float | None], rows: Sequence[Row], told: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[CurvePoint]]:
+def _curve(
+    base: Candidate, losses: Sequence[float | None], rows: Sequence[RunRecord], told: Mapping[str, Any]
+) -> tuple[list[dict[str, Any]], list[CurvePoint]]:
     """The baseline's loss at other budgets, each trained with its whole schedule under the first seed, beside the same seed at 1.
 
     The error of a gain is that of two runs under different seeds: pairs scatter less, so this errs on the safe side.
@@ -151,7 +163,7 @@ def _curve(base: Side, losses: Sequence[float | None], rows: Sequence[Row], told
             continue
         factor = row.overrides["max_steps"] / told["steps"]
         loss = float(row.result["bits_per_byte"]) if row.status == "done" else None
-        plotted.append({"factor": factor, "flops": factor * told["flops"], "bits_per_byte": loss, "why": row.why})
+        plotted.append({"factor": factor, "flops": factor * told["flops"], "bits_per_byte": loss, "why": row.reason})
         if loss is not None and own is not None and math.isfinite(error):
             points.append(CurvePoint(factor, own - loss, error))
     return plotted, points
@@ -211,14 +223,14 @@ def _compute(variant: Mapping[str, Any], base: str) -> str:
 
 
 def _uneven(told: Mapping[str, Mapping[str, Any]], base: str, settings: Settings) -> list[str]:
-    """A sentence for each side whose budget came out otherwise than the baseline's."""
+    """A sentence for each candidate whose budget came out otherwise than the baseline's."""
     key = {"tokens": "tokens", "flops": "flops", "time": "training_seconds"}[settings.budget]
     words = {"tokens": "tokens", "flops": "training FLOPs", "time": "seconds of training"}[settings.budget]
     notes = []
-    for side in told.values():
-        ours, its = told[base][key], side[key]
+    for candidate in told.values():
+        ours, its = told[base][key], candidate[key]
         if ours and its and abs(its / ours - 1) > UNEVEN[settings.budget]:
-            notes.append(f"{side['name']} had {100 * (its / ours - 1):+.1f} % {words} beside {base}: the budgets are not quite equal.")
+            notes.append(f"{candidate['name']} had {100 * (its / ours - 1):+.1f} % {words} beside {base}: the budgets are not quite equal.")
     return notes
 
 
@@ -236,9 +248,9 @@ def _doubts(differences: Sequence[Difference]) -> list[str]:
     return notes
 
 
-def _run(row: Row) -> dict[str, Any]:
+def _run(row: RunRecord) -> dict[str, Any]:
     kept = {key: row.result.get(key) for key in ("bits_per_byte", "tokens", "flops", "seconds", "tokens_per_second", "path")}
-    return {"name": row.name, **row.overrides, "status": "diverged" if row.status == "censored" else row.status, "why": row.why, **kept}
+    return {"name": row.name, **row.overrides, "status": row.status, "why": row.reason, **kept}
 
 
 def _finite(value: Any) -> Any:

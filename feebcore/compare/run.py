@@ -1,27 +1,26 @@
-"""A comparison from recipes to its artifact: shared stages, costs, rates, runs in pairs, the baseline's curve, the verdict.
+"""A comparison from recipes to its artifact: shared stages, costs, then a study of rate trials, runs in pairs and the baseline's curve, the verdict.
 
-Every run is an artifact of stage pretrain, so none is done twice and each can be opened afterwards; the ledger in the
-comparison's folder says in which order they were run and what came of them. A killed comparison continues where it was.
+Every run is an artifact of stage pretrain, so none is done twice and each can be opened afterwards. A killed comparison
+continues where it was. One with a run that failed for good says so in its page, and is not finished: the next call tries that run again.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import os
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from feebcore.artifacts import Artifact, StageOutput, Workspace, commit
+from feebcore.artifacts import Artifact, StageOutput, Workspace
 from feebcore.compare import cost, figure, page, report
 from feebcore.compare.plan import (
     STAGE,
+    Candidate,
     RateChoice,
     Run,
     Settings,
-    Side,
+    candidates_of,
     check_plan,
     choose_rate,
     curve_runs,
@@ -31,106 +30,75 @@ from feebcore.compare.plan import (
     next_factor,
     rate_run,
     section_for,
-    sides_of,
     study_identity,
     token_steps,
     with_section,
 )
-from feebcore.errors import NO_VALIDATION_TEXT, DataError, Diverged, FeebError
-from feebcore.files import digest_of, explain, read_json, write_atomic, write_json
-from feebcore.protocols import Cell
-from feebcore.provenance import describe_environment, describe_plugins
+from feebcore.errors import NO_VALIDATION_TEXT, DataError, Diverged, FeebError, StageFailed
+from feebcore.files import digest_of, read_json, write_atomic, write_json
+from feebcore.provenance import describe_plugins
 from feebcore.recipe import Recipe
-from feebcore.run.build import build
+from feebcore.run.artifact import Made, build_artifact
+from feebcore.run.inputs import finished_inputs
 from feebcore.run.plan import plan_stage, stages_for
-from feebcore.run.processes import Publish
-from feebcore.studies import Ledger, Row, this_owner
+from feebcore.study.executors import InProcess, ProgressFn, current_execution
+from feebcore.study.ledger import Ledger
+from feebcore.study.run import build_stages, run_study
+from feebcore.study.runs import RunRecord, RunSpec, missing
 
 KIND = "compare"
 COST_STEPS = {"time": 40, "flops": 8, "tokens": 8}
-"""Steps that are timed, by budget: for equal time they decide, else they only publish memory."""
+"""Steps that are timed, by budget: for equal time they decide, else they only measure memory."""
 
 
-def compare(
-    recipes: Sequence[Recipe], settings: Settings, workspace: Workspace, on_progress: Publish | None = None, in_process: bool = False, command: str = ""
-) -> Artifact:
+def compare(recipes: Sequence[Recipe], settings: Settings, workspace: Workspace, on_progress: ProgressFn | None = None, command: str = "") -> Artifact:
     """The finished comparison of `recipes`, the baseline first: its artifact has result.json, verdict.txt, page.md and figure.png.
 
-    in_process: everything in this process, else each run in one of its own. command: what was typed, for the page. Raises RecipeError where the recipes cannot be
-    compared, before anything is built; Interrupted when asked to stop.
+    Runs are built by the executor that was chosen (feebcore.study.executing), else in this process. command: what was typed, for
+    the page. Raises RecipeError where the recipes cannot be compared, before anything is built; Interrupted when asked to stop;
+    StageFailed where runs failed for good, after the page that says so is written.
     """
-    sides = sides_of(recipes, settings)
+    candidates = candidates_of(recipes, settings)
     if settings.budget == "tokens":  # the only budget that is known before there are data
-        check_plan(sides, token_steps(sides), settings)
+        check_plan(candidates, token_steps(candidates), settings)
     publish = on_progress or (lambda row: None)
-    shared = _shared_stages(sides, workspace, publish, in_process)
-    wanted = study_identity(sides, settings, shared)
-    fingerprint = digest_of(wanted)[:12]
-    name = settings.name or "-vs-".join(side.name for side in sides[:4])[:80]
-    waiting = lambda text: publish({"kind": "log", "time": time.time(), "text": f"{KIND}: {text}"})  # noqa: E731
-    with workspace.building(KIND, name, fingerprint, waiting) as place:
-        if isinstance(place, Artifact):
-            return place
-        started = time.time()
-        environment = describe_environment()
-        out = None
-        try:
-            head = {"name": name, "plugins": sorted({str(p) for side in sides for p in side.recipe.plugins})}
-            write_json(place / "recipe.json", head | {KIND: settings.model_dump(mode="json"), "sides": {s.name: s.recipe.resolved() for s in sides}})
-            write_json(place / "environment.json", environment)
-            write_json(place / "request.json", {"stage": KIND, "fingerprint": fingerprint, "inputs": {n: str(a.path) for n, a in shared.items()}})
-            out = StageOutput(place, on_progress)
-            out.event("begin", stage=KIND, pid=os.getpid())
-            with Comparison(sides, settings, workspace, shared, out, place.name.rpartition("-")[0], in_process) as comparison:
-                result = comparison.run()
-                inputs = shared | comparison.artifacts()
-            _write(place, result)
-            described = str(sides[0].recipe.data.get("description", ""))
-            write_atomic(place / "page.md", page.text(result, name, described, command, environment))
-            out.content("result.json")
-            return commit(
-                out,
-                stage=KIND,
-                name=place.name.rpartition("-")[0],
-                fingerprint=fingerprint,
-                identity=wanted,
-                metrics=report.headline(result),
-                section=settings.model_dump(mode="json"),
-                inputs=inputs,
-                plugins=list({digest_of(p): p for side in sides for p in describe_plugins(side.recipe, STAGE)}.values()),
-                environment=environment,
-                started=started,
-            )
-        except OSError as error:
-            raise explain(error, place) from error
-        finally:
-            if out is not None:
-                out.close()
+    shared = _shared_stages(candidates, workspace, publish)
+    name = name_of(candidates, settings)
+
+    def make(out: StageOutput, environment: Mapping[str, Any]) -> Made:
+        with Comparison(candidates, settings, workspace, shared, out, out.path.name.rpartition("-")[0]) as comparison:
+            result = comparison.run()
+            inputs = shared | comparison.artifacts()
+        write_json(out.path / "result.json", result)
+        write_atomic(out.path / "verdict.txt", report.text(result))
+        write_atomic(out.path / "figure.png", figure.draw(result))
+        write_atomic(out.path / "page.md", page.text(result, name, str(candidates[0].recipe.data.get("description", "")), command, environment))
+        if result["missing"]:
+            raise StageFailed(f"{KIND}: {'; '.join(result['missing'])}. {out.path / 'page.md'} rests on the other runs; the same command tries again")
+        out.content("result.json")
+        plugins = {digest_of(p): p for c in candidates for p in describe_plugins(c.recipe, STAGE)}
+        return Made(report.headline(result), inputs, settings.model_dump(mode="json"), list(plugins.values()))
+
+    resolved = {"name": name, "plugins": sorted({str(p) for c in candidates for p in c.recipe.plugins})}
+    resolved |= {KIND: settings.model_dump(mode="json"), "recipes": {c.name: c.recipe.resolved() for c in candidates}}
+    inputs = {c.name: finished_inputs(c.recipe, STAGE, workspace, shared) for c in candidates}
+    return build_artifact(workspace, KIND, name, study_identity(candidates, settings, inputs), make, on_progress, resolved, shared)
 
 
-def _write(place: Path, result: Mapping[str, Any]) -> None:
-    write_json(place / "result.json", result)
-    write_atomic(place / "verdict.txt", report.text(result))
-    write_atomic(place / "figure.png", figure.draw(result))
+def name_of(candidates: Sequence[Candidate], settings: Settings) -> str:
+    return settings.name or "-vs-".join(candidate.name for candidate in candidates[:4])[:80]
 
 
-def _shared_stages(sides: Sequence[Side], workspace: Workspace, publish: Publish, in_process: bool) -> dict[str, Artifact]:
-    """The artifacts of the stages before pretrain, built once, by stage. Raises DataError without held-out text."""
-    base = sides[0].recipe
-    order = [stage for stage in stages_for(base, [STAGE]) if stage != STAGE]
-    built: dict[str, Artifact] = {}
-    for index, stage in enumerate(order):
-        item = plan_stage(base, stage, workspace, built)
-        publish({"kind": "stage", "time": time.time(), "label": base.name, "stage": stage, "status": item.status, "index": index, "total": len(order)})
-        began = time.monotonic()
-        built[stage] = item.artifact or build(base, stage, workspace, built, publish, in_process)
-        done = {"status": "reused" if item.artifact else "built", "seconds": time.monotonic() - began, "metrics": built[stage].metrics}
-        publish({"kind": "done", "time": time.time(), "label": base.name, "stage": stage} | done)
-        for side in sides[1:]:
-            if plan_stage(side.recipe, stage, workspace, built).fingerprint != built[stage].fingerprint:
-                raise FeebError(f"{side.recipe.path}: its stage {stage} is not that of {base.path}, so the two are not trained on the same data")
-    tokens = built[base.needs(STAGE)["tokens"]]
-    if not read_json(tokens.file("tokens.json"))["validation"]["documents"]:
+def _shared_stages(candidates: Sequence[Candidate], workspace: Workspace, on_progress: ProgressFn) -> dict[str, Artifact]:
+    """The artifacts of the stages before pretrain, built once, by stage. Raises DataError without validation text."""
+    base = candidates[0].recipe
+    before = [stage for stage in stages_for(base, [STAGE]) if stage != STAGE]
+    built = build_stages(base.name, base, before, workspace, {}, current_execution(), on_progress) if before else {}
+    for candidate in candidates[1:]:
+        for stage in before:
+            if plan_stage(candidate.recipe, stage, workspace, built).fingerprint != built[stage].fingerprint:
+                raise FeebError(f"{candidate.recipe.path}: its stage {stage} is not that of {base.path}, so the two are not trained on the same data")
+    if not read_json(finished_inputs(base, STAGE, workspace, built)["tokens"].file("tokens.json"))["validation"]["documents"]:
         raise DataError(f"{KIND}: no document is held out, so nothing can be compared; {NO_VALIDATION_TEXT}")
     return built
 
@@ -139,10 +107,17 @@ class Comparison:
     """One comparison in one folder. Use as a context manager: it holds the ledger."""
 
     def __init__(
-        self, sides: Sequence[Side], settings: Settings, workspace: Workspace, shared: Mapping[str, Artifact], out: StageOutput, name: str, in_process: bool
+        self,
+        candidates: Sequence[Candidate],
+        settings: Settings,
+        workspace: Workspace,
+        shared: Mapping[str, Artifact],
+        out: StageOutput,
+        name: str,
     ) -> None:
-        self.sides, self.settings, self.workspace, self.shared, self.out, self.name, self.in_process = sides, settings, workspace, shared, out, name, in_process
-        self.by_name = {side.name: side for side in sides}
+        self.candidates, self.settings, self.workspace, self.shared, self.out, self.name = candidates, settings, workspace, shared, out, name
+        self.by_name = {candidate.name: candidate for candidate in candidates}
+        self.in_process = isinstance(current_execution().executor, InProcess)
         self.steps: dict[str, int] = {}
         self.costs: dict[str, dict[str, Any]] = {}
         self.ledger = Ledger(out.path / "ledger.sqlite")
@@ -155,141 +130,155 @@ class Comparison:
 
     def run(self) -> dict[str, Any]:
         """Everything; the result as plain JSON."""
-        self.ledger.expire(everyone=True)  # we hold the artifact's lock, so whoever leased before us is gone
         self.costs = self.measure_costs()
         self.steps = self.equal_budgets()
-        rates: dict[str, RateChoice] = {}
-        for side in self.sides:  # the same recipe twice has one rate, so that chance alone differs
-            rates[side.name] = dataclasses.replace(rates[side.same_as], note="") if side.same_as else self.probe_rate(side)
-        factors = {name: choice.factor for name, choice in rates.items()}
-        base = self.sides[0]
-        runs = main_runs(self.sides, self.steps, factors)
-        curve = curve_runs(base, self.steps[base.name], factors[base.name], self.settings)
-        self.train([*runs, *curve])
-        rows = {row.name: row for row in self.ledger.rows()}
-        return report.make(self.sides, self.settings, self.costs, self.steps, rates, [rows[r.name] for r in [*runs, *curve]], list(rows.values()))
+        records = run_study(self.propose, self.ledger, self.workspace, self.shared, self.record, self.forward, lambda: self.out.stop_requested, self.on_ended)
+        by_name = {r.name: r for r in records}
+        rates = self.rates(by_name)
+        assert rates is not None
+        for choice in rates.values():
+            if choice.note:
+                self.out.log(choice.note)
+        runs = self.planned(rates)
+        result = report.make(self.candidates, self.settings, self.costs, self.steps, rates, [by_name[r.name] for r in runs], records)
+        return result | {"missing": missing(records), "notes": missing(records) + result["notes"]}
 
     # --- budgets --------------------------------------------------------------------------------------------------
 
     def measure_costs(self) -> dict[str, dict[str, Any]]:
-        """FLOPs, tokens, seconds and memory of a step of every side, measured once and kept: time is another each time."""
+        """FLOPs, tokens, seconds and memory of a step of every recipe, measured once and kept: time is another each time."""
         path = self.out.path / "costs.json"
         if path.exists():
             return read_json(path)
-        found: dict[str, dict[str, Any]] = {}
+        costs: dict[str, dict[str, Any]] = {}
         measured = self.settings.budget == "time" or not self.in_process
         for turn in range(2 if self.settings.budget == "time" else 1):
-            for number, side in enumerate(self.sides):
-                section = side.section
-                entry = found.setdefault(side.name, {"tokens": section.batch_size * section.seq_len, "flops": self.flops_per_step(side)})
+            for number, candidate in enumerate(self.candidates):
+                section = candidate.section
+                entry = costs.setdefault(candidate.name, {"tokens": section.batch_size * section.seq_len, "flops": self.flops_per_step(candidate)})
                 if measured:
-                    self.out.log(f"{side.name}: measuring the cost of a step")
-                    own = self.measure_cost(side, self.out.path / "costs" / f"{number}-{turn}")
+                    self.out.log(f"{candidate.name}: measuring the cost of a step")
+                    own = self.measure_cost(candidate, self.out.path / "costs" / f"{number}-{turn}")
                     if turn and own["step_seconds"] >= entry["step_seconds"]:
                         continue  # the faster of two turns: what slows a step down is other work on the machine
                     entry |= own
-        write_json(path, found)
-        return found
+        write_json(path, costs)
+        return costs
 
-    def measure_cost(self, side: Side, folder: Path) -> dict[str, Any]:
-        steps = min(COST_STEPS[self.settings.budget], max(3, side.section.max_steps))
-        member = with_section(side.recipe, side.name, side.section)
-        return (cost.measure if self.in_process else cost.measure_apart)(member, self.inputs(side), folder, steps)
+    def measure_cost(self, candidate: Candidate, folder: Path) -> dict[str, Any]:
+        steps = min(COST_STEPS[self.settings.budget], max(3, candidate.section.max_steps))
+        short = with_section(candidate.recipe, candidate.name, candidate.section)
+        return (cost.measure if self.in_process else cost.measure_apart)(short, self.inputs(candidate), folder, steps)
 
-    def flops_per_step(self, side: Side) -> float:
-        return cost.flops_per_step(side.recipe, self.inputs(side)["tokens"])
+    def flops_per_step(self, candidate: Candidate) -> float:
+        return cost.flops_per_step(candidate.recipe, self.inputs(candidate)["tokens"])
 
-    def inputs(self, side: Side) -> dict[str, Artifact]:
-        return {name: self.shared[provider] for name, provider in side.recipe.needs(STAGE).items()}
+    def inputs(self, candidate: Candidate) -> dict[str, Artifact]:
+        return finished_inputs(candidate.recipe, STAGE, self.workspace, self.shared)
 
     def equal_budgets(self) -> dict[str, int]:
-        """Steps of every side; the baseline keeps its own. Raises RecipeError when a side's section does not fit its steps."""
+        """Steps of every recipe; the baseline keeps its own. Raises RecipeError when a recipe's section does not fit its steps."""
         unit = {"tokens": "tokens", "flops": "flops", "time": "step_seconds"}[self.settings.budget]
-        base = self.sides[0]
+        base = self.candidates[0]
         steps = {
-            side.name: base.section.max_steps if side is base else equal_steps(base.section.max_steps, self.costs[base.name][unit], self.costs[side.name][unit])
-            for side in self.sides
+            candidate.name: base.section.max_steps
+            if candidate is base
+            else equal_steps(base.section.max_steps, self.costs[base.name][unit], self.costs[candidate.name][unit])
+            for candidate in self.candidates
         }
-        check_plan(self.sides, steps, self.settings)
+        check_plan(self.candidates, steps, self.settings)
         return steps
 
-    # --- learning rates ---------------------------------------------------------------------------------------------
+    # --- the proposer ---------------------------------------------------------------------------------------------------
 
-    def probe_rate(self, side: Side) -> RateChoice:
-        """The side's own rate, or the best of a few around it in short runs."""
+    def propose(self, records: Mapping[str, RunRecord]) -> list[RunSpec]:
+        """Trials of learning rates first; once they have ended, the runs in pairs and the baseline's curve."""
+        rates = self.rates(records)
+        runs = self.planned(rates) if rates is not None else [run for c in self.candidates for run in self.trials(c, records)[0]]
+        return [self.spec(run) for run in runs]
+
+    def planned(self, rates: Mapping[str, RateChoice]) -> list[Run]:
+        """The runs in pairs and the baseline's curve at the learning rates that were chosen."""
+        factors = {name: choice.factor for name, choice in rates.items()}
+        base = self.candidates[0]
+        return [*main_runs(self.candidates, self.steps, factors), *curve_runs(base, self.steps[base.name], factors[base.name], self.settings)]
+
+    def spec(self, run: Run) -> RunSpec:
+        candidate = self.by_name[run.recipe]
+        recipe = with_section(candidate.recipe, f"{self.name}-{run.name}", section_for(candidate.section, run, self.steps[candidate.name]))
+        role = "trial" if run.role == "rate" else "baseline" if candidate is self.candidates[0] else "candidate"
+        return RunSpec(run.name, recipe, (STAGE,), role, run.overrides(), flops=run.max_steps * self.costs[candidate.name]["flops"])  # type: ignore[arg-type]
+
+    def rates(self, records: Mapping[str, RunRecord]) -> dict[str, RateChoice] | None:
+        """The learning rate of every recipe; None while trials are wanted. The same recipe twice has one rate, so that chance alone differs."""
+        rates: dict[str, RateChoice] = {}
+        for candidate in self.candidates:
+            if candidate.same_as:
+                rates[candidate.name] = dataclasses.replace(rates[candidate.same_as], note="")
+                continue
+            runs, tried = self.trials(candidate, records)
+            if tried is None:
+                return None
+            rates[candidate.name] = choose_rate(candidate.name, tried, self.settings) if runs else self.own_rate(candidate)
+        return rates
+
+    def own_rate(self, candidate: Candidate) -> RateChoice:
+        note = ""
+        if self.settings.rates != "off":
+            note = f"{candidate.name}: optimizer {candidate.section.optimizer.name} has no option `lr`, so its learning rate was not probed."
+        return RateChoice(1.0, 1.0, {}, False, note)
+
+    def trials(self, candidate: Candidate, records: Mapping[str, RunRecord]) -> tuple[list[Run], dict[float, float | None] | None]:
+        """The trials of a recipe so far and their losses by factor; losses None until all have ended and no other is wanted."""
         settings = self.settings
-        if settings.rates == "off":
-            return RateChoice(1.0, 1.0, {}, False)
-        if not has_rates(side.section.optimizer):
-            return RateChoice(1.0, 1.0, {}, False, f"{side.name}: optimizer {side.section.optimizer.name} has no option `lr`, so its rate was not probed.")
-        wanted: list[float] = list(settings.rate_factors)
+        if settings.rates == "off" or candidate.same_as or not has_rates(candidate.section.optimizer):
+            return [], {}
+        factors: list[float] = list(settings.rate_factors)
         while True:
-            runs = {factor: rate_run(side, self.steps[side.name], factor, settings) for factor in wanted}
-            self.train(list(runs.values()))
-            rows = {row.name: row for row in self.ledger.rows()}
-            tried = {factor: _loss(rows[run.name]) for factor, run in runs.items()}
+            runs = {factor: rate_run(candidate, self.steps[candidate.name], factor, settings) for factor in factors}
+            if not all(run.name in records and records[run.name].ended for run in runs.values()):
+                return list(runs.values()), None
+            tried = {factor: _loss(records[run.name]) for factor, run in runs.items()}
             if (more := next_factor(tried, settings)) is None:
-                break
-            wanted.append(more)
-        choice = choose_rate(side.name, tried, settings)
-        if choice.note:
-            self.out.log(choice.note)
-        return choice
+                return list(runs.values()), tried
+            factors.append(more)
 
-    # --- runs -------------------------------------------------------------------------------------------------------
+    # --- runs -----------------------------------------------------------------------------------------------------------
 
-    def train(self, runs: Sequence[Run]) -> None:
-        """Train what is not finished yet, in order. A run that diverges is censored in the ledger, and never tried again."""
-        cells = [Cell(run.name, run.overrides(), run.max_steps * self.costs[run.side]["flops"]) for run in runs]
-        self.ledger.plan(cells, {"settings": self.settings.model_dump(mode="json", exclude={"name"})})
-        while (row := self.ledger.lease(this_owner(), seconds=30 * 86400.0)) is not None:
-            try:
-                result = self.train_one(Run(row.name, **row.overrides))
-                self.ledger.done(row.name, result, owner=this_owner())
-                self.publish(f"{row.name}: {result['bits_per_byte']:.4f} bits per byte, {result['seconds']:.1f} s")
-            except Diverged as error:
-                self.ledger.censor(row.name, str(error), owner=this_owner())
-                self.publish(f"{row.name} diverged: {error}")
-            except BaseException:
-                self.ledger.release(row.name, this_owner())
-                raise
-
-    def train_one(self, run: Run) -> dict[str, Any]:
-        """One run as an artifact of pretrain; what the verdict needs of it. Raises Diverged when it is no measurement."""
-        side = self.by_name[run.side]
-        member = with_section(side.recipe, f"{self.name}-{run.name}", section_for(side.section, run, self.steps[side.name]))
-        artifact = build(member, STAGE, self.workspace, self.shared, lambda row: self.forward(run, row), self.in_process)
+    def record(self, spec: RunSpec, artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
+        """What the verdict needs of a run. Raises Diverged when it is no measurement."""
+        artifact = artifacts[STAGE]
         metrics = artifact.metrics
-        loss, chance = metrics["val_loss"], math.log(read_json(self.inputs(side)["tokens"].file("tokens.json"))["vocab_size"])
+        loss, chance = metrics["val_loss"], math.log(read_json(self.inputs(self.by_name[spec.overrides["recipe"]])["tokens"].file("tokens.json"))["vocab_size"])
         if not math.isfinite(loss) or loss > 1.05 * chance:
-            raise Diverged(f"its held-out loss of {loss:.3f} nats per token is worse than guessing ({chance:.3f})")
-        kept = {key: metrics.get(key) for key in ("steps", "tokens", "flops", "seconds", "tokens_per_second", "parameters", "compiled", "precision")}
-        bad = len(metrics.get("anomalous_steps", []))
-        return (
-            {"bits_per_byte": metrics["val_bits_per_byte"], "loss": loss, "fingerprint": artifact.fingerprint, "path": str(artifact.path)}
-            | kept
-            | {"bad_steps": bad}
-        )
+            raise Diverged(f"its validation loss of {loss:.3f} nats per token is worse than a uniform guess ({chance:.3f})")
+        numbers = {key: metrics.get(key) for key in ("steps", "tokens", "flops", "seconds", "tokens_per_second", "parameters", "compiled", "precision")}
+        measured = {"bits_per_byte": metrics["val_bits_per_byte"], "loss": loss, "fingerprint": artifact.fingerprint, "path": str(artifact.path)}
+        return measured | numbers | {"bad_steps": len(metrics.get("anomalous_steps", []))}
 
     def artifacts(self) -> dict[str, Artifact]:
         """Of every run that finished, by the run's name: the comparison's inputs, which gc then keeps."""
-        found = {row.name: self.workspace.find(STAGE, row.result["fingerprint"]) for row in self.ledger.rows() if row.status == "done"}
+        found = {r.name: self.workspace.find(STAGE, r.result["fingerprint"]) for r in self.ledger.records() if r.status == "done"}
         return {name: artifact for name, artifact in found.items() if artifact is not None}
 
-    def forward(self, run: Run, row: dict[str, Any]) -> None:
-        """Progress of a run to whoever listens to the comparison; its own log stays in its folder."""
+    def forward(self, row: dict[str, Any]) -> None:
+        """Progress of runs to whoever follows the comparison; their own logs stay in their folders."""
         if row["kind"] == "progress":
-            named = {"name": f"{run.name} {row.get('name') or STAGE}"}
-            self.out.event("progress", **{k: v for k, v in row.items() if k not in ("kind", "time")} | named)
+            self.out.event("progress", **{k: v for k, v in row.items() if k not in ("kind", "time")})
 
-    def publish(self, text: str) -> None:
-        rows, settings = self.ledger.rows(), self.settings
-        ended = sum(row.status in ("done", "failed", "censored") for row in rows)
-        probed = [side for side in self.sides if settings.rates != "off" and not side.same_as and has_rates(side.section.optimizer)]
-        rates = max(len(settings.rate_factors) * len(probed), sum(row.overrides["role"] == "rate" for row in rows))
-        self.out.log(f"{text} ({ended} of {len(self.sides) * settings.seeds + len(settings.curve) + rates} runs)")
+    def on_ended(self, record: RunRecord) -> None:
+        counts = self.ledger.counts()
+        settings = self.settings
+        probed = [c for c in self.candidates if settings.rates != "off" and not c.same_as and has_rates(c.section.optimizer)]
+        trials = max(len(settings.rate_factors) * len(probed), sum(r.role == "trial" for r in self.ledger.records()))
+        total = len(self.candidates) * settings.seeds + len(settings.curve) + trials
+        words = {"done": "", "diverged": f"diverged: {record.reason}", "failed": f"failed: {record.reason}"}[record.status]
+        if record.status == "done":
+            words = f"{record.result['bits_per_byte']:.4f} bits per byte, {record.result['seconds']:.1f} s"
+        ended = counts["done"] + counts["failed"] + counts["diverged"]
+        self.out.log(f"{record.name}: {words} ({ended} of {total} runs)")
 
 
-def _loss(row: Row) -> float | None:
-    """Bits per byte of a finished run; None for one that diverged."""
-    return float(row.result["bits_per_byte"]) if row.status == "done" else None
+def _loss(record: RunRecord) -> float | None:
+    """Bits per byte of a finished run; None for one that diverged or failed."""
+    return float(record.result["bits_per_byte"]) if record.status == "done" else None

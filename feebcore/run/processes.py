@@ -95,7 +95,7 @@ def outcome_name(rank: int) -> str:
     return "result.json" if rank == 0 else f"rank-{rank}.json"
 
 
-_RUNNING: set[Workers] = set()
+_RUNNING: set[Any] = set()
 IN_THREADS: set[StageOutput] = set()
 """Outputs of stages that run inside threads of this process, which no signal reaches."""
 
@@ -108,6 +108,16 @@ def stop_running(kill: bool = False) -> None:
             workers.ask()
     for out in list(IN_THREADS):
         out.stop_requested = True
+
+
+@contextlib.contextmanager
+def running(worker: Any) -> Iterator[None]:
+    """While the block runs, `stop_running` asks `worker` too: it has `asked` and `ask()`, as Workers has."""
+    _RUNNING.add(worker)
+    try:
+        yield
+    finally:
+        _RUNNING.discard(worker)
 
 
 class Workers:

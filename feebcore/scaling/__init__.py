@@ -1,1 +1,13 @@
-"""Scaling laws: what a sweep measured (points), fits of functional forms (fit), isoFLOP minima (isoflop)."""
+"""Scaling laws: what a sweep measures, the fits, and the stage that runs one."""
+
+from collections.abc import Iterable
+
+from feebcore.hookspecs import hookimpl
+from feebcore.specs import StageSpec
+
+
+@hookimpl
+def feeb_stages() -> Iterable[StageSpec]:
+    from feebcore.scaling.stage import PART
+
+    yield PART

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from feebcore.config import Observation, StageConfig
+from feebcore.config import StageConfig
 from feebcore.parts import Part, PartKey, default_part
 from feebcore.scaling.points import ParameterCount
 from feebcore.train.config import TrainSection
@@ -20,8 +20,8 @@ class SweepConfig(StageConfig):
 
     train: what all cells share; the planner overrides sizes and steps. parameter_count: which parameters N counts.
     bootstrap: resamples for intervals. eval_documents: held-out documents, evenly spaced and the same for all cells, that
-    the loss (nats per token) is measured on; 0: the whole split. keep: with 'checkpoints', a cell that was interrupted goes
-    on within itself, and cells can be branched from.
+    the loss (nats per token) is measured on; 0: the whole split. A cell whose `train:` has checkpoint_every
+    resumes within itself.
     """
 
     train: TrainSection = Field(default_factory=lambda: TrainSection(**CELL_DEFAULTS))
@@ -30,7 +30,6 @@ class SweepConfig(StageConfig):
     parameter_count: ParameterCount = "non_embedding"
     bootstrap: int = Field(default=200, ge=0)
     eval_documents: int = Field(default=16, ge=0)
-    keep: Observation[Literal["none", "models", "checkpoints"]] = Field("none", description="of each cell beside its log: its model, or its checkpoints too")
     seed: int = Field(default=0, ge=0)
 
     @model_validator(mode="before")

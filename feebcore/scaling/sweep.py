@@ -1,47 +1,52 @@
-"""The sweep itself: plan, train every cell in this process, fit, predict the held-out cells, run them, report."""
+"""The sweep itself, a study: cells are proposed, fitted by a law that predicts the held-out ones, which are proposed then; the report.
+
+Each cell is an artifact of stage pretrain in the workspace, so that no cell is trained twice and each can be opened.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import gc
 import json
 import math
-import shutil
+import re
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from feebcore.artifacts import Artifact, StageOutput
-from feebcore.data.loader import make_batches
-from feebcore.data.store import TokenStore
-from feebcore.errors import NO_VALIDATION_TEXT, DataError, Diverged, Interrupted
-from feebcore.evaluate.scorer import score_store
+from feebcore.artifacts import Artifact, StageOutput, Workspace
+from feebcore.errors import NO_VALIDATION_TEXT, DataError, Diverged, StageFailed
 from feebcore.files import read_json, write_atomic, write_json
+from feebcore.protocols import Cell
+from feebcore.recipe import Recipe, StageEntry
+from feebcore.run.plan import stages_for
 from feebcore.scaling import isoflop
 from feebcore.scaling.cells import measure_with, with_overrides
+from feebcore.scaling.config import SweepConfig
 from feebcore.scaling.points import Law, LawFit, NotIdentifiable, Point
-from feebcore.studies import Ledger, Row, this_owner
-from feebcore.train.pretrain import train_model
-
-if TYPE_CHECKING:
-    from feebcore.scaling.config import SweepConfig
-    from feebcore.train.config import TrainSection
+from feebcore.study.ledger import Ledger
+from feebcore.study.run import run_study
+from feebcore.study.runs import RunRecord, RunSpec, missing, run_id
+from feebcore.train.pretrain_config import PretrainConfig
 
 CURVE_POINTS = 60
 
 
 class Sweep:
-    """One sweep in one folder. Use as a context manager: it holds the ledger."""
+    """One sweep in one folder. Use as a context manager: it holds the ledger. section: the one of `recipe` that is run."""
 
-    def __init__(self, section: SweepConfig, tokens: Artifact, tokenizer: Artifact, out: StageOutput) -> None:
-        self.section, self.out = section, out
-        self.tokenizer = tokenizer.file("tokenizer")
-        self.train_store = TokenStore.open(tokens.file("tokens.zarr"), "train")
-        self.val_store = TokenStore.open(tokens.file("tokens.zarr"), "validation")
-        self.inputs = {"tokens": tokens.digest, "tokenizer": tokenizer.digest}
+    def __init__(self, section: SweepConfig, recipe: Recipe, inputs: Mapping[str, Artifact], out: StageOutput) -> None:
+        self.section, self.recipe, self.out = section, recipe, out
+        self.key = next(key for key, entry in recipe.stages.items() if isinstance(entry.section, SweepConfig))
+        self.workspace = Workspace(out.path.parents[1])
+        self.built = {provider: inputs[name] for name, provider in recipe.needs(self.key).items()}
+        tokens = read_json(inputs["tokens"].file("tokens.json"))
+        self.vocab_size, self.validation_documents = tokens["vocab_size"], tokens["validation"]["documents"]
         self.law: Law = section.law.build()
+        self.law_fit: tuple[LawFit | None, str] | None = None
+        self.measure = measure_with(section.train, self.vocab_size)
+        self.cells: list[Cell] = []
         self.ledger = Ledger(out.path / "ledger.sqlite")
 
     def __enter__(self) -> Sweep:
@@ -51,135 +56,105 @@ class Sweep:
         self.ledger.close()
 
     def run(self) -> dict[str, Any]:
-        """Everything; returns the metrics of the stage. Raises DataError when there is no held-out text to measure cells on."""
-        if not self.val_store.num_documents:
+        """Everything; returns the metrics of the stage. Raises DataError when there is no validation text to measure cells on, and
+        StageFailed when cells failed for good, after law.json is written from the others."""
+        if not self.validation_documents:
             raise DataError(f"sweep: no document is held out, so no cell can be measured; {NO_VALIDATION_TEXT}")
-        cells = self.section.planner.build().plan(measure_with(self.section.train, self.train_store.vocab_size))
-        self.ledger.plan(cells, self.inputs)
-        self.ledger.expire(everyone=True)  # we hold the artifact's lock, so whoever leased before us is gone
-        self.train_cells(heldout=False)
-        points = [p for p in self.points() if not p.heldout]
-        fit, refusal = self.fit(points)
-        predictions = self.predict(fit, points)
-        self.train_cells(heldout=True)
-        self.write_cells()  # once more: a kill may have come between the ledger's last entry and this file
-        return self.report(fit, refusal, predictions)
+        self.cells = self.section.planner.build().plan(self.measure)
+        self.publish({})
+        records = run_study(self.propose, self.ledger, self.workspace, self.built, self.record, self.forward, lambda: self.out.stop_requested, self.on_ended)
+        self.write_cells(records)  # once more: a kill may have come between the ledger's last entry and this file
+        metrics = self.report(records, read_json(self.out.path / "prediction.json")["cells"])
+        if sentences := missing(records):
+            raise StageFailed(f"sweep: {'; '.join(sentences)}. {self.out.path / 'law.json'} rests on the other cells; the same command tries again")
+        return metrics
 
-    def train_cells(self, heldout: bool) -> None:
-        """Train every unfinished cell of this role, in order."""
-        self.tell()
-        while (row := self.ledger.lease(this_owner(), seconds=7 * 86400.0, heldout=heldout)) is not None:
-            try:
-                result = self.train_cell(row)
-                self.ledger.done(row.name, result, owner=this_owner())
-                self.out.log(f"cell {row.name}: loss {result['loss']:.4f} nats per token, {result['seconds']:.1f} s")
-            except Diverged as error:
-                self.ledger.censor(row.name, str(error), owner=this_owner())
-                self.out.log(f"cell {row.name} is censored: {error}")
-            except BaseException:
-                self.ledger.release(row.name, this_owner())
-                raise
-            self.write_cells()
-            self.tell(row.name)
+    def propose(self, records: Mapping[str, RunRecord]) -> list[RunSpec]:
+        """The cells that are fitted; once they have ended, and what is predicted is written down, those that are held out."""
+        specs = [self.spec(cell) for cell in self.cells]
+        fitted = [spec for spec in specs if not spec.heldout]
+        if not all(spec.name in records and records[spec.name].ended for spec in fitted):
+            return fitted
+        self.predict(records, [spec for spec in specs if spec.heldout])
+        return specs
 
-    def train_cell(self, row: Row) -> dict[str, Any]:
-        """Train one cell and score it. Raises Diverged when its loss is no measurement."""
-        if self.out.stop_requested:
-            raise Interrupted("stopped between two cells; run the same command again to continue")
-        started = time.perf_counter()
-        section = with_overrides(self.section.train, row.overrides)
-        folder = self.out.path / "cells" / row.name
-        keep = self.section.keep
-        resumes = section.checkpoint_every > 0 or keep == "checkpoints"
-        if not resumes:
-            shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True, exist_ok=True)
-        data = make_batches(self.train_store, section.packing, section.data_order, section.batch_size, section.seq_len, section.seed, section.max_steps)
-        trained = train_model(
-            section,
-            data,
-            self.val_store if section.validation_every else None,
-            self.tokenizer,
-            folder,
-            self.out,
-            vocab_size=self.train_store.vocab_size,
-            checkpoint=resumes,
-            save=keep != "none",
-            final_score=False,
-            name=row.name,
-        )
-        result = trained.metrics | self.score(trained.model, section, trained.metrics["precision"])
-        epochs = section.max_steps / data.steps_per_epoch
-        del trained, data
-        gc.collect()
-        if keep != "checkpoints":
-            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-        return result | {"epochs": epochs, "seconds": round(time.perf_counter() - started, 3)}
+    def spec(self, cell: Cell) -> RunSpec:
+        """The cell as a run of stage pretrain, on the tokens of the sweep."""
+        section = with_overrides(self.section.train, cell.overrides)
+        values = {key: getattr(section, key) for key in type(section).model_fields}
+        pretrain = PretrainConfig.model_validate(values | {"score_documents": self.section.eval_documents})
+        spec = self.recipe.registry.resolve("stages", "feeb/pretrain")
+        stages = {key: self.recipe.stages[key] for key in stages_for(self.recipe, [self.key]) if key != self.key}
+        stages["pretrain"] = StageEntry("pretrain", spec, pretrain)  # type: ignore[arg-type]
+        name = re.sub(r"[^\w.-]+", "-", f"{self.recipe.name}-{cell.name}")[:120]  # it becomes a folder's name
+        recipe = dataclasses.replace(self.recipe, name=name, stages=stages)
+        return RunSpec(cell.name, recipe, ("pretrain",), "cell", cell.overrides, cell.flops, cell.budget, heldout=cell.heldout)
 
-    def score(self, model: Any, section: TrainSection, precision: str) -> dict[str, float]:
-        """Loss and bits per byte on the held-out documents that all cells share."""
-        stride = section.validation_stride or max(1, section.seq_len // 2)
-        score = score_store(model, self.val_store, section.seq_len, stride, dtype=precision, max_documents=self.section.eval_documents or None)
-        chance = math.log(self.train_store.vocab_size)
-        if not math.isfinite(score.loss) or score.loss > 1.05 * chance:
-            raise Diverged(f"held-out loss {score.loss:.3f} nats per token is worse than guessing ({chance:.3f}); lower the rate for this size")
-        return {"loss": score.loss, "bits_per_byte": score.bits_per_byte, "eval_tokens": score.tokens}
+    def record(self, spec: RunSpec, artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
+        """What the law needs of a cell. Raises Diverged when its loss is no measurement."""
+        metrics = artifacts["pretrain"].metrics
+        loss, chance = metrics["val_loss"], math.log(self.vocab_size)
+        if not math.isfinite(loss) or loss > 1.05 * chance:
+            raise Diverged(f"validation loss {loss:.3f} nats per token is worse than a uniform guess ({chance:.3f}); lower the learning rate for this size")
+        numbers = {key: metrics[key] for key in ("steps", "tokens", "flops", "final_loss", "parameters", "seconds")}
+        return numbers | {"loss": loss, "bits_per_byte": metrics["val_bits_per_byte"], "epochs": metrics["data"]["epochs"]}
 
-    def points(self) -> list[Point]:
+    def points(self, records: Iterable[RunRecord]) -> list[Point]:
         """The cells that were measured."""
-        return [_point(row) for row in self.ledger.rows() if row.status == "done"]
+        return [_point(record) for record in records if record.status == "done"]
 
-    def fit(self, points: Sequence[Point]) -> tuple[LawFit | None, str]:
+    def fit(self, records: Iterable[RunRecord]) -> tuple[LawFit | None, str]:
         """The law over the cells that are not held out, or why there is none."""
-        try:
-            return self.law.fit(points, self.section.parameter_count, self.section.bootstrap, self.section.seed), ""
-        except NotIdentifiable as error:
-            self.out.log(f"no law: {error}")
-            return None, str(error)
+        if self.law_fit is None:
+            points = [p for p in self.points(records) if not p.heldout]
+            try:
+                self.law_fit = self.law.fit(points, self.section.parameter_count, self.section.bootstrap, self.section.seed), ""
+            except NotIdentifiable as error:
+                self.out.log(f"no law: {error}")
+                self.law_fit = None, str(error)
+        return self.law_fit
 
-    def predict(self, fit: LawFit | None, points: Sequence[Point]) -> list[dict[str, Any]]:
-        """What each held-out cell will reach, written down with the time before it is run; an earlier one is kept."""
+    def predict(self, records: Mapping[str, RunRecord], heldout: Sequence[RunSpec]) -> None:
+        """Write down what each held-out cell will reach, with the time, before it is run; an earlier prediction is kept."""
         path = self.out.path / "prediction.json"
         if path.exists():
-            return read_json(path)["cells"]
+            return
+        fit = self.fit(records.values())[0]
+        points = [p for p in self.points(records.values()) if not p.heldout]
         predictions: list[dict[str, Any]] = []
-        measure = measure_with(self.section.train, self.train_store.vocab_size)
-        for row in self.ledger.rows():
-            if not row.heldout:
-                continue
-            cost = measure(row.overrides)
-            tokens = row.flops / cost.flops_per_token
+        for spec in heldout:
+            cost = self.measure(spec.overrides)
+            tokens = spec.flops / cost.flops_per_token
             size = getattr(cost.counts, self.section.parameter_count)
-            entry: dict[str, Any] = {"name": row.name, "N": size, "D": tokens, "flops": row.flops}
+            entry: dict[str, Any] = {"name": spec.name, "N": size, "D": tokens, "flops": spec.flops}
             if points:
-                near = min(points, key=lambda p: distance(p, size, tokens, row.flops, self.section.parameter_count))
+                near = min(points, key=lambda p: distance(p, size, tokens, spec.flops, self.section.parameter_count))
                 entry |= {"nearest": near.name, "nearest_loss": near.loss}
             if fit is not None:
                 entry |= dataclasses.asdict(self.law.predict(fit, size, tokens))
             predictions.append(entry)
-        begun = [row.name for row in self.ledger.rows() if row.heldout and row.status not in ("planned",)]
-        plain = _finite({"written": time.time(), "already_run": begun, "law": fit.to_dict() if fit else None, "cells": predictions})
-        write_json(path, plain)
+        ids = {spec.name: run_id(spec.recipe, spec.stages, self.workspace, self.built) for spec in heldout}
+        begun = [name for name, own in ids.items() if name in records or self.workspace.folders("pretrain", own)]
+        write_json(path, _finite({"written": time.time(), "already_run": begun, "law": fit.to_dict() if fit else None, "cells": predictions}))
         for entry in predictions:
             if "loss" in entry:
                 self.out.log(f"predicted for {entry['name']}: {entry['loss']:.4f} nats per token ({entry['low']:.4f} to {entry['high']:.4f})")
-        return plain["cells"]
 
-    def report(self, fit: LawFit | None, refusal: str, predictions: list[dict[str, Any]]) -> dict[str, Any]:
+    def report(self, records: Sequence[RunRecord], predictions: list[dict[str, Any]]) -> dict[str, Any]:
         """law.json and the metrics of the manifest."""
-        rows = self.ledger.rows()
-        points = self.points()
-        heldout = [_outcome(entry, {r.name: r for r in rows}[entry["name"]]) for entry in predictions]
+        fit, refusal = self.fit(records)
+        points = self.points(records)
+        heldout = [_outcome(entry, {r.name: r for r in records}[entry["name"]]) for entry in predictions]
         curves = isoflop.minima([p for p in points if not p.heldout], self.section.parameter_count)
         law = _summary(fit, self.section.law.name, self.section.parameter_count, refusal)
-        law["flags"] += self.doubts(rows, curves)
+        law["flags"] += self.doubts(records, curves)
         allocation, problem = _allocation(curves)
-        censored = [{"name": r.name, "why": r.why} for r in rows if r.status == "censored"]
+        diverged = [{"name": r.name, "reason": r.reason} for r in records if r.status == "diverged"]
         document = {
             "law": law,
             "fit": fit.to_dict() if fit else None,
             "points": [p.to_dict() for p in points],
-            "censored": censored,
+            "diverged": diverged,
             "heldout": heldout,
             "isoflop": {"minima": [m.to_dict() for m in curves], "allocation": allocation, "problem": problem},
             "curves": _curves(self.law, fit, points) if fit else [],
@@ -193,22 +168,22 @@ class Sweep:
             "heldout_relative_error": float(np.mean(errors)) if errors else None,
             "nearest_cell_error": float(np.mean(guesses)) if guesses else None,
             "heldout": heldout,
-            "cells": len(rows),
-            "censored": len(censored),
+            "cells": len(records),
+            "diverged": len(diverged),
             "flops": float(sum(p.flops for p in points)),
-            "seconds": round(sum(r.result.get("seconds", 0.0) for r in rows), 1),
+            "seconds": round(sum(r.result.get("seconds", 0.0) for r in records), 1),
             "isoflop_minima": [m.to_dict() for m in curves],
         }
         return _finite(metrics)
 
-    def doubts(self, rows: Sequence[Row], curves: Sequence[isoflop.Minimum]) -> list[str]:
+    def doubts(self, records: Sequence[RunRecord], curves: Sequence[isoflop.Minimum]) -> list[str]:
         """Flags that the law itself cannot know."""
         flags = []
-        if censored := [r.name for r in rows if r.status == "censored"]:
-            flags.append(f"censored_cells: {len(censored)} cells diverged and are not in the fit ({', '.join(censored)})")
+        if diverged := [r.name for r in records if r.status == "diverged"]:
+            flags.append(f"diverged_cells: {len(diverged)} cells diverged and are not in the fit ({', '.join(diverged)})")
         if edges := [m for m in curves if m.problem]:
             flags.append(f"isoflop_edges: {len(edges)} of {len(curves)} budgets have no interior minimum")
-        epochs = max((r.result.get("epochs", 0.0) for r in rows), default=0.0)
+        epochs = max((r.result.get("epochs", 0.0) for r in records), default=0.0)
         if epochs > 1.0:
             flags.append(f"repeated_data: a cell went through the corpus {epochs:.1f} times; the law is for fresh data")
         return flags
@@ -218,7 +193,7 @@ class Sweep:
         section = self.section
         return {
             "loss": "nats per token on held-out documents, the same for all cells",
-            "eval_documents": section.eval_documents or self.val_store.num_documents,
+            "eval_documents": section.eval_documents or self.validation_documents,
             "N": section.parameter_count,
             "D": "training tokens seen",
             "C": "exact training FLOPs: 3 x forward with full T x T attention and head",
@@ -231,19 +206,31 @@ class Sweep:
             "bootstrap": section.bootstrap,
         }
 
-    def write_cells(self) -> None:
+    def write_cells(self, records: Iterable[RunRecord]) -> None:
         """cells.jsonl: the ledger for those who read JSON."""
-        lines = [json.dumps(_finite(_cell_line(row))) for row in self.ledger.rows()]
-        write_atomic(self.out.path / "cells.jsonl", "\n".join(lines) + "\n")
+        write_atomic(self.out.path / "cells.jsonl", "".join(json.dumps(_finite(_cell_line(record))) + "\n" for record in records))
 
-    def tell(self, name: str = "") -> None:
-        rows = self.ledger.rows()
-        ended = [r for r in rows if r.status in ("done", "failed", "censored")]
-        fields = {"cells": len(ended), "of": len(rows)} | ({"cell": name} if name else {})
-        if ended and ended[-1].status == "done":
-            fields["loss"] = round(ended[-1].result["loss"], 4)
-        total = sum(r.flops for r in rows) / 1e9
-        self.out.progress(sum(r.flops for r in ended) / 1e9, total, "GFLOP", "cells", **fields)
+    def on_ended(self, record: RunRecord) -> None:
+        records = {r.name: r for r in self.ledger.records()}
+        if record.status == "done":
+            self.out.log(f"cell {record.name}: loss {record.result['loss']:.4f} nats per token, {record.result['seconds']:.1f} s")
+        else:
+            self.out.log(f"cell {record.name} {record.status}: {record.reason}")
+        self.write_cells(records.values())
+        self.publish(records, record)
+
+    def publish(self, records: Mapping[str, RunRecord], last: RunRecord | None = None) -> None:
+        """Progress of the sweep, in GFLOP of its cells."""
+        ended = [r for r in records.values() if r.ended]
+        fields: dict[str, Any] = {"cells": len(ended), "of": len(self.cells)} | ({"cell": last.name} if last else {})
+        if last is not None and last.status == "done":
+            fields["loss"] = round(last.result["loss"], 4)
+        self.out.progress(sum(r.flops for r in ended) / 1e9, sum(cell.flops for cell in self.cells) / 1e9, "GFLOP", "cells", **fields)
+
+    def forward(self, row: dict[str, Any]) -> None:
+        """Progress of cells to whoever follows the sweep; their own logs stay in their folders."""
+        if row["kind"] == "progress":
+            self.out.event("progress", **{k: v for k, v in row.items() if k not in ("kind", "time")})
 
 
 def distance(point: Point, size: float, tokens: float, flops: float, parameter_count: Any) -> float:
@@ -254,44 +241,44 @@ def distance(point: Point, size: float, tokens: float, flops: float, parameter_c
     )
 
 
-def _point(row: Row) -> Point:
-    parameters = row.result["parameters"]
+def _point(record: RunRecord) -> Point:
+    parameters = record.result["parameters"]
     return Point(
-        row.name,
+        record.name,
         parameters["total"],
         parameters["non_embedding"],
         parameters["matmul"],
-        float(row.result["tokens"]),
-        float(row.result["flops"]),
-        float(row.result["loss"]),
-        row.budget,
-        row.result["bits_per_byte"],
-        row.heldout,
+        float(record.result["tokens"]),
+        float(record.result["flops"]),
+        float(record.result["loss"]),
+        record.budget,
+        record.result["bits_per_byte"],
+        record.heldout,
     )
 
 
-def _cell_line(row: Row) -> dict[str, Any]:
-    kept = {k: row.result[k] for k in ("loss", "bits_per_byte", "seconds", "tokens", "steps", "final_loss", "epochs") if k in row.result}
+def _cell_line(record: RunRecord) -> dict[str, Any]:
+    kept = {k: record.result[k] for k in ("loss", "bits_per_byte", "seconds", "tokens", "steps", "final_loss", "epochs") if k in record.result}
     line: dict[str, Any] = {
-        "name": row.name,
-        "status": row.status,
-        "heldout": row.heldout,
-        "overrides": row.overrides,
-        "budget": row.budget,
-        "flops": row.flops,
-        "N": row.result.get("parameters"),
-        "D": row.result.get("tokens"),
+        "name": record.name,
+        "status": record.status,
+        "heldout": record.heldout,
+        "overrides": record.overrides,
+        "budget": record.budget,
+        "flops": record.flops,
+        "N": record.result.get("parameters"),
+        "D": record.result.get("tokens"),
     }
-    return line | kept | ({"why": row.why} if row.why else {})
+    return line | kept | ({"reason": record.reason} if record.reason else {})
 
 
-def _outcome(entry: dict[str, Any], row: Row) -> dict[str, Any]:
+def _outcome(entry: dict[str, Any], record: RunRecord) -> dict[str, Any]:
     """A prediction beside what was measured; relative errors are absolute values."""
     outcome = {("predicted" if k == "loss" else k): v for k, v in entry.items()}
-    if row.status != "done":
-        return outcome | {"measured": None, "relative_error": None, "nearest_error": None, "why": row.why}
-    measured = row.result["loss"]
-    outcome |= {"measured": measured, "bits_per_byte": row.result["bits_per_byte"]}
+    if record.status != "done":
+        return outcome | {"measured": None, "relative_error": None, "nearest_error": None, "reason": record.reason}
+    measured = record.result["loss"]
+    outcome |= {"measured": measured, "bits_per_byte": record.result["bits_per_byte"]}
     for key, value in (("relative_error", entry.get("loss")), ("nearest_error", entry.get("nearest_loss"))):
         outcome[key] = None if value is None else abs(value / measured - 1.0)
     return outcome

@@ -17,7 +17,7 @@ from feebcore.errors import FeebError, Interrupted
 from feebcore.evaluate.scorer import score_documents
 from feebcore.model import precision
 from feebcore.model.build import build_model
-from feebcore.model.counting import training_flops
+from feebcore.model.counting import hook_optimizer, training_flops
 from feebcore.model.groups import param_groups
 from feebcore.model.io import load_model, save_model
 from feebcore.model.precision import execution, resolve_device, resolve_precision
@@ -65,12 +65,13 @@ def train_model(
     checkpoint: bool = True,
     save: bool = True,
     final_score: bool = True,
+    score_documents: int = 0,
     name: str = "",
 ) -> TrainResult:
     """Train `section` on `data` and return the model with its metrics.
 
     folder: where checkpoints/, metrics.jsonl and model/ go. val_store: the validation split, scored whole at the end
-    (`final_score`) and in part every `validation_every` steps. model: continue from this module instead of a fresh one.
+    (`final_score`; on `score_documents` of its documents, 0: all) and in part every `validation_every` steps. model: continue from this module instead of a fresh one.
     checkpoint: keep state on disk and continue from it. save: write model/. name: of this run among several.
     Raises Interrupted after saving when `out.stop_requested`; Diverged when a loss spike or a non-finite step ends the run.
     """
@@ -83,6 +84,7 @@ def train_model(
         model = (_fresh_model(section, vocab_size, device) if model is None else model).to(device)
         counts = model.count()  # type: ignore[operator]
         objective = section.objective.build()
+        objective.check(model)
         flops_per_token = training_flops(model, objective, section.seq_len)
         data = Repeated(data, section.overfit_batches) if section.overfit_batches else data
         run = RunContext(section, model, device, Path(folder), out, name, tokenizer_folder=tokenizer_folder, data=data)
@@ -97,7 +99,7 @@ def train_model(
         multipliers = (None if part is None else part.build(total_steps=section.max_steps) for part in schedules_of(section))
         schedules = optimizer_schedules.OptimizerSchedules(optimizer, *multipliers)  # type: ignore[arg-type]
         callbacks = {f"{i}:{part.name}": part.build() for i, part in enumerate(section.callbacks)} if parallel.is_main else {}
-        batches = stack.enter_context(Prefetch(data, section.prefetch)) if section.prefetch else data
+        batches = stack.enter_context(Prefetch(data, section.prefetch, pin=device.type == "cuda")) if section.prefetch else data
         trainer = Trainer(run, batches, gradients, optimizer, schedules, callbacks)
         checkpointing = add_loop_callbacks(trainer, val_store, checkpoint)
         for callback in (*callbacks.values(), *trainer.loop_callbacks):
@@ -114,7 +116,7 @@ def train_model(
         }
         if parallel.is_main:
             if val_store is not None and final_score:
-                metrics |= _score(run, val_store, callbacks)
+                metrics |= _score(run, val_store, callbacks, score_documents)
             if save:
                 save_model(run.folder / "model", model, section.architecture, tokenizer_folder)
         metrics["seconds"] = round(state.elapsed + time.perf_counter() - ended, 3)
@@ -156,7 +158,10 @@ def _whole(section: TrainSection, model: nn.Module, vocab_size: int, parallel: S
 
 def build_optimizer(section: TrainSection, model: nn.Module) -> Optimizer:
     """The optimizer part over the model's parameters by role and override, with scaled learning rates."""
-    return optimizer_schedules.build_optimizer(section.optimizer, param_groups(model, frozen=True), section.param_groups, _lr_scale(section, model))
+    scale = _lr_scale(section, model)
+    optimizer: Optimizer = optimizer_schedules.build_optimizer(section.optimizer, param_groups(model, frozen=True), section.param_groups, scale)
+    hook_optimizer(model, optimizer)
+    return optimizer
 
 
 def _lr_scale(section: TrainSection, model: nn.Module) -> LRScale:
@@ -200,8 +205,8 @@ def _metrics(trainer: Trainer) -> dict[str, Any]:
     return metrics | {name: steps for name, steps in anomalies.items() if steps}
 
 
-def _score(run: RunContext, store: TokenStore, callbacks: dict[str, Callback]) -> dict[str, Any]:
-    """The whole validation split by the one definition of bits per byte; each source by itself too, where there are several."""
+def _score(run: RunContext, store: TokenStore, callbacks: dict[str, Callback], max_documents: int = 0) -> dict[str, Any]:
+    """The validation split (or max_documents of it) by the one definition of bits per byte; of the whole split also each source by itself."""
 
     def progress(done: float, total: float) -> None:
         run.out.progress(done, total, "tokens", f"{run.name} final validation".strip())
@@ -210,9 +215,9 @@ def _score(run: RunContext, store: TokenStore, callbacks: dict[str, Callback]) -
 
     section = run.section
     stride = section.validation_stride or max(1, section.seq_len // 2)
-    documents = score_documents(run.model, store, section.seq_len, stride, run.device, run.precision, progress)  # type: ignore[arg-type]
+    documents = score_documents(run.model, store, section.seq_len, stride, run.device, run.precision, progress, max_documents or None)  # type: ignore[arg-type]
     score = documents.total()
     for callback in callbacks.values():
-        callback.on_validation(run.step, {"loss": score.loss, "bits_per_byte": score.bits_per_byte, "whole_split": True})
-    sources = {name: one.bits_per_byte for name, one in scores_by_source(store, documents).items()}
+        callback.on_validation(run.step, {"loss": score.loss, "bits_per_byte": score.bits_per_byte, "whole_split": not max_documents})
+    sources = {name: one.bits_per_byte for name, one in scores_by_source(store, documents).items()} if not max_documents else {}
     return {"val_bits_per_byte": score.bits_per_byte, "val_loss": score.loss} | ({"val_bits_per_byte_by_source": sources} if sources else {})

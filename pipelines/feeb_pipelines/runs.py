@@ -1,7 +1,7 @@
 """Flow runs and the processes behind them: who is alive, and what to say of those that are not.
 
 Each flow process holds an exclusive flock on `<workspace>/.prefect/runs/<flow run id>.lock` while it runs. A lock that
-can be taken belongs to a dead process; `settle` gives its flow run and task runs a final state.
+can be taken belongs to a dead process; `reconcile_runs` gives its flow run and task runs a final state.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from feeb_pipelines.flows import BUILT_IN
+from feeb_pipelines.flows import NAMES
 from feeb_pipelines.server import home_of
 from feebcore.files import read_json
 
@@ -26,7 +26,7 @@ SHORT_LIVED = timedelta(seconds=30)
 
 
 @contextlib.contextmanager
-def hold(workspace: Path, flow_run_id: UUID | str) -> Iterator[None]:
+def lock_run(workspace: Path, flow_run_id: UUID | str) -> Iterator[None]:
     """Say that this process carries the flow run, for as long as the block runs or the process lives."""
     path = home_of(workspace) / "runs" / f"{flow_run_id}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -40,7 +40,7 @@ def hold(workspace: Path, flow_run_id: UUID | str) -> Iterator[None]:
         os.close(handle)
 
 
-def settle(workspace: Path) -> list[str]:
+def reconcile_runs(workspace: Path) -> list[str]:
     """Set flow runs, and their task runs, that a killed process left unfinished to Crashed. Returns their names."""
     from prefect.client.orchestration import get_client
 
@@ -72,7 +72,7 @@ def _never_locked(client: Any, workspace: Path) -> set[UUID]:
 
     run_filter = FlowRunFilter.model_validate({"state": {"type": {"any_": [StateType.PENDING.value, StateType.RUNNING.value]}}})
     recent = datetime.now(UTC) - SHORT_LIVED
-    ours = FlowFilter.model_validate({"name": {"any_": [*BUILT_IN, "pipeline", "stage"]}})
+    ours = FlowFilter.model_validate({"name": {"any_": [*NAMES]}})
     unfinished = client.read_flow_runs(flow_filter=ours, flow_run_filter=run_filter, limit=200)
     locks = home_of(workspace) / "runs"
     return {r.id for r in unfinished if r.deployment_id is None and r.created < recent and not (locks / f"{r.id}.lock").exists()}

@@ -45,7 +45,7 @@ def recipes(root: Path, *changes: str, names: tuple[str, ...] = ("base", "wide")
 
 
 def run(root: Path, workspace: Path | None = None, on_progress: Any = None, **settings: Any) -> Artifact:
-    return compare(recipes(root), Settings(**QUICK | settings), Workspace(workspace or root / "data"), on_progress, in_process=True)
+    return compare(recipes(root), Settings(**QUICK | settings), Workspace(workspace or root / "data"), on_progress)
 
 
 if __name__ == "__main__":

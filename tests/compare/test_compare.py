@@ -18,7 +18,7 @@ from feebcore.compare.run import compare
 from feebcore.errors import Diverged, RecipeError, StageFailed
 from feebcore.files import read_json, write_json
 from feebcore.run.processes import _failure
-from feebcore.studies import Ledger
+from feebcore.study.ledger import Ledger
 
 sys.path.insert(0, str(Path(__file__).parent))
 from small_compare import QUICK, recipes, run
@@ -40,7 +40,7 @@ def result(done):
 
 def test_the_difference_is_that_of_the_runs_artifacts(done, result):
     workspace = done[0] / "data"
-    losses = {(r["side"], r["seed"]): api.open_run(r["path"], workspace).metrics["val_bits_per_byte"] for r in result["runs"] if r["role"] == "run"}
+    losses = {(r["recipe"], r["seed"]): api.open_run(r["path"], workspace).metrics["val_bits_per_byte"] for r in result["runs"] if r["role"] == "run"}
     (variant,) = result["variants"]
     assert variant["difference"] == pytest.approx(sum(losses["wide", s] - losses["base", s] for s in (0, 1)) / 2)
     assert result["verdict"] == [variant["sentence"]]
@@ -52,8 +52,8 @@ def test_the_difference_is_that_of_the_runs_artifacts(done, result):
 
 
 def test_counted_flops_of_the_runs_are_equal_to_the_nearest_step(result):
-    flops = {r["side"]: r["flops"] for r in result["runs"] if r["role"] == "run"}
-    wide = next(s for s in result["sides"] if s["name"] == "wide")
+    flops = {r["recipe"]: r["flops"] for r in result["runs"] if r["role"] == "run"}
+    wide = next(s for s in result["recipes"] if s["name"] == "wide")
     assert wide["steps"] < 16
     assert abs(flops["wide"] - flops["base"]) <= 0.5 * flops["wide"] / wide["steps"] * (1 + 1e-9)
     assert abs(flops["wide"] / flops["base"] - 1) < 0.01
@@ -67,12 +67,12 @@ def test_a_budget_that_came_out_otherwise_is_said():
 
 
 def test_pairs_share_their_seeds_and_alternate(result):
-    runs = [(r["side"], r["seed"]) for r in result["runs"] if r["role"] == "run"]
+    runs = [(r["recipe"], r["seed"]) for r in result["runs"] if r["role"] == "run"]
     assert runs == [("base", 0), ("wide", 0), ("wide", 1), ("base", 1)]
 
 
 def test_the_rate_probe_reports_and_leaves_the_rates_alone(done, result):
-    for side in result["sides"]:
+    for side in result["recipes"]:
         assert side["rate"]["factor"] == 1.0
         assert {t["factor"] for t in side["rate"]["tried"]} >= {0.5, 1.0}
     probe = next(r for r in result["runs"] if r["role"] == "rate" and r["factor"] == 0.5)
@@ -82,7 +82,7 @@ def test_the_rate_probe_reports_and_leaves_the_rates_alone(done, result):
 
 def test_the_curve_is_the_baseline_at_other_budgets(result):
     (point,) = result["curve"]
-    base = result["sides"][0]
+    base = result["recipes"][0]
     assert point["factor"] == 2.0
     assert point["flops"] == pytest.approx(2 * base["flops"])
     run = next(r for r in result["runs"] if r["role"] == "curve")
@@ -96,7 +96,7 @@ def test_the_manifest_holds_every_run_so_that_none_is_cleaned_up(done, result):
 
 
 def test_a_second_call_does_nothing(done, monkeypatch):
-    monkeypatch.setattr(run_module, "build", None)
+    monkeypatch.setattr(run_module, "run_study", None)
     assert run(done[0], seeds=2, budget="flops", rates="report", rate_factors=(0.5, 1.0), curve=(2.0,)).fingerprint == done[1].fingerprint
 
 
@@ -131,26 +131,26 @@ def test_a_killed_comparison_continues_and_ends_the_same(result, tmp_path):
     assert killed.returncode == -9
     ledger = next((tmp_path / "data" / "compare").glob("*/ledger.sqlite"))
     with Ledger(ledger) as rows:
-        assert sorted(r.status for r in rows.rows()) == ["done", "done", "leased", "planned"]
+        assert sorted(r.status for r in rows.records()) == ["done", "done", "leased", "planned"]
     finished = {p: p.stat().st_mtime_ns for p in (tmp_path / "data" / "pretrain").glob("*/manifest.json")}
     assert len(finished) == 2
     continued = run(tmp_path, budget="flops")
     with Ledger(ledger) as rows:
-        assert [r.attempts for r in rows.rows()] == [1, 1, 2, 1]
+        assert [r.attempts for r in rows.records()] == [1, 1, 2, 1]
     assert all(p.stat().st_mtime_ns == when for p, when in finished.items())
-    whole = [side["bits_per_byte"] for side in result["sides"]]
-    assert [side["bits_per_byte"] for side in read_json(continued.file("result.json"))["sides"]] == whole
+    whole = [side["bits_per_byte"] for side in result["recipes"]]
+    assert [side["bits_per_byte"] for side in read_json(continued.file("result.json"))["recipes"]] == whole
 
 
 def test_a_side_that_diverges_is_counted_and_never_called_better(done, tmp_path):
     sides = recipes(done[0], "optimizer: {lr: 1.0e+9}")
-    artifact = compare(sides, Settings(**QUICK), Workspace(done[0] / "data"), in_process=True)
+    artifact = compare(sides, Settings(**QUICK), Workspace(done[0] / "data"))
     recipes(done[0])
     result = read_json(artifact.file("result.json"))
     (variant,) = result["variants"]
     assert (variant["kind"], variant["diverged"], variant["difference"]) == ("cannot tell", 2, None)
     assert "2 of 2 runs of wide diverged" in variant["sentence"]
-    assert [d["seed"] for d in result["sides"][1]["diverged"]] == [0, 1]
+    assert [d["seed"] for d in result["recipes"][1]["diverged"]] == [0, 1]
 
 
 def test_a_worker_that_diverged_is_told_from_one_that_failed(tmp_path):
@@ -167,13 +167,13 @@ def test_a_worker_that_diverged_is_told_from_one_that_failed(tmp_path):
 
 def test_a_recipe_beside_itself_has_other_seeds_and_says_so(done):
     sides = recipes(done[0], names=("base", "base"))
-    result = read_json(compare(sides, Settings(**QUICK), Workspace(done[0] / "data"), in_process=True).file("result.json"))
-    assert [s["seeds"] for s in result["sides"]] == [[0, 1], [2, 3]]
+    result = read_json(compare(sides, Settings(**QUICK), Workspace(done[0] / "data")).file("result.json"))
+    assert [s["seeds"] for s in result["recipes"]] == [[0, 1], [2, 3]]
     assert any("same recipe" in note for note in result["notes"])
 
 
 def test_a_warmup_that_does_not_fit_is_an_error_before_anything_is_built(tmp_path):
     sides = recipes(tmp_path, "batch_size: 32", "schedule: {warmup_steps: 8}")
     with pytest.raises(RecipeError, match="wide: with 2 steps"):
-        compare(sides, Settings(**QUICK), Workspace(tmp_path / "data"), in_process=True)
+        compare(sides, Settings(**QUICK), Workspace(tmp_path / "data"))
     assert not (tmp_path / "data").exists()

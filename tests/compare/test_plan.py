@@ -9,9 +9,10 @@ import pytest
 from pydantic import ValidationError
 
 from feebcore.compare.plan import (
+    Candidate,
     Run,
     Settings,
-    Side,
+    candidates_of,
     choose_rate,
     curve_runs,
     equal_steps,
@@ -20,7 +21,6 @@ from feebcore.compare.plan import (
     next_factor,
     scaled_rates,
     section_for,
-    sides_of,
     token_steps,
 )
 from feebcore.errors import RecipeError
@@ -47,7 +47,7 @@ def test_equal_steps_never_are_none():
 
 
 def test_equal_tokens_account_for_batch_and_window(tmp_path):
-    sides = sides_of(recipes(tmp_path, "batch_size: 2", "seq_len: 16"), Settings())
+    sides = candidates_of(recipes(tmp_path, "batch_size: 2", "seq_len: 16"), Settings())
     assert token_steps(sides) == {"base": 16, "wide": 64}
 
 
@@ -67,43 +67,43 @@ def test_recipes_on_other_data_are_refused_by_the_key_that_differs(tmp_path, tex
     (tmp_path / "other.yaml").write_text(f"extends: base.yaml\nname: other\n{text}\n")
     other = load(tmp_path / "other.yaml")
     if key == "seed" and not any("seed" in type(e.section).model_fields for s, e in other.stages.items() if s != "pretrain"):
-        assert sides_of([first, other], Settings())[1].same_as == "base"  # seeds of training are the comparison's to choose
+        assert candidates_of([first, other], Settings())[1].same_as == "base"  # seeds of training are the comparison's to choose
         return
     with pytest.raises(RecipeError, match=key):
-        sides_of([first, other], Settings())
+        candidates_of([first, other], Settings())
 
 
 def test_recipes_with_other_named_inputs_are_refused(tmp_path):
     first, _ = recipes(tmp_path)
     (tmp_path / "other.yaml").write_text("extends: base.yaml\nname: other\ninputs: {shard: mine, tokenizer: mine}\n")
     with pytest.raises(RecipeError, match=r"inputs: \{\} in .*base.yaml and \{'shard': 'mine', 'tokenizer': 'mine'\} in .*other.yaml"):
-        sides_of([first, load(tmp_path / "other.yaml")], Settings())
+        candidates_of([first, load(tmp_path / "other.yaml")], Settings())
 
 
 def test_recipes_with_other_stages_before_training_are_refused(tmp_path):
     first, second = recipes(tmp_path)
     (tmp_path / "none.yaml").write_text("extends: base.yaml\nstages: [download, tokenizer, shard]\n")
     with pytest.raises(RecipeError, match="no stage 'pretrain'"):
-        sides_of([first, load(tmp_path / "none.yaml")], Settings())
+        candidates_of([first, load(tmp_path / "none.yaml")], Settings())
     with pytest.raises(RecipeError, match="at least two"):
-        sides_of([second], Settings())
+        candidates_of([second], Settings())
 
 
 def test_names_are_told_apart(tmp_path):
     first, _ = recipes(tmp_path)
     (tmp_path / "b.yaml").write_text("extends: base.yaml\npretrain: {max_steps: 20}\n")
-    assert [s.name for s in sides_of([first, load(tmp_path / "b.yaml"), first], Settings())] == ["base", "b", "base-3"]
+    assert [s.name for s in candidates_of([first, load(tmp_path / "b.yaml"), first], Settings())] == ["base", "b", "base-3"]
 
 
 def test_every_seed_trains_every_side_and_turns_alternate(tmp_path):
-    sides = sides_of(recipes(tmp_path), Settings(seeds=3))
+    sides = candidates_of(recipes(tmp_path), Settings(seeds=3))
     runs = main_runs(sides, {"base": 10, "wide": 8}, {"base": 1.0, "wide": 2.0})
     assert [r.name for r in runs] == ["base-seed0", "wide-seed0", "wide-seed1", "base-seed1", "base-seed2", "wide-seed2"]
-    assert {r.factor for r in runs if r.side == "wide"} == {2.0}
+    assert {r.factor for r in runs if r.recipe == "wide"} == {2.0}
 
 
 def test_the_curve_keeps_the_form_of_the_schedule(tmp_path):
-    side = sides_of(recipes(tmp_path), Settings())[0]
+    side = candidates_of(recipes(tmp_path), Settings())[0]
     long = curve_runs(side, 16, 1.0, Settings(curve=(2.0,)))[0]
     section = section_for(side.section, long, 16)
     assert (section.max_steps, section.schedule.config.warmup_steps) == (32, 8)
@@ -149,6 +149,6 @@ def test_settings_that_mean_nothing_are_refused(options):
 
 
 def test_a_side_says_whose_twin_it_is(tmp_path):
-    twins = sides_of(recipes(tmp_path, names=("base", "base")), Settings(seeds=2))
-    assert isinstance(twins[0], Side)
+    twins = candidates_of(recipes(tmp_path, names=("base", "base")), Settings(seeds=2))
+    assert isinstance(twins[0], Candidate)
     assert [(s.seeds, s.same_as) for s in twins] == [((0, 1), ""), ((2, 3), "base")]

@@ -144,7 +144,7 @@ def test_members_side_by_side_outlive_one_that_fails_and_the_study_ends_with_its
     )
     done = served("run", study, "--quick", "--jobs", "2")
     assert done.returncode == 1, done.stdout + done.stderr
-    assert "2 of 6 members failed" in done.stderr
+    assert "2 of 6 runs failed" in done.stderr
     (page,) = served.workspace.glob("claims/study-quick-*/page.md")
     assert "--quick" in page.read_text()
     assert "| more | more numbers are more | `few < many (total)` |" in page.read_text()

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json as json_module
-import re
-import shlex
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
@@ -17,6 +15,7 @@ from feeb_pipelines.cli.options import Input, Json, Set, WorkspaceOption, with_i
 
 if TYPE_CHECKING:
     from feeb_pipelines.cli.display import Display
+    from feebcore.artifacts import Workspace
     from feebcore.compare.plan import Settings
     from feebcore.recipe import Recipe
 
@@ -34,6 +33,8 @@ def compare(
     input: Input = [],  # noqa: B006
     workspace: WorkspaceOption = None,
     quick: Annotated[bool, Parameter(help="Use the small-scale settings in the `quick:` section of each recipe.", negative=(), show_default=False)] = False,
+    jobs: Annotated[int, Parameter(help="Number of parallel runs.")] = 1,
+    plan: Annotated[bool, Parameter(help="List the runs and which of them are reused, without training.", negative=(), show_default=False)] = False,
     in_process: Annotated[
         bool, Parameter(help="Run everything in this process, for debugging or for many very small runs.", negative=(), show_default=False)
     ] = False,
@@ -52,22 +53,33 @@ def compare(
         feeb compare experiments/k-heads.yaml --quick --budget flops
     """
     from feeb_pipelines.cli.display import Display
-    from feeb_pipelines.cli.run import _interruptible
-    from feebcore.artifacts import Workspace
+    from feeb_pipelines.cli.run import as_flow, interruptible
+    from feebcore.artifacts import Workspace, read_artifact
+    from feebcore.compare.plan import load_candidates
     from feebcore.compare.run import compare as run_comparison
+    from feebcore.errors import FeebError
     from feebcore.files import read_json
+    from feebcore.study.executors import InProcess, executing
 
+    if jobs < 1 or (in_process and jobs > 1):
+        raise FeebError(f"--jobs {jobs}: at least 1, and 1 with --in-process")
     settings = _settings(
         seeds=seeds, budget=budget, effect=effect, rates="report" if own_rate else "best" if rate_probe else "off", curve=_factors(curve), name=name
     )
-    members = _members(recipes, with_inputs(set, input), quick)
-    if len(recipes) == 1 and not name:
-        called = str(members[0].data.get("name") or members[0].path.stem)
-        settings = settings.model_copy(update={"name": re.sub(r"[^\w.-]+", "-", called).lstrip(".")})
+    overrides, space = with_inputs(set, input), Workspace(workspace)
     started = time.monotonic()
     display = Display(quiet=json)
-    with display, _interruptible():
-        artifact = run_comparison(members, settings, Workspace(workspace), display, in_process, _command(recipes, settings, set, quick, name))
+    if in_process or plan:
+        chosen, members, command = load_candidates(recipes, settings, overrides, quick)
+        if plan:
+            return _show_plan(members, chosen, space, json)
+        with display, interruptible(), executing(InProcess()):
+            artifact = run_comparison(members, chosen, space, display, command)
+    else:
+        parameters = {"recipes": [str(r) for r in recipes], "settings": settings.model_dump(mode="json"), "overrides": overrides, "quick": quick}
+        finished = read_artifact(Path(as_flow("compare", space, display, **parameters, jobs=jobs)["path"]))
+        assert finished is not None
+        artifact = finished
     result = read_json(artifact.file("result.json"))
     seconds = time.monotonic() - started
     if json:
@@ -99,35 +111,13 @@ def _settings(**options: Any) -> Settings:
         raise FeebError("\n".join(problems)) from None
 
 
-def _command(recipes: tuple[str, ...], settings: Settings, overrides: list[str], quick: bool, name: str) -> str:
-    """What was typed, but for how it was run; for the page."""
-    defaults = type(settings)()
-    words = ["feeb", "compare", *recipes, *(["--quick"] if quick else [])]
-    for option in ("seeds", "budget", "effect"):
-        if (value := getattr(settings, option)) != getattr(defaults, option):
-            words += [f"--{option}", str(value)]
-    words += ["--name", name] if name else []
-    words += {"best": [], "report": ["--own-rate"], "off": ["--no-rate-probe"]}[settings.rates]
-    if settings.curve != defaults.curve:
-        words += ["--curve", ",".join(f"{factor:g}" for factor in settings.curve) or "none"]
-    return shlex.join([*words, *(word for text in overrides for word in ("--set", text))])
+def _show_plan(members: Sequence[Recipe], settings: Settings, space: Workspace, json: bool) -> int:
+    from feebcore.compare.planned import planned_runs
 
+    from feeb_pipelines.cli.inspection import print_plan
 
-def _members(recipes: tuple[str, ...], overrides: list[str], quick: bool = False) -> list[Recipe]:
-    """Each recipe's variants, or the recipe itself; the seeds that it names are the comparison's to choose."""
-    from feebcore.recipe import load, load_study, quick_overrides
-
-    found: list[Recipe] = []
-    given = overrides
-    for path in recipes:
-        overrides = [*quick_overrides(path), *given] if quick else given
-        members = {member.variant: member for member in reversed(load_study(path, overrides))}
-        if list(members) == [""]:
-            found.append(load(path, overrides))
-        else:
-            alone = len(recipes) == 1  # then the variant says all
-            found += [dataclasses.replace(m, name=m.variant if alone else m.name.removesuffix(f"-seed{m.seed}")) for m in reversed(members.values())]
-    return found
+    print_plan(planned_runs(members, settings, space), json)
+    return 0
 
 
 def _show(result: Mapping[str, Any], path: str, display: Display, reused: bool) -> None:
@@ -140,8 +130,8 @@ def _show(result: Mapping[str, Any], path: str, display: Display, reused: bool) 
     for column in columns:
         table.add_column(column, justify="left" if column == "recipe" else "right")
     variants = {v["name"]: v for v in result["variants"]}
-    for side in result["sides"]:
-        table.add_row(*_row(side, variants.get(side["name"])))
+    for candidate in result["recipes"]:
+        table.add_row(*_row(candidate, variants.get(candidate["name"])))
     out.print(table, soft_wrap=False)
     for sentence in result["verdict"]:
         out.print(sentence, style="bold", markup=False)
@@ -152,15 +142,15 @@ def _show(result: Mapping[str, Any], path: str, display: Display, reused: bool) 
     out.print(f"page: {path}/page.md", markup=False)
 
 
-def _row(side: Mapping[str, Any], variant: Mapping[str, Any] | None) -> list[str]:
+def _row(candidate: Mapping[str, Any], variant: Mapping[str, Any] | None) -> list[str]:
     from feeb_pipelines.summary import number
     from feebcore.compare.report import numbers_of
     from feebcore.report.style import byte_size
 
-    speed = "" if side["tokens_per_second"] is None else number(side["tokens_per_second"])
-    memory = "" if side["memory_bytes"] is None else byte_size(side["memory_bytes"])
-    runs = f"{len(side['diverged'])} of {len(side['seeds'])}"
-    return [side["name"], *numbers_of(side, variant), speed, memory, number(side["steps"]), f"{side['rate']['factor']:g} x", runs]
+    speed = "" if candidate["tokens_per_second"] is None else number(candidate["tokens_per_second"])
+    memory = "" if candidate["memory_bytes"] is None else byte_size(candidate["memory_bytes"])
+    runs = f"{len(candidate['diverged'])} of {len(candidate['seeds'])}"
+    return [candidate["name"], *numbers_of(candidate, variant), speed, memory, number(candidate["steps"]), f"{candidate['rate']['factor']:g} x", runs]
 
 
 compare.usage = "Usage: feeb compare BASELINE RECIPE… [OPTIONS]"  # type: ignore[attr-defined]

@@ -93,7 +93,7 @@ class Display:
         self._printed.clear()
         if row["status"] != "reuse":
             verb = "resuming" if row["status"] == "continue" else "running"
-            self.console.print(f"[bold]{row['stage']}[/] {verb} [dim]({row['label']}, stage {row['index'] + 1} of {row['total']})[/]")
+            self.console.print(f"[bold]{row['stage']}[/] {verb} [dim]({row['run']}, stage {row['index'] + 1} of {row['total']})[/]")
 
     def _report(self, row: dict[str, Any]) -> None:
         done, total, now = float(row["done"]), float(row["total"]), time.monotonic()
@@ -130,10 +130,10 @@ class Display:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         for column, options in (("run", {}), ("stage", {"style": "bold"}), ("status", {}), ("time", {"justify": "right"}), ("metrics", {"overflow": "fold"})):
             table.add_column(column, **options)  # type: ignore[arg-type]
-        for label, stages in results.items():
+        for run, stages in results.items():
             for stage, row in stages.items():
                 took = duration(row["seconds"]) if row["status"] == "built" else ""
-                table.add_row(label, stage, row["status"], took, headline(stage, row["metrics"]))
+                table.add_row(run, stage, row["status"], took, headline(stage, row["metrics"]))
         self.console.print(table, soft_wrap=False)
         done = [row["status"] for stages in results.values() for row in stages.values()]
         if all(status == "reused" for status in done):

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,8 +17,7 @@ from feeb_pipelines.cli.options import Input, Json, Set, WorkspaceOption, with_i
 
 if TYPE_CHECKING:
     from feeb_pipelines.cli.display import Display
-    from feebcore.artifacts import Artifact, Workspace
-    from feebcore.errors import FeebError
+    from feebcore.artifacts import Workspace
     from feebcore.recipe import Recipe
 
 
@@ -31,7 +30,7 @@ def run(
     input: Input = [],  # noqa: B006
     workspace: WorkspaceOption = None,
     quick: Annotated[bool, Parameter(help="Use the small-scale settings in the `quick:` section of the recipe.", negative=(), show_default=False)] = False,
-    jobs: Annotated[int, Parameter(help="Number of parallel runs of a study (variants, seeds).")] = 1,
+    jobs: Annotated[int, Parameter(help="Number of parallel runs of a study (variants, seeds) or sweep.")] = 1,
     in_process: Annotated[bool, Parameter(help="Run in this process without Prefect, for debugging.", negative=(), show_default=False)] = False,
     json: Json = False,
 ) -> int:
@@ -51,10 +50,14 @@ def run(
         feeb run sft experiments/quickstart.yaml --input pretrain=smol
     """
     from feeb_pipelines.cli.display import Display
+    from feeb_pipelines.flows import BUILT_IN
     from feebcore.artifacts import Workspace
     from feebcore.claims.conclude import command_of, conclude
     from feebcore.errors import FeebError
     from feebcore.recipe import load_study, quick_overrides
+    from feebcore.study.executors import InProcess
+    from feebcore.study.run import stage_result
+    from feebcore.study.variants import run_variants
 
     stage, recipe = (target, recipe) if recipe is not None else (None, target)
     _check_arguments(stage, recipe)
@@ -63,22 +66,25 @@ def run(
     set = with_inputs(set, input)
     if quick:
         set = [*quick_overrides(recipe), *set]
-    members = load_study(recipe, set)
+    recipes = load_study(recipe, set)
     space = Workspace(workspace)
     stages = [stage] if stage else None
     started, began = time.monotonic(), time.time()
     display = Display(quiet=json)
     page = None
-    if _nothing_to_do(members, space, stages):
-        results = _reuse(members, space, stages)
-        page = conclude(members, results, {}, space, command_of(recipe, set))
+    if _nothing_to_do(recipes, space, stages):
+        results = _reuse(recipes, space, stages)
+        page = conclude(recipes, results, {}, space, command_of(recipe, set))
     elif in_process:
-        results, failures = _in_this_process(members, space, stages, display)
-        page = conclude(members, results, failures, space, command_of(recipe, set))
+        with display:
+            results, failures = run_variants(recipes, stages, space, display, InProcess())
+        page = conclude(recipes, results, failures, space, command_of(recipe, set))
     else:
-        results = _as_flow(stage, recipe, set, space, display, jobs)
+        name = "pipeline" if stage is None else stage if stage in BUILT_IN else "stage"
+        extra = {"stage": stage} if name == "stage" else {}
+        results = as_flow(name, space, display, **extra, recipe=str(recipe), overrides=list(set), jobs=jobs)
     if page is not None:
-        results[members[0].name]["claims"] = _row(page, "built" if page.manifest["finished"] > began else "reused", 0.0)
+        results[recipes[0].name]["claims"] = stage_result(page, page.manifest["finished"] <= began, 0.0)
     if json:
         _print_json(results, space, time.monotonic() - started)
     else:
@@ -96,91 +102,40 @@ def _check_arguments(stage: str | None, recipe: str) -> None:
         raise RecipeError(f"feeb run takes one recipe; the stage comes first: feeb run STAGE {stage}")
 
 
-def _nothing_to_do(members: Sequence[Recipe], space: Workspace, stages: list[str] | None) -> bool:
+def _nothing_to_do(recipes: Sequence[Recipe], space: Workspace, stages: list[str] | None) -> bool:
     from feebcore.run.plan import plan
 
-    return all(item.status == "reuse" for member in members for item in plan(member, space, stages))
+    return all(item.status == "reuse" for recipe in recipes for item in plan(recipe, space, stages))
 
 
-def _reuse(members: Sequence[Recipe], space: Workspace, stages: list[str] | None) -> dict[str, Any]:
+def _reuse(recipes: Sequence[Recipe], space: Workspace, stages: list[str] | None) -> dict[str, Any]:
     from feebcore.run.plan import plan
+    from feebcore.study.run import stage_result
 
-    return {m.name: {i.stage: _row(i.artifact, "reused", 0.0) for i in plan(m, space, stages)} for m in members}
-
-
-def _row(artifact: Any, status: str, seconds: float) -> dict[str, Any]:
-    return {"path": str(artifact.path), "fingerprint": artifact.fingerprint, "status": status, "seconds": round(seconds, 3), "metrics": artifact.metrics}
+    return {r.name: {i.stage: stage_result(i.artifact, True, 0.0) for i in plan(r, space, stages) if i.artifact} for r in recipes}
 
 
-def _in_this_process(
-    members: Sequence[Recipe], space: Workspace, stages: list[str] | None, display: Display
-) -> tuple[dict[str, dict[str, Any]], dict[str, FeebError]]:
-    """Results and failures by member; the only member's failure is raised."""
-    from feebcore.errors import FeebError, Interrupted, StageFailed
-
-    results: dict[str, dict[str, Any]] = {member.name: {} for member in members}
-    failures: dict[str, FeebError] = {}
-    with display:
-        for member in members:
-            try:
-                _build_member(member, space, stages, display, results[member.name])
-            except Interrupted:
-                raise
-            except Exception as error:  # a plugin's stage may raise anything
-                if len(members) == 1:
-                    raise
-                failures[member.name] = error if isinstance(error, FeebError) else StageFailed(f"{type(error).__name__}: {error}")
-                display.note(f"{member.name} failed, the others go on: {error}")
-    return results, failures
-
-
-def _build_member(member: Recipe, space: Workspace, stages: list[str] | None, display: Display, results: dict[str, Any]) -> None:
-    from feebcore.run.build import build
-    from feebcore.run.plan import plan_stage, stages_for
-
-    label, order = member.name, stages_for(member, stages)
-    built: dict[str, Artifact] = {}
-    for index, stage in enumerate(order):
-        item = plan_stage(member, stage, space, built)
-        display({"kind": "stage", "label": label, "stage": stage, "status": item.status, "index": index, "total": len(order)})
-        started = time.monotonic()
-        built[stage] = item.artifact or build(member, stage, space, built, display, in_process=True)
-        results[stage] = _row(built[stage], "reused" if item.artifact else "built", time.monotonic() - started)
-        display({"kind": "done", "label": label, "stage": stage, **results[stage]})
-
-
-def _as_flow(stage: str | None, recipe: str, overrides: list[str], space: Workspace, display: Display, jobs: int) -> dict[str, Any]:
-    """The Prefect way. Prefect is imported while the server starts; both take seconds on a cold machine."""
+def as_flow(name: str, space: Workspace, display: Display, **parameters: Any) -> Any:
+    """Call a flow. Prefect is imported while the server starts; both take seconds on a cold machine."""
     from feeb_pipelines.server import connect, ready
 
-    with connect(space.root, display.note, wait=False, until_exit=True) as connection, _quiet_console(), _interruptible():
+    with connect(space.root, display.note, wait=False, until_exit=True) as connection, _quiet_console(), interruptible():
         from prefect.exceptions import CancelledRun
         from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
-        from feeb_pipelines.flows.common import watching
+        from feeb_pipelines.flows import stages
+        from feeb_pipelines.flows.tasks import subscribed
 
-        flow, extra = _flow_for(stage)
         ready(space.root, connection, display.note)
         display.server(connection)
-        # without heartbeats a flow run ends a second sooner; that it lives is told by its lock (runs.py)
-        with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}), display, watching(display):
+        # without heartbeats a flow run ends a second sooner; its lock shows that it is alive (runs.py)
+        with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}), display, subscribed(display):
             try:
-                return flow(**extra, recipe=str(recipe), overrides=list(overrides), workspace=str(space.root), jobs=jobs)
+                return getattr(stages, name)(**parameters, workspace=str(space.root))
             except CancelledRun as cancelled:
                 from feebcore.errors import Interrupted
 
                 raise Interrupted(str(cancelled)) from None
-
-
-def _flow_for(stage: str | None) -> tuple[Callable[..., Any], dict[str, str]]:
-    """The flow of a stage, or of the whole recipe; a plugin's stage goes through the general one."""
-    import importlib
-
-    from feeb_pipelines.flows import BUILT_IN
-
-    name = "pipeline" if stage is None else stage if stage in BUILT_IN else "stage"
-    flow = getattr(importlib.import_module(f"feeb_pipelines.flows.{name}"), name)
-    return flow, ({"stage": str(stage)} if name == "stage" else {})
 
 
 @contextlib.contextmanager
@@ -197,7 +152,7 @@ def _quiet_console() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
+def interruptible() -> Iterator[None]:
     """Treat SIGTERM like Ctrl-C between stages; stages have their own handlers."""
     import signal
 

@@ -28,9 +28,9 @@ def ui(*, open: Annotated[bool, Parameter(negative="--no-open", help="Open the U
     with connect(space.root, lambda text: print(text, file=sys.stderr)) as connection:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stop.set())
-        from feeb_pipelines.runs import settle
+        from feeb_pipelines.runs import reconcile_runs
 
-        for name in settle(space.root):
+        for name in reconcile_runs(space.root):
             print(f"run {name} was killed; now marked as Crashed")
         print(f"Prefect for {space.root}: {connection.ui}")
         print(f"for deployments and workers: export PREFECT_API_URL={connection.url}", flush=True)

@@ -1,4 +1,7 @@
-"""One flow a stage, and `pipeline` that chains them. The modules import Prefect; this one does not."""
+"""The flows of feeb: one a stage, `pipeline`, `stage`, `compare`. The modules here import Prefect; this one does not."""
 
 BUILT_IN = ("download", "tokenizer", "shard", "pretrain", "sweep", "sft", "rl", "evaluate", "report")
-"""Stages with a flow file of their own."""
+"""Stages with a flow of their own, and so a deployment; flow `stage` runs any other."""
+
+NAMES = (*BUILT_IN, "pipeline", "stage", "compare")
+"""Every flow, by the name that it has in Prefect."""

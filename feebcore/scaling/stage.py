@@ -1,0 +1,60 @@
+"""Stage sweep: runs many small trainings, fits a scaling law and predicts a held-out cell before it is run.
+
+Cells are runs of stage pretrain, several at once with `--jobs`; a killed sweep continues at the first unfinished one. A cell that
+diverged is kept and reported, but not fitted. Few cells seldom identify a law: its flags say so, and what counts is the error on
+the held-out cell beside that of simply guessing the nearest cell's loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from feebcore.artifacts import Artifact, StageOutput
+from feebcore.errors import RecipeError
+from feebcore.scaling.config import SweepConfig
+from feebcore.specs import Need, StageSpec
+
+if TYPE_CHECKING:
+    from feebcore.recipe import Recipe
+
+PART = StageSpec(
+    "sweep",
+    SweepConfig,
+    build=f"{__name__}:run",
+    check=f"{__name__}:check",
+    needs=(Need("tokens"), Need("tokenizer")),
+    makes=("law",),
+    process="inline",
+    summary="Runs many small trainings, fits a scaling law and predicts a held-out cell.",
+)
+
+
+def check(section: SweepConfig, recipe: Recipe) -> list[str]:
+    """What is wrong with this section in this recipe, each as 'key: what and what to do'."""
+    from feebcore.scaling.cells import with_overrides
+    from feebcore.train.checks import check_training
+
+    problems = [f"train.{text}" for text in check_training(section.train)]
+    if section.train.parallel.strategy != "none":
+        problems.append("train.parallel: a cell of a sweep is trained in one process; leave it out")
+    for overrides in section.planner.build().overrides():
+        try:
+            with_overrides(section.train, overrides)
+        except RecipeError as error:
+            problems.append(f"planner: {overrides}: {error}")
+        if "seq_len" in overrides:
+            problems.append("planner: seq_len must be the same for all cells, as their losses are compared; set train.seq_len")
+    return list(dict.fromkeys(problems))
+
+
+def run(section: SweepConfig, inputs: Mapping[str, Artifact], out: StageOutput) -> dict[str, Any]:
+    """Writes cells.jsonl, prediction.json and law.json; continues from ledger.sqlite when there is one."""
+    from feebcore.files import read_json
+    from feebcore.recipe import from_resolved
+    from feebcore.scaling.sweep import Sweep
+
+    out.content("law.json")
+    recipe = from_resolved(read_json(out.path / "recipe.json"), out.path / "recipe.json")
+    with Sweep(section, recipe, inputs, out) as sweep:
+        return sweep.run()

@@ -1,0 +1,191 @@
+"""Studies of real processes: kills, failures, twins, dependencies, proposals that depend on results."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from feebcore.artifacts import Workspace
+from feebcore.errors import Interrupted
+from feebcore.files import read_json
+from feebcore.study.executors import InProcess, cuda_devices, executing
+from feebcore.study.ledger import Ledger
+from feebcore.study.run import run_study
+from feebcore.study.runs import RunRecord, RunSpec, missing, run_id
+
+sys.path.insert(0, str(Path(__file__).parent))
+from toy_study import spec, study, text_of
+
+
+def attempts(root: Path, name: str) -> int:
+    (path,) = (root / "data" / "count").glob(f"{name}-*/attempts")
+    return len(path.read_text().splitlines())
+
+
+def digests(root: Path) -> dict[str, str]:
+    return {path.parent.name: read_json(path)["digest"] for path in (root / "data" / "count").glob("*/manifest.json")}
+
+
+def children_of(root: Path) -> list[int]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                if str(root).encode() in (entry / "environ").read_bytes() and (entry / "cmdline").read_bytes():
+                    found.append(int(entry.name))
+            except OSError:
+                continue
+    return found
+
+
+def test_a_study_killed_five_times_equals_the_undisturbed_one(tmp_path: Path) -> None:
+    study(tmp_path / "whole", [spec(tmp_path / "whole", f"r{i}", number=i, steps=8) for i in range(6)])
+    root = tmp_path / "killed"
+    command = [sys.executable, str(Path(__file__).with_name("toy_study.py")), str(root), "6"]
+    killed = 0
+    while killed < 5:
+        process = subprocess.Popen(command, env=os.environ | {"MARK": str(root)})
+        began = sum(p.stat().st_size for p in root.glob("data/count/*/events.jsonl"))
+        while process.poll() is None and sum(p.stat().st_size for p in root.glob("data/count/*/events.jsonl")) < began + 400:
+            time.sleep(0.01)
+        assert process.poll() is None, "it ended before it was killed five times"
+        process.kill()
+        process.wait()
+        killed += 1
+    subprocess.run(command, check=True, env=os.environ | {"MARK": str(root)})
+    assert digests(root) == digests(tmp_path / "whole")
+    assert not children_of(root), "workers outlived their parent"
+    with Ledger(root / "ledger.sqlite") as ledger:
+        assert ledger.counts()["done"] == 6
+        assert sum(r.attempts for r in ledger.records()) > 6
+        assert not any(r.failures for r in ledger.records()), "a kill of the whole is no failure of a run"
+
+
+@pytest.mark.parametrize("how", ["fails", "dies"])
+def test_a_failing_run_of_twelve_is_retried_twice_and_the_others_go_on(tmp_path: Path, how: str) -> None:
+    specs = [spec(tmp_path, f"r{i}", number=i, steps=1, **({how: 99} if i == 3 else {how: 1} if i == 5 else {})) for i in range(12)]
+    records = study(tmp_path, specs)
+    assert {name for name, r in records.items() if r.status == "done"} == {f"r{i}" for i in range(12) if i != 3}
+    assert (records["r3"].status, records["r3"].failures, attempts(tmp_path, "r3")) == ("failed", 3, 3)
+    assert attempts(tmp_path, "r5") == 2
+    (sentence,) = missing(records.values())
+    assert sentence.startswith("r3 failed 3 times: ")
+    assert ("number 3 is not liked" if how == "fails" else "killed by signal 9 (out of memory?)") in sentence
+    again = study(tmp_path, specs)  # by then the reason may be gone
+    assert (again["r3"].failures, attempts(tmp_path, "r3")) == (3, 6)
+    assert attempts(tmp_path, "r4") == 1
+
+
+def test_a_run_that_diverges_is_a_result_and_never_tried_again(tmp_path: Path) -> None:
+    specs = [spec(tmp_path, "bad", diverges=True), spec(tmp_path, "good"), spec(tmp_path, "child", number=1, after=("bad",))]
+    for _ in range(2):
+        records = study(tmp_path, specs)
+        assert {name: r.status for name, r in records.items()} == {"bad": "diverged", "good": "done", "child": "failed"}
+    assert records["bad"].reason == "step 1: loss nan"
+    assert "waits for bad, which diverged" in records["child"].reason
+    assert attempts(tmp_path, "bad") == 1
+    assert len(missing(records.values())) == 1
+
+
+def test_equal_runs_are_made_once_in_a_study_and_in_a_workspace(tmp_path: Path) -> None:
+    first = study(tmp_path, [spec(tmp_path, "a", number=7, steps=9, step_seconds=0.02), spec(tmp_path, "b", number=7, steps=9)])
+    assert first["a"].result == first["b"].result
+    assert len(digests(tmp_path)) == 1
+    (tmp_path / "ledger.sqlite").unlink()
+    other = study(tmp_path, [spec(tmp_path, "c", number=7, steps=9)])
+    assert other["c"].result == first["a"].result
+    assert other["c"].id == first["a"].id == next(iter(digests(tmp_path))).rpartition("-")[2], "the id is the artifact's fingerprint"
+    assert attempts(tmp_path, "a") == 1
+
+
+def test_a_run_whose_artifact_was_removed_is_made_again(tmp_path: Path) -> None:
+    import shutil
+
+    specs = [spec(tmp_path, "a", number=1), spec(tmp_path, "b", number=2)]
+    before = study(tmp_path, specs)
+    shutil.rmtree(tmp_path / "data" / before["a"].result["artifacts"]["count"])
+    after = study(tmp_path, specs)
+    assert after["a"].result["text"] == before["a"].result["text"]
+    assert len(digests(tmp_path)) == 2
+
+
+def test_what_waits_is_begun_after_and_priority_goes_first(tmp_path: Path) -> None:
+    specs = [spec(tmp_path, "last", number=1, after=("a", "b")), spec(tmp_path, "a", number=2), spec(tmp_path, "b", number=3, priority=1)]
+    ended: list[str] = []
+    study(tmp_path, specs, jobs=1, on_ended=lambda record: ended.append(record.name))
+    assert ended == ["b", "a", "last"]
+
+
+def test_a_proposer_is_asked_again_with_what_is_known(tmp_path: Path) -> None:
+    def propose(known: Mapping[str, RunRecord]) -> list[RunSpec]:
+        done = [r for r in known.values() if r.status == "done"]
+        return [spec(tmp_path, f"r{len(done)}", number=len(done))] if len(done) == len(known) and len(done) < 3 else []
+
+    records = study(tmp_path, [], propose=propose)
+    assert list(records) == ["r0", "r1", "r2"]
+
+
+def test_workers_are_warm_and_share_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    records = study(tmp_path, [spec(tmp_path, f"r{i}", number=i, steps=2, step_seconds=0.02) for i in range(8)])
+    assert len({r.result["pid"] for r in records.values()}) == 2
+    assert {r.result["threads"] for r in records.values()} == {str(max(1, len(os.sched_getaffinity(0)) // 2))}
+
+
+def test_everything_in_this_process(tmp_path: Path) -> None:
+    specs = [spec(tmp_path, "a", number=1), spec(tmp_path, "b", number=2, fails=99)]
+    with Ledger(tmp_path / "ledger.sqlite") as ledger, executing(InProcess()):
+        records = run_study(lambda known: specs, ledger, Workspace(tmp_path / "data"), {}, text_of, lambda row: None)
+    assert [(r.status, r.result.get("pid")) for r in records] == [("done", os.getpid()), ("failed", None)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_what_is_at_work_and_begins_nothing_else(tmp_path: Path, number: signal.Signals) -> None:
+    specs = [spec(tmp_path, f"r{i}", number=i, steps=400, step_seconds=0.02) for i in range(4)]
+
+    def signal_once(row: dict) -> None:
+        if row["kind"] == "progress" and not sent:
+            sent.append(1)
+            os.kill(os.getpid(), number)
+
+    sent: list[int] = []
+    from feebcore.study.executors import WarmWorkers
+
+    tmp_path.mkdir(exist_ok=True)
+    with Ledger(tmp_path / "ledger.sqlite") as ledger, WarmWorkers(2) as workers, executing(workers):
+        began = time.monotonic()
+        with pytest.raises(Interrupted):
+            run_study(lambda known: specs, ledger, Workspace(tmp_path / "data"), {}, text_of, signal_once)
+        assert time.monotonic() - began < 10
+        assert ledger.counts() == {"planned": 4, "leased": 0, "done": 0, "failed": 0, "diverged": 0}
+    assert 1 <= len(list(tmp_path.glob("data/count/*/state.json"))) <= 2
+
+
+def test_the_id_of_a_chain_stands_for_what_is_not_built_yet(tmp_path: Path) -> None:
+    ids = [run_id(one.recipe, one.stages, Workspace(tmp_path), {}) for one in (spec(tmp_path, name, number=n) for name, n in (("a", 1), ("b", 2), ("c", 1)))]
+    assert ids[0] == ids[2] != ids[1]
+
+
+def test_devices_are_those_that_the_environment_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,GPU-abc")
+    assert cuda_devices() == ["2", "GPU-abc"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert cuda_devices() == []
+
+
+def test_a_worker_has_a_cuda_device_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "test-5,test-6")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    specs = [spec(tmp_path, f"r{i}", number=i, steps=2, step_seconds=0.05, device="auto") for i in range(4)]
+    records = study(tmp_path, [*specs, spec(tmp_path, "cpu", number=9)])
+    assert {r.result["device"] for name, r in records.items() if name != "cpu"} == {"test-5", "test-6"}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "test-5")
+    one = study(tmp_path, [spec(tmp_path, f"q{i}", number=20 + i, steps=2, step_seconds=0.05, device="auto") for i in range(2)])
+    assert {r.status for r in one.values()} == {"done"}, "a slot waits for the device of another"
