@@ -18,7 +18,7 @@ from feebcore.model.attention import attend, attention_weights
 from feebcore.model.masks import NO_MASKS, Masks, attention_mask, positions_in_documents, window_block_mask, window_mask
 
 if TYPE_CHECKING:
-    from feebcore.model.parts import Position
+    from feebcore.model.position import Position
 
 C = TypeVar("C", bound="Cache")
 

@@ -20,7 +20,8 @@ from feebcore.model.config import StackConfig, TransformerConfig
 from feebcore.model.context import Cache, ForwardContext
 from feebcore.model.counting import count_model
 from feebcore.model.masks import Masks, attention_mask, document_block_mask, make_masks, positions_in_documents
-from feebcore.model.parts import AttentionPart, BlockPart, EmbeddingPart, FeedforwardPart, LMHeadPart, Position, StackPart, require_part, windows_of
+from feebcore.model.parts import AttentionPart, BlockPart, EmbeddingPart, FeedforwardPart, LMHeadPart, StackPart, require_part, windows_of
+from feebcore.model.position import Position
 from feebcore.protocols import BuildContext, Counts, ModelOutput
 
 Keep = Callable[[str, int, nn.Module], object]

@@ -12,7 +12,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from feebcore.model.build import build_model
-from feebcore.model.parts import FeedforwardPart, Position, ResidualLinear
+from feebcore.model.parts import FeedforwardPart, ResidualLinear
+from feebcore.model.position import Position
 from feebcore.model.transformer import Transformer
 from feebcore.parts import resolve_part
 from feebcore.protocols import Batch
