@@ -65,7 +65,15 @@ def measure(recipe: Recipe, inputs: Mapping[str, Artifact], folder: Path, steps:
         device = precision.resolve_device(whole.device)
         flops = _flops_per_step(whole, inputs["tokens"]) * whole.max_steps
         compile_, _ = compilation.should_compile(whole.compile, device, precision.resolve_precision(whole.precision, device), flops, whole.max_steps)
-        quiet = {"callbacks": [], "validation_every": 0, "checkpoint_every": 0, "on_nonfinite": "skip", "on_loss_spike": "stop", "spike_factor": 0.0, "max_recoveries": steps + 1}
+        quiet = {
+            "callbacks": [],
+            "validation_every": 0,
+            "checkpoint_every": 0,
+            "on_nonfinite": "skip",
+            "on_loss_spike": "stop",
+            "spike_factor": 0.0,
+            "max_recoveries": steps + 1,
+        }
         quiet |= {"compile": "on" if compile_ else "off", "parallel": ParallelConfig()}
         short = short.model_copy(update=quiet)
         train = open_tokens(inputs["tokens"], "train", whole.tokens_url)

@@ -177,7 +177,9 @@ def check_same_data(recipes: Sequence[Recipe]) -> None:
     for other in recipes[1:]:
         ours, its = ({stage: named.reference for stage, named in recipe.inputs.items()} for recipe in (base, other))
         if ours != its:
-            raise RecipeError(f"inputs: {_short(ours)} in {base.path} and {_short(its)} in {other.path}; recipes are compared on the same data, so make them equal")
+            raise RecipeError(
+                f"inputs: {_short(ours)} in {base.path} and {_short(its)} in {other.path}; recipes are compared on the same data, so make them equal"
+            )
         theirs = [stage for stage in stages_for(other, [STAGE]) if stage != STAGE]
         if theirs != before:
             raise RecipeError(

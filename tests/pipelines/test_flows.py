@@ -131,7 +131,7 @@ def test_two_runs_of_one_recipe_at_once_build_it_once(served: Feeb) -> None:
     assert flow_runs(served) == [("tiny-pipeline", "Completed")] * 2
 
 
-def test_a_study_runs_every_member_in_one_flow_run(served: Feeb, tmp_path: Path) -> None:
+def test_a_study_runs_every_recipe_in_one_flow_run(served: Feeb, tmp_path: Path) -> None:
     study = tmp_path / "study.yaml"
     study.write_text(f"extends: {RECIPE}\nname: study\nvariants: {{few: {{make_numbers.count: 3}}, many: {{make_numbers.count: 5}}}}\n")
     result = served.json("run", study)
@@ -139,7 +139,7 @@ def test_a_study_runs_every_member_in_one_flow_run(served: Feeb, tmp_path: Path)
     assert flow_runs(served) == [("study-pipeline", "Completed")]
 
 
-def test_members_side_by_side_outlive_one_that_fails_and_the_study_ends_with_its_page(served: Feeb, tmp_path: Path) -> None:
+def test_runs_of_a_study_outlive_one_that_fails_and_the_study_ends_with_its_page(served: Feeb, tmp_path: Path) -> None:
     study = tmp_path / "study.yaml"
     study.write_text(
         f"extends: {RECIPE}\nname: study\nseeds: [0, 1, 2]\nquick: {{seeds: [0, 1]}}\n"
@@ -157,13 +157,13 @@ def test_members_side_by_side_outlive_one_that_fails_and_the_study_ends_with_its
     assert sorted(finished) == sorted(f"study-quick-{variant}-seed{seed}-page" for variant in ("few", "many") for seed in (0, 1))
 
 
-def test_members_side_by_side_stop_together_and_go_on(served: Feeb, tmp_path: Path) -> None:
+def test_parallel_runs_stop_together_and_go_on(served: Feeb, tmp_path: Path) -> None:
     study = tmp_path / "study.yaml"
     study.write_text(
         f"extends: {RECIPE}\nname: study\nslow: {{steps: 60, step_seconds: 0.1}}\nvariants: {{few: {{slow.steps: 61}}, many: {{slow.steps: 62}}, last: {{}}}}\n"
     )
     process = served.start("run", study, "--jobs", "2")
-    wait_until(lambda: sum(json.loads(p.read_text()) > 3 for p in served.workspace.glob("slow/*/state.json")) == 2, 60, "two members at work")
+    wait_until(lambda: sum(json.loads(p.read_text()) > 3 for p in served.workspace.glob("slow/*/state.json")) == 2, 60, "two runs at work")
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130, output
