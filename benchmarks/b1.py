@@ -33,7 +33,7 @@ ARCHITECTURE = {
     "num_layers": 12,
     "d_model": 512,
     "num_heads": 8,
-    "attention": {"name": "mla", "query_latent": 8, "kv_latent": 16, "content_dim": 64, "rope_dim": 16},
+    "attention": {"name": "mla", "q_lora_rank": 8, "kv_lora_rank": 16, "qk_nope_head_dim": 64, "qk_rope_head_dim": 16},
     "feedforward": {"name": "moe", "num_experts": 8, "top_k": 2, "num_shared": 2},
 }
 
@@ -73,7 +73,7 @@ def main() -> None:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        loss = float(found.metrics["nats"] / found.count)
+        loss = float(found.metrics["nll"] / found.count)
         print(f"step {step}: loss {loss:.3f}, gradient norm {float(norm):.2f}, {time.perf_counter() - began:.1f} s, {memory:.2f} GiB", flush=True)
 
 

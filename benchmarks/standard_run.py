@@ -226,7 +226,7 @@ class Trainer:
         score = resolve_part("objectives", "next_token").build()
         with torch.no_grad():
             results = [score(self.model, batch_of(data, 10**9 + i)) for i in range(SCORED)]
-        return float(sum(r.metrics["nats"] for r in results) / sum(r.count for r in results)) / math.log(2)
+        return float(sum(r.metrics["nll"] for r in results) / sum(r.count for r in results)) / math.log(2)
 
 
 def run(kind: str, name: str, seed: int, steps: int, teacher: str = "") -> dict[str, Any]:

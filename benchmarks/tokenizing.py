@@ -25,8 +25,10 @@ BATCH = 256
 
 def main(megabytes: int = 100, vocab_size: int = 32768, threads: int = 2, parts: int = 5) -> None:
     os.environ |= {"RAYON_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "true" if threads > 1 else "false"}
-    from feeb_data import BpeConfig, tiktoken_encoding
-    from feeb_data.bpe import BpeTrainer
+    import tokenizers
+
+    from feeb_data.tokenizers.bpe import BpeConfig, tiktoken_encoding
+    from feeb_data.tokenizers.bpe.bpe import BpeTrainer
 
     tiktoken_encoding.num_threads = lambda: threads  # type: ignore[assignment]
     texts = list(documents(megabytes * 10**6))
@@ -36,10 +38,9 @@ def main(megabytes: int = 100, vocab_size: int = 32768, threads: int = 2, parts:
             began = time.monotonic()
             config = BpeConfig(vocab_size=vocab_size, sample_chars=30_000_000, trainer=trainer)
             tokenizer = BpeTrainer(config).train(lambda: iter(texts), Path(folder), lambda done, total: None)
+            model: Any = tokenizers.Tokenizer.from_file(f"{folder}/tokenizer.json")
             print(f"trained {vocab_size} ids on 30 M characters by {trainer} in {time.monotonic() - began:.1f} s")
-    decision = tokenizer.choose_encoder(texts[:200])
-    print(f"{size / 1e6:.0f} MB in {len(texts)} documents; feeb encodes with {decision['encoder']} {decision['why']}; {threads} threads")
-    model: Any = tokenizer._model
+    print(f"{size / 1e6:.0f} MB in {len(texts)} documents; {threads} threads")
     ways: dict[str, Callable[[list[str]], list[Any]]] = {
         "feeb": tokenizer.encode_batch,
         "encode_batch_fast": lambda batch: [e.ids for e in model.encode_batch_fast(batch, add_special_tokens=False)],
@@ -49,14 +50,14 @@ def main(megabytes: int = 100, vocab_size: int = 32768, threads: int = 2, parts:
     cpus: list[dict[str, float]] = [dict.fromkeys(ways, 0.0) for _ in range(parts)]
     different = tokens = 0
     for number, batch in enumerate(batches(texts)):
-        part, found = number % parts, {}
+        part, encoded = number % parts, {}
         for name in list(ways)[:: 1 if number % 2 else -1]:
             wall, cpu = time.monotonic(), time.process_time()
-            found[name] = ways[name](batch)
+            encoded[name] = ways[name](batch)
             walls[part][name] += time.monotonic() - wall
             cpus[part][name] += time.process_time() - cpu
-        different += sum(list(a) != b for a, b in zip(found["feeb"], found["encode_batch"], strict=True))
-        tokens += sum(map(len, found["feeb"]))
+        different += sum(list(a) != b for a, b in zip(encoded["feeb"], encoded["encode_batch"], strict=True))
+        tokens += sum(map(len, encoded["feeb"]))
     print(f"ids: {different} of {len(texts)} documents differ from encode_batch, {tokens} tokens")
     for name in ways:
         ratios = [wall["encode_batch"] / wall[name] for wall in walls]

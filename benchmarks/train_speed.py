@@ -114,7 +114,7 @@ def our_step(name: str, shape: tuple[int, ...], precision: str, threads: int) ->
     layers, width, heads, window, batch, vocab = shape
     parts: dict[str, Any] = {"attention": {"name": "mha", "bias": True}, "feedforward": {"name": "gelu", "bias": True}, "norm": "layernorm"}
     if name == "feeb-llama":
-        parts = {"feedforward": {"name": "swiglu", "hidden": swiglu_width(width)}}
+        parts = {"feedforward": {"name": "swiglu", "intermediate_size": swiglu_width(width)}}
     parts |= {"position": "learned" if name == "feeb-gpt2" else "rope", "lm_head": "tied"}
     section = TrainSection.model_validate(
         {

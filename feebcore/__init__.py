@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from feebcore.api import Run, open_model, open_run, runs
-    from feebcore.config import Execution, NoOptions, Observation, PartConfig, StageConfig
+    from feebcore.config import AlgorithmConfig, DataOrderConfig, Execution, LogitsProcessorConfig, NoOptions, Observation, PartConfig, StageConfig
     from feebcore.errors import DataError, FeebError
     from feebcore.hookspecs import hookimpl
     from feebcore.parts import Part, PartKey, default_part
@@ -52,7 +52,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "feebcore.api": ("Run", "open_model", "open_run", "runs"),
-    "feebcore.config": ("Execution", "NoOptions", "Observation", "PartConfig", "StageConfig"),
+    "feebcore.config": ("AlgorithmConfig", "DataOrderConfig", "LogitsProcessorConfig", "Execution", "NoOptions", "Observation", "PartConfig", "StageConfig"),
     "feebcore.protocols": ("BuildContext",),
     "feebcore.registry": ("collect",),
     "feebcore.parts": ("Part", "PartKey", "default_part"),
@@ -78,6 +78,7 @@ def __dir__() -> list[str]:
 
 __all__ = [
     "API_VERSION",
+    "AlgorithmConfig",
     "AlgorithmSpec",
     "ArchitectureSpec",
     "AttentionSpec",
@@ -86,6 +87,7 @@ __all__ = [
     "BuildContext",
     "CallbackSpec",
     "DataError",
+    "DataOrderConfig",
     "DataOrderSpec",
     "EmbeddingSpec",
     "Execution",
@@ -98,6 +100,7 @@ __all__ = [
     "LMHeadSpec",
     "LRScalingSpec",
     "LawSpec",
+    "LogitsProcessorConfig",
     "LogitsProcessorSpec",
     "Need",
     "NoOptions",

@@ -14,9 +14,9 @@ artifact. `Execution[...]` marks keys that say how the work is done (device, mic
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
 
 T = TypeVar("T")
@@ -64,6 +64,34 @@ class PartConfig(BaseModel):
             if isinstance(value, dict) and "name" not in value and isinstance(default, dict) and any(isinstance(m, HoldsPart) for m in field.metadata):
                 named[key] = {**default, **value}
         return named
+
+
+class DataOrderConfig(PartConfig):
+    """Options of a data order. by_source: it is given the sequences of each source (`BuildContext.sources`), and every sequence holds
+    documents of one source. repeats: a sequence may come a second time before all others have come once."""
+
+    by_source: ClassVar[bool] = False
+    repeats: ClassVar[bool] = False
+
+    def source_names(self) -> list[str]:
+        """Every source that the options name, so that a misspelled one is reported before anything runs."""
+        return []
+
+
+class LogitsProcessorConfig(PartConfig):
+    """Options of a logits processor. truncates: it removes tokens; one that keeps every token possible says False, so that RL can
+    train on what it sampled."""
+
+    truncates: ClassVar[bool] = True
+
+
+class AlgorithmConfig(PartConfig):
+    """Options of an RL algorithm. compares_group: it compares the completions of one prompt, so it needs at least two. minibatches:
+    optimizer steps per pass over the rollouts of a step."""
+
+    compares_group: ClassVar[bool] = False
+
+    minibatches: int = Field(1, ge=1, description="optimizer steps per pass over the rollouts")
 
 
 class StageConfig(PartConfig):

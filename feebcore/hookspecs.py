@@ -86,7 +86,7 @@ def feeb_tokenizers() -> Iterable[specs.TokenizerSpec]:  # type: ignore[empty-bo
 
 @hookspec
 def feeb_packings() -> Iterable[specs.PackingSpec]:  # type: ignore[empty-body]
-    """Documents to training windows.
+    """Documents to training sequences.
 
     Example::
 
@@ -94,13 +94,13 @@ def feeb_packings() -> Iterable[specs.PackingSpec]:  # type: ignore[empty-body]
 
         @feeb.hookimpl
         def feeb_packings():
-            yield feeb.PackingSpec("one_document", build="idea:build", summary="A window never spans two documents.")
+            yield feeb.PackingSpec("one_document", build="idea:build", summary="A sequence never spans two documents.")
     """
 
 
 @hookspec
 def feeb_data_orders() -> Iterable[specs.DataOrderSpec]:  # type: ignore[empty-body]
-    """The order of windows.
+    """The order of the training sequences.
 
     Example::
 

@@ -5,6 +5,8 @@ Shapes: B batch, T time, C model width, V vocabulary, H heads, D head width.
 
 from __future__ import annotations
 
+import functools
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 if TYPE_CHECKING:
+    import polars
     import torch
     from torch import Tensor, nn
 
@@ -35,8 +38,8 @@ class BuildContext:
     The others keep their defaults.
 
     Sizes of the model: vocab_size, seq_len, d_model (for a norm: the width that it normalizes), num_heads, head_dim, layer (of
-    num_layers, from 0). Its parts: position (the model's Position), embedding, and makers of what a part may hold several of:
-    make_norm(dim=d_model), make_attention(), make_feedforward(), make_block(layer).
+    num_layers, from 0), dropout (of the results of attention and feedforward). Its parts: position (the model's Position), embedding, and
+    makers of what a part may hold several of: make_norm(dim=d_model), make_attention(), make_feedforward(), make_block(layer).
     Data: store (TokenStore), packing, num_sequences of one epoch, sources (the sequences of each source, where the data order
     asks for them), batch_size, seed. Training: groups (ParamGroup), total_steps (0: not known).
     """
@@ -48,6 +51,7 @@ class BuildContext:
     head_dim: int = 0
     layer: int = 0
     num_layers: int = 0
+    dropout: float = 0.0
     position: Any = None
     embedding: Any = None
     make_norm: Callable[..., Any] = _not_offered
@@ -76,39 +80,74 @@ class Document:
     key: str
 
 
-class Source(Protocol):
+class Source:
     """Where documents come from. `fetch` may be slow and resumes; `documents` reads what it fetched.
 
-    It may have `skipped`, a Counter of reason -> number of texts that `documents` had to leave out, and
-    `provenance() -> dict`, JSON that says what exactly was read (a commit, versions); both end in statistics.json.
+    name: the source that its documents carry; empty where it is known only from the documents.
     """
 
-    def fetch(self, folder: Path, progress: ProgressFn) -> None: ...
-    def documents(self, folder: Path) -> Iterator[Document]: ...
+    name: str = ""
+
+    @functools.cached_property
+    def skipped(self) -> Counter[str]:
+        """Number of texts that `documents` had to leave out, by reason; ends in statistics.json."""
+        return Counter()
+
+    def check(self) -> list[str]:
+        """What is wrong with the options, each as 'key: what and what to do'; called before anything runs."""
+        return []
+
+    def fetch(self, folder: Path, progress: ProgressFn) -> None:
+        """Download into `folder`; what is there already is kept. Default: nothing to fetch."""
+
+    def documents(self, folder: Path) -> Iterator[Document]:
+        """The documents, in an order that does not change from one reading to the next. folder: as for `fetch`."""
+        raise NotImplementedError
+
+    def provenance(self) -> dict[str, Any]:
+        """JSON that says what exactly was read (a commit, versions); ends in statistics.json."""
+        return {}
 
 
-class Tokenizer(Protocol):
-    """A codec. Text is never parsed for special tokens: `<|endoftext|>` in a document stays text. A lone surrogate is no
-    text: UnicodeEncodeError.
+Filter = Callable[["polars.LazyFrame"], "polars.LazyFrame"]
+"""Documents to documents: columns text, source, key, num_bytes (others may be added), rows in order."""
 
-    It may have `encodes_in_threads = True`: encode_batch uses all cores by itself (one when TOKENIZERS_PARALLELISM is
-    false). And, when it can encode in several ways that give the same ids, `encoders`, their names; `encoder`, the one in
-    use, which may be set; and `choose_encoder(texts) -> {"encoder": name, "why": …}`, which takes the fastest that proves
-    to give the right ids on `texts`.
+
+class Tokenizer:
+    """A codec. Text is never parsed for special tokens: `<|endoftext|>` in a document stays text.
+
+    bos_id stands before every document, eos_id after every document and every completion. encodes_in_threads: `encode_batch` uses
+    all cores by itself (one when TOKENIZERS_PARALLELISM is false), so no worker processes are started.
     """
 
     vocab_size: int
-    bos_id: int  # stands before every document
-    eos_id: int  # stands after every document and every completion
+    bos_id: int
+    eos_id: int
+    encodes_in_threads: bool = False
 
-    def encode(self, text: str) -> list[int]: ...  # no special tokens added
-    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]: ...
-    def decode(self, ids: Sequence[int]) -> str: ...  # special tokens are skipped; bad UTF-8 becomes U+FFFD
+    def encode(self, text: str) -> list[int]:
+        """Ids without special tokens. Raises UnicodeEncodeError for a lone surrogate."""
+        raise NotImplementedError
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Per text its ids, an integer array [n]."""
+        return [np.asarray(self.encode(text), dtype=np.int64) for text in texts]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text; special tokens are skipped, invalid UTF-8 becomes U+FFFD."""
+        raise NotImplementedError
 
 
-class TokenizerTrainer(Protocol):
-    def train(self, texts: Callable[[], Iterable[str]], folder: Path, progress: ProgressFn) -> Tokenizer: ...
-    def load(self, folder: Path) -> Tokenizer: ...
+class TokenizerTrainer:
+    """Trains a tokenizer into a folder, and loads it from there."""
+
+    def train(self, texts: Callable[[], Iterable[str]], folder: Path, progress: ProgressFn) -> Tokenizer:
+        """texts: each call gives all training texts once, in order. `progress` may raise to stop the training."""
+        raise NotImplementedError
+
+    def load(self, folder: Path) -> Tokenizer:
+        """The tokenizer that `train` wrote. Raises DataError for a damaged folder."""
+        raise NotImplementedError
 
 
 @dataclass
@@ -122,59 +161,35 @@ class PackedSequences:
     positions: np.ndarray | None = None
 
 
-class Packing(Protocol):
-    """Documents to training sequences, each addressed by its number.
-
-    It may have `statistics`, a dict: padding_share (of the sequences' positions), dropped_share (of the split's tokens that
-    stand in no sequence), cut_documents_share (of documents that no sequence holds whole); they end in the run's metrics.
-    """
-
-    num_sequences: int  # of one epoch
-
-    def sequences(self, indices: np.ndarray) -> PackedSequences: ...  # indices int64 [B]
-
-
-class DataOrder(Protocol):
-    """`order(samples int64 [B]) -> sequences int64 [B]`: which sequence each sample index of the run gets; stateless.
-
-    It may have `epochs(num_samples) -> dict[str, float]`: how often each source is seen by a run of so many samples.
-    """
-
-    def __call__(self, samples: np.ndarray) -> np.ndarray: ...
-
-
-@dataclass(frozen=True)
-class DataOrderContext:
-    """What an order may know of the run, for those whose factory names an argument `context`.
-
-    max_steps: 0 where it is not known. packing, store: to look into sequences. sources: the sequences of each source, when the
-    order's config says `by_source = True`; each sequence then holds documents of one source only.
-    """
+class Packing:
+    """Documents to training sequences, each addressed by its number. num_sequences: of one epoch."""
 
     num_sequences: int
-    batch_size: int
-    max_steps: int
-    packing: Packing
-    store: Any
-    sources: dict[str, range] = field(default_factory=dict)
+
+    def sequences(self, indices: np.ndarray) -> PackedSequences:
+        """The sequences with these numbers, int64 [B]; the result for one does not depend on the others."""
+        raise NotImplementedError
+
+    @property
+    def statistics(self) -> dict[str, Any]:
+        """For the run's metrics: padding_share (of the sequences' positions), dropped_share (of the split's tokens that are in no
+        sequence), cut_documents_share (of documents that no sequence holds whole). Default: none."""
+        return {}
+
+
+class DataOrder:
+    """Which sequence each sample of the run gets: a pure function of the sample index."""
+
+    def __call__(self, samples: np.ndarray) -> np.ndarray:
+        """Sequences int64 [B] of the sample indices int64 [B], any indices in any order."""
+        raise NotImplementedError
+
+    def epochs(self, num_samples: int) -> dict[str, float]:
+        """How often a run of so many samples sees each source, by name. Default: not told by source."""
+        return {}
 
 
 # --- models -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class BlockShape:
-    """What a block part is told about the model it stands in."""
-
-    d_model: int
-    num_heads: int
-    head_dim: int
-    seq_len: int
-    layer: int
-    num_layers: int
-    make_norm: Callable[[int], nn.Module] | None = None
-    position: Any = None  # the model's Position part, once it is built
-    vocab_size: int = 0
 
 
 @dataclass
@@ -191,12 +206,18 @@ class LanguageModel(Protocol):
     """`model(tokens [B,T], positions=[B,T]|None, doc_ids=[B,T]|None, cache=None, want_layers=False) -> ModelOutput`.
 
     positions default to 0..T-1 (plus the cache's length). Tokens attend within equal doc_ids only; doc_id -1
-    marks padding. `head(hidden) -> logits`. `new_cache(batch, length) -> Cache`. `count() -> Counts`.
+    marks padding. `lm_head(hidden) -> logits`. `final_norm(stream)` is what the head reads of a stream in `ModelOutput.layers`, of which
+    want_layers gives num_streams. `new_cache(batch, length) -> Cache`. `count() -> Counts`.
     """
 
-    lm_head: nn.Module
+    lm_head: Any  # an nn.Module; of the transformer a LMHeadPart (feebcore/model/parts.py)
+    final_norm: nn.Module
     vocab_size: int
     seq_len: int
+    training: bool
+
+    @property
+    def num_streams(self) -> int: ...
 
     def __call__(self, tokens: Tensor, **kwargs: Any) -> ModelOutput: ...
     def new_cache(self, batch: int, length: int) -> Any: ...
@@ -241,11 +262,21 @@ class Batch:
     positions: Tensor | None = None
 
 
-class Objective(Protocol):
-    """`extra_flops(model, length) -> (trained, frozen)`, where it has it: forward FLOPs of one sequence beyond one run of the model and
-    its head, of what learns and of what does not."""
+class Objective:
+    """What is minimized: `objective(model, batch) -> ObjectiveOutput`. The base class of objectives; `build(config, context)` makes one."""
 
-    def __call__(self, model: LanguageModel, batch: Batch) -> ObjectiveOutput: ...
+    selects: bool = False
+    """Whether it trains on a choice of the targets: its count may then be less than the mask's."""
+
+    def __call__(self, model: LanguageModel, batch: Batch) -> ObjectiveOutput:
+        raise NotImplementedError
+
+    def extra_flops(self, model: LanguageModel, length: int) -> tuple[float, float]:
+        """(trained, frozen) forward FLOPs of one sequence beyond one run of the model and its head: of what is trained, and of what is not."""
+        return 0.0, 0.0
+
+    def check(self, model: LanguageModel) -> None:
+        """Called once before training, uncompiled. Raises ValueError, saying what to change, for a model that cannot be trained with it."""
 
 
 @dataclass
@@ -271,14 +302,18 @@ class Problem:
     data: tuple[Any, ...] = ()
 
 
-class Task(Protocol):
-    """`problem(rng)` draws a problem; `reward(problem, completion)` in [0, 1] never runs the completion.
-    max_completion_tokens bounds a completion, EOS included."""
+class Task:
+    """Problems with a verifiable reward. max_completion_tokens: the longest a completion may be, the end token included."""
 
     max_completion_tokens: int
 
-    def problem(self, rng: np.random.Generator) -> Problem: ...
-    def reward(self, problem: Problem, completion: str) -> float: ...
+    def problem(self, rng: np.random.Generator) -> Problem:
+        """A random problem, a function of `rng` alone."""
+        raise NotImplementedError
+
+    def reward(self, problem: Problem, completion: str) -> float:
+        """In [0, 1]; 1 for a right completion. The completion is read, never executed."""
+        raise NotImplementedError
 
 
 # --- scaling ----------------------------------------------------------------------------------------------------

@@ -10,9 +10,9 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
-from feebcore.config import NoOptions, PartConfig, StageConfig
+from feebcore.config import AlgorithmConfig, DataOrderConfig, LogitsProcessorConfig, NoOptions, PartConfig, StageConfig
 from feebcore.errors import PluginError
 
 API_VERSION = "1.1"
@@ -40,10 +40,17 @@ class PartSpec(_Common):
     then demands that it fails them.
     """
 
+    options: ClassVar[type[PartConfig]] = PartConfig
+    """What the options of this kind derive from."""
+
     name: str
     config: type[PartConfig] = NoOptions
     build: str | Callable[..., Any] = ""
     breaks: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not issubclass(self.config, self.options):
+            raise PluginError(f"part {self.name}: its options, {self.config.__name__}, must derive from feeb.{self.options.__name__}")
 
     @property
     def full_name(self) -> str:
@@ -105,78 +112,83 @@ class StageSpec(PartSpec):
 
 
 class SourceSpec(PartSpec):
-    """build: `(config) -> Source`: where documents come from."""
+    """build: `(config, context) -> Source`: where documents come from. The context holds nothing."""
 
 
 class FilterSpec(PartSpec):
-    """build: `(config) -> Callable[[polars.LazyFrame], polars.LazyFrame]` on columns text, source, key, num_bytes."""
+    """build: `(config, context) -> Filter`: polars LazyFrame to LazyFrame on columns text, source, key, num_bytes. The context holds
+    nothing."""
 
 
 class TokenizerSpec(PartSpec):
-    """build: `(config) -> TokenizerTrainer` with `train(texts, folder, progress)` and `load(folder) -> Tokenizer`."""
+    """build: `(config, context) -> TokenizerTrainer` with `train(texts, folder, progress)` and `load(folder) -> Tokenizer`. The context
+    holds nothing."""
 
 
 class PackingSpec(PartSpec):
-    """build: `(config, store, seq_len) -> Packing`: documents to training windows."""
+    """build: `(config, context) -> Packing`: documents to training sequences. context: store (a TokenStore), seq_len."""
 
 
+@dataclass(frozen=True)
 class DataOrderSpec(PartSpec):
-    """build: `(config, num_sequences, seed) -> Order`: which window each sample index gets; stateless. A factory that names
-    a fourth argument `context` is given an DataOrderContext (feebcore/protocols.py)."""
+    """build: `(config, context) -> DataOrder`: which sequence each sample index gets; stateless. context: num_sequences, seed,
+    batch_size, total_steps (0: not known), packing and store (None in a check by itself), and, where the options say `by_source`,
+    sources."""
+
+    options: ClassVar[type[PartConfig]] = DataOrderConfig
+    config: type[PartConfig] = DataOrderConfig
 
 
 class ArchitectureSpec(PartSpec):
-    """build: `(config, vocab_size, seq_len) -> LanguageModel` (torch module)."""
+    """build: `(config, context) -> LanguageModel` (torch module); context: vocab_size, seq_len."""
 
 
 class AttentionSpec(PartSpec):
-    """build: `(config, block) -> nn.Module`; block: BlockShape. Called `(x [B,T,C], context) -> [B,T,C]`."""
+    """build: `(config, context) -> AttentionPart` (feebcore/model/parts.py): token mixing, called `(x [B,T,C], context) -> [B,T,C]`.
+    BuildContext: d_model, num_heads, head_dim, seq_len, vocab_size, layer of num_layers, position, make_norm(dim)."""
 
 
 class FeedforwardSpec(PartSpec):
-    """build: `(config, block) -> nn.Module`. Called `(x [B,T,C]) -> [B,T,C]`, or, where the module says
-    `takes_context = True`, `(x, context)`: for auxiliary losses and what layers share."""
+    """build: `(config, context) -> FeedforwardPart`: channel mixing, called `(x [B,T,C], context) -> [B,T,C]`. BuildContext: as of an
+    attention."""
 
 
 class NormSpec(PartSpec):
-    """build: `(config, dim) -> nn.Module`. Called `(x [...,C]) -> [...,C]`."""
+    """build: `(config, context) -> nn.Module`, called `(x [...,C]) -> [...,C]`. BuildContext: d_model, the width C."""
 
 
 class PositionSpec(PartSpec):
-    """build: `(config, block) -> Position`: may add to embeddings and may rotate queries and keys."""
+    """build: `(config, context) -> Position`: position encoding: added to the embedding, applied to queries and keys, or a bias on scores.
+    BuildContext: d_model, num_heads, head_dim, seq_len."""
 
 
 class BlockSpec(PartSpec):
-    """build: `(config, make_attention, make_feedforward, make_norm) -> nn.Module`: one residual block.
-    Called `(stream [B,T,C], context) -> [B,T,C]`; it makes as many instances as it needs, and calls them
-    `attention(x, context)` and `feedforward(x, context)`. A factory that names an argument `block` gets the BlockShape.
-    One that carries more than the stream between blocks has `expand_streams(stream)` and `reduce_streams(stream)`."""
+    """build: `(config, context) -> BlockPart`: one residual block, called `(stream [B,T,C], context) -> [B,T,C]`. BuildContext: as of an
+    attention, dropout, and make_attention(), make_feedforward(), make_norm(dim=d_model), as many times as it needs."""
 
 
 class StackSpec(PartSpec):
-    """build: `(config, num_layers, make_block) -> nn.Module`: how blocks are stacked (separate, looped). `make_block(layer)`
-    makes one. An argument named `block` gets the BlockShape of layer 0. Called `(stream, context)`, it returns the stream after
-    every layer, `num_streams` of them."""
+    """build: `(config, context) -> StackPart`: how blocks are stacked; `(stream, context)` to the streams after every layer and the context
+    after the last. BuildContext: make_block(layer), num_layers, d_model, vocab_size, seq_len."""
 
 
 class EmbeddingSpec(PartSpec):
-    """build: `(config, vocab_size, d_model) -> nn.Module`. Called `(tokens [B,T]) -> [B,T,C]`, or, where the module
-    says `takes_context = True`, `(tokens, context)`. An argument named `block` gets the BlockShape of layer 0."""
+    """build: `(config, context) -> EmbeddingPart`: token embedding, called `(tokens [B,T], context) -> [B,T,C]`. BuildContext: vocab_size,
+    d_model, seq_len, make_norm(dim=d_model)."""
 
 
 class LMHeadSpec(PartSpec):
-    """build: `(config, vocab_size, d_model, embedding) -> nn.Module`. Called `(hidden [...,C]) -> [...,V]`. Arguments named
-    `block` and `make_block` get the BlockShape of layer 0 and the maker of residual blocks."""
+    """build: `(config, context) -> LMHeadPart`: output head, called `(hidden [...,C]) -> [...,V]`. BuildContext: vocab_size, d_model,
+    embedding (the model's), make_block(layer), make_norm(dim=d_model)."""
 
 
 class InitializationSpec(PartSpec):
-    """build: `(config) -> Callable[[nn.Module, int], None]`: initializes a model of so many layers in place. Modules with
-    weights that are no nn.Linear or nn.Embedding have `init_weights(std, residual_std)` and fill them themselves."""
+    """build: `(config, context) -> Callable[[nn.Module, int], None]`: initializes a model of so many layers in place. Modules with their
+    own `init_weights(std, residual_std)` (ModelPart in feebcore/model/counting.py) fill themselves: `draws_own_weights` tells them."""
 
 
 class ObjectiveSpec(PartSpec):
-    """build: `(config) -> Objective`: what is minimized; `(model, batch) -> ObjectiveOutput`. One that runs more than the model and
-    its head once has `extra_flops(model, length) -> (trained, frozen)`."""
+    """build: `(config, context) -> Objective` (feebcore/protocols.py): what is minimized, called `(model, batch) -> ObjectiveOutput`."""
 
 
 class OptimizerSpec(PartSpec):
@@ -197,36 +209,48 @@ class CallbackSpec(PartSpec):
     """build: `(config, context) -> Callback` (feebcore.train.callbacks): a probe or logger in the training loop."""
 
 
+@dataclass(frozen=True)
 class LogitsProcessorSpec(PartSpec):
-    """build: `(config) -> Callable[[logits [B,V] fp32], logits [B,V]]`: removed tokens become -inf."""
+    """build: `(config, context) -> LogitsProcessor`: logits [B,V] fp32 to logits [B,V], row by row; removed tokens become -inf. The
+    context holds nothing."""
+
+    options: ClassVar[type[PartConfig]] = LogitsProcessorConfig
+    config: type[PartConfig] = LogitsProcessorConfig
 
 
 class SamplerSpec(PartSpec):
-    """build: `(config) -> Decoder`: `(logits [B,V] fp32, generator) -> tokens [B]`, after the processors."""
+    """build: `(config, context) -> Sampler`: `(logits [B,V] fp32, random: PerRowRNG) -> tokens [B]`, after the logits processors. The
+    context holds nothing."""
 
 
+@dataclass(frozen=True)
 class AlgorithmSpec(PartSpec):
-    """build: `(config) -> Algorithm` (feebcore.rl): advantage, policy loss and, where it has one, critic loss."""
+    """build: `(config, context) -> Algorithm` (feebcore/rl/rollouts.py): advantages, policy loss and, where it has one, critic loss. The
+    context holds nothing."""
+
+    options: ClassVar[type[PartConfig]] = AlgorithmConfig
+    config: type[PartConfig] = AlgorithmConfig
 
 
 class TaskSpec(PartSpec):
-    """build: `(config) -> Task`: prompts, verifiable reward, split by instance hash."""
+    """build: `(config, context) -> Task`: problems with a verifiable reward; they are split by the hash of their key. The context holds
+    nothing."""
 
 
 @dataclass(frozen=True)
 class BenchmarkSpec(PartSpec):
-    """build: `(config) -> Benchmark`: `run(subject: Subject) -> dict[str, JSON]`. needs: kinds of input beyond the model, as
+    """build: `(config, context) -> Benchmark`: `run(target: EvaluatedModel) -> dict[str, JSON]`. needs: kinds of input beyond the model, as
     ("tokens",) for one that reads `subject.store`, the validation split."""
 
     needs: tuple[str, ...] = ()
 
 
 class PlannerSpec(PartSpec):
-    """build: `(config) -> Planner`: which sweep cells to run."""
+    """build: `(config, context) -> Planner`: which sweep cells to run."""
 
 
 class LawSpec(PartSpec):
-    """build: `(config) -> Law`: a functional form with `fit(points)` and `predict(fit, N, D)`."""
+    """build: `(config, context) -> Law`: a functional form with `fit(points)` and `predict(fit, N, D)`."""
 
 
 class ImporterSpec(PartSpec):

@@ -45,7 +45,16 @@ def test_variant_trains_and_learns_a_batch(family, variant, recipe, tmp_path) ->
     data = recipe.stages["pretrain"].section.model_dump(mode="json", include=set(TrainSection.model_fields))
     layers = min(SMALL["num_layers"], data["architecture"]["num_layers"])
     data["architecture"] |= SMALL | {"num_layers": layers}
-    changes = {"seq_len": T, "batch_size": ROWS, "max_steps": STEPS, "callbacks": ["metrics"], "compile": "off", "threads": 1, "log_every": 1, "validation_every": 0}
+    changes = {
+        "seq_len": T,
+        "batch_size": ROWS,
+        "max_steps": STEPS,
+        "callbacks": ["metrics"],
+        "compile": "off",
+        "threads": 1,
+        "log_every": 1,
+        "validation_every": 0,
+    }
     section = TrainSection.model_validate(data | changes | {"schedule": "constant", "precision": "fp32", "prefetch": 0}, context={"registry": recipe.registry})
     out = StageOutput(tmp_path)
     with use_registry(recipe.registry):

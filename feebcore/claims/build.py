@@ -129,7 +129,7 @@ def _variant(variant: str, seeds: Sequence[int], by_place: Mapping[tuple[str, in
 def _curve(finished: Sequence[Artifact]) -> list[list[float]]:
     """[step, nats of the next token in the batches since the last row, mean over runs], where every run has a number."""
     logs = [[row for row in read_jsonl(a.path / LOG) if row.get("split") == "train"] for a in finished]
-    nats = [{row["step"]: value for row in log if (value := row.get("nats", row["loss"])) is not None} for log in logs]
+    nats = [{row["step"]: value for row in log if (value := row.get("nll", row["loss"])) is not None} for log in logs]
     common = sorted(set.intersection(*map(set, nats))) if nats else []
     return [[step, plain.fmean(run[step] for run in nats)] for step in common]
 

@@ -1,6 +1,6 @@
-"""How tokens of one zarr array are reached: mapped from local files, or decoded by zarr and kept in a cache.
+"""Access to the tokens of one zarr array: mapped from local files, or decoded by zarr and kept in a cache.
 
-Both give *pieces*: a piece is a stretch of the array that lies in memory as one array, so that a sequence inside a piece
+Both give *pieces*: a piece is a stretch of the array that lies in memory as one array, so that a row inside a piece
 is a view or one copy. Mapped pieces are runs of chunks that follow each other in a shard file, usually whole shards.
 """
 
@@ -66,13 +66,13 @@ def read_pieces(pieces: Pieces, start: int, stop: int, dtype: np.dtype) -> np.nd
     """Tokens start..stop-1: a read-only view where they lie in one piece, else a copy."""
     if stop <= start:
         return np.empty(0, dtype)
-    found = []
+    parts = []
     while True:
         begin, tokens = pieces.piece(start)
-        found.append(tokens[start - begin : stop - begin])
+        parts.append(tokens[start - begin : stop - begin])
         start = begin + len(tokens)
         if start >= stop:
-            return found[0] if len(found) == 1 else np.concatenate(found)
+            return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 class MappedChunks:
@@ -105,7 +105,7 @@ class MappedChunks:
         return int(self._begins[number]), self._arrays[number]
 
     def fill(self, out: np.ndarray, starts: np.ndarray) -> None:
-        """Many rows of one piece are taken by one indexing of its overlapping sequences, few (under ROWS_WORTH_INDEXING a
+        """Many rows of one piece are taken by one indexing of its overlapping rows, few (under ROWS_WORTH_INDEXING a
         piece) one by one, whichever is faster."""
         length = out.shape[1]
         piece_B = self._begins.searchsorted(starts, side="right") - 1
@@ -145,8 +145,8 @@ class DecodedChunks:
     def fill(self, out: np.ndarray, starts: np.ndarray) -> None:
         """Rows by place, so that each chunk is decoded once however small the cache; the chunks are decoded by several threads."""
         length, size = out.shape[1], self._metadata.chunk_tokens
-        wanted = np.unique(np.concatenate([starts // size, (starts + length - 1) // size]))[: self._capacity].tolist()
-        missing = [n for n in wanted if n not in self._cache]
+        needed = np.unique(np.concatenate([starts // size, (starts + length - 1) // size]))[: self._capacity].tolist()
+        missing = [n for n in needed if n not in self._cache]
         if len(missing) > 1:
             with ThreadPoolExecutor(min(FETCH_THREADS, len(missing)), thread_name_prefix="chunks") as threads:
                 list(threads.map(self._chunk, missing))
@@ -163,9 +163,9 @@ class DecodedChunks:
         if self._process != os.getpid():
             self._begin()
         with self._lock:
-            if (found := self._cache.get(number)) is not None:
+            if (cached := self._cache.get(number)) is not None:
                 self._cache.move_to_end(number)
-                return found
+                return cached
         begin = number * self._metadata.chunk_tokens
         try:
             decoded = np.asarray(self._array[begin : begin + self._metadata.chunk_tokens], dtype=self._metadata.dtype)

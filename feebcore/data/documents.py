@@ -118,7 +118,7 @@ def write_documents(
     in_order = _in_order(names)
     batches = read_batches(filtered, ["text", "source", "key"]) if in_order else _sorted_batches(filtered, names, work)
     digest, done = hashlib.sha256(), 0
-    kept: list[pl.DataFrame] = []
+    without_text: list[pl.DataFrame] = []
     files: list[Path] = []
     for batch in batches:
         encoded = [text.encode() for text in batch["text"]]
@@ -130,13 +130,13 @@ def write_documents(
                 ["validation" if s in validation_sources else split_of(h, split_modulus) for h, s in zip(hashes, batch["source"], strict=True)], dtype=pl.String
             ),
         ).select(COLUMNS)
-        kept.append(frame.drop("text"))
-        digest.update("".join(f"{row}\n" for row in kept[-1].iter_rows()).encode())
+        without_text.append(frame.drop("text"))
+        digest.update("".join(f"{row}\n" for row in without_text[-1].iter_rows()).encode())
         files.append(work / f"final-{len(files):06}.parquet")
         write_parquet(frame.lazy(), files[-1])
         done += batch.height
         tick(done / names.height)
-    table = pl.concat(kept)
+    table = pl.concat(without_text)
     rows = rows_per_group(table.height, int(table["num_bytes"].sum()))
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     write_parquet(pl.scan_parquet(files), temporary, compression="zstd", row_group_size=rows)

@@ -217,14 +217,14 @@ def _mismatch(item: Item, path: Path) -> str:
     size = path.stat().st_size
     if item.size is not None and size != item.size:
         return f"it has {size} bytes, {item.size} were announced"
-    for kind, wanted, prefix in (("sha256", item.sha256, b""), ("sha1", item.git_sha1, f"blob {size}\0".encode())):
-        if wanted:
+    for kind, expected, prefix in (("sha256", item.sha256, b""), ("sha1", item.git_sha1, f"blob {size}\0".encode())):
+        if expected:
             digest = hashlib.new(kind, prefix)
             with open(path, "rb") as stream:
                 while block := stream.read(1 << 20):
                     digest.update(block)
-            if digest.hexdigest() != wanted:
-                return f"its {kind} is {digest.hexdigest()}, {wanted} was expected"
+            if digest.hexdigest() != expected:
+                return f"its {kind} is {digest.hexdigest()}, {expected} was expected"
     return ""
 
 

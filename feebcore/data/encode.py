@@ -21,7 +21,6 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -37,7 +36,15 @@ BATCH_BYTES = 4 << 20  # of text, a unit of work
 TASK_BYTES = 32 << 20  # the same on a task runner, where a unit costs some hundredths of a second
 SKIPPED_WEIGHT = 8  # text that is read but belongs to the other split counts one eighth
 
-_loaded = threading.local()
+
+class _Loaded(threading.local):
+    """The tokenizer that a thread uses, by its folder: not every part can be shared between threads."""
+
+    def __init__(self) -> None:
+        self.tokenizers: dict[str, Tokenizer] = {}
+
+
+_loaded = _Loaded()
 
 
 @dataclass(frozen=True)
@@ -73,10 +80,6 @@ class Encoder:
         """Bytes of text that make one unit of work."""
         return BATCH_BYTES if self._fan_out == "none" else TASK_BYTES
 
-    def prove(self, texts: Sequence[str]) -> dict[str, Any]:
-        """Let a tokenizer that has several ways to encode prove the fast one on `texts`; what it decided, {} if it has one way."""
-        return self.tokenizer.choose_encoder(texts) if hasattr(self.tokenizer, "choose_encoder") else {}
-
     def encode(self, documents: Path, split: str, ranges: Iterable[tuple[int, int]]) -> Iterator[EncodedRows]:
         """The split's documents in each (first row, number of rows), in the order given."""
         submit = self._submitter()
@@ -106,14 +109,13 @@ class Encoder:
         cores = min(MAX_WORKERS, len(os.sched_getaffinity(0)))
         if self._fan_out != "none":
             return cores
-        return 1 if corpus_bytes <= SMALL_CORPUS or getattr(self.tokenizer, "encodes_in_threads", False) else cores
+        return 1 if corpus_bytes <= SMALL_CORPUS or self.tokenizer.encodes_in_threads else cores
 
     def _submitter(self) -> Callable[[str, str, int, int], Pending]:
-        """How one unit is given away."""
-        chosen = getattr(self.tokenizer, "encoder", "")
+        """The function that submits one unit of work."""
         if self._fan_out != "none":
             runner = self._open.enter_context(open_runner(self._fan_out, self._workers, self._address, "shard.fan_out"))
-            elsewhere = (str(self.folder.absolute()), chosen, self._fan_out != "threads")
+            elsewhere = (str(self.folder.absolute()), self._fan_out != "threads")
             return lambda *rows: runner.submit(encode_rows_elsewhere, *elsewhere, *rows)
         if self._workers > 1:
             import multiprocessing
@@ -121,7 +123,7 @@ class Encoder:
             spawn = multiprocessing.get_context("spawn")
             pool = self._pool = ProcessPoolExecutor(self._workers, mp_context=spawn, initializer=_start_worker, initargs=(os.getpid(),))
             folder = str(self.folder)
-            return lambda *rows: pool.submit(encode_rows_elsewhere, folder, chosen, True, *rows)
+            return lambda *rows: pool.submit(encode_rows_elsewhere, folder, True, *rows)
         ahead = self._pool = ThreadPoolExecutor(1, thread_name_prefix="encode")  # the next unit, while the last is written
         return lambda *rows: ahead.submit(encode_rows, self.tokenizer, *rows)
 
@@ -135,17 +137,13 @@ def encode_rows(tokenizer: Tokenizer, documents: str, split: str, first: int, co
     return EncodedRows(first, count, ids, lengths, int(frame["num_bytes"].sum()))
 
 
-def encode_rows_elsewhere(folder: str, encoder: str, alone: bool, documents: str, split: str, first: int, count: int) -> EncodedRows:
-    """One unit of work where the tokenizer may not be loaded yet. encoder: the way to encode that was chosen for all; alone:
-    this process is one of several, so it uses one core."""
+def encode_rows_elsewhere(folder: str, alone: bool, documents: str, split: str, first: int, count: int) -> EncodedRows:
+    """One unit of work where the tokenizer may not be loaded yet. alone: this process is one of several, so it uses one core."""
     if alone:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    if getattr(_loaded, "key", None) != (folder, encoder):  # a tokenizer a thread: not every part can be shared
-        _loaded.tokenizer = load_tokenizer(folder)
-        if encoder:
-            _loaded.tokenizer.encoder = encoder
-        _loaded.key = (folder, encoder)
-    return encode_rows(_loaded.tokenizer, documents, split, first, count)
+    if folder not in _loaded.tokenizers:
+        _loaded.tokenizers = {folder: load_tokenizer(folder)}
+    return encode_rows(_loaded.tokenizers[folder], documents, split, first, count)
 
 
 def framed(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

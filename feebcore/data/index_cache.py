@@ -1,4 +1,4 @@
-"""Arrays that are made once from a token store (a packing, a difficulty of each sequence) and kept beside it.
+"""Arrays that are made once from a token store (a packing, a difficulty of each sequence) and saved beside it.
 
 `<folder of tokens.zarr>/index/<name>-<digest>/` holds one .npy file an array and `index.json` with what they were made
 from and their SHA-256. A folder appears whole or not at all, so ranks may make it at the same time. An index that is
@@ -32,8 +32,8 @@ def saved_index(store: TokenStore, name: str, key: Mapping[str, Any], make: Call
         return make()
     made_from = {"tokens": store.tokens_sha256, "split": store.split, "documents": store.num_documents, **key}
     folder = Path(store.path).parent / "index" / f"{name}-{digest_of(made_from)[:16]}"
-    if (found := _load(folder)) is not None:
-        return found
+    if (saved := _load(folder)) is not None:
+        return saved
     arrays = make()
     with contextlib.suppress(OSError):  # read-only or full: the index is only made again
         _save(folder, made_from, arrays)

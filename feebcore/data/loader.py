@@ -1,7 +1,7 @@
 """Token store to batches: stateless in the step, so that resuming is exact and costs nothing.
 
-Sample i of a run is slot i % batch_size of step i // batch_size. The order part says which sequence a sample index
-means, the packing part what a sequence holds; ranks take the slots rank::world. The global stream of batches is
+Sample i of a run is slot i % batch_size of step i // batch_size. The data order says which sequence a sample gets,
+the packing what a sequence holds; ranks take the slots rank::world. The global stream of batches is
 therefore the same for any number of ranks or micro-batches.
 """
 
@@ -12,37 +12,35 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from feebcore.config import DataOrderConfig
 from feebcore.data.prefetch import Prefetch
 from feebcore.data.views import source_views
 from feebcore.errors import DataError
 from feebcore.parts import Part
-from feebcore.protocols import Batch, DataOrder, DataOrderContext, PackedSequences, Packing
+from feebcore.protocols import Batch, BuildContext, DataOrder, PackedSequences, Packing
 
 if TYPE_CHECKING:
     from feebcore.data.store import TokenStore
 
 SAMPLES_ORDERED_AT_ONCE = 2048
 
-__all__ = ["BatchSource", "Prefetch", "build_order", "make_batches"]
+__all__ = ["BatchSource", "Prefetch", "make_batches"]
 
 
 def make_batches(store: TokenStore, packing: Part, data_order: Part, batch_size: int, seq_len: int, seed: int, max_steps: int = 0) -> BatchSource:
-    """Build the packing and order parts over `store` and join them. max_steps: of the run; orders that change on the way
+    """Build the packing and the data order over `store` and join them. max_steps: of the run; data orders that change on the way
     need it. Raises DataError when the text is shorter than a sequence."""
-    sequences: Packing
+    assert isinstance(data_order.config, DataOrderConfig)
+    context = BuildContext(store=store, seq_len=seq_len, batch_size=batch_size, seed=seed, total_steps=max_steps)
     sources: dict[str, range] = {}
-    if getattr(data_order.config, "by_source", False):
-        sequences = PackedBySource(store, packing, seq_len)
-        sources = sequences.sources
+    packed: Packing
+    if data_order.config.by_source:
+        packed = PackedBySource(store, packing, seq_len)
+        sources = packed.sources
     else:
-        sequences = packing.build(store, seq_len)
-    context = DataOrderContext(sequences.num_sequences, batch_size, max_steps, sequences, store, sources)
-    return BatchSource(store, sequences, build_order(data_order, seed, context), batch_size, seq_len)
-
-
-def build_order(order: Part, seed: int, context: DataOrderContext) -> DataOrder:
-    """The order part over the sequences of `context`, which its factory is given when it asks for it."""
-    return order.build_with(context.num_sequences, seed, context=context)
+        packed = packing.build(context)
+    order = data_order.build(context, packing=packed, num_sequences=packed.num_sequences, sources=sources)
+    return BatchSource(store, packed, order, batch_size, seq_len)
 
 
 @dataclass(frozen=True)
@@ -69,10 +67,9 @@ class BatchSource:
         """What a run of so many steps reads, for its metrics: sequences of an epoch, how often they are seen (`epochs`, and
         by source in `epochs_by_source` where the order tells), and what the packing says of padding and waste."""
         samples = max_steps * self.batch_size
-        found: dict[str, Any] = {"sequences": self.num_sequences, "epochs": samples / self.num_sequences}
-        if hasattr(self.data_order, "epochs"):
-            found["epochs_by_source"] = self.data_order.epochs(samples)
-        return found | dict(getattr(self.packing, "statistics", {}))
+        by_source = self.data_order.epochs(samples)
+        counts: dict[str, Any] = {"sequences": self.num_sequences, "epochs": samples / self.num_sequences}
+        return counts | ({"epochs_by_source": by_source} if by_source else {}) | self.packing.statistics
 
     def batch(self, step: int, rank: int = 0, world: int = 1) -> Batch:
         """This rank's rows of one step: tokens, targets int64 [B / world, T], and what the packing adds."""
@@ -90,17 +87,17 @@ class BatchSource:
         """Sequences int64 [batch_size] of a step. The order is asked for many steps at once: a call costs 0.7 ms, a sample 1 us."""
         steps = max(1, SAMPLES_ORDERED_AT_ONCE // self.batch_size)
         block, number = divmod(step, steps)
-        found = self._ordered.get(block)
-        if found is None:
+        ordered = self._ordered.get(block)
+        if ordered is None:
             begin = block * steps * self.batch_size
-            found = self.data_order(np.arange(begin, begin + steps * self.batch_size, dtype=np.int64)).reshape(steps, self.batch_size)
+            ordered = self.data_order(np.arange(begin, begin + steps * self.batch_size, dtype=np.int64)).reshape(steps, self.batch_size)
             if len(self._ordered) >= 4:
                 self._ordered.clear()
-            self._ordered[block] = found
-        return found[number]
+            self._ordered[block] = ordered
+        return ordered[number]
 
 
-class PackedBySource:
+class PackedBySource(Packing):
     """A packing over each source by itself; sequences are numbered source after source. `sources`: the sequences of each."""
 
     def __init__(self, store: TokenStore, packing: Part, seq_len: int) -> None:
@@ -108,7 +105,7 @@ class PackedBySource:
         self.sources: dict[str, range] = {}
         for name, view in source_views(store).items():
             try:
-                part = packing.build(view, seq_len)
+                part = packing.build(BuildContext(store=view, seq_len=seq_len))
             except DataError as error:
                 raise DataError(f"source {name!r}: {error}") from error
             begin = sum(p.num_sequences for p in self._parts)
@@ -121,19 +118,19 @@ class PackedBySource:
         """As of the packing; rows of several sources are made source by source."""
         indices = np.asarray(indices, dtype=np.int64)
         owner_B = self._begins.searchsorted(indices, side="right") - 1
-        found: PackedSequences | None = None
+        joined: PackedSequences | None = None
         for number in np.unique(owner_B).tolist():
             rows = np.flatnonzero(owner_B == number)
             packed = self._parts[number].sequences(indices[rows] - self._begins[number])
-            if found is None:
+            if joined is None:
                 fields = {k: None if v is None else np.empty((len(indices), v.shape[1]), v.dtype) for k, v in vars(packed).items()}
-                found = replace(packed, **fields)  # type: ignore[arg-type]
+                joined = replace(packed, **fields)  # type: ignore[arg-type]
             for key, value in vars(packed).items():
                 if value is not None:
-                    getattr(found, key)[rows] = value
-        return self._parts[0].sequences(indices) if found is None else found
+                    getattr(joined, key)[rows] = value
+        return self._parts[0].sequences(indices) if joined is None else joined
 
     @property
     def statistics(self) -> dict[str, Any]:
         """By source."""
-        return {name: dict(getattr(part, "statistics", {})) for name, part in zip(self.sources, self._parts, strict=True)}
+        return {name: part.statistics for name, part in zip(self.sources, self._parts, strict=True)}

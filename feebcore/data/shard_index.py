@@ -41,7 +41,7 @@ def read_shard_index(path: Path, num_chunks: int) -> ShardIndex:
         raise ArtifactError(f"shard {path} is truncated or altered (its index does not match its checksum); {REBUILD}")
     pairs = np.frombuffer(data, dtype="<u8", count=2 * num_chunks).reshape(num_chunks, 2)
     missing = pairs[:, 0] == MISSING
-    found = np.where(missing[:, None], np.uint64(0), pairs).astype(np.int64)
-    if (found.sum(axis=1) > file_size - length).any():
+    spans = np.where(missing[:, None], np.uint64(0), pairs).astype(np.int64)
+    if (spans.sum(axis=1) > file_size - length).any():
         raise ArtifactError(f"shard {path} is truncated ({file_size} bytes are fewer than its index says); {REBUILD}")
-    return ShardIndex(np.where(missing, -1, found[:, 0]), np.where(missing, -1, found[:, 1]))
+    return ShardIndex(np.where(missing, -1, spans[:, 0]), np.where(missing, -1, spans[:, 1]))

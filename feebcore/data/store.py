@@ -1,8 +1,8 @@
 """Tokens of one split, read from a zarr v3 group at memory-map speed.
 
 Layout: group `<split>` with arrays `tokens` (uint16 when ids fit, else uint32; sharded), `doc_offsets` int64 [N + 1],
-`doc_bytes` int64 [N] (UTF-8 bytes of each document's text), `doc_source` uint16 [N]; attributes vocab_size, bos_id,
-eos_id, sources, tokens_sha256. A document is BOS + ids + EOS.
+`doc_bytes` int64 [N] (UTF-8 bytes of each document's text), `doc_source` uint16 [N]; attributes format, vocab_size,
+bos_id, eos_id, sources, tokens_sha256. A document is BOS + ids + EOS.
 
 Two read paths return the same tokens (feebcore/data/chunks.py). Uncompressed local shards are mapped, each chunk found
 through its shard's index. Everything else, compressed or at an address (http://, s3://, memory://, whatever fsspec knows),
@@ -25,6 +25,9 @@ from feebcore.errors import ArtifactError
 from feebcore.files import read_json
 
 __all__ = ["TokenStore", "Tokens", "block_hash"]
+
+FORMAT = 2
+"""Of the layout. 1 had a split `val` and no number."""
 
 VERIFY_BYTES = 256 << 20  # a split up to this size is hashed when it is opened (0.2 s at most on a local disk)
 
@@ -56,6 +59,8 @@ class TokenStore:
         if is_address(path):
             return _open_address(cls, str(path).rstrip("/"), split, verify, ledger)
         group = Path(path) / split
+        if split == "validation" and not group.exists() and (Path(path) / "val").exists():
+            raise ArtifactError(_other_format(str(path), 1))
         if not (group / "zarr.json").is_file():
             raise ArtifactError(f"{path} has no split {split!r}; {REBUILD}")
         attributes = read_json(group / "zarr.json").get("attributes", {})
@@ -169,6 +174,12 @@ def _open_array(path: str, name: str) -> Any:
 def _require_whole(attributes: dict[str, Any], group: str) -> None:
     if "tokens_sha256" not in attributes:
         raise ArtifactError(f"{group} is unfinished; run its recipe again to continue it")
+    if (number := attributes.get("format", 1)) != FORMAT:
+        raise ArtifactError(_other_format(group, number))
+
+
+def _other_format(path: str, number: int) -> str:
+    return f"{path} is a token store of format {number}, this version reads format {FORMAT}; run stage shard again"
 
 
 def _open_address(cls: type[TokenStore], address: str, split: str, verify: bool | None, ledger: Path | None) -> TokenStore:

@@ -19,19 +19,19 @@ from typing import Any
 import numpy as np
 
 from feebcore.data.shard_index import read_shard_index
-from feebcore.data.store import block_hash
+from feebcore.data.store import FORMAT, block_hash
 from feebcore.errors import ArtifactError, DataError
 from feebcore.files import read_jsonl, sync_folder
 
 CHUNK_TOKENS = 256 * 1024
 MIN_SHARD, MAX_SHARD = 2**20, 2**26
-NUM_SHARDS_WANTED = 8
+TARGET_SHARDS = 8
 
 
 def default_shard_tokens(num_bytes: int) -> int:
     """Tokens per shard for a corpus of `num_bytes` of text: a power of two from 1 to 64 Mi, about eight shards."""
-    wanted = max(1, num_bytes // (3 * NUM_SHARDS_WANTED))
-    return min(MAX_SHARD, max(MIN_SHARD, 1 << (wanted - 1).bit_length()))
+    tokens = max(1, num_bytes // (3 * TARGET_SHARDS))
+    return min(MAX_SHARD, max(MIN_SHARD, 1 << (tokens - 1).bit_length()))
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -125,6 +125,7 @@ class SplitWriter:
             group.create_array(name, data=values, chunks=(max(1, min(len(values), 2**20)),), overwrite=True)
         group.attrs.update(
             {
+                "format": FORMAT,
                 "vocab_size": self.vocab_size,
                 "bos_id": self.bos_id,
                 "eos_id": self.eos_id,

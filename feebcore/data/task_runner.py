@@ -1,7 +1,7 @@
-"""Work given to somebody else's workers: an orchestrator offers task runners, a stage opens one.
+"""Work on an orchestrator's workers: the orchestrator offers task runners, a stage opens one.
 
 The engine knows no orchestrator. Whoever runs stages may offer a way to open task runners (`offering`, around the call); a
-stage that was told to fan out opens one by kind (`open_runner`). The runner only computes: what is written, and in which
+stage that fans out opens one by kind (`open_runner`). The runner only computes: what is written, and in which
 order, stays with the stage, so its ledger and its result are those of a run without fan-out.
 """
 

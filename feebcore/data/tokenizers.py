@@ -31,4 +31,4 @@ def load_tokenizer(folder: Path | str, registry: Registry | None = None) -> Toke
         registry = get_registry((file,) if file and file.is_file() else ())
     spec = registry.resolve("tokenizers", saved["name"])
     config = spec.config.model_validate(saved["config"], context={"registry": registry})
-    return spec.load()(config).load(folder)
+    return Part("tokenizers", spec, config).build().load(folder)

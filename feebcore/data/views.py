@@ -62,13 +62,13 @@ def source_views(store: TokenStore) -> dict[str, StoreView]:
     codes = store.doc_source
     begins = np.flatnonzero(np.diff(codes, prepend=-1)) if len(codes) else np.empty(0, dtype=np.int64)
     stops = [*begins[1:].tolist(), len(codes)]
-    found: dict[str, StoreView] = {}
+    views: dict[str, StoreView] = {}
     for begin, stop in zip(begins.tolist(), stops, strict=True) if len(codes) else ():
         name = store.sources[int(codes[begin])]
-        if name in found:
+        if name in views:
             raise DataError(f"documents of source {name!r} do not lie together in {store.path}/{store.split}; stage shard sorts them by source")
-        found[name] = StoreView(store, begin, stop)
-    return found
+        views[name] = StoreView(store, begin, stop)
+    return views
 
 
 def source_view(store: TokenStore, name: str) -> StoreView:
@@ -80,7 +80,7 @@ def source_view(store: TokenStore, name: str) -> StoreView:
 
 
 def validation_sets(store: TokenStore) -> dict[str, StoreView]:
-    """The held-out split by source, for scores of their own; empty when it has one source, whose score is the whole split's."""
+    """The validation split by source, for scores of their own; empty when it has one source, whose score is the whole split's."""
     return source_views(store) if len(np.unique(store.doc_source)) > 1 else {}
 
 
@@ -91,5 +91,4 @@ def scores_by_source(store: TokenStore, scores: Any, chosen: np.ndarray | None =
     present = np.unique(codes).tolist()
     if len(present) < 2:
         return {}
-    kind = type(scores)
-    return {store.sources[c]: kind(*(getattr(scores, n)[codes == c] for n in ("nats", "bytes", "tokens"))).total() for c in present}
+    return {store.sources[code]: scores.where(codes == code).total() for code in present}

@@ -1,22 +1,10 @@
-"""What a benchmark is given and what it answers. Importing this loads no torch.
-
-    class Benchmark:
-        title = "Held-out text"      # a few words for tables and figures
-        better = "lower"             # or "higher": which direction is progress
-        percent = False              # True where values are shares, to be shown in per cent
-
-        def run(self, target: EvaluatedModel) -> dict: ...
-
-`run` returns `{metric: {value, low, high, n}, …}` (feebcore.evaluate.intervals.dump makes one), the headline metric
-first; plain numbers and texts beside them are details. The key `samples`, a list of `{prompt, text, …}`, is taken out
-and kept in samples.json.
-"""
+"""What a benchmark is given and what it returns. Importing this loads no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from feebcore.protocols import LanguageModel, ProgressFn, Tokenizer
 
@@ -40,12 +28,18 @@ class EvaluatedModel:
     progress: ProgressFn = lambda done, total: None
 
 
-class Benchmark(Protocol):
-    title: str
-    better: str
-    percent: bool
+class Benchmark:
+    """A measurement of a model. title: a few words for tables and figures; empty: the part's name. better: 'higher' or 'lower',
+    which direction is progress. percent: values are shares, shown in per cent."""
 
-    def run(self, target: EvaluatedModel) -> dict[str, Any]: ...
+    title: str = ""
+    better: str = "higher"
+    percent: bool = False
+
+    def run(self, target: EvaluatedModel) -> dict[str, Any]:
+        """`{metric: {value, low, high, n}, …}` (`dump` of feebcore/evaluate/intervals.py makes one), the headline metric first; plain
+        numbers and texts beside them are details. The key `samples`, a list of `{prompt, text, …}`, goes to samples.json."""
+        raise NotImplementedError
 
 
 def headline(result: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:

@@ -49,12 +49,12 @@ def bootstrap(
     if n == 0 or bottom.sum() == 0:
         return Interval(float("nan"), float("nan"), float("nan"), n)
     rng = np.random.default_rng(seed)
-    found: list[np.ndarray] = []
+    ratios: list[np.ndarray] = []
     block = max(1, (1 << 22) // n)  # resamples whose draws are held at once
-    while (left := resamples - sum(map(len, found))) > 0:
+    while (left := resamples - sum(map(len, ratios))) > 0:
         drawn = rng.integers(0, n, size=(min(block, left), n))
-        found.append(top[drawn].sum(1) / np.maximum(bottom[drawn].sum(1), 1e-300))
-    low, high = np.quantile(np.concatenate(found), [0.5 - confidence / 2, 0.5 + confidence / 2])
+        ratios.append(top[drawn].sum(1) / np.maximum(bottom[drawn].sum(1), 1e-300))
+    low, high = np.quantile(np.concatenate(ratios), [0.5 - confidence / 2, 0.5 + confidence / 2])
     return Interval(float(top.sum() / bottom.sum()), float(low), float(high), n)
 
 

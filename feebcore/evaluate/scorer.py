@@ -61,6 +61,10 @@ class DocumentScores:
     bytes: np.ndarray
     tokens: np.ndarray
 
+    def where(self, chosen: np.ndarray) -> DocumentScores:
+        """Of some documents only; chosen bool [N]."""
+        return DocumentScores(self.nats[chosen], self.bytes[chosen], self.tokens[chosen])
+
     def total(self) -> Score:
         return Score(math.fsum(self.nats), int(self.bytes.sum()), int(self.tokens.sum()), len(self.nats))
 
@@ -268,8 +272,8 @@ def _score_batch(model: Any, tokens: torch.Tensor, scored: torch.Tensor, dtype: 
             nats.append(functional.cross_entropy(logits_NV, target_N, reduction="none").double())
             if greedy:
                 hits.append(logits_NV.argmax(-1) == target_N)
-    found = torch.cat(nats).cpu().numpy()
-    return found, torch.cat(hits).cpu().numpy() if greedy else np.zeros(len(found), dtype=bool)
+    total = torch.cat(nats).cpu().numpy()
+    return total, torch.cat(hits).cpu().numpy() if greedy else np.zeros(len(total), dtype=bool)
 
 
 def precision(device: torch.device, dtype: str | torch.dtype | None) -> contextlib.AbstractContextManager[Any]:

@@ -1,1 +1,1 @@
-"""Decoding: `engine.generate` completes batches of prompts; processors and samplers are parts."""
+"""Decoding: `engine.generate` completes batches of prompts; logits processors and samplers are parts."""

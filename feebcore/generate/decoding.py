@@ -19,7 +19,7 @@ LogitsProcessor = Callable[[Tensor], Tensor]
 class PerRowRNG:
     """Uniform numbers by counter: the n-th draw of a row is SplitMix64 of (its seed, n).
 
-    A row's numbers depend on its own seed only, whatever stands beside it in the batch.
+    A row's numbers depend on its own seed only, whatever else is in the batch.
     """
 
     def __init__(self, seeds: np.ndarray, device: torch.device | str = "cpu") -> None:
@@ -62,5 +62,5 @@ def sample(logits: Tensor, random: PerRowRNG) -> Tensor:
 
 
 def greedy(logits: Tensor, random: PerRowRNG) -> Tensor:
-    """The likeliest token of each row; the lowest id among equals."""
+    """Greedy decoding: the most likely token of each row, the lowest id among ties."""
     return logits.argmax(-1)

@@ -56,8 +56,8 @@ def generate(
 ) -> list[Completion]:
     """Complete every prompt (ids, BOS included by the caller) by up to `max_new_tokens` ids.
 
-    processors run in the order given. sampler: default sampling. rows: the number of each prompt's random stream
-    under `seed`, default 0, 1, …; a prompt with the same seed and row draws the same, whatever is beside it.
+    logits_processors run in the order given. sampler: default sampling. rows: the number of each prompt's random stream
+    under `seed`, default 0, 1, …; a prompt with the same seed and row draws the same, whatever else is in the batch.
     device: default the model's. A completion ends early ('length') where the model's context is full.
     Raises DataError for an empty prompt or one that fills the context.
     """

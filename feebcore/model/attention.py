@@ -8,14 +8,11 @@ instead of 146 at 512; uncompiled it needs a half, and a third without gradients
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-
-if TYPE_CHECKING:
-    from torch.nn.attention.flex_attention import BlockMask
 
 LONGEST_EXPLICIT = 512
 
@@ -73,38 +70,6 @@ def _explicit_is_faster(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor) -> bool:
     if k_BGSD.shape[3] != v_BGSD.shape[3]:  # the kernel wants one width, and what stands in for it copies shared keys to each head
         return True
     return q_BHTD.dtype == torch.bfloat16 and k_BGSD.shape[2] <= LONGEST_EXPLICIT and torch.compiler.is_compiling()
-
-
-def document_block_mask(doc_ids_BT: Tensor) -> BlockMask:
-    """Causal within equal document ids, as FlexAttention's mask (arXiv:2412.05496): blocks of 128 x 128 that are seen
-    whole, in part or not at all, so no [B,T,T] is held and blocks between documents cost nothing."""
-    from torch.nn.attention.flex_attention import create_block_mask
-
-    def sees(b: Tensor, h: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        return (t >= s) & (doc_ids_BT[b, t] == doc_ids_BT[b, s])
-
-    B, T = doc_ids_BT.shape
-    return create_block_mask(sees, B, None, T, T, device=doc_ids_BT.device)
-
-
-def window_block_mask(block_mask: Any, window: int) -> BlockMask:
-    """A `document_block_mask` narrowed to the last `window` tokens, each query's own among them."""
-    from torch.nn.attention.flex_attention import and_masks, create_block_mask
-
-    def near(b: Tensor, h: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        return t - s < window
-
-    B, _, T, S = block_mask.shape
-    return create_block_mask(and_masks(block_mask.mask_mod, near), B, None, T, S, device=block_mask.kv_indices.device)
-
-
-def window_mask(mask_BTS: Tensor | None, length: int, num_keys: int, window: int, device: torch.device) -> Tensor:
-    """[B or 1,T,S] bool: `mask_BTS` (None: causal, the last query standing at the last key), and no further back than
-    `window` tokens, each query's own among them."""
-    t = torch.arange(num_keys - length, num_keys, device=device)[:, None]
-    s = torch.arange(num_keys, device=device)
-    near_TS = t - s < window
-    return ((s <= t) & near_TS)[None] if mask_BTS is None else mask_BTS & near_TS
 
 
 def _by_blocks(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, block_mask: Any, logit_softcap: float, bias_HTS: Tensor | None = None) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,9 +10,6 @@ from torch import nn
 from feebcore.model.counting import training_flops
 from feebcore.parts import Part
 from feebcore.protocols import Counts
-
-if TYPE_CHECKING:
-    pass
 
 
 def build_model(architecture: Part, vocab_size: int, seq_len: int, seed: int = 0, device: str | torch.device = "cpu") -> Any:
@@ -22,18 +19,18 @@ def build_model(architecture: Part, vocab_size: int, seq_len: int, seed: int = 0
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model: nn.Module = architecture.build(vocab_size, seq_len)
+        model: nn.Module = architecture.build(vocab_size=vocab_size, seq_len=seq_len)
     return model.to(device)
 
 
 def count_architecture(architecture: Part, vocab_size: int, seq_len: int) -> Counts:
     """Counts of an architecture without allocating its weights."""
     with torch.device("meta"):
-        return architecture.build(vocab_size, seq_len).count()
+        return architecture.build(vocab_size=vocab_size, seq_len=seq_len).count()
 
 
 def count_training(architecture: Part, objective: Any, vocab_size: int, seq_len: int) -> tuple[Counts, float]:
-    """Counts of an architecture, and training FLOPs a token under an objective (built), without allocating its weights."""
+    """Counts of an architecture, and training FLOPs per token under an objective (built), without allocating its weights."""
     with torch.device("meta"):
-        model = architecture.build(vocab_size, seq_len)
+        model = architecture.build(vocab_size=vocab_size, seq_len=seq_len)
     return model.count(), training_flops(model, objective, seq_len)

@@ -1,97 +1,136 @@
-"""What one forward pass knows besides the stream: positions, who may attend to whom, and the key/value cache.
+"""What one forward pass knows besides the stream: positions, masks, the key/value cache, and what blocks share.
 
-Tokens attend to tokens at or before them with the same document id. Padding has id -1 and so attends to padding
-only, which keeps every softmax finite and padding out of every document. With no document ids and no cache there
-is no mask at all: attention is plainly causal.
+A block is given a context of its own (BlockPart.run in feebcore/model/parts.py): what earlier blocks left in `shared` and `losses` goes in,
+and what the block adds comes out as part of its result. So a block that is computed again for its gradient sees what it saw before.
 """
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from feebcore.model.attention import attend, attention_weights, window_block_mask, window_mask
-from feebcore.model.parts import Position
+from feebcore.model.attention import attend, attention_weights
+from feebcore.model.masks import NO_MASKS, Masks, attention_mask, positions_in_documents, window_block_mask, window_mask
+
+if TYPE_CHECKING:
+    from feebcore.model.parts import Position
 
 C = TypeVar("C", bound="Cache")
 
-PADDING = -1
 EMPTY = -2  # the document id of a cache slot that holds nothing yet
 
 
 @dataclass
 class ForwardContext:
-    """Handed to every block layout, attention and feedforward. mask_BTS: True where query t may see key s; None: causal, or, for one
-    query, everything cached. block_mask: the same for FlexAttention, where that is used.
+    """Handed to embedding, stack, blocks, attentions and feedforwards beside the tensor that they work on.
 
-    tokens_BT and start_BTC: what the model was given, and the stream before the first block. shared: what one layer leaves
-    for later ones in the same forward pass (values, keys), under names of the part's own. losses: auxiliary terms, means
-    over the batch, each a scalar; add to what is there with `add_loss`. local_gradients: each layer learns for itself, see
-    Transformer.forward; begun: the first block has run. want_layers: every layer's stream is asked for, else a depth may leave
-    out all but the last. dropout: share of the attention weights that this pass sets to 0. window: no attention sees more tokens than these, itself among them; 0: no such limit. positions_BT, doc_ids_BT [B,T] of these tokens; None: 0..T-1, one document a row.
+    position, prepared: the model's Position and what its `prepare` made for this pass. masks: who may attend to whom.
+    tokens_BT, positions_BT, doc_ids_BT [B,T] of the tokens of this pass (positions None: 0..T-1; doc_ids None: one document a row).
+    start_BTC: the stream before the first block. cache: of a model that generates. dropout: of attention weights. window: no attention
+    sees more tokens than these, its own among them; 0: no such limit. want_layers: the stream after every layer is asked for; else a
+    stack may leave out all but the last. local_gradients: each block but the first of a pass is given detached tensors (`begun`: the first
+    has run). shared: tensors by name, or tuples of them, that blocks leave for later blocks of the pass. losses: auxiliary
+    losses by name, each a scalar mean over the batch.
     """
 
     position: Position
     prepared: Any = None
-    mask_BTS: Tensor | None = None
+    masks: Masks = NO_MASKS
     cache: Cache | None = None
-    block_mask: Any = None
-    losses: dict[str, Tensor] = field(default_factory=dict)
     tokens_BT: Tensor | None = None
-    start_BTC: Tensor | None = None
-    shared: dict[str, Any] = field(default_factory=dict)
-    local_gradients: bool = False
-    begun: bool = False
-    want_layers: bool = False
-    dropout: float = 0.0
-    window: int = 0
     positions_BT: Tensor | None = None
     doc_ids_BT: Tensor | None = None
+    start_BTC: Tensor | None = None
+    dropout: float = 0.0
+    window: int = 0
+    want_layers: bool = False
+    local_gradients: bool = False
+    begun: bool = False
+    shared: dict[str, Any] = field(default_factory=dict)
+    losses: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def mask_BTS(self) -> Tensor | None:
+        """[B,T,S] bool: query t may see key s; None: causal, or, for one query, everything cached."""
+        return self.masks.dense
+
+    def for_block(self) -> ForwardContext:
+        """A copy for one block, whose additions to `shared` and `losses` stay its own."""
+        return dataclasses.replace(self, shared=dict(self.shared), losses=dict(self.losses))
+
+    def after_block(self, shared: Mapping[str, Any], losses: Mapping[str, Tensor]) -> ForwardContext:
+        """What the next block is given: this context with what the block before added."""
+        return dataclasses.replace(self, shared={**self.shared, **shared}, losses={**self.losses, **losses}, begun=True)
+
+    def detached(self) -> ForwardContext:
+        """A copy whose shared tensors and start of the stream carry no gradient."""
+        shared = {key: detached(value) for key, value in self.shared.items()}
+        return dataclasses.replace(self, shared=shared, start_BTC=detached(self.start_BTC))
 
     def add_loss(self, name: str, value: Tensor) -> None:
-        """Another auxiliary term; those of one name are summed over layers."""
+        """Another auxiliary loss; those of one name are summed over layers."""
         self.losses[name] = self.losses[name] + value if name in self.losses else value
 
     def rotate(self, x_BTHD: Tensor) -> Tensor:
+        """Queries or keys with the position encoding applied."""
         return self.position.rotate(x_BTHD, self.prepared)
 
     def update(self, *new_BHTD: Tensor) -> tuple[Tensor, ...]:
-        """Keys and values of this call after those cached for it, [B,H,S,D] each; without a cache, what was given."""
+        """Keys and values of this call appended to those cached for it; without a cache, as they are."""
         return new_BHTD if self.cache is None else self.cache.update(*new_BHTD)
 
     def attend(self, q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, logit_softcap: float = 0.0, window: int = 0) -> Tensor:
         """`attend` of feebcore/model/attention.py with this pass's masks and the position's bias. window: each query sees so
         many tokens, itself among them; 0: all."""
         T, S = q_BHTD.shape[2], k_BGSD.shape[2]
-        window = min(window, self.window) if window and self.window else window or self.window
-        mask_BTS, block_mask = self.mask_BTS, None if self.dropout else self.block_mask  # FlexAttention knows no dropout
+        window = self.narrowed(window)
+        mask_BTS, block_mask = self.masks.dense, None if self.dropout else self.masks.blocks  # FlexAttention knows no dropout
         if window and window < S:
             if block_mask is not None:
-                block_mask = window_block_mask(block_mask, window)
-            elif (reach := T + window - 1) < S:  # older keys are out of every query's sight
-                k_BGSD, v_BGSD, S = k_BGSD[:, :, -reach:], v_BGSD[:, :, -reach:], reach
-                mask_BTS = None if mask_BTS is None else mask_BTS[..., -reach:]
-            if T > 1 and block_mask is None:
-                mask_BTS = window_mask(mask_BTS, T, S, window, k_BGSD.device)
+                block_mask = self.masks.near[window] if window in self.masks.near else window_block_mask(block_mask, window)
+            else:
+                mask_BTS = self._near(T, S, window, k_BGSD.device) if T > 1 else mask_BTS
+                if (reach := T + window - 1) < S:  # older keys are out of every query's sight
+                    k_BGSD, v_BGSD, S = k_BGSD[:, :, -reach:], v_BGSD[:, :, -reach:], reach
+                    mask_BTS = None if mask_BTS is None else mask_BTS[..., -reach:]
         return attend(q_BHTD, k_BGSD, v_BGSD, mask_BTS, logit_softcap, block_mask, self.position.bias(T, S), self.dropout)
 
     def weights(self, q_BHTD: Tensor, k_BGSD: Tensor, logit_softcap: float = 0.0) -> Tensor:
         """[B,H,T,S] fp32: what `attend` multiplies the values with."""
         T, S = q_BHTD.shape[2], k_BGSD.shape[2]
-        mask_BTS = window_mask(self.mask_BTS, T, S, self.window, k_BGSD.device) if 0 < self.window < S else self.mask_BTS
+        mask_BTS = self._near(T, S, self.window, k_BGSD.device) if 0 < self.window < S else self.masks.dense
         return attention_weights(q_BHTD, k_BGSD, mask_BTS, logit_softcap, self.position.bias(T, S), self.dropout)
+
+    def narrowed(self, window: int) -> int:
+        """An attention's window within that of the pass; 0: none."""
+        return min(window, self.window) if window and self.window else window or self.window
+
+    def _near(self, length: int, num_keys: int, window: int, device: torch.device) -> Tensor:
+        """[B or 1,T,S]: made before the blocks ran, if this window was announced (AttentionPart.window)."""
+        if self.masks.blocks is None and window in self.masks.near:
+            return self.masks.near[window]
+        return window_mask(self.masks.dense, length, num_keys, window, device)
+
+
+def detached(value: Any) -> Any:
+    """Tensors in it, lists and tuples included, without their gradient."""
+    if isinstance(value, list | tuple):
+        return type(value)(detached(v) for v in value)
+    return value.detach() if isinstance(value, Tensor) else value
 
 
 class Cache:
     """Keys and values of the tokens so far, preallocated for `length` tokens a row.
 
-    The n-th attention call of a forward pass that extends owns slot n, so blocks that run several times or hold several
-    attentions need no numbering, and those that keep nothing need no slot. A part may keep any tensors [B,H,T,D], as many
-    as it likes. A part whose past fits into tensors of a fixed size keeps these with `carry` instead, numbered the same way.
-    A depth whose blocks see fewer tokens keeps a cache for these with `also`.
+    The n-th call of `update` in a forward pass owns slot n, so blocks that run several times or hold several attentions need
+    no numbering, and those that keep nothing need no slot. A part may keep any tensors [B,H,T,D], as many as it likes. A part
+    whose past fits into tensors of a fixed size keeps these with `recurrent_state` instead, numbered the same way. A stack
+    whose blocks see fewer tokens keeps a cache for these with `child`.
     """
 
     def __init__(self, batch: int, length: int, device: torch.device | str) -> None:
@@ -124,6 +163,11 @@ class Cache:
         if self.plain and (start == 0 or length == 1):
             return positions_BT, None
         return positions_BT, attention_mask(doc_ids_BT, self.doc_ids_BS[:, :end], start)
+
+    @property
+    def num_keys(self) -> int:
+        """Tokens of a row in this pass and before it."""
+        return self.filled + self._new
 
     def newest_doc_ids(self) -> Tensor:
         """[B,T] of the tokens that this pass began with."""
@@ -166,18 +210,3 @@ class Cache:
         self.states = [tuple(kept[rows] for kept in state) for state in self.states]
         for other in self.others:
             other.select(rows)
-
-
-def attention_mask(query_doc_ids_BT: Tensor, key_doc_ids_BS: Tensor, start: int = 0) -> Tensor:
-    """[B,T,S] bool: key s is at or before query t (which is token start + t) and in its document."""
-    t = torch.arange(start, start + query_doc_ids_BT.shape[1], device=key_doc_ids_BS.device)
-    s = torch.arange(key_doc_ids_BS.shape[1], device=key_doc_ids_BS.device)
-    return (query_doc_ids_BT[:, :, None] == key_doc_ids_BS[:, None, :]) & (s <= t[:, None])
-
-
-def positions_in_documents(doc_ids_BT: Tensor) -> Tensor:
-    """[B,T] int64: each token's distance from the first token of its run of equal document ids."""
-    index_T = torch.arange(doc_ids_BT.shape[1], device=doc_ids_BT.device)
-    begins_BT = torch.ones_like(doc_ids_BT, dtype=torch.bool)
-    begins_BT[:, 1:] = doc_ids_BT[:, 1:] != doc_ids_BT[:, :-1]
-    return index_T - torch.where(begins_BT, index_T, 0).cummax(dim=1).values

@@ -1,21 +1,66 @@
 """Parameters and FLOPs of a model, by walking its modules: no forward pass, so a model on the meta device will do.
 
-Every nn.Linear costs 2 FLOPs a weight and token. A module that multiplies matrices otherwise says so with
-`extra_flops(T) -> (full, causal)`, FLOPs for one sequence of T tokens, where causal leaves out what masks throw away;
-one that caches says `cache_bytes_per_token` (fp32), and `cache_bytes_fixed` for what a row keeps however long it is. A module
-whose children do not each run once a forward pass overrides the walk with `flops(T) -> (full, causal)` and, where they cache,
-`cache_bytes() -> (a token, fixed)`.
+Every nn.Linear costs 2 FLOPs per weight and token. A module that multiplies matrices in another way, keeps a cache or draws its
+own initial weights derives from ModelPart and overrides the method that says so.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import nn
 
-from feebcore.protocols import Counts
+from feebcore.protocols import Counts, LanguageModel, Objective
+
+
+class ModelPart(nn.Module):
+    """A module of a model, with what the engine asks of it beside its forward pass. Every method has a default.
+
+    The base classes of the kinds (feebcore/model/parts.py) derive from it; so may any module inside a part.
+    """
+
+    @property
+    def cache_bytes_per_token(self) -> int:
+        """Bytes (fp32) that the module itself, its children left out, caches per token of a row."""
+        return 0
+
+    @property
+    def cache_bytes_fixed(self) -> int:
+        """Bytes (fp32) that the module itself caches per row, however long the row is (the state of a recurrence)."""
+        return 0
+
+    def extra_flops(self, length: int) -> tuple[float, float]:
+        """(full, causal) forward FLOPs of one sequence of `length` tokens beside those of nn.Linear and of child modules; causal leaves
+        out what masks throw away."""
+        return 0.0, 0.0
+
+    def flops(self, length: int) -> tuple[float, float]:
+        """(full, causal) forward FLOPs of one sequence. Override it where children do not each run once per forward pass."""
+        return walk_flops(self, length, self.extra_flops(length))
+
+    def cache_bytes(self) -> tuple[int, int]:
+        """(per token, fixed) bytes in the cache, fp32, children included. Override it where children do not each run once."""
+        return add_caches([(self.cache_bytes_per_token, self.cache_bytes_fixed), *map(count_cache, self.children())])
+
+    def init_weights(self, std: float, residual_std: float) -> None:
+        """Fills the module's own parameters in place. The default leaves them to the initialization, which draws nn.Linear and
+        nn.Embedding only. std: standard deviation of weights; residual_std: of weights whose result is added to the stream."""
+
+    def after_optimizer_step(self) -> None:
+        """Called once after every optimizer step, for state that is updated by a rule instead of a gradient."""
+
+
+def hook_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Have the parts of `model` that have an `after_optimizer_step` called after every step of `optimizer`."""
+    for module in model.modules():
+        if isinstance(module, ModelPart) and type(module).after_optimizer_step is not ModelPart.after_optimizer_step:
+            optimizer.register_step_post_hook(lambda _optimizer, _args, _kwargs, part=module: part.after_optimizer_step())
+
+
+def draws_own_weights(module: nn.Module) -> bool:
+    """Whether an initialization leaves this module's weights to its `init_weights`."""
+    return isinstance(module, ModelPart) and type(module).init_weights is not ModelPart.init_weights
 
 
 def count_model(model: nn.Module, seq_len: int) -> Counts:
@@ -38,32 +83,20 @@ def count_model(model: nn.Module, seq_len: int) -> Counts:
     )
 
 
-def training_flops(model: nn.Module, objective: Any, seq_len: int) -> float:
-    """Training FLOPs a token: three forwards of what learns and one of what does not. An objective that runs more than the model
-    and its head once says what, with `extra_flops(model, length) -> (trained, frozen)`: forward FLOPs of a sequence."""
-    extra = getattr(objective, "extra_flops", None)
-    trained, frozen = extra(model, seq_len) if callable(extra) else (0.0, 0.0)
-    return 3.0 * model.count().flops_per_token + (3.0 * trained + frozen) / seq_len  # type: ignore[operator]
-
-
-def count_streams(model: nn.Module) -> int:
-    """How many layers `want_layers` gives: what `model.stack` says (`num_streams`), else what a pass over one token shows."""
-    known = getattr(getattr(model, "stack", None), "num_streams", None)
-    if known is not None:
-        return int(known)
-    was_training = model.training
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        layers = model.eval()(torch.zeros(1, 1, dtype=torch.int64, device=next(model.parameters()).device), want_layers=True).layers
-    model.train(was_training)
-    return len(layers)
+def training_flops(model: LanguageModel, objective: Objective, seq_len: int) -> float:
+    """Training FLOPs per token: three forward passes of what is trained and one of what is not."""
+    trained, frozen = objective.extra_flops(model, seq_len)
+    return 3.0 * model.count().flops_per_token + (3.0 * trained + frozen) / seq_len
 
 
 def count_flops(module: nn.Module, length: int) -> tuple[float, float]:
     """(full, causal) forward FLOPs of `module` on one sequence of `length` tokens."""
-    if callable(whole := getattr(module, "flops", None)):
-        return whole(length)
-    extra = getattr(module, "extra_flops", None)
-    full, causal = extra(length) if callable(extra) else (0.0, 0.0)
+    return module.flops(length) if isinstance(module, ModelPart) else walk_flops(module, length)
+
+
+def walk_flops(module: nn.Module, length: int, own: tuple[float, float] = (0.0, 0.0)) -> tuple[float, float]:
+    """`own`, the module's weights if it is an nn.Linear, and its children, each once."""
+    full, causal = own
     if isinstance(module, nn.Linear):
         full, causal = full + 2.0 * length * module.weight.numel(), causal + 2.0 * length * module.weight.numel()
     for child in module.children():
@@ -73,10 +106,8 @@ def count_flops(module: nn.Module, length: int) -> tuple[float, float]:
 
 
 def count_cache(module: nn.Module) -> tuple[int, int]:
-    """(a token, fixed): bytes that `module` keeps in the cache for each token of a row, and for the row as such, in fp32."""
-    if callable(whole := getattr(module, "cache_bytes", None)):
-        return whole()
-    return add_caches([(getattr(module, "cache_bytes_per_token", 0), getattr(module, "cache_bytes_fixed", 0)), *map(count_cache, module.children())])
+    """(per token, fixed): bytes that `module` keeps in the cache for each token of a row, and for the row as such, in fp32."""
+    return module.cache_bytes() if isinstance(module, ModelPart) else add_caches(map(count_cache, module.children()))
 
 
 def add_caches(each: Iterable[tuple[int, int]]) -> tuple[int, int]:

@@ -1,6 +1,6 @@
 """Linear map and cross-entropy together: logits exist for a chunk of tokens at a time, in the compute dtype.
 
-Reductions are in fp32. A head that is a plain matrix (it has `plain_weight`) goes through feebcore/model/fused_loss.py
+Reductions are in fp32. A head that is a plain matrix (`plain_weight` of LMHeadPart) goes through feebcore/model/fused_loss.py
 where that is faster: on a CPU, and wherever there are more than MOST_LOGITS. Other heads: up to MOST_LOGITS the tokens are
 one chunk (under torch.compile the fp32 copy is then never written to memory); beyond, each chunk's logits are made again in
 the backward pass instead of kept.
@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from feebcore.model.fused_loss import fused_cross_entropy
+from feebcore.model.parts import LMHeadPart
 
 MOST_LOGITS = 2**25
 """Logits that exist at once: 64 MB in bf16."""
@@ -23,10 +24,10 @@ MOST_LOGITS = 2**25
 
 @dataclass
 class CrossEntropy:
-    """Sums over the targets that count, fp32 scalars. nats: -log p alone; loss_sum: with smoothing and z-loss."""
+    """Sums over the targets that count, fp32 scalars in nats. nll: -log p alone; loss_sum: with smoothing and z-loss."""
 
     loss_sum: Tensor
-    nats: Tensor
+    nll: Tensor
     count: Tensor
 
 
@@ -54,36 +55,36 @@ def linear_cross_entropy(
         count = weight_N.sum()
         targets_N = targets_N.masked_fill(~mask_BT.flatten(), 0)
 
-    weight_VC = getattr(head, "plain_weight", None)
+    weight_VC = head.plain_weight if isinstance(head, LMHeadPart) else None
     many = vocab_size * len(targets_N) > most_logits
     if weight_VC is not None and not (z_loss or label_smoothing) and (many or hidden_NC.device.type == "cpu") and _is_local(weight_VC):
-        nats = fused_cross_entropy(hidden_NC, weight_VC, targets_N, weight_N, rows=max(1, most_logits // vocab_size))
-        return CrossEntropy(nats, nats.detach(), count)
+        nll = fused_cross_entropy(hidden_NC, weight_VC, targets_N, weight_N, rows=max(1, most_logits // vocab_size))
+        return CrossEntropy(nll, nll.detach(), count)
 
     def chunk_loss(hidden_NC: Tensor, targets_N: Tensor, weight_N: Tensor | None) -> tuple[Tensor, Tensor]:
         logits_NV = head(hidden_NC).float()
-        nats_N = F.cross_entropy(logits_NV, targets_N, reduction="none")  # inductor makes its backward without a scatter
-        loss_N = nats_N
-        lse_N = logits_NV.logsumexp(-1) if label_smoothing or z_loss else nats_N
+        nll_N = F.cross_entropy(logits_NV, targets_N, reduction="none")  # inductor makes its backward without a scatter
+        loss_N = nll_N
+        lse_N = logits_NV.logsumexp(-1) if label_smoothing or z_loss else nll_N
         if label_smoothing:
-            loss_N = (1 - label_smoothing) * nats_N + label_smoothing * (lse_N - logits_NV.mean(-1))
+            loss_N = (1 - label_smoothing) * nll_N + label_smoothing * (lse_N - logits_NV.mean(-1))
         if z_loss:
             loss_N = loss_N + z_loss * lse_N.square()
         if weight_N is not None:
-            loss_N, nats_N = loss_N * weight_N, nats_N * weight_N
-        return loss_N.sum(), nats_N.detach().sum()
+            loss_N, nll_N = loss_N * weight_N, nll_N * weight_N
+        return loss_N.sum(), nll_N.detach().sum()
 
     rows = max(1, most_logits // vocab_size)
     if rows >= len(targets_N):
-        loss, nats = chunk_loss(hidden_NC, targets_N, weight_N)
-        return CrossEntropy(loss, nats, count)
-    loss = nats = torch.zeros((), device=hidden_NC.device)
+        loss, nll = chunk_loss(hidden_NC, targets_N, weight_N)
+        return CrossEntropy(loss, nll, count)
+    loss = nll = torch.zeros((), device=hidden_NC.device)
     for start in range(0, len(targets_N), rows):
         part = slice(start, start + rows)
         chunk = (hidden_NC[part], targets_N[part], None if weight_N is None else weight_N[part])
-        more_loss, more_nats = checkpoint(chunk_loss, *chunk, use_reentrant=False)  # type: ignore[misc]
-        loss, nats = loss + more_loss, nats + more_nats
-    return CrossEntropy(loss, nats, count)
+        more_loss, more_nll = checkpoint(chunk_loss, *chunk, use_reentrant=False)  # type: ignore[misc]
+        loss, nll = loss + more_loss, nll + more_nll
+    return CrossEntropy(loss, nll, count)
 
 
 def _is_local(weight_VC: Tensor) -> bool:

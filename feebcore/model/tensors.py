@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from feebcore.model.parts import BlockPart, StackPart
+
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and persistent buffers themselves (not copies), a shared one under its first name."""
@@ -11,8 +13,7 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     return dict(model.named_parameters()) | {name: buffer for name, buffer in model.named_buffers() if name in persistent}
 
 
-def blocks_of(model: nn.Module) -> list[nn.Module]:
-    """The residual blocks of a transformer: the members of the lists that `model.stack` itself holds, each once."""
-    stack = dict(model.named_children()).get("stack", nn.Module())
-    lists = [module for module in stack.children() if isinstance(module, nn.ModuleList)]
-    return list(dict.fromkeys(block for blocks in lists for block in blocks))
+def blocks_of(model: nn.Module) -> list[BlockPart]:
+    """The residual blocks of a transformer's stack, each once; of another model none."""
+    stack = dict(model.named_children()).get("stack")
+    return stack.all_blocks() if isinstance(stack, StackPart) else []

@@ -25,9 +25,9 @@ def group_statistics(rewards: Tensor, groups: Tensor) -> tuple[Tensor, Tensor, T
     _, inverse = groups.unique(return_inverse=True)
     num_groups = int(inverse.max()) + 1 if inverse.numel() else 0
     zeros = values.new_zeros(num_groups)
-    kept = torch.where(scored, values, 0.0)
+    known = torch.where(scored, values, 0.0)
     count = zeros.index_add(0, inverse, scored.double())
-    mean = zeros.index_add(0, inverse, kept) / count.clamp(min=1)
+    mean = zeros.index_add(0, inverse, known) / count.clamp(min=1)
     squares = torch.where(scored, (values - mean[inverse]) ** 2, 0.0)
     std = (zeros.index_add(0, inverse, squares) / (count - 1).clamp(min=1)).sqrt()
     high = torch.full_like(zeros, -torch.inf).scatter_reduce(0, inverse, torch.where(scored, values, -torch.inf), "amax")
@@ -83,9 +83,9 @@ def gae(rewards: Tensor, values: Tensor, lengths: Tensor, gamma: float, lam: flo
 
 def whiten(values: Tensor, mask: Tensor, shift_mean: bool = True, eps: float = 1e-8) -> Tensor:
     """Unit variance (and zero mean, with shift_mean) over the masked entries only; 0 elsewhere."""
-    kept = values[mask].double()
-    if kept.numel() < 2:
+    real = values[mask].double()
+    if real.numel() < 2:
         return torch.where(mask, values, 0.0)
-    mean, variance = kept.mean(), kept.var()
+    mean, variance = real.mean(), real.var()
     scaled = (values.double() - mean) * torch.rsqrt(variance + eps)
     return torch.where(mask, (scaled if shift_mean else scaled + mean).to(values.dtype), 0.0)

@@ -109,11 +109,11 @@ def aggregate(per_token: Tensor, mask: Tensor, mode: str, totals: Totals) -> Ten
     token_mean: every token weighs 1 / tokens (DAPO). sequence_mean: every rollout weighs 1 / sequences, its tokens
     equally (GRPO). constant: every token weighs 1 / (sequences x max_completion_tokens) (Dr.GRPO: no length bias).
     """
-    kept = torch.where(mask, per_token, 0.0)
+    real = torch.where(mask, per_token, 0.0)
     if mode == "token_mean":
-        return kept.sum() / max(totals.tokens, 1)
+        return real.sum() / max(totals.tokens, 1)
     if mode == "sequence_mean":
-        return (kept.sum(1) / mask.sum(1).clamp(min=1)).sum() / max(totals.sequences, 1)
+        return (real.sum(1) / mask.sum(1).clamp(min=1)).sum() / max(totals.sequences, 1)
     if mode == "constant":
-        return kept.sum() / max(totals.sequences * totals.max_completion_tokens, 1)
+        return real.sum() / max(totals.sequences * totals.max_completion_tokens, 1)
     raise ValueError(f"aggregation is one of {', '.join(AGGREGATIONS)}, not {mode!r}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -158,19 +158,29 @@ class LossTerms:
     sums: dict[str, Tensor] = field(default_factory=dict)
 
 
-class Algorithm(Protocol):
+class Algorithm:
     """How rollouts become an update. `controller_state` holds what adapts over a run (JSON numbers, saved in checkpoints).
 
-    epochs, minibatches: passes over one batch of rollouts, and optimizer steps a pass. uses_values: wants a value head.
+    epochs, minibatches: passes over one batch of rollouts, and optimizer steps per pass. uses_values: needs a value head.
     uses_reference: its loss or reward needs the reference model on every step.
     """
 
-    epochs: int
-    minibatches: int
-    uses_values: bool
-    uses_reference: bool
+    epochs: int = 1
+    minibatches: int = 1
+    uses_values: bool = False
+    uses_reference: bool = False
 
-    def initial_controller_state(self) -> dict[str, float]: ...
-    def prepare(self, experience: Experience, controller_state: dict[str, float]) -> dict[str, float]: ...  # sets advantages, returns
-    def loss(self, prediction: Prediction, experience: Experience, totals: Totals, controller_state: dict[str, float]) -> LossTerms: ...
-    def adapt(self, controller_state: dict[str, float], metrics: dict[str, Any]) -> None: ...
+    def initial_controller_state(self) -> dict[str, float]:
+        """Default: nothing adapts."""
+        return {}
+
+    def prepare(self, experience: Experience, controller_state: dict[str, float]) -> dict[str, float]:
+        """Fill in `experience.advantages` (and `returns`); metrics of the step."""
+        raise NotImplementedError
+
+    def loss(self, prediction: Prediction, experience: Experience, totals: Totals, controller_state: dict[str, float]) -> LossTerms:
+        """The loss of a micro-batch, as its share of the optimizer step that `totals` describes."""
+        raise NotImplementedError
+
+    def adapt(self, controller_state: dict[str, float], metrics: dict[str, Any]) -> None:
+        """Change `controller_state` in place after a step. Default: nothing."""

@@ -50,14 +50,14 @@ def held_out_problems(task: Task, count: int) -> list[Problem]:
 
     Fewer when the task has fewer. Raises DataError when it has none.
     """
-    found: dict[str, Problem] = {}
+    problems: dict[str, Problem] = {}
     repeats = 0
     for problem in _draws(task, np.random.default_rng(np.random.SeedSequence((0x6865_6C64, 0))), held_out=True):
-        repeats = repeats + 1 if problem.prompt in found else 0
-        found.setdefault(problem.prompt, problem)
-        if len(found) >= count or repeats > 5_000:
+        repeats = repeats + 1 if problem.prompt in problems else 0
+        problems.setdefault(problem.prompt, problem)
+        if len(problems) >= count or repeats > 5_000:
             break
-    return list(found.values())
+    return list(problems.values())
 
 
 def encode_example(tokenizer: Tokenizer, problem: Problem) -> tuple[list[int], list[int]]:

@@ -23,6 +23,7 @@ from feebcore.artifacts import StageOutput
 from feebcore.errors import FeebError, Interrupted
 from feebcore.files import explain, read_jsonl, write_atomic
 from feebcore.generate.engine import Completion, encode_prompt, generate
+from feebcore.model.counting import hook_optimizer
 from feebcore.model.groups import param_groups
 from feebcore.model.precision import autocast, environment, resolve_precision
 from feebcore.protocols import ParamGroup, Problem, Task, Tokenizer
@@ -206,7 +207,7 @@ class RlTrainer:
                 self.logits_processors,
                 seed=_stream(section.seed, _SAMPLING, self.step),
             )
-        rewards = [self.score(i, c) for i, c in zip(problems, completions, strict=True)]
+        rewards = [self.score(problem, completion) for problem, completion in zip(problems, completions, strict=True)]
         rollouts = [make_rollout(p, c, r, g, self.step) for p, c, r, g in zip(prompts, completions, rewards, groups, strict=True)]
         return rollouts, problems, completions
 
@@ -214,8 +215,8 @@ class RlTrainer:
         """Advantages, then `epochs` x `minibatches` optimizer steps. Metrics are over all real tokens of the step."""
         section, algorithm = self.section, self.algorithm
         experience = collate(rollouts, self.task.max_completion_tokens, self.device)
-        wants_kl = algorithm.uses_reference or (self.step + 1) % section.log_every == 0 or self.step + 1 == section.max_steps
-        self._run_frozen_models(experience, wants_kl)
+        needs_kl = algorithm.uses_reference or (self.step + 1) % section.log_every == 0 or self.step + 1 == section.max_steps
+        self._run_frozen_models(experience, needs_kl)
         extra = algorithm.prepare(experience, self.controller_state)
         sums: dict[str, float] = {}
         norms: list[float] = []
@@ -227,16 +228,16 @@ class RlTrainer:
         for epoch in range(algorithm.epochs):
             order = np.random.default_rng([section.seed, _MINIBATCHES, self.step, epoch]).permutation(len(rollouts))
             for rows in np.array_split(order, algorithm.minibatches):
-                found, norm, gap = self._optimize(experience.rows(torch.from_numpy(np.sort(rows)).to(self.device)))
+                step_sums, norm, gap = self._optimize(experience.rows(torch.from_numpy(np.sort(rows)).to(self.device)))
                 mismatch = gap if mismatch is None else mismatch  # before the step's first update: the same weights sampled
-                sums = {k: sums.get(k, 0.0) + v for k, v in found.items()}
+                sums = {k: sums.get(k, 0.0) + v for k, v in step_sums.items()}
                 norms.append(norm)
                 skipped += not math.isfinite(norm)
         num_tokens = int(experience.lengths.sum()) * algorithm.epochs
         rewards = experience.rewards[~experience.rewards.isnan()]
         return {
             "reward": float(rewards.mean()) if len(rewards) else None,
-            "kl": self._kl(experience) if wants_kl else None,
+            "kl": self._kl(experience) if needs_kl else None,
             "length": float(experience.lengths.float().mean()),
             "truncated": float(experience.truncated.float().mean()),
             "zero_variance": float(zero_variance(experience.rewards, experience.groups).float().mean()),
@@ -252,12 +253,12 @@ class RlTrainer:
     def evaluate(self) -> dict[str, Any]:
         """Held-out accuracy, sampled as in training and greedy, each `{value, low, high, n}`."""
         problems = held_out_problems(self.task, self.section.eval_prompts)
-        found = {}
+        accuracies = {}
         for name, greedy in (("accuracy", False), ("accuracy_greedy", True)):
             with autocast(self.precision, self.device):
                 result = evaluate_task(self.policy, self.tokenizer, self.task, problems, greedy, self.logits_processors, _EVALUATION)  # type: ignore[arg-type]
-            found[name] = {k: v for k, v in result.items() if k != "samples"}
-        return found
+            accuracies[name] = {k: v for k, v in result.items() if k != "samples"}
+        return accuracies
 
     def save(self) -> None:
         """Write a checkpoint of this moment, once: replacing one would leave an instant with none."""
@@ -297,14 +298,19 @@ class RlTrainer:
         for name in ("metrics.jsonl", "rollouts.jsonl"):
             path = self.folder / name
             last = (self.section.max_steps, "validation")  # the final evaluation is always made anew
-            kept = [r for r in read_jsonl(path) if self.before and r["step"] <= self.step and (r["step"], r.get("split")) != last]
-            write_atomic(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept))
+            rows = [r for r in read_jsonl(path) if self.before and r["step"] <= self.step and (r["step"], r.get("split")) != last]
+            write_atomic(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
 
     def log(self, row: Mapping[str, Any]) -> None:
         self._append("metrics.jsonl", [{k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in row.items()}])
 
-    def _evaluation_row(self, found: Mapping[str, Any]) -> dict[str, Any]:
-        return {"step": self.step, "split": "validation", "accuracy": found["accuracy"]["value"], "accuracy_greedy": found["accuracy_greedy"]["value"]}
+    def _evaluation_row(self, accuracies: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "split": "validation",
+            "accuracy": accuracies["accuracy"]["value"],
+            "accuracy_greedy": accuracies["accuracy_greedy"]["value"],
+        }
 
     def _log_samples(self, rollouts: list[Rollout], problems: list[Problem], completions: list[Completion]) -> None:
         chosen = range(0, len(rollouts), max(1, len(rollouts) // max(self.section.log_rollouts, 1)))[: self.section.log_rollouts]
@@ -349,6 +355,7 @@ class RlTrainer:
             raise FeebError(
                 f"optimizer: {self.section.optimizer.name} scores other weights than it trains, but RL trains the policy that it samples from; take another"
             )
+        hook_optimizer(self.policy, chosen)
         return JointOptimizer([chosen, *optimizers])
 
     def _micro_batches(self, experience: Experience) -> Iterator[Experience]:
@@ -357,18 +364,18 @@ class RlTrainer:
             yield experience.rows(torch.arange(start, min(start + size, len(experience)), device=self.device))
 
     @torch.no_grad()
-    def _run_frozen_models(self, experience: Experience, wants_kl: bool) -> None:
-        """Fill in what the frozen models say of the rollouts: reference log-probabilities, and values before any update."""
+    def _run_frozen_models(self, experience: Experience, needs_kl: bool) -> None:
+        """Fill in the predictions of the frozen models: reference log-probabilities, and values before any update."""
         head = self.actor.value_head
         references, values = [], []
         for part in self._micro_batches(experience):
             with autocast(self.precision, self.device):
-                if wants_kl:
+                if needs_kl:
                     references.append(predict(self.reference, part, self.logits_processors).log_probs)  # type: ignore[arg-type]
                 if head is not None:
-                    found = predict(self.policy, part, self.logits_processors, head).values  # type: ignore[arg-type]
-                    assert found is not None
-                    values.append(found)
+                    predicted = predict(self.policy, part, self.logits_processors, head).values  # type: ignore[arg-type]
+                    assert predicted is not None
+                    values.append(predicted)
         experience.reference_log_probs = torch.cat(references) if references else None
         experience.values = torch.cat(values) if values else None
 

@@ -19,6 +19,7 @@ from feebcore.config import StageConfig
 from feebcore.errors import DataError, Interrupted, did_you_mean
 from feebcore.files import write_atomic, write_json
 from feebcore.parts import Part, PartKey
+from feebcore.protocols import Source
 from feebcore.specs import StageSpec
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ PART = StageSpec(
     check=f"{__name__}:check",
     makes=("documents",),
     process="inline",
+    revision=2,
     summary="Fetches documents from sources, filters them and splits them by hash.",
 )
 
@@ -53,22 +55,19 @@ def check(section: DownloadConfig, recipe: Recipe) -> list[str]:
         return []
     problems = []
     for i, part in enumerate(section.sources):
-        source = part.build()
-        if hasattr(source, "check"):
-            problems += [f"sources.{i}.{text}" for text in source.check()]
-    if (labels := source_labels(section)) is not None:
-        problems += [f"validation_sources: no source {name!r}; {did_you_mean(name, labels)}" for name in section.validation_sources if name not in labels]
-        if labels <= set(section.validation_sources):
+        source: Source = part.build()
+        problems += [f"sources.{i}.{text}" for text in source.check()]
+    if (names := source_names(section)) is not None:
+        problems += [f"validation_sources: no source {name!r}; {did_you_mean(name, names)}" for name in section.validation_sources if name not in names]
+        if names <= set(section.validation_sources):
             problems.append("validation_sources: every source is a validation source, so nothing is left to train on")
     return problems
 
 
-def source_labels(section: DownloadConfig) -> set[str] | None:
-    """The names that documents will have their sources by; None where a part does not say."""
-    configs = [part.config for part in section.sources]
-    if not all(hasattr(config, "source_name") for config in configs):
-        return None
-    return {config.source_name or part.name for part, config in zip(section.sources, configs, strict=True)}  # type: ignore[attr-defined]
+def source_names(section: DownloadConfig) -> set[str] | None:
+    """The names by which documents will carry their sources; None where one is known from the documents only."""
+    names = {part.build().name for part in section.sources}
+    return None if "" in names else names
 
 
 def run(section: DownloadConfig, inputs: Mapping[str, Artifact], out: StageOutput) -> dict[str, Any]:
@@ -110,7 +109,7 @@ def _read_sources(section: DownloadConfig, out: StageOutput, work: Path, dropped
     provenance = []
     for number, part in enumerate(section.sources):
         folder = out.path / "raw" / f"{number}-{part.spec.name}"
-        source = part.build()
+        source: Source = part.build()
         folder.mkdir(parents=True, exist_ok=True)
         source.fetch(folder, lambda done, total, name=part.name: _tick(out, done, total, "bytes", f"fetch {name}"))
         before, empty, unencodable = spool.num_documents, spool.num_empty, spool.num_unencodable
@@ -119,15 +118,15 @@ def _read_sources(section: DownloadConfig, out: StageOutput, work: Path, dropped
             _tick(out, spool.num_bytes, 0, "bytes", f"read {part.name}", documents=spool.num_documents)
         if spool.num_documents == before:
             seen = f"{spool.num_empty - empty} empty documents" if spool.num_empty > empty else "no documents"
-            left_out = "".join(f", {n} left out ({why})" for why, n in getattr(source, "skipped", {}).items())
+            left_out = "".join(f", {n} left out ({why})" for why, n in source.skipped.items())
             raise DataError(f"download: source {part.name!r} has {seen}{left_out}; the corpus would be empty, check download.sources.{number}")
         dropped["empty"] += spool.num_empty - empty
         if spool.num_unencodable > unencodable:
             dropped[f"{part.name}: lone surrogates"] += spool.num_unencodable - unencodable
-        for why, n in getattr(source, "skipped", {}).items():
+        for why, n in source.skipped.items():
             dropped[f"{part.name}: {why}"] += n
-        if hasattr(source, "provenance"):
-            provenance.append({"source": part.name} | source.provenance())
+        if read := source.provenance():
+            provenance.append({"source": part.name} | read)
         if not any(folder.iterdir()):
             folder.rmdir()
     if (out.path / "raw").is_dir() and not any((out.path / "raw").iterdir()):

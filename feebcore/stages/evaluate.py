@@ -49,6 +49,7 @@ PART = StageSpec(
     needs=(Need("models", kind="model", many=True), Need("tokens", optional=True)),
     makes=("scores",),
     process="worker",
+    revision=2,
     summary="Runs benchmarks on every model of the recipe.",
 )
 
@@ -89,7 +90,7 @@ def labeled(benchmarks: list[Part]) -> dict[str, Part]:
 
 
 def run(section: EvaluateConfig, inputs: Mapping[str, Artifact], out: StageOutput) -> dict[str, Any]:
-    from feebcore.evaluate.benchmark import summarize
+    from feebcore.evaluate.benchmark import Benchmark, summarize
     from feebcore.model.precision import execution, resolve_device, resolve_precision
 
     device = resolve_device(section.device)
@@ -103,12 +104,12 @@ def run(section: EvaluateConfig, inputs: Mapping[str, Artifact], out: StageOutpu
     parts = {(stage, name): read_json(_part_file(out.path, stage, name)) for stage, name in todo}
     collect = lambda key: {n: {s: parts[s, n][key] for s in models if (s, n) in parts} for n in benchmarks}  # noqa: E731
     results = collect("result")
-    built = {name: part.build() for name, part in benchmarks.items()}
+    built: dict[str, Benchmark] = {name: part.build() for name, part in benchmarks.items()}
     write_json(out.path / "results.json", results)
     write_json(out.path / "samples.json", collect("samples"))
     write_json(
         out.path / "benchmarks.json",
-        {n: {"title": getattr(b, "title", n), "better": getattr(b, "better", "higher"), "percent": getattr(b, "percent", False)} for n, b in built.items()},
+        {name: {"title": b.title or name, "better": b.better, "percent": b.percent} for name, b in built.items()},
     )
     out.content("results.json", "samples.json", "benchmarks.json")
     return summarize(results)

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from feebcore.artifacts import Artifact, StageOutput
+from feebcore.config import DataOrderConfig
 from feebcore.errors import did_you_mean
+from feebcore.model.config import ModelPartConfig
 from feebcore.parts import Part, parts_in
 from feebcore.specs import Need, StageSpec
 from feebcore.train.checks import check_training
@@ -38,23 +40,24 @@ def check(section: PretrainConfig, recipe: Recipe) -> list[str]:
         problems.append(f"architecture.vocab_size: {vocab_size}, but stage {tokenizer.key} makes a vocabulary of {size}; leave it out or make them equal")
     if isinstance(part, Part):  # parts may have a say about what tokens are
         for chosen in parts_in(section.architecture):
-            told = getattr(chosen.config, "check_tokenizer", None)
-            problems += [f"architecture: {chosen.name} {text}" for text in (told(part.name) if told else [])]
+            if isinstance(chosen.config, ModelPartConfig):
+                problems += [f"architecture: {chosen.name} {problem}" for problem in chosen.config.check_tokenizer(part.name)]
     return problems + _check_sources(section, recipe)
 
 
 def _check_sources(section: PretrainConfig, recipe: Recipe) -> list[str]:
-    """Sources that the order names, against those that stage download reads."""
-    from feebcore.stages.download import DownloadConfig, source_labels
+    """Sources that the data order names, against those that stage download reads."""
+    from feebcore.stages.download import DownloadConfig, source_names
 
-    named = getattr(section.data_order.config, "source_names", None)
+    assert isinstance(section.data_order.config, DataOrderConfig)
+    named = section.data_order.config.source_names()
     download = recipe.stages.get("download")
-    if named is None or download is None or not isinstance(download.section, DownloadConfig) or (labels := source_labels(download.section)) is None:
+    if not named or download is None or not isinstance(download.section, DownloadConfig) or (names := source_names(download.section)) is None:
         return []
-    held_out = set(download.section.validation_sources)
-    problems = [f"data_order: no source {name!r} in stage download; {did_you_mean(name, labels)}" for name in named() if name not in labels]
+    validation = set(download.section.validation_sources)
+    problems = [f"data_order: no source {name!r} in stage download; {did_you_mean(name, names)}" for name in named if name not in names]
     return problems + [
-        f"data_order: source {name!r} is in download.validation_sources, so nothing of it can be trained on" for name in named() if name in held_out
+        f"data_order: source {name!r} is in download.validation_sources, so nothing of it can be trained on" for name in named if name in validation
     ]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from feebcore.artifacts import Artifact, StageOutput
+from feebcore.config import AlgorithmConfig, LogitsProcessorConfig
 from feebcore.rl.config import RlConfig, context_problems
 from feebcore.specs import Need, StageSpec
 
@@ -21,6 +22,7 @@ PART = StageSpec(
     needs=(Need("model"),),
     makes=("model",),
     process="worker",
+    revision=2,
     summary="Improves a model on a verifiable task by PPO or GRPO.",
 )
 
@@ -29,16 +31,18 @@ def check(section: RlConfig, recipe: Recipe) -> list[str]:
     """What is wrong with this section in this recipe, each as 'key: what and what to do'."""
     problems = []
     for i, part in enumerate(section.logits_processors):
-        if getattr(part.config, "truncates", True):
+        assert isinstance(part.config, LogitsProcessorConfig)
+        if part.config.truncates:
             problems.append(
                 f"logits_processors.{i}: {part.name} removes tokens, and what was removed when sampling cannot be replayed when training; rl takes temperature only"
             )
-    if getattr(section.algorithm.config, "compares_group", False) and section.group_size < 2:
+    algorithm = section.algorithm.config
+    assert isinstance(algorithm, AlgorithmConfig)
+    if algorithm.compares_group and section.group_size < 2:
         problems.append(f"group_size: {section.algorithm.name} compares completions of one prompt, so it needs at least 2")
     rollouts = section.group_size * section.prompts_per_step
-    minibatches = getattr(section.algorithm.config, "minibatches", 1)
-    if minibatches > rollouts:
-        problems.append(f"algorithm.minibatches: {minibatches} are more than the {rollouts} rollouts of a step (group_size x prompts_per_step)")
+    if algorithm.minibatches > rollouts:
+        problems.append(f"algorithm.minibatches: {algorithm.minibatches} are more than the {rollouts} rollouts of a step (group_size x prompts_per_step)")
     return problems + context_problems(section, recipe)
 
 

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from feebcore.data.store_writer import SplitWriter
 
 CHUNK = 256 * 1024  # as in store_writer, which imports numpy
-SAMPLE_PLACES, SAMPLE_RUN, SAMPLE_CHARS = 16, 8, 20_000  # documents that a fast way to encode is proved on
 
 T = TypeVar("T")
 
@@ -39,7 +38,7 @@ class ShardConfig(StageConfig):
     shard_tokens: int = Field(0, ge=0, description=f"tokens per shard file, a multiple of {CHUNK}; 0: from the corpus, 1 to 64 Mi")
     compress: bool = Field(False, description="zstd-compressed chunks: smaller, but sequences are read 100 times slower")
     workers: Execution[int] = Field(
-        0, ge=0, description="encoding processes; 0: threads if the tokenizer has its own, else one a core up to 16 if it is worth it"
+        0, ge=0, description="encoding processes; 0: threads if the tokenizer has its own, else one per core, up to 16, for a large corpus"
     )
     fan_out: Execution[Literal["none", "threads", "dask", "ray"]] = Field(
         "none", description="encode on workers of a Prefect task runner; dask and ray are extras, as feeb[dask]"
@@ -61,6 +60,7 @@ PART = StageSpec(
     needs=(Need("documents"), Need("tokenizer")),
     makes=("tokens",),
     process="inline",
+    revision=2,
     summary="Writes the documents as token shards in zarr.",
 )
 
@@ -77,10 +77,6 @@ def run(section: ShardConfig, inputs: Mapping[str, Artifact], out: StageOutput) 
     rows: dict[str, dict[str, Any]] = {}
     clock = _Clock()
     with Encoder(inputs["tokenizer"].file("tokenizer"), section.workers, total_bytes, section.fan_out, section.fan_out_address) as encoder:
-        decision = encoder.prove(_sample(documents, len(num_bytes)))
-        if decision:
-            why = f": {decision['why']}" if decision["why"] else f", which gave the codec's ids on {decision['texts_compared']} texts"
-            out.log(f"shard: encodes with {decision['encoder']}{why}")
         done_bytes = 0
         for split in ("train", "validation"):
             chosen = validation if split == "validation" else ~validation
@@ -105,7 +101,7 @@ def run(section: ShardConfig, inputs: Mapping[str, Artifact], out: StageOutput) 
         "bytes_per_token": total_bytes / max(1, num_text_tokens),
         "tokens_per_second": num_tokens / seconds,
         "waiting_for_tokens_share": clock.waited / seconds,
-    } | ({"encoder": decision["encoder"], "texts_compared": decision["texts_compared"]} if decision else {})
+    }
 
 
 class _Clock:
@@ -131,15 +127,6 @@ def _describe(documents: Path) -> tuple[pl.DataFrame, list[str]]:
     sources = scan.select(pl.col("source").unique()).collect(engine="streaming")["source"].sort().to_list()
     code = pl.col("source").replace_strict(sources, range(len(sources)), return_dtype=pl.UInt16)
     return scan.select("num_bytes", (pl.col("split") == "validation").alias("validation"), code).collect(engine="streaming"), sources
-
-
-def _sample(documents: Path, num_documents: int) -> list[str]:
-    """Texts from places spread over the corpus, to prove a tokenizer's fast way on."""
-    import polars as pl
-
-    scan = pl.scan_parquet(documents).select(pl.col("text").str.head(SAMPLE_CHARS))
-    starts = sorted({int(i * num_documents / SAMPLE_PLACES) for i in range(SAMPLE_PLACES)})
-    return [text for start in starts for text in scan.slice(start, SAMPLE_RUN).collect()["text"]]
 
 
 def _writer(section: ShardConfig, root: Path, split: str, encoder: Encoder, shard_tokens: int) -> SplitWriter:

@@ -57,9 +57,6 @@ def run(section: TokenizerConfig, inputs: Mapping[str, Artifact], out: StageOutp
     save_part(folder, section.tokenizer)
     out.content("tokenizer/*")
     sample = list(read_texts(documents, "validation", SAMPLE_BYTES)) or list(read_texts(documents, "train", SAMPLE_BYTES))
-    decision = trained.choose_encoder(sample) if hasattr(trained, "choose_encoder") else {}
-    if decision:
-        out.log(f"tokenizer: encodes with {decision['encoder']}" + (f": {decision['why']}" if decision["why"] else ", which gives the codec's ids"))
     encoded = trained.encode_batch(sample)
     num_tokens = sum(len(ids) for ids in encoded)
     exact = sum(trained.decode(ids.tolist()) == text for ids, text in zip(encoded[:50], sample, strict=False))
@@ -67,4 +64,4 @@ def run(section: TokenizerConfig, inputs: Mapping[str, Artifact], out: StageOutp
         "vocab_size": trained.vocab_size,
         "bytes_per_token": sum(len(text.encode()) for text in sample) / max(1, num_tokens),
         "round_trip": exact / min(50, len(sample)),
-    } | ({"encoder": decision["encoder"], "texts_compared": decision["texts_compared"]} if decision else {})
+    }

@@ -1,18 +1,18 @@
 """What block parts promise beside what every architecture does (models.py): that tokens are mixed at all, and by averaging; that
-only distances count where positions are relative; that what is added to the stream is what the last matrix made; that a
+only distances count where positions are relative; that what is added to the stream is linear in the last matrix; that a
 router routes; and that a part which bears the name of a known one computes what that one does.
 """
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from feebcore.model.build import build_model
-from feebcore.model.parts import Position, ResidualLinear
+from feebcore.model.parts import FeedforwardPart, Position, ResidualLinear
 from feebcore.model.transformer import Transformer
 from feebcore.parts import resolve_part
 from feebcore.protocols import Batch
@@ -33,7 +33,7 @@ def looks_back(subject: Candidate) -> None:
     changed = tokens.clone()
     changed[:, 3] = (changed[:, 3] + 7) % VOCAB
     moved = (model(changed).hidden - model(tokens).hidden)[:, 4].abs().amax(-1)
-    require((moved > 1e-4).all(), "another token at place 3 changes nothing at place 4")
+    require((moved > 1e-4).all(), "another token at position 3 changes nothing at position 4")
 
 
 @check(
@@ -46,21 +46,23 @@ def averages_values(subject: Candidate) -> None:
     model = build_model(part, VOCAB, LENGTH, seed=1)
     enliven(model)
     hidden = model(some_tokens(ROWS, 1).expand(ROWS, LENGTH)).hidden
-    require_close(hidden, hidden[:, :1].expand_as(hidden), "places of a row that repeats one token, without positions")
+    require_close(hidden, hidden[:, :1].expand_as(hidden), "positions of a row that repeats one token, without position encoding")
 
 
 @check(
     "attentions",
     "positions",
-    meaning="Shifting all positions changes the result, though they are relative; look for queries turned without keys, values turned too, or wrong pairs.",
+    meaning="Shifting all positions changes the result, though they are relative; look for queries rotated without keys, values rotated too, or wrong pairs.",
 )
 @torch.no_grad()
 def only_distance_counts(subject: Candidate) -> None:
     model, tokens = small_model(subject), some_tokens(ROWS, 7)
     if type(model.position).add is not Position.add:
         return  # places are added to the stream: they are absolute
-    here = torch.arange(7).expand(ROWS, -1)
-    require_close(model(tokens, positions=here + LENGTH - 7).hidden, model(tokens, positions=here).hidden, "the same tokens five places on", 1e-4)
+    positions = torch.arange(7).expand(ROWS, -1)
+    require_close(
+        model(tokens, positions=positions + LENGTH - 7).hidden, model(tokens, positions=positions).hidden, "the same tokens five positions later", 1e-4
+    )
 
 
 @check(
@@ -95,17 +97,17 @@ def residual_maps_are_last(subject: Candidate) -> None:
 @check("norms", meaning="The norm computes in bf16, so sums and differences of large values lose their digits; raise to fp32 inside, cast back at the end.")
 @torch.no_grad()
 def computes_in_fp32(subject: Candidate) -> None:
-    norm = subject.part.build(64)
+    norm = subject.part.build(d_model=64)
     x = (20 + torch.randn(256, 64, generator=torch.Generator().manual_seed(4))).bfloat16()
-    found, wanted = norm(x).float(), norm(x.float())
-    error = ((found - wanted).square().mean() / wanted.square().mean()).sqrt().item()
+    half, full = norm(x).float(), norm(x.float())
+    error = ((half - full).square().mean() / full.square().mean()).sqrt().item()
     require(error < 2.2e-3, f"relative error {error:.2g} on bf16 input; rounding the result alone makes 1.7e-3")
 
 
 @check("feedforwards", meaning="The router sends all tokens to the same experts, so the others are dead weight; look for a constant or detached choice.")
 def tokens_are_routed(subject: Candidate) -> None:
     model = small_model(subject, num_layers=1)
-    routed = [m for m in model.modules() if hasattr(m, "expert_load")]
+    routed = [m for m in model.modules() if isinstance(m, FeedforwardPart) and m.num_experts]
     x_BTC = torch.randn(8, LENGTH, SIZES["d_model"], generator=torch.Generator().manual_seed(6))
     for module in routed:
         share_E = torch.as_tensor(module.expert_load(x_BTC)["share"])
@@ -114,35 +116,35 @@ def tokens_are_routed(subject: Candidate) -> None:
         require(used > len(share_E) // 2, f"{used} of {len(share_E)} experts get any of {8 * LENGTH} random tokens")
 
 
-def _futures(model: nn.Module, stream_BT: Tensor) -> list[Tensor]:
-    """Logits [B,T,V] of each future of the model's head on a stream of T + 1 tokens."""
+def _further_logits(model: Transformer, stream_BT: Tensor) -> list[Tensor]:
+    """Logits [B,T,V] of each further token that the model's head predicts, on a stream of T + 1 tokens."""
     batch = Batch(stream_BT[:, :-1], stream_BT[:, 1:])
-    return [head(hidden) for hidden, head in model.lm_head.mtp_outputs(model, batch, model(batch.tokens))]  # type: ignore[operator, union-attr]
+    return [head(hidden) for hidden, head in model.lm_head.mtp_outputs(model, batch, model(batch.tokens))]
 
 
 @check(
     "lm_heads", meaning="A head for further tokens reads the token that it predicts, so its loss is too good to be true; count which targets are its inputs."
 )
 @torch.no_grad()
-def futures_do_not_peek(subject: Candidate) -> None:
+def further_tokens_do_not_leak(subject: Candidate) -> None:
     model, stream = small_model(subject), some_tokens()
-    if not hasattr(model.lm_head, "mtp_outputs"):
+    if not model.lm_head.num_mtp:
         return
-    before = _futures(model, stream)
+    before = _further_logits(model, stream)
     for place in (3, LENGTH - 2):
         changed = stream.clone()
         changed[:, place:] = (changed[:, place:] + 7) % VOCAB
-        for k, logits in enumerate(_futures(model, changed), start=1):
+        for k, logits in enumerate(_further_logits(model, changed), start=1):
             known = max(0, place - k)  # position t predicts place t + k + 1 of the stream and may know those up to t + k
-            require_close(logits[:, :known], before[k - 1][:, :known], f"future {k} where it predicts places up to {place} of a stream changed from there on")
+            require_close(logits[:, :known], before[k - 1][:, :known], f"changing tokens >= {place} altered prediction {k} of tokens <= {place}")
 
 
 @check("lm_heads", meaning="What predicts further tokens never learns: a parameter gets no gradient from its own predictions; look for a detach.")
-def futures_learn(subject: Candidate) -> None:
+def further_tokens_learn(subject: Candidate) -> None:
     model, stream = small_model(subject), torch.arange(LENGTH * 8).view(8, LENGTH) % VOCAB
-    if not hasattr(model.lm_head, "mtp_outputs"):
+    if not model.lm_head.num_mtp:
         return
-    further = _futures(model, stream)
+    further = _further_logits(model, stream)
     loss = sum((F.cross_entropy(x[:, : -k or None].flatten(0, 1), stream[:, k + 1 :].flatten()) for k, x in enumerate(further, start=1)), torch.zeros(()))
     loss.backward()
     dead = [name for name, p in model.lm_head.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
@@ -151,31 +153,30 @@ def futures_learn(subject: Candidate) -> None:
 
 @check("lm_heads", meaning="What further tokens cost in training is not what `mtp_flops` says, so comparisons at equal FLOPs are off.")
 @torch.no_grad()
-def future_flops_are_measured(subject: Candidate) -> None:
+def mtp_flops_are_measured(subject: Candidate) -> None:
     model, stream = small_model(subject), some_tokens(1, LENGTH + 1)
-    if not hasattr(model.lm_head, "mtp_outputs"):
+    if not model.lm_head.num_mtp:
         return
-    require(hasattr(model.lm_head, "mtp_flops"), "has `mtp_outputs` and no `mtp_flops(model, length)`")
     batch = Batch(stream[:, :-1], stream[:, 1:])
     output = model(batch.tokens)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         for hidden, head in model.lm_head.mtp_outputs(model, batch, output):
             head(hidden)
     declared, measured = sum(model.lm_head.mtp_flops(model, LENGTH)), counter.get_total_flops()
-    require(declared == measured, f"declares {declared:.0f} FLOPs a sequence, FlopCounterMode sees {measured}")
+    require(declared == measured, f"declares {declared:.0f} FLOPs per sequence, FlopCounterMode counts {measured}")
 
 
 @check("stacks", meaning="Objectives on every layer count on another number of layers than they get; set `num_streams` to how many streams are returned.")
 @torch.no_grad()
 def streams_are_counted(subject: Candidate) -> None:
     model = small_model(subject)
-    found, declared = len(model(some_tokens(), want_layers=True).layers), getattr(model.stack, "num_streams", None)
-    require(found == declared, f"returns {found} streams, num_streams is {declared}")
+    returned, declared = len(model(some_tokens(), want_layers=True).layers), model.stack.num_streams
+    require(returned == declared, f"returns {returned} streams, num_streams is {declared}")
 
 
 @check(
     *BLOCK_KEYS,
-    meaning="The part bears the name of a known one, but does not compute its formula: look at a scale (1/sqrt(head_dim)), pairs and direction of turning.",
+    meaning="The part bears the name of a known one, but does not compute its formula: look at a scale (1/sqrt(head_dim)), pairs and direction of rotation.",
 )
 @torch.no_grad()
 def agrees_with_numpy(subject: Candidate) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from feebcore.config import DataOrderConfig
 from feebcore.data.loader import make_batches
 from feebcore.data.store import TokenStore
 from feebcore.data.store_writer import SplitWriter
@@ -105,21 +106,6 @@ def lone_surrogates_are_refused(subject: Candidate) -> None:
             require(False, f"{text!r} is encoded as {list(ids)[:8]}; raise UnicodeEncodeError, as str.encode does")
 
 
-@check("tokenizers", meaning="The tokenizer has another, faster way to encode that gives other ids than its own codec, and did not notice.")
-def fast_way_gives_the_same_ids(subject: Candidate) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer = train_tokenizer(subject, Path(folder))
-        if not hasattr(tokenizer, "encoders"):
-            return
-        decision = tokenizer.choose_encoder(TEXTS)
-        require(decision["encoder"] == tokenizer.encoder, f"choose_encoder says {decision['encoder']!r}, the tokenizer uses {tokenizer.encoder!r}")
-        found = [[np.asarray(ids).tolist() for ids in tokenizer.encode_batch(TEXTS)]]
-        for name in tokenizer.encoders:
-            tokenizer.encoder = name
-            found.append([np.asarray(ids).tolist() for ids in tokenizer.encode_batch(TEXTS)])
-            require(found[-1] == found[0], f"{name} gives other ids than {decision['encoder']}")
-
-
 @check("tokenizers", meaning="A saved tokenizer is another one when loaded, so ids lose their meaning.")
 def tokenizer_saves_and_loads(subject: Candidate) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -151,7 +137,7 @@ def small_store() -> Iterator[TokenStore]:
 
 
 def all_sequences(subject: Candidate, store: TokenStore, seq_len: int) -> PackedSequences:
-    packing = subject.part.build(store, seq_len)
+    packing = subject.part.build(store=store, seq_len=seq_len)
     require(packing.num_sequences >= 1, f"{packing.num_sequences} sequences of {store.num_tokens} tokens at seq_len {seq_len}")
     return packing.sequences(np.arange(packing.num_sequences))
 
@@ -180,7 +166,7 @@ def targets_follow_inputs(subject: Candidate) -> None:
 def packing_is_stateless(subject: Candidate) -> None:
     with small_store() as store:
         whole = all_sequences(subject, store, 16)
-        packing = subject.part.build(store, 16)
+        packing = subject.part.build(store=store, seq_len=16)
         indices = np.random.default_rng(1).integers(0, packing.num_sequences, 12)
         for piece in (indices, indices[:5], indices[7:8]):
             packed = packing.sequences(piece)
@@ -204,8 +190,8 @@ def packing_isolates_documents(subject: Candidate) -> None:
         for row in range(len(packed.tokens)):
             tokens, ids = packed.tokens[row], packed.doc_ids[row]
             for number in np.unique(ids[ids >= 0]).tolist():
-                found = {int(document[t]) for t in tokens[:-1][ids == number] if t > EOS}
-                require(len(found) <= 1, f"document {number} of sequence {row} holds tokens of {len(found)} documents")
+                documents = {int(document[t]) for t in tokens[:-1][ids == number] if t > EOS}
+                require(len(documents) <= 1, f"document {number} of sequence {row} holds tokens of {len(documents)} documents")
             if packed.positions is not None:
                 same = ids[1:] == ids[:-1]
                 expected = np.where(same, packed.positions[row, :-1] + 1, 0)
@@ -221,27 +207,27 @@ def packing_isolates_documents(subject: Candidate) -> None:
 @check("packings", meaning="The waste that is reported is not the waste there is.")
 def packing_statistics_are_right(subject: Candidate) -> None:
     with small_store() as store:
-        packing = subject.part.build(store, 16)
-        told = getattr(packing, "statistics", None)
-        if told is None:
+        packing = subject.part.build(store=store, seq_len=16)
+        statistics = packing.statistics
+        if not statistics:
             return
         packed = packing.sequences(np.arange(packing.num_sequences))
         flat = store.read(0, store.num_tokens).astype(np.int64)
         held = np.isin(flat, packed.tokens[packed.tokens > EOS])
         text = flat > EOS
         missing, framing = int((text & ~held).sum()), int((~text).sum())
-        dropped = round(told["dropped_share"] * len(flat))
+        dropped = round(statistics["dropped_share"] * len(flat))
         require(missing <= dropped <= missing + framing, f"{missing} text tokens stand in no sequence, dropped_share says {dropped} of {len(flat)} tokens")
         pairs = zip(store.doc_offsets[:-1].tolist(), store.doc_offsets[1:].tolist(), strict=True)
         rows = [set(row.tolist()) for row in packed.tokens]
         long = [set(flat[a + 1 : b - 1].tolist()) for a, b in pairs if b - a > 2]
         cut = sum(not any(ids <= row for row in rows) for ids in long)
         empty = store.num_documents - len(long)
-        said = round(told["cut_documents_share"] * store.num_documents)
+        said = round(statistics["cut_documents_share"] * store.num_documents)
         require(cut <= said <= cut + empty + framing, f"no sequence holds {cut} documents whole, cut_documents_share says {said}")
         ends = flat[store.doc_offsets[1:] - 2]  # what stands before a document's own EOS
         padding = (packed.tokens[:, 1:] == EOS) & ~np.isin(packed.tokens[:, :-1], ends)
-        said = round(told["padding_share"] * packed.tokens.size)
+        said = round(statistics["padding_share"] * packed.tokens.size)
         require(int(padding.sum()) <= said, f"{int(padding.sum())} of {packed.tokens.size} positions are padding, padding_share says {said}")
 
 
@@ -259,16 +245,17 @@ def order_works_in_the_loader(subject: Candidate) -> None:
             int(sequences.min()) >= 0 and int(sequences.max()) < data.num_sequences, f"sequences {sequences.min()}..{sequences.max()} of {data.num_sequences}"
         )
         mixed = np.random.default_rng(2).permutation(samples)
-        require(np.array_equal(data.data_order(mixed), sequences[mixed]), "asking for samples in another sequence gives other sequences")
+        require(np.array_equal(data.data_order(mixed), sequences[mixed]), "asking for samples in another order gives other sequences")
         require(np.array_equal(data.data_order(samples[777:779]), sequences[777:779]), "asking for few samples gives other sequences")
 
 
 @check("data_orders", meaning="Some sequences are seen twice and some never; an order must visit each once an epoch.")
 def each_sequence_once(subject: Candidate) -> None:
-    if getattr(subject.spec.config, "repeats", False):
+    assert issubclass(subject.spec.config, DataOrderConfig)
+    if subject.spec.config.repeats:
         return  # curricula and mixtures that say so
     for sequences in (1, 2, 37, 256):
-        order = subject.part.build(sequences, 3)
+        order = subject.part.build(num_sequences=sequences, seed=3)
         for epoch in range(2):
             seen = order(np.arange(epoch * sequences, (epoch + 1) * sequences))
             require(sorted(seen.tolist()) == list(range(sequences)), f"epoch {epoch} of {sequences} sequences is no permutation")
@@ -276,7 +263,7 @@ def each_sequence_once(subject: Candidate) -> None:
 
 @check("data_orders", meaning="A sequence depends on what was asked before, so a resumed run sees other data.")
 def order_is_stateless(subject: Candidate) -> None:
-    order, again = subject.part.build(100, 3), subject.part.build(100, 3)
+    order, again = (subject.part.build(num_sequences=100, seed=3) for _ in range(2))
     whole = order(np.arange(150))
     pieces = np.concatenate([again(np.arange(140, 150)), again(np.arange(0, 140))])
     require(np.array_equal(whole, np.concatenate([pieces[10:], pieces[:10]])), "asking in other pieces gives other sequences")
@@ -290,7 +277,7 @@ def filter_keeps_the_table(subject: Candidate) -> None:
     frame = pl.DataFrame(
         {"text": texts, "source": ["s"] * len(texts), "key": [f"{i:03}" for i in range(len(texts))], "num_bytes": [len(t.encode()) for t in texts]}
     )
-    found = subject.part.build()(frame.lazy()).collect()
-    require(set(frame.columns) <= set(found.columns), f"columns {found.columns}")
-    again = subject.part.build()(found.select(frame.columns).lazy()).collect()
-    require(again.height == found.height, f"run on its own result it keeps {again.height} of {found.height}")
+    filtered = subject.part.build()(frame.lazy()).collect()
+    require(set(frame.columns) <= set(filtered.columns), f"columns {filtered.columns}")
+    again = subject.part.build()(filtered.select(frame.columns).lazy()).collect()
+    require(again.height == filtered.height, f"run on its own result it keeps {again.height} of {filtered.height}")

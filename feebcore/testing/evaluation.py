@@ -52,13 +52,13 @@ def documents_are_texts_with_names(subject: Candidate) -> None:
         require(len({d.source for d in documents}) == 1 and documents[0].source, f"several names of a source: {sorted({d.source for d in documents})}")
         for document in documents:
             document.text.encode()  # raises where a lone surrogate got in
-        if callable(provenance := getattr(source, "provenance", None)):
-            json.dumps(provenance(), allow_nan=False)
+        json.dumps(source.provenance(), allow_nan=False)
+        require(source.name in ("", documents[0].source), f"the source is called {source.name!r}, its documents {documents[0].source!r}")
 
 
 @contextlib.contextmanager
-def small_subject() -> Iterator[EvaluatedModel]:
-    """A tiny untrained model of bytes with a held-out split of a dozen documents."""
+def small_target() -> Iterator[EvaluatedModel]:
+    """A tiny untrained model of bytes with a validation split of a dozen documents."""
     tokenizer = resolve_part("tokenizers", "byte").build()
     texts = [f"def f{i}(x):\n    return x * {i} + {i * i}\n" * (1 + i % 4) for i in range(12)]
     with tempfile.TemporaryDirectory() as folder:
@@ -88,13 +88,13 @@ def small_benchmark(subject: Candidate, **options: Any) -> Any:
 @check("benchmarks", meaning="A result cannot be shown or compared: metrics are {value, low, high, n} with low <= value <= high, JSON beside them.")
 def result_is_whole(subject: Candidate) -> None:
     benchmark = small_benchmark(subject)
-    require(benchmark.title and benchmark.better in ("lower", "higher"), f"title {benchmark.title!r}, better {benchmark.better!r}")
-    with small_subject() as model:
+    require(benchmark.better in ("lower", "higher"), f"title {benchmark.title!r}, better {benchmark.better!r}")
+    with small_target() as model:
         result = benchmark.run(model)
-    found = intervals(result)
-    require(found, f"no metric with a value among {', '.join(result)}")
+    metrics = intervals(result)
+    require(metrics, f"no metric with a value among {', '.join(result)}")
     json.dumps(result, allow_nan=False)
-    for name, entry in found.items():
+    for name, entry in metrics.items():
         require(entry["n"] > 0 and all(math.isfinite(entry[key]) for key in ("value", "low", "high")), f"{name} is {entry}")
         require(entry["low"] <= entry["value"] <= entry["high"], f"{name}: {entry['value']} is outside of {entry['low']} to {entry['high']}")
         require(not benchmark.percent or 0 <= entry["low"] <= entry["high"] <= 1, f"{name} is a share, but {entry['low']} to {entry['high']}")
@@ -102,7 +102,7 @@ def result_is_whole(subject: Candidate) -> None:
 
 @check("benchmarks", meaning="Scores differ from one run to the next or with the batch size, or scoring changes the model; draw by `target.seed`, row by row.")
 def result_is_repeatable(subject: Candidate) -> None:
-    with small_subject() as model:
+    with small_target() as model:
         weights = [p.clone() for p in model.model.parameters()]  # type: ignore[attr-defined]
         before = torch.random.get_rng_state()
         first = small_benchmark(subject).run(model)

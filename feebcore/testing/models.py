@@ -6,9 +6,11 @@ their weights are drawn so large that attention is far from uniform and every le
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from feebcore.model.build import build_model
 from feebcore.model.groups import param_groups
 from feebcore.model.io import load_model, save_model
+from feebcore.model.transformer import Transformer
 from feebcore.parts import Part, resolve_part
 from feebcore.testing.framework import Candidate, check, example_options, require
 
@@ -81,15 +84,25 @@ def loss_of(model: Any, tokens_BT: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1), tokens_BT[:, 1:].flatten())
 
 
-def require_close(found: Tensor, wanted: Tensor, what: str, tolerance: float = CLOSE) -> None:
-    require(found.shape == wanted.shape, f"{what}: shape {tuple(found.shape)}, not {tuple(wanted.shape)}")
-    if not found.numel():
+def require_close(result: Tensor, expected: Tensor, what: str, tolerance: float = CLOSE) -> None:
+    require(result.shape == expected.shape, f"{what}: shape {tuple(result.shape)}, not {tuple(expected.shape)}")
+    if not result.numel():
         return
-    difference = (found - wanted).abs().max().item()
-    require(difference <= tolerance * max(1.0, wanted.abs().max().item()), f"{what}: differs by {difference:.2g}")
+    difference = (result - expected).abs().max().item()
+    require(difference <= tolerance * max(1.0, expected.abs().max().item()), f"{what}: max abs difference {difference:.2g}")
 
 
-@check(*KINDS, meaning="A position sees tokens after it, so training loss is too good to be true; look for a missing, transposed or shifted causal mask.")
+@contextlib.contextmanager
+def restored_buffers(model: nn.Module) -> Iterator[None]:
+    """Buffers that a training pass updates are afterwards as they were."""
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    yield
+    with torch.no_grad():
+        for name, buffer in model.named_buffers():
+            buffer.copy_(before[name])
+
+
+@check(*KINDS, meaning="A position sees later tokens, so training loss is too good to be true; look for a missing, transposed or shifted causal mask.")
 @torch.no_grad()
 def causality(subject: Candidate) -> None:
     model, tokens = small_model(subject), some_tokens()
@@ -97,7 +110,7 @@ def causality(subject: Candidate) -> None:
     for t in (1, LENGTH // 2, LENGTH - 1):
         changed = tokens.clone()
         changed[:, t:] = (changed[:, t:] + 7) % VOCAB
-        require_close(model(changed).hidden[:, :t], before[:, :t], f"positions before {t} after tokens from {t} on were changed")
+        require_close(model(changed).hidden[:, :t], before[:, :t], f"changing tokens >= {t} altered outputs at positions < {t}")
 
 
 @check(
@@ -150,16 +163,16 @@ def left_padding_parity(subject: Candidate) -> None:
     plain, cached = model(padded, doc_ids=doc_ids).hidden, model(padded, doc_ids=doc_ids, cache=cache).hidden
     steps = [model(tokens[torch.arange(ROWS), torch.tensor(lengths) + i][:, None], cache=cache).hidden for i in range(2)]
     for row, length in enumerate(lengths):
-        wanted = model(tokens[row : row + 1, : length + 2]).hidden[0]
-        require_close(plain[row, width - length :], wanted[:length], f"row of {length} tokens, {width - length} padding before it")
-        require_close(cached[row, width - length :], wanted[:length], f"the same through the cache, {width - length} padding")
+        expected = model(tokens[row : row + 1, : length + 2]).hidden[0]
+        require_close(plain[row, width - length :], expected[:length], f"row of {length} tokens, {width - length} padding before it")
+        require_close(cached[row, width - length :], expected[:length], f"the same through the cache, {width - length} padding")
         for i, step in enumerate(steps):
-            require_close(step[row, 0], wanted[length + i], f"token {i + 1} decoded after {width - length} padding")
+            require_close(step[row, 0], expected[length + i], f"token {i + 1} decoded after {width - length} padding")
 
 
 @check(
     *KINDS,
-    meaning="A fresh model is not close to guessing evenly, so the first steps are spent unlearning; look at the initialization or a head without a norm before it.",
+    meaning="A freshly initialized model is far from a uniform guess, so the first steps are spent unlearning; look at the initialization or a head without a norm before it.",
 )
 @torch.no_grad()
 def initial_loss(subject: Candidate) -> None:
@@ -181,9 +194,7 @@ def gradient_everywhere(subject: Candidate) -> None:
     require(grouped == sorted(n for n, _ in model.named_parameters()), "param_groups does not list every parameter once")
 
 
-@check(
-    *KINDS, meaning="The model cannot even learn one batch by heart; look for a wrong axis, a saturated softmax or an update that never reaches the weights."
-)
+@check(*KINDS, meaning="The model cannot overfit one batch; look for a wrong axis, a saturated softmax or an update that never reaches the weights.")
 def overfits_one_batch(subject: Candidate) -> None:
     model, tokens = small_model(subject, vivid=False), some_tokens(4)
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-2)
@@ -208,25 +219,44 @@ def counts_are_measured(subject: Candidate) -> None:
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model.lm_head(model(some_tokens(1)).hidden)
     declared, measured = counts.flops_per_token * LENGTH, counter.get_total_flops()
-    require(declared == measured, f"declares {declared:.0f} FLOPs a sequence, FlopCounterMode sees {measured}")
+    require(declared == measured, f"declares {declared:.0f} FLOPs per sequence, FlopCounterMode counts {measured}")
     cache = model.new_cache(1, LENGTH)
     model(some_tokens(1), cache=cache)
-    kept = sum(x.numel() * 4 for part in (cache, *cache.others) for slot in part.slots for x in slot) / LENGTH
-    require(counts.cache_bytes_per_token == kept, f"declares {counts.cache_bytes_per_token} cache bytes a token, keeps {kept:.0f}")
+    per_token = sum(x.numel() * 4 for part in (cache, *cache.others) for slot in part.slots for x in slot) / LENGTH
+    require(counts.cache_bytes_per_token == per_token, f"declares {counts.cache_bytes_per_token} cache bytes per token, keeps {per_token:.0f}")
     fixed = sum(x.numel() * 4 for state in cache.states for x in state)
-    require(counts.cache_bytes_fixed == fixed, f"declares {counts.cache_bytes_fixed} cache bytes a row, keeps {fixed}")
+    require(counts.cache_bytes_fixed == fixed, f"declares {counts.cache_bytes_fixed} cache bytes per row, keeps {fixed}")
+
+
+@check(
+    *KINDS,
+    meaning="With activation_checkpointing the gradient is another one; look for what a block leaves outside of `context.shared`, or changes in place.",
+)
+def recomputation_parity(subject: Candidate) -> None:
+    model, tokens = small_model(subject), some_tokens()
+    if not isinstance(model, Transformer):
+        return
+    gradients = []
+    for recompute in (False, True):
+        for block in model.stack.all_blocks():
+            block.recompute = recompute
+        torch.manual_seed(0)  # routers and dropout draw the same numbers
+        with restored_buffers(model):
+            gradients.append(torch.autograd.grad(loss_of(model, tokens), list(model.parameters()), allow_unused=True, materialize_grads=True))
+    for name, kept, recomputed in zip(dict(model.named_parameters()), *gradients, strict=True):
+        require_close(recomputed, kept, f"gradient of {name} with and without activation checkpointing")
 
 
 @check(*KINDS, meaning="torch.compile changes the result or cannot follow the code; look for Python side effects, data-dependent branches or in-place tricks.")
 def compile_parity(subject: Candidate) -> None:
     model, tokens = small_model(subject, num_layers=1), some_tokens()  # one layer: tracing is what takes time
     eager = loss_of(model, tokens)
-    wanted = torch.autograd.grad(eager, list(model.parameters()))
+    expected = torch.autograd.grad(eager, list(model.parameters()))
     torch._dynamo.reset()
     compiled = torch.compile(loss_of, backend="aot_eager", fullgraph=True)(model, tokens)
-    found = torch.autograd.grad(compiled, list(model.parameters()))
+    gradients = torch.autograd.grad(compiled, list(model.parameters()))
     require_close(compiled, eager, "loss compiled and eager")
-    for name, a, b in zip(dict(model.named_parameters()), found, wanted, strict=True):
+    for name, a, b in zip(dict(model.named_parameters()), gradients, expected, strict=True):
         require_close(a, b, f"gradient of {name} compiled and eager")
 
 
@@ -234,10 +264,10 @@ def compile_parity(subject: Candidate) -> None:
 @torch.no_grad()
 def bf16_is_close(subject: Candidate) -> None:
     model, tokens = small_model(subject), some_tokens()
-    wanted = model(tokens).hidden
+    expected = model(tokens).hidden
     with torch.autocast("cpu", torch.bfloat16):
-        found = model(tokens).hidden.float()
-    error = ((found - wanted).square().mean() / wanted.square().mean()).sqrt().item()
+        result = model(tokens).hidden.float()
+    error = ((result - expected).square().mean() / expected.square().mean()).sqrt().item()
     require(error < 0.05, f"relative error {error:.3f} in bf16")
 
 
@@ -248,9 +278,9 @@ def saves_and_loads(subject: Candidate) -> None:
     with tempfile.TemporaryDirectory() as folder:
         save_model(Path(folder) / "model", model, architecture)
         again = load_model(Path(folder) / "model", registry=subject.registry)
-    found, wanted = again(some_tokens()).hidden, model.eval()(some_tokens()).hidden
-    require(torch.equal(found, wanted), "hidden states differ after save and load")
-    require(torch.equal(again.lm_head(found), model.lm_head(wanted)), "logits differ after save and load")
+    loaded, saved = again(some_tokens()).hidden, model.eval()(some_tokens()).hidden
+    require(torch.equal(loaded, saved), "hidden states differ after save and load")
+    require(torch.equal(again.lm_head(loaded), model.lm_head(saved)), "logits differ after save and load")
     require(len(list(again.parameters())) == len(list(model.parameters())), "parameters that were shared are separate after load")
 
 

@@ -3,7 +3,7 @@
 The models answer all that an objective may ask for: the stream after every layer (three of them, the same scores less and
 less sure the lower the layer), `final_norm`, auxiliary losses, and a head with `mtp_outputs`. Objectives may draw random
 numbers from torch's generator, which is seeded here before each call; what is then true only on average is checked on
-average. One that trains on a choice of the targets says so with the attribute `selects = True`: its count may then be
+average. One that trains on a choice of the targets says so with `selects`: its count may then be
 less than the mask's, and need not add up over the documents of a window.
 """
 
@@ -24,6 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from feebcore.model.counting import count_flops
+from feebcore.model.parts import LMHeadPart
 from feebcore.protocols import Batch, ModelOutput, ObjectiveOutput
 from feebcore.testing.framework import Candidate, check, require
 
@@ -32,10 +33,15 @@ SURENESS = (0.4, 0.7, 1.0)  # of each layer: what the last layer's scores are mu
 DRAWS = 48  # calls over which an objective that draws random numbers is averaged
 
 
-class PlainHead(nn.Identity):
+class PlainHead(LMHeadPart):
     """Hidden states are logits. Entry k of `mtp_outputs` predicts the token k + 1 places on: the logits of k places on."""
 
-    def mtp_outputs(self, model: nn.Module, batch: Batch, output: ModelOutput) -> list[tuple[Tensor, nn.Module]]:
+    num_mtp = LENGTH - 1
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return hidden
+
+    def mtp_outputs(self, model: Any, batch: Batch, output: ModelOutput) -> list[tuple[Tensor, nn.Module]]:
         return [(output.hidden.roll(-k, 1), nn.Identity()) for k in range(1, LENGTH)]
 
 
@@ -43,6 +49,7 @@ class KnownModel(nn.Module):
     """What is common to the models here: a subclass says which logits [B,T,V] belong to which tokens."""
 
     precision, answer = torch.float32, torch.float32  # what it computes in, and what it returns
+    num_streams = len(SURENESS)
 
     def __init__(self, extra_loss: float = 0.0) -> None:
         super().__init__()
@@ -216,7 +223,7 @@ def mask_decides(subject: Candidate) -> None:
     assert batch.mask is not None
     before = evaluate(objective, Table(logits), batch)
     counted, most = float(before.count), float(batch.mask.sum())
-    fits = 0 < counted <= most if getattr(objective, "selects", False) else counted == most
+    fits = 0 < counted <= most if objective.selects else counted == most
     require(fits, f"count {counted}, the mask has {int(most)}")
     scrambled = torch.where(batch.mask, batch.targets, torch.full_like(batch.targets, -100))
     noisy = torch.where(batch.mask[..., None], logits, logits + 3)
@@ -244,7 +251,7 @@ def padding_is_left_out(subject: Candidate) -> None:
 @check("objectives", meaning="What is learned in one document depends on the next one in the window; compare doc_ids of input and target where they are apart.")
 def documents_add_up(subject: Candidate) -> None:
     objective, (logits, batch) = subject.part.build(), example()
-    if getattr(objective, "selects", False):
+    if objective.selects:
         return
     border = LENGTH // 2
     first = (torch.arange(LENGTH) <= border).expand(ROWS, LENGTH)
@@ -317,14 +324,13 @@ def extra_flops_are_declared(subject: Candidate) -> None:
     objective, batch = subject.part.build(), everywhere(example()[1])
     head = {"name": "multi_token", "num_mtp": 3, "logit_softcap": 30.0}  # capped: a plain matrix goes through an operation that the counter does not see
     sizes = {"name": "transformer", "d_model": 16, "num_heads": 2, "num_layers": 3, "lm_head": head}
-    for depth in ("sequential", "looped"):
-        model = build_model(resolve_part("architectures", {**sizes, "stack": depth}), VOCAB, LENGTH)
+    for stack in ("sequential", "looped"):
+        model = build_model(resolve_part("architectures", {**sizes, "stack": stack}), VOCAB, LENGTH)
         evaluate(objective, model, batch)  # one may look at the model first
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             evaluate(objective, model, batch)
-        extra = getattr(objective, "extra_flops", None)
-        trained = extra(model, LENGTH)[0] if callable(extra) else 0.0  # what does not learn runs where the counter does not see it
+        trained = objective.extra_flops(model, LENGTH)[0]  # what is frozen runs where the counter does not see it
         declared, measured = ROWS * (count_flops(model, LENGTH)[0] + trained), counter.get_total_flops()
         require(
-            declared == measured, f"with depth {depth} declares {declared:.0f} forward FLOPs, the model's and its head's among them; measured are {measured}"
+            declared == measured, f"with stack {stack} declares {declared:.0f} forward FLOPs, the model's and its head's among them; measured are {measured}"
         )

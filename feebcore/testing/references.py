@@ -1,7 +1,7 @@
 """Known parts written out in NumPy and float64, for those that bear their names; other names are other parts.
 
 Each is called with the part and compares on random numbers. Options that change the formula beyond what is written here
-(a soft cap, a norm inside) leave a part to the other checks, and so does an inner layout of weights that is not ours.
+(a logit softcap, a norm inside) leave a part to the other checks, and so does another layout of weights.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from feebcore.model.context import ForwardContext
 from feebcore.model.parts import Position
 from feebcore.parts import Part
-from feebcore.protocols import BlockShape
+from feebcore.protocols import BuildContext
 from feebcore.testing.framework import require
 
 B, T, H, D = 2, 9, 4, 8
-SHAPE = BlockShape(d_model=H * D, num_heads=H, head_dim=D, seq_len=T + 3, layer=0, num_layers=2)
+SHAPE = BuildContext(d_model=H * D, num_heads=H, head_dim=D, seq_len=T + 3, num_layers=2, position=Position())
 TOLERANCE = 2e-5
 
 
@@ -41,9 +41,9 @@ def weights(module: nn.Module, *names: str) -> list[np.ndarray] | None:
     return [m.weight.numpy().astype(np.float64) for m in maps]  # type: ignore[union-attr]
 
 
-def same(found: Tensor, wanted: np.ndarray, formula: str) -> None:
-    difference = float(np.abs(found.double().numpy() - wanted).max())
-    require(difference <= TOLERANCE * max(1.0, float(np.abs(wanted).max())), f"differs by {difference:.2g} from {formula}")
+def same(result: Tensor, expected: np.ndarray, formula: str) -> None:
+    difference = float(np.abs(result.double().numpy() - expected).max())
+    require(difference <= TOLERANCE * max(1.0, float(np.abs(expected).max())), f"max abs difference {difference:.2g} from {formula}")
 
 
 def plain(config: Any, *names: str) -> bool:
@@ -65,38 +65,38 @@ def attention(part: Part) -> None:
     scores = np.where(np.tril(np.ones((T, T), dtype=bool)), q @ k.swapaxes(-1, -2) / math.sqrt(D), -np.inf)
     shares = np.exp(scores - scores.max(-1, keepdims=True))
     mixed = (shares / shares.sum(-1, keepdims=True)) @ v
-    wanted = mixed.transpose(0, 2, 1, 3).reshape(B, T, H * D) @ w_out.T
-    same(module(x, ForwardContext(Position())), wanted, "W_out softmax(q k^T / sqrt(head_dim)) v, causal, without positions")
+    expected = mixed.transpose(0, 2, 1, 3).reshape(B, T, H * D) @ w_out.T
+    same(module(x, ForwardContext(Position())), expected, "W_out softmax(q k^T / sqrt(head_dim)) v, causal, without positions")
 
 
 def rope(part: Part) -> None:
     position = part.build(SHAPE)
     x = numbers(B, T, H, D)
-    places = torch.arange(3, T + 3).expand(B, -1)
-    turned = part.config.num_rotated(D)  # type: ignore[attr-defined]
-    frequencies = part.config.base ** (-np.arange(0, turned, 2) / turned)  # type: ignore[attr-defined]
-    angles = places.numpy()[:, :, None, None] * frequencies
+    positions = torch.arange(3, T + 3).expand(B, -1)
+    rotated = part.config.num_rotated(D)  # type: ignore[attr-defined]
+    frequencies = part.config.base ** (-np.arange(0, rotated, 2) / rotated)  # type: ignore[attr-defined]
+    angles = positions.numpy()[:, :, None, None] * frequencies
     y = x.numpy().astype(np.float64)
-    head, rest = y[..., :turned], y[..., turned:]
-    adjacent = part.config.pairing == "adjacent"  # type: ignore[attr-defined]
-    a, b = (head[..., 0::2], head[..., 1::2]) if adjacent else (head[..., : turned // 2], head[..., turned // 2 :])
+    head, rest = y[..., :rotated], y[..., rotated:]
+    interleaved = part.config.interleaved  # type: ignore[attr-defined]
+    a, b = (head[..., 0::2], head[..., 1::2]) if interleaved else (head[..., : rotated // 2], head[..., rotated // 2 :])
     z = (a + 1j * b) * np.exp(1j * angles)
-    made = np.stack([z.real, z.imag], -1).reshape(head.shape) if adjacent else np.concatenate([z.real, z.imag], -1)
-    how = "x_2i with x_2i+1" if adjacent else "x_i with x_(i+D/2)"
-    same(position.rotate(x, position.prepare(T, places)), np.concatenate([made, rest], -1), f"pairs {how} turned by position * base^(-2i/D)")
+    made = np.stack([z.real, z.imag], -1).reshape(head.shape) if interleaved else np.concatenate([z.real, z.imag], -1)
+    how = "x_2i with x_2i+1" if interleaved else "x_i with x_(i+D/2)"
+    same(position.rotate(x, position.prepare(T, positions)), np.concatenate([made, rest], -1), f"pairs {how} rotated by position * base^(-2i/D)")
 
 
 def rmsnorm(part: Part) -> None:
     x = 2 + 3 * numbers(7, 24)
     y = x.numpy().astype(np.float64)
-    same(part.build(24)(x), y / np.sqrt((y**2).mean(-1, keepdims=True) + part.config.eps), "x / sqrt(mean(x^2) + eps)")  # type: ignore[attr-defined]
+    same(part.build(d_model=24)(x), y / np.sqrt((y**2).mean(-1, keepdims=True) + part.config.eps), "x / sqrt(mean(x^2) + eps)")  # type: ignore[attr-defined]
 
 
 def layernorm(part: Part) -> None:
     x = 2 + 3 * numbers(7, 24)
     y = x.numpy().astype(np.float64)
     y = y - y.mean(-1, keepdims=True)
-    same(part.build(24)(x), y / np.sqrt((y**2).mean(-1, keepdims=True) + part.config.eps), "(x - mean) / sqrt(var + eps)")  # type: ignore[attr-defined]
+    same(part.build(d_model=24)(x), y / np.sqrt((y**2).mean(-1, keepdims=True) + part.config.eps), "(x - mean) / sqrt(var + eps)")  # type: ignore[attr-defined]
 
 
 def feedforward(activation: Callable[[np.ndarray], np.ndarray], gated: bool, formula: str) -> Callable[[Part], None]:
@@ -109,7 +109,7 @@ def feedforward(activation: Callable[[np.ndarray], np.ndarray], gated: bool, for
         h = x.numpy().astype(np.float64) @ known[0].T
         gate, value = np.split(h, 2, axis=-1) if gated else (h, None)
         middle = activation(gate) if value is None else activation(gate) * value
-        same(module(x), middle @ known[1].T, formula)
+        same(module(x, ForwardContext(Position())), middle @ known[1].T, formula)
 
     return compare
 

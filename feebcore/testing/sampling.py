@@ -22,9 +22,9 @@ def example_logits() -> Tensor:
 
 @check("logits_processors", meaning="No token is left, so sampling fails or returns nonsense.")
 def keeps_a_token(subject: Candidate) -> None:
-    found = subject.part.build()(example_logits())
-    require(found.shape == example_logits().shape and not found.isnan().any(), "shape changed or NaN")
-    require((found > float("-inf")).any(-1).all(), "a row has no token left")
+    processed = subject.part.build()(example_logits())
+    require(processed.shape == example_logits().shape and not processed.isnan().any(), "shape changed or NaN")
+    require((processed > float("-inf")).any(-1).all(), "a row has no token left")
 
 
 @check("logits_processors", meaning="A token that an earlier processor removed is possible again.")
@@ -43,12 +43,12 @@ def processor_works_by_row(subject: Candidate) -> None:
 
 @check(
     "logits_processors",
-    meaning="Another token becomes the likeliest, so greedy text changes with options that should only cut the tail; look at signs and sorts.",
+    meaning="Another token becomes the most likely one, so greedy text changes with options that should only cut the tail; look at signs and sorts.",
 )
-def likeliest_stays_likeliest(subject: Candidate) -> None:
+def most_likely_token_stays(subject: Candidate) -> None:
     logits = example_logits()
-    found, sharp = subject.part.build()(logits.clone()), logits.topk(2).values.diff()[:, 0] < -1e-3
-    require(torch.equal(found.argmax(-1)[sharp], logits.argmax(-1)[sharp]), "the likeliest token of a row is another one afterwards")
+    processed, sharp = subject.part.build()(logits.clone()), logits.topk(2).values.diff()[:, 0] < -1e-3
+    require(torch.equal(processed.argmax(-1)[sharp], logits.argmax(-1)[sharp]), "the most likely token of a row is another one afterwards")
 
 
 @check("samplers", meaning="A sampler returns a token that was removed, or one outside the vocabulary.")
@@ -76,8 +76,8 @@ def draws_from_the_logits(subject: Candidate) -> None:
     logits, sampler, rows = torch.tensor([2.0, 1.0, 0.0, -1.0, float("-inf")]), subject.part.build(), 4000
     drawn = sampler(logits.expand(rows, -1).clone(), PerRowRNG(row_seeds(5, range(rows))))
     if bool((drawn == drawn[0]).all()):
-        require(int(drawn[0]) == 0, f"it always takes token {int(drawn[0])}, which is not the likeliest")
+        require(int(drawn[0]) == 0, f"it always takes token {int(drawn[0])}, which is not the most likely one")
         return
-    wanted, found = logits.softmax(-1), torch.bincount(drawn, minlength=5) / rows
-    apart = ((found - wanted).abs() / (wanted * (1 - wanted) / rows).sqrt().clamp(min=1e-9)).max().item()
-    require(apart < 5, f"shares {[round(s, 3) for s in found.tolist()]}, softmax says {[round(s, 3) for s in wanted.tolist()]}")
+    expected, shares = logits.softmax(-1), torch.bincount(drawn, minlength=5) / rows
+    apart = ((shares - expected).abs() / (expected * (1 - expected) / rows).sqrt().clamp(min=1e-9)).max().item()
+    require(apart < 5, f"shares {[round(s, 3) for s in shares.tolist()]}, softmax says {[round(s, 3) for s in expected.tolist()]}")

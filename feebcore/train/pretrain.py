@@ -17,7 +17,7 @@ from feebcore.errors import FeebError, Interrupted
 from feebcore.evaluate.scorer import score_documents
 from feebcore.model import precision
 from feebcore.model.build import build_model
-from feebcore.model.counting import training_flops
+from feebcore.model.counting import hook_optimizer, training_flops
 from feebcore.model.groups import param_groups
 from feebcore.model.io import load_model, save_model
 from feebcore.model.precision import execution, resolve_device, resolve_precision
@@ -84,6 +84,7 @@ def train_model(
         model = (_fresh_model(section, vocab_size, device) if model is None else model).to(device)
         counts = model.count()  # type: ignore[operator]
         objective = section.objective.build()
+        objective.check(model)
         flops_per_token = training_flops(model, objective, section.seq_len)
         data = Repeated(data, section.overfit_batches) if section.overfit_batches else data
         run = RunContext(section, model, device, Path(folder), out, name, tokenizer_folder=tokenizer_folder, data=data)
@@ -98,7 +99,7 @@ def train_model(
         multipliers = (None if part is None else part.build(total_steps=section.max_steps) for part in schedules_of(section))
         schedules = optimizer_schedules.OptimizerSchedules(optimizer, *multipliers)  # type: ignore[arg-type]
         callbacks = {f"{i}:{part.name}": part.build() for i, part in enumerate(section.callbacks)} if parallel.is_main else {}
-        batches = stack.enter_context(Prefetch(data, section.prefetch)) if section.prefetch else data
+        batches = stack.enter_context(Prefetch(data, section.prefetch, pin=device.type == "cuda")) if section.prefetch else data
         trainer = Trainer(run, batches, gradients, optimizer, schedules, callbacks)
         checkpointing = add_loop_callbacks(trainer, val_store, checkpoint)
         for callback in (*callbacks.values(), *trainer.loop_callbacks):
@@ -157,7 +158,10 @@ def _whole(section: TrainSection, model: nn.Module, vocab_size: int, parallel: S
 
 def build_optimizer(section: TrainSection, model: nn.Module) -> Optimizer:
     """The optimizer part over the model's parameters by role and override, with scaled learning rates."""
-    return optimizer_schedules.build_optimizer(section.optimizer, param_groups(model, frozen=True), section.param_groups, _lr_scale(section, model))
+    scale = _lr_scale(section, model)
+    optimizer: Optimizer = optimizer_schedules.build_optimizer(section.optimizer, param_groups(model, frozen=True), section.param_groups, scale)
+    hook_optimizer(model, optimizer)
+    return optimizer
 
 
 def _lr_scale(section: TrainSection, model: nn.Module) -> LRScale:

@@ -94,11 +94,10 @@ def find_places(model: Transformer) -> Places:
     made: dict[str, list[nn.Module]] = {"block": [], "attention": [], "feedforward": [], "norm": []}
     layers: list[int] = []
 
-    def keep(kind: str, layer: int, module: nn.Module) -> nn.Module:
+    def keep(kind: str, layer: int, module: nn.Module) -> None:
         made[kind].append(module)
         if kind == "block":
             layers.append(layer)
-        return module
 
     with torch.device("meta"):
         depth = model.make_stack(keep)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import functools
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from feebcore.errors import FeebError
 from feebcore.model.precision import autocast
@@ -122,5 +120,5 @@ def checkpoint_activations(model: nn.Module) -> int:
     """Have each block of `model.stack` compute its activations again in the backward pass; the bits stay. Returns their number."""
     blocks = blocks_of(model)
     for block in blocks:
-        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
+        block.recompute = True
     return len(blocks)

@@ -90,7 +90,7 @@ def make_evaluation(
                 model.train(was_training)
                 raise ValidationInterrupted
             loss_sum, targets, metrics = forward(part.tokens, part.targets, part.mask, part.doc_ids, part.positions)
-            nats += float(metrics.get("nats", loss_sum))
+            nats += float(metrics.get("nll", loss_sum))
             count += float(targets)
         model.train(was_training)
         nats, count = parallel.sum(torch.tensor([nats, count], dtype=torch.float64, device=device)).tolist()

@@ -176,8 +176,8 @@ def _comparable(options: Options, weights: dict[str, Tensor]) -> Options:
     if found["attention"]["name"] == "mha":
         found["attention"] |= {"name": "gqa", "num_kv_heads": found["num_heads"]}
     out = weights.get("stack.blocks.0.feedforward.out.weight")
-    if "multiple" in found["feedforward"] and out is not None:
-        found["feedforward"] |= {"multiple": None, "hidden": out.shape[1]}
+    if "expansion_ratio" in found["feedforward"] and out is not None:
+        found["feedforward"] |= {"expansion_ratio": None, "intermediate_size": out.shape[1]}
     return found
 
 

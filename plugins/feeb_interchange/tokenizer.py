@@ -20,7 +20,7 @@ from feebcore.data.tokenizers import PART_FILE, save_part
 from feebcore.errors import DataError
 from feebcore.files import read_json, write_atomic, write_json
 from feebcore.parts import resolve_part
-from feebcore.protocols import ProgressFn
+from feebcore.protocols import BuildContext, ProgressFn, Tokenizer, TokenizerTrainer
 
 if TYPE_CHECKING:
     from feeb_interchange import ImportedTokenizerConfig
@@ -29,18 +29,18 @@ FILE = "tokenizer.json"
 OWN_BPE = "bpe"  # feeb's own tokenizer that keeps a tokenizer.json, with BOS and EOS after its vocabulary
 
 
-class ImportedTokenizer:
+class ImportedTokenizer(Tokenizer):
     """bos_id and eos_id may be the same token, as in GPT-2."""
 
     encodes_in_threads = True
 
     def __init__(self, text: str, bos: str, eos: str, num_ids: int, origin: str) -> None:
-        from tokenizers import Tokenizer
+        import tokenizers
 
         try:
             whole = json.loads(text)
             plain = whole | {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
-            self._encoder, self._decoder = Tokenizer.from_str(json.dumps(plain)), Tokenizer.from_str(text)
+            self._encoder, self._decoder = tokenizers.Tokenizer.from_str(json.dumps(plain)), tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # the Rust library raises bare Exception
             raise DataError(f"{origin} is no tokenizer ({error})") from error
         self.vocab_size = max(num_ids, self._decoder.get_vocab_size(with_added_tokens=True))
@@ -67,7 +67,7 @@ class ImportedTokenizer:
         return self._decoder.decode([int(i) for i in ids if int(i) not in self._silent], skip_special_tokens=True)
 
 
-class ImportedTrainer:
+class ImportedTrainer(TokenizerTrainer):
     """`train` copies the file that the options name."""
 
     def __init__(self, config: ImportedTokenizerConfig) -> None:
@@ -87,7 +87,7 @@ class ImportedTrainer:
         return ImportedTokenizer(path.read_text(encoding="utf-8"), config.bos, config.eos, config.num_ids, str(path))
 
 
-def build(config: ImportedTokenizerConfig) -> ImportedTrainer:
+def build(config: ImportedTokenizerConfig, context: BuildContext | None = None) -> ImportedTrainer:
     return ImportedTrainer(config)
 
 

@@ -30,7 +30,7 @@ class RowLogger(Callback):
         sums = self.sums
         if math.isfinite(metrics["loss"]):  # else the step was skipped
             sums["loss"] += metrics["loss"]
-            sums["nats"] = sums.get("nats", 0.0) + metrics.get("nats", 0.0)
+            sums["nll"] = sums.get("nll", 0.0) + metrics.get("nll", 0.0)
             sums["steps"] += 1
         sums["seconds"] += metrics["seconds"]
         sums["data_wait"] += metrics["data_wait"]
@@ -38,7 +38,7 @@ class RowLogger(Callback):
             shown = {k: v for k, v in metrics.items() if k not in ("step", "seconds")}
             rate = (metrics["tokens"] - sums["tokens_before"]) / sums["seconds"] if sums["seconds"] else 0.0
             mean = lambda key: sums.get(key, 0.0) / sums["steps"] if sums["steps"] else math.nan  # noqa: E731
-            means = {"loss": mean("loss")} | ({"nats": mean("nats")} if "nats" in metrics else {})
+            means = {"loss": mean("loss")} | ({"nll": mean("nll")} if "nll" in metrics else {})
             means |= {"data_wait": sums["data_wait"], "tokens_per_second": rate}
             self.write(make_row(step, "train", shown | means))
             self.sums = zero_sums(metrics["tokens"])
@@ -57,4 +57,4 @@ class RowLogger(Callback):
 
 
 def zero_sums(tokens: int) -> dict[str, float]:
-    return {"loss": 0.0, "nats": 0.0, "steps": 0, "seconds": 0.0, "data_wait": 0.0, "tokens_before": tokens}
+    return {"loss": 0.0, "nll": 0.0, "steps": 0, "seconds": 0.0, "data_wait": 0.0, "tokens_before": tokens}

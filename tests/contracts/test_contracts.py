@@ -23,7 +23,7 @@ OPTIONS = [
     ("norms", {"name": "layernorm", "learnable": False}),
     ("lm_heads", {"name": "tied", "logit_softcap": 15.0}),
     ("positions", {"name": "rope", "pairing": "adjacent", "fraction": 0.5}),
-    ("feedforwards", {"name": "swiglu", "hidden": 40, "bias": True}),
+    ("feedforwards", {"name": "swiglu", "intermediate_size": 40, "bias": True}),
     ("objectives", {"name": "next_token", "z_loss": 0.01, "label_smoothing": 0.1}),
 ]
 

@@ -12,15 +12,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import feebcore as feeb
-from feeb_models.attentions import GatedDeltaConfig, MultiHeadConfig
-from feeb_models.attentions.gated_delta import GatedDelta
-from feeb_models.attentions.grouped import GroupedQueryAttention
-from feeb_models.norms import NormConfig
-from feeb_models.objectives import NextTokenConfig
-from feeb_models.objectives.next_token import NextToken
+from feeb_models.attentions.gated_delta import GatedDeltaConfig
+from feeb_models.attentions.gated_delta.gated_delta import GatedDelta
+from feeb_models.attentions.multi_head import MultiHeadConfig
+from feeb_models.attentions.multi_head.grouped_query import GroupedQueryAttention
+from feeb_models.norms.rmsnorm import RMSNormConfig
+from feeb_models.objectives.next_token.next_token import NextToken
+from feeb_models.objectives.options import NextTokenConfig
 from feebcore.model.context import ForwardContext
+from feebcore.model.masks import Masks
 from feebcore.parts import Part
-from feebcore.protocols import Batch, ObjectiveOutput
+from feebcore.protocols import Batch, LanguageModel, ObjectiveOutput
 from feebcore.testing import check_part
 
 
@@ -52,7 +54,7 @@ def mutant_attention(
 
     for key, member in members.items():
         setattr(Mutant, key, member)
-    spec = feeb.AttentionSpec(name, MultiHeadConfig, build=lambda config, block: Mutant(config, block, block.num_heads), summary="A broken part.")
+    spec = feeb.AttentionSpec(name, MultiHeadConfig, build=Mutant, summary="A broken part.")
     return Part("attentions", spec, MultiHeadConfig())
 
 
@@ -79,14 +81,14 @@ def padding_seen(q: Tensor, k: Tensor, v: Tensor, context: ForwardContext) -> Te
         return mix(q, k, v, context)
     T, S = q.shape[2], k.shape[2]
     causal = torch.ones(S, S, dtype=torch.bool).tril()[S - T :]
-    return mix(q, k, v, dataclasses.replace(context, mask_BTS=causal.expand(len(q), -1, -1)))
+    return mix(q, k, v, dataclasses.replace(context, masks=Masks(causal.expand(len(q), -1, -1))))
 
 
 def cache_forgotten(q: Tensor, k: Tensor, v: Tensor, context: ForwardContext) -> Tensor:
     """The oldest cached key is dropped as soon as there is a cache."""
     if context.cache is None or k.shape[2] < 3 or q.shape[2] > 1:
         return mix(q, k, v, context)
-    return mix(q, k[:, :, 1:], v[:, :, 1:], context if context.mask_BTS is None else dataclasses.replace(context, mask_BTS=context.mask_BTS[:, :, 1:]))
+    return mix(q, k[:, :, 1:], v[:, :, 1:], context if context.mask_BTS is None else dataclasses.replace(context, masks=Masks(context.mask_BTS[:, :, 1:])))
 
 
 def weights_not_renormalized(q: Tensor, k: Tensor, v: Tensor, context: ForwardContext, axis: int = -1) -> Tensor:
@@ -148,9 +150,7 @@ ATTENTIONS = {
 def mutant_recurrence(**members: Any) -> Part:
     """gated_delta with some of its methods replaced."""
     broken = type("Mutant", (GatedDelta,), members)
-    spec = feeb.AttentionSpec(
-        "mutant", GatedDeltaConfig, build=lambda config, block: broken(config, block), summary="A broken part.", breaks=("averages_values",)
-    )
+    spec = feeb.AttentionSpec("mutant", GatedDeltaConfig, build=broken, summary="A broken part.", breaks=("averages_values",))
     return Part("attentions", spec, GatedDeltaConfig(chunk=5))
 
 
@@ -181,8 +181,8 @@ def mutant_norm(forward: Callable[[Tensor], Tensor], evaluation: Callable[[Tenso
         def forward(self, x: Tensor) -> Tensor:
             return forward(x) if self.training or evaluation is None else evaluation(x)
 
-    spec = feeb.NormSpec("mutant", NormConfig, build=lambda config, dim: Mutant(), summary="A broken part.")
-    return Part("norms", spec, NormConfig())
+    spec = feeb.NormSpec("mutant", RMSNormConfig, build=lambda config, context: Mutant(), summary="A broken part.")
+    return Part("norms", spec, RMSNormConfig())
 
 
 def rms(x: Tensor, upcast: bool = True) -> Tensor:
@@ -212,10 +212,12 @@ NORMS = {
 
 def mutant_objective(change: Callable[[Batch], Batch], result: Callable[[ObjectiveOutput], ObjectiveOutput] = lambda out: out) -> Part:
     """next_token on a changed batch, or with a changed result."""
-    plain = NextToken(NextTokenConfig())
-    spec = feeb.ObjectiveSpec(
-        "mutant", NextTokenConfig, build=lambda config: lambda model, batch: result(plain(model, change(batch))), summary="A broken part."
-    )
+
+    class Mutant(NextToken):
+        def __call__(self, model: LanguageModel, batch: Batch) -> ObjectiveOutput:
+            return result(super().__call__(model, change(batch)))
+
+    spec = feeb.ObjectiveSpec("mutant", NextTokenConfig, build=Mutant, summary="A broken part.")
     return Part("objectives", spec, NextTokenConfig())
 
 

@@ -13,27 +13,30 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import feebcore as feeb
-from feeb_models.blocks.basic import PreNorm
-from feeb_models.feedforwards import FeedforwardConfig, MoeConfig
-from feeb_models.feedforwards.dense import Feedforward, gelu
-from feeb_models.feedforwards.moe import MixtureOfExperts
-from feeb_models.feedforwards.routers import Router, Routing
-from feeb_models.initializations import NormalConfig
-from feeb_models.initializations.normal import build_normal
-from feeb_models.lm_heads import HeadConfig, SequentialConfig
-from feeb_models.lm_heads.linear import TiedHead
-from feeb_models.lm_heads.multi_token import SequentialHeads
-from feeb_models.positions import RopeConfig
-from feeb_models.positions.basic import Learned
-from feeb_models.positions.rope import Rope, plain
-from feeb_models.stacks import PatchesConfig
-from feeb_models.stacks.patches import Boundaries, Patches
-from feeb_models.stacks.sequential import Sequential
+from feeb_models.blocks.prenorm.prenorm import PreNorm
+from feeb_models.embeddings.standard.standard import StandardEmbedding
+from feeb_models.feedforwards.dense.dense import Gelu, gelu
+from feeb_models.feedforwards.moe import MoeConfig
+from feeb_models.feedforwards.moe.moe import MixtureOfExperts
+from feeb_models.feedforwards.moe.routers import Router, Routing
+from feeb_models.feedforwards.options import FeedforwardConfig
+from feeb_models.initializations.normal import NormalConfig
+from feeb_models.initializations.normal.normal import Normal
+from feeb_models.lm_heads.linear.linear import TiedHead
+from feeb_models.lm_heads.multi_token import SequentialConfig
+from feeb_models.lm_heads.multi_token.multi_token import SequentialHeads
+from feeb_models.lm_heads.options import HeadConfig
+from feeb_models.positions.learned.learned import Learned
+from feeb_models.positions.rope import RopeConfig
+from feeb_models.positions.rope.rope import Rope, plain
+from feeb_models.stacks.patches import PatchesConfig
+from feeb_models.stacks.patches.patches import Boundaries, Patches
+from feeb_models.stacks.sequential.sequential import Sequential
 from feebcore.config import NoOptions
 from feebcore.model.context import ForwardContext
-from feebcore.model.parts import rows_of
+from feebcore.model.parts import LMHeadPart, rows_of
 from feebcore.parts import Part
-from feebcore.protocols import Batch, ModelOutput
+from feebcore.protocols import Batch, BuildContext, ModelOutput
 from feebcore.testing import check_part
 
 
@@ -47,13 +50,13 @@ def part(
 
 
 def feedforward(finish: Callable[[Tensor], Tensor] = lambda y: y, start: Callable[[Tensor], Tensor] = lambda x: x, **members: Any) -> Part:
-    class Mutant(Feedforward):
-        def forward(self, x_BTC: Tensor) -> Tensor:
-            return finish(super().forward(start(x_BTC)))
+    class Mutant(Gelu):
+        def forward(self, x_BTC: Tensor, context: ForwardContext) -> Tensor:
+            return finish(super().forward(start(x_BTC), context))
 
     for name, member in members.items():
         setattr(Mutant, name, member)
-    return part(feeb.FeedforwardSpec, "feedforwards", lambda config, block: Mutant(config, block, gelu), FeedforwardConfig, "gelu")
+    return part(feeb.FeedforwardSpec, "feedforwards", Mutant, FeedforwardConfig, "gelu")
 
 
 def moe(route: Callable[[Router, Routing], Routing] = lambda router, routing: routing, made: Callable[..., Tensor] | None = None, **options: Any) -> Part:
@@ -67,9 +70,9 @@ def moe(route: Callable[[Router, Routing], Routing] = lambda router, routing: ro
         def forward(self, x_BTC: Tensor, real_BT: Tensor | None = None) -> Routing:
             return route(self, super().forward(x_BTC, real_BT))
 
-    def build(config: MoeConfig, block: Any) -> nn.Module:
-        mutant = Mutant(config, block)
-        mutant.router = MutantRouter(config, block)
+    def build(config: MoeConfig, context: BuildContext) -> nn.Module:
+        mutant = Mutant(config, context)
+        mutant.router = MutantRouter(config, context)
         return mutant
 
     return part(feeb.FeedforwardSpec, "feedforwards", build, MoeConfig, **options)
@@ -134,11 +137,14 @@ FEEDFORWARDS = {
 
 def rope(turn: Callable[..., Tensor] | None = None, frequencies: Callable[[int, float], Tensor] = plain, **changes: Any) -> Part:
     class Mutant(Rope):
-        def _turned(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-            return (turn or Rope._turned)(self, x, cos, sin)
+        def _rotated(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+            return (turn or Rope._rotated)(self, x, cos, sin)
 
-    def build(config: RopeConfig, block: Any) -> nn.Module:
-        return Mutant(block.seq_len, block.head_dim, lambda dim: frequencies(dim, config.base), config.model_copy(update=changes))
+        def frequencies(self, dim: int) -> Tensor:
+            return frequencies(dim, self.config.base)
+
+    def build(config: RopeConfig, context: BuildContext) -> nn.Module:
+        return Mutant(config.model_copy(update=changes), context)
 
     return part(feeb.PositionSpec, "positions", build, RopeConfig, "rope")
 
@@ -151,7 +157,7 @@ def halves_with_angles_of_neighbors(self: Rope, x: Tensor, cos: Tensor, sin: Ten
 
 
 def backwards(self: Rope, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    return Rope._turned(self, x, cos, -sin)
+    return Rope._rotated(self, x, cos, -sin)
 
 
 def learned(shift: Callable[[Tensor | None, int], Tensor | None]) -> Part:
@@ -159,7 +165,7 @@ def learned(shift: Callable[[Tensor | None, int], Tensor | None]) -> Part:
         def add(self, stream_BTC: Tensor, positions_BT: Tensor | None) -> Tensor:
             return stream_BTC + rows_of(self.table.weight, stream_BTC.shape[1], shift(positions_BT, stream_BTC.shape[1]))
 
-    return part(feeb.PositionSpec, "positions", lambda config, block: Mutant(block.seq_len, block.d_model))
+    return part(feeb.PositionSpec, "positions", Mutant)
 
 
 def one_further(positions: Tensor | None, length: int) -> Tensor | None:
@@ -169,7 +175,7 @@ def one_further(positions: Tensor | None, length: int) -> Tensor | None:
 
 POSITIONS = {
     "pairs of one kind, angles of the other": (rope(halves_with_angles_of_neighbors), "only_distance_counts"),
-    "neighbors turned where halves are promised": (rope(pairing="adjacent"), "agrees_with_numpy"),
+    "neighbors turned where halves are promised": (rope(interleaved=True), "agrees_with_numpy"),
     "turned backwards": (rope(backwards), "agrees_with_numpy"),
     "frequencies of a head twice as wide": (rope(frequencies=lambda dim, base: plain(2 * dim, base)[: dim // 2]), "agrees_with_numpy"),
     "cache offset by one": (learned(one_further), "cache_parity"),
@@ -187,16 +193,15 @@ def head(build: Callable[..., nn.Module], config: type[HeadConfig] = HeadConfig,
 
 
 def tied(**members: Any) -> Part:
-    mutant = type("Mutant", (TiedHead,), members)
-    return head(lambda config, vocab_size, d_model, embedding: mutant(embedding, config.logit_softcap))
+    return head(type("Mutant", (TiedHead,), members))
 
 
 def untied_on_load() -> Part:
     """Shares the table in the first model that is built; one that is built to be loaded into has a copy of its own."""
     built: list[nn.Module] = []
 
-    def build(config: HeadConfig, vocab_size: int, d_model: int, embedding: nn.Module) -> nn.Module:
-        made = TiedHead(embedding, config.logit_softcap)
+    def build(config: HeadConfig, context: BuildContext) -> nn.Module:
+        made = TiedHead(config, context)
         if built:
             made.weight = nn.Parameter(made.weight.detach().clone())
         built.append(made)
@@ -205,12 +210,12 @@ def untied_on_load() -> Part:
     return head(build)
 
 
-class CopyOfTheTable(nn.Module):
+class CopyOfTheTable(LMHeadPart):
     """The table is copied when it is first used, and neither learns nor is saved."""
 
-    def __init__(self, embedding: nn.Module) -> None:
+    def __init__(self, config: HeadConfig, context: BuildContext) -> None:
         super().__init__()
-        self.draws = [torch.randn_like(embedding.weight)]  # type: ignore[call-overload]
+        self.draws = [torch.randn_like(context.embedding.weight)]
 
     def forward(self, hidden: Tensor) -> Tensor:
         return F.linear(hidden, self.draws[0])
@@ -230,10 +235,7 @@ def sequential(change: Callable[[Batch], Batch] = lambda batch: batch, detach: b
         def mtp_flops(self, model: Any, length: int) -> list[float]:
             return flops(model, length) if flops else super().mtp_flops(model, length)
 
-    def build(config: SequentialConfig, vocab_size: int, d_model: int, embedding: nn.Module, block: Any, make_block: Any) -> nn.Module:
-        return Mutant(config, vocab_size, d_model, make_block, lambda: block.make_norm(d_model))
-
-    made = head(build, SequentialConfig, num_mtp=2)
+    made = head(Mutant, SequentialConfig, num_mtp=2)
     return dataclasses.replace(made, spec=dataclasses.replace(made.spec, breaks=("gradient_everywhere", "compile_parity")))
 
 
@@ -243,20 +245,20 @@ def one_token_on(batch: Batch) -> Batch:
 
 HEADS = {
     "tied weights untied on load": (untied_on_load(), "saves_and_loads"),
-    "table copied, not shared": (head(lambda config, vocab_size, d_model, embedding: CopyOfTheTable(embedding)), "saves_and_loads"),
+    "table copied, not shared": (head(CopyOfTheTable), "saves_and_loads"),
     "FLOPs of the head twice": (tied(extra_flops=lambda self, T: (4.0 * T * self.weight.numel(),) * 2), "counts_are_measured"),
-    "further tokens read as inputs": (sequential(one_token_on), "futures_do_not_peek"),
-    "further tokens cost nothing": (sequential(flops=lambda model, length: [0.0, 0.0]), "future_flops_are_measured"),
-    "heads for further tokens never learn": (sequential(detach=True), "futures_learn"),
+    "further tokens read as inputs": (sequential(one_token_on), "further_tokens_do_not_leak"),
+    "further tokens cost nothing": (sequential(flops=lambda model, length: [0.0, 0.0]), "mtp_flops_are_measured"),
+    "heads for further tokens never learn": (sequential(detach=True), "further_tokens_learn"),
 }
 
 
 def embedding(change: Callable[[Tensor], Tensor]) -> Part:
-    class Mutant(nn.Embedding):
-        def forward(self, tokens: Tensor) -> Tensor:
-            return change(super().forward(tokens))
+    class Mutant(StandardEmbedding):
+        def forward(self, tokens: Tensor, context: ForwardContext) -> Tensor:  # type: ignore[override]
+            return change(super().forward(tokens, context))
 
-    return part(feeb.EmbeddingSpec, "embeddings", lambda config, vocab_size, d_model: Mutant(vocab_size, d_model))
+    return part(feeb.EmbeddingSpec, "embeddings", Mutant)
 
 
 EMBEDDINGS = {
@@ -268,9 +270,9 @@ EMBEDDINGS = {
 # --- blocks, stacks, initializations ---------------------------------------------------------------------------
 
 
-def block_layout(forward: Callable[[PreNorm, Tensor, ForwardContext], Tensor]) -> Part:
+def block(forward: Callable[[PreNorm, Tensor, ForwardContext], Tensor]) -> Part:
     mutant = type("Mutant", (PreNorm,), {"forward": forward})
-    return part(feeb.BlockSpec, "blocks", lambda config, *make: mutant(*make))
+    return part(feeb.BlockSpec, "blocks", mutant)
 
 
 def without_attention(self: PreNorm, x: Tensor, context: ForwardContext) -> Tensor:
@@ -283,23 +285,22 @@ def attention_detached(self: PreNorm, x: Tensor, context: ForwardContext) -> Ten
 
 
 class LastStreamTwice(Sequential):
-    def forward(self, stream_BTC: Tensor, context: ForwardContext) -> list[Tensor]:
-        streams = super().forward(stream_BTC, context)
-        return [*streams, streams[-1]]
+    def forward(self, stream: Tensor, context: ForwardContext) -> tuple[list[Tensor], ForwardContext]:
+        streams, context = super().forward(stream, context)
+        return [*streams, streams[-1]], context
 
 
 def patches(**members: Any) -> Part:
-    """Depth patches with members of `Boundaries` replaced while it runs."""
+    """Stack patches with members of `Boundaries` replaced while it runs."""
 
     class Mutant(Patches):
-        def forward(self, stream_BTC: Tensor, context: ForwardContext) -> list[Tensor]:
+        def forward(self, stream_BTC: Tensor, context: ForwardContext) -> tuple[list[Tensor], ForwardContext]:
             with pytest.MonkeyPatch.context() as patch:
                 for name, member in members.items():
                     patch.setattr(Boundaries, name, member)
                 return super().forward(stream_BTC, context)
 
-    build = lambda config, num_layers, make_block, block: Mutant(config, num_layers, make_block, block.vocab_size)  # noqa: E731
-    return part(feeb.StackSpec, "stacks", build, PatchesConfig, boundaries="words")
+    return part(feeb.StackSpec, "stacks", Mutant, PatchesConfig, boundaries="words")
 
 
 right_spread = Boundaries.spread
@@ -318,28 +319,26 @@ def spread_from_the_left(self: Boundaries, change_BPC: Tensor, before_B1C: Tenso
     return found
 
 
-DEPTHS = {
+STACKS = {
     "patches given out a patch too early": (patches(spread=spread_too_early), "causality"),
     "short rows read from the wrong end": (patches(spread=spread_from_the_left), "left_padding_parity"),
-    "a stream too many": (part(feeb.StackSpec, "stacks", lambda config, num_layers, make: LastStreamTwice(num_layers, make)), "streams_are_counted"),
+    "a stream too many": (part(feeb.StackSpec, "stacks", LastStreamTwice), "streams_are_counted"),
 }
 
-WIRINGS = {
-    "attention made and not called": (block_layout(without_attention), "gradient_everywhere"),
-    "attention detached": (block_layout(attention_detached), "gradient_everywhere"),
-    "the stream's mean over places added": (block_layout(lambda self, x, context: PreNorm.forward(self, x + x.mean(1, keepdim=True), context)), "causality"),
+BLOCKS = {
+    "attention made and not called": (block(without_attention), "gradient_everywhere"),
+    "attention detached": (block(attention_detached), "gradient_everywhere"),
+    "the stream's mean over places added": (block(lambda self, x, context: PreNorm.forward(self, x + x.mean(1, keepdim=True), context)), "causality"),
 }
 
 
 def initialization(change: Callable[[nn.Module], object] = lambda model: None, **options: Any) -> Part:
-    def build(config: NormalConfig) -> Callable[[nn.Module, int], None]:
-        def initialize(model: nn.Module, num_layers: int) -> None:
-            build_normal(config)(model, num_layers)
+    class Mutant(Normal):
+        def __call__(self, model: nn.Module, num_layers: int) -> None:
+            super().__call__(model, num_layers)
             change(model)
 
-        return initialize
-
-    return part(feeb.InitializationSpec, "initializations", build, NormalConfig, **options)
+    return part(feeb.InitializationSpec, "initializations", Mutant, NormalConfig, **options)
 
 
 @torch.no_grad()
@@ -359,14 +358,14 @@ def all_alike(model: nn.Module) -> None:
         p.fill_(0.01)
 
 
-INITIALISATIONS = {
+INITIALIZATIONS = {
     "deviation 1": (initialization(std=1.0), "initial_loss"),
     "head of unit scale": (initialization(head_of_unit_scale), "initial_loss"),
     "Python's random numbers": (initialization(by_another_generator), "built_from_the_seed_alone"),
     "all weights alike": (initialization(all_alike), "built_from_the_seed_alone"),
 }
 
-FAMILIES = (FEEDFORWARDS, POSITIONS, HEADS, EMBEDDINGS, WIRINGS, DEPTHS, INITIALISATIONS)
+FAMILIES = (FEEDFORWARDS, POSITIONS, HEADS, EMBEDDINGS, BLOCKS, STACKS, INITIALIZATIONS)
 MUTANTS = {name: pair for family in FAMILIES for name, pair in family.items()}
 
 
@@ -385,9 +384,9 @@ TWINS = {
     "tied": tied(),
     "further tokens": sequential(),
     "embedding": embedding(lambda x: x),
-    "block": block_layout(PreNorm.forward),
+    "block": block(PreNorm.forward),
     "patches": patches(),
-    "stack": part(feeb.StackSpec, "stacks", lambda config, num_layers, make: Sequential(num_layers, make)),
+    "stack": part(feeb.StackSpec, "stacks", Sequential),
     "initialization": initialization(),
 }
 

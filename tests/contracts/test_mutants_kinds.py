@@ -14,15 +14,14 @@ import torch
 from torch import Tensor
 
 import feebcore as feeb
-from feeb_data import ByteConfig
-from feeb_data.tokenizers import build_byte
+from feeb_data.tokenizers.byte.byte import ByteTrainer
 from feebcore.config import NoOptions
-from feebcore.evaluate.benchmark import EvaluatedModel
+from feebcore.evaluate.benchmark import Benchmark, EvaluatedModel
 from feebcore.evaluate.intervals import dump, wilson
 from feebcore.generate import decoding
 from feebcore.generate.decoding import PerRowRNG
 from feebcore.parts import Part
-from feebcore.protocols import Document
+from feebcore.protocols import Document, Source
 from feebcore.testing import check_part
 
 
@@ -44,12 +43,12 @@ def tokenizer(**changes: Callable[..., Any]) -> Part:
 
     class Trainer:
         def train(self, texts: Any, folder: Path, progress: Any) -> Codec:
-            return Codec(build_byte(ByteConfig()).train(texts, folder, progress))
+            return Codec(ByteTrainer(NoOptions()).train(texts, folder, progress))
 
         def load(self, folder: Path) -> Codec:
-            return Codec(build_byte(ByteConfig()).load(folder))
+            return Codec(ByteTrainer(NoOptions()).load(folder))
 
-    return part(feeb.TokenizerSpec, "tokenizers", lambda config: Trainer(), ByteConfig)
+    return part(feeb.TokenizerSpec, "tokenizers", lambda config, context: Trainer())
 
 
 def parsed(sound: Any, text: str) -> list[int]:
@@ -75,14 +74,11 @@ def source(documents: Callable[[int], Iterator[Document]]) -> Part:
     """documents(n): those of the n-th reading."""
     readings = itertools.count()
 
-    class Mutant:
-        def fetch(self, folder: Path, progress: Any) -> None:
-            pass
-
+    class Mutant(Source):
         def documents(self, folder: Path) -> Iterator[Document]:
             return documents(next(readings))
 
-    return part(feeb.SourceSpec, "sources", lambda config: Mutant())
+    return part(feeb.SourceSpec, "sources", lambda config, context: Mutant())
 
 
 def sound_documents(reading: int) -> Iterator[Document]:
@@ -104,11 +100,11 @@ SOURCES = {
 
 
 def processor(change: Callable[[Tensor], Tensor]) -> Part:
-    return part(feeb.LogitsProcessorSpec, "logits_processors", lambda config: change)
+    return part(feeb.LogitsProcessorSpec, "logits_processors", lambda config, context: change)
 
 
 def sampler(choose: Callable[[Tensor, PerRowRNG], Tensor]) -> Part:
-    return part(feeb.SamplerSpec, "samplers", lambda config: choose)
+    return part(feeb.SamplerSpec, "samplers", lambda config, context: choose)
 
 
 def top_two(logits: Tensor) -> Tensor:
@@ -122,7 +118,7 @@ SAMPLERS = {
         processor(lambda logits: logits.masked_fill(logits < logits.max() - 61, -torch.inf)),
         "processor_works_by_row",
     ),
-    "logits upside down": (processor(lambda logits: torch.where(logits > -torch.inf, -logits, logits)), "likeliest_stays_likeliest"),
+    "logits upside down": (processor(lambda logits: torch.where(logits > -torch.inf, -logits, logits)), "most_likely_token_stays"),
     "temperature applied twice": (sampler(lambda logits, random: decoding.sample(logits * 2, random)), "draws_from_the_logits"),
     "probabilities taken for logits": (sampler(lambda logits, random: decoding.sample(logits.softmax(-1), random)), "draws_from_the_logits"),
     "least likely taken": (sampler(lambda logits, random: logits.nan_to_num(neginf=9.0).argmin(-1)), "draws_from_the_logits"),
@@ -132,12 +128,12 @@ SAMPLERS = {
 
 
 def benchmark(run: Callable[[EvaluatedModel], dict[str, Any]], percent: bool = True) -> Part:
-    class Mutant:
-        title, better = "Mutant", "higher"
+    class Mutant(Benchmark):
+        title = "Mutant"
 
     made = Mutant()
     made.run, made.percent = run, percent  # type: ignore[attr-defined]
-    return part(feeb.BenchmarkSpec, "benchmarks", lambda config: made)
+    return part(feeb.BenchmarkSpec, "benchmarks", lambda config, context: made)
 
 
 def guesses(target: EvaluatedModel, seed: int | None = None) -> dict[str, Any]:

@@ -12,13 +12,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import feebcore as feeb
-from feeb_models.objectives import MultiTokenConfig, NextTokenConfig, SelectiveConfig
-from feeb_models.objectives import multi_token as multi_token_file
-from feeb_models.objectives.layers import AllLayer
-from feeb_models.objectives.multi_token import MultiToken
-from feeb_models.objectives.selective import Selective
+from feeb_models.objectives.all_layer.all_layer import AllLayer
+from feeb_models.objectives.multi_token import MultiTokenConfig
+from feeb_models.objectives.multi_token import multi_token as multi_token_file
+from feeb_models.objectives.multi_token.multi_token import MultiToken
+from feeb_models.objectives.options import NextTokenConfig
+from feeb_models.objectives.selective import SelectiveConfig
+from feeb_models.objectives.selective.selective import Selective
 from feebcore.parts import Part, resolve_part
-from feebcore.protocols import Batch, LanguageModel, ObjectiveOutput
+from feebcore.protocols import Batch, BuildContext, LanguageModel, Objective, ObjectiveOutput
 from feebcore.testing import check_part, checks_for
 
 
@@ -51,7 +53,14 @@ def part(build: Callable[..., Any], config: type[feeb.PartConfig] = NextTokenCon
 
 
 def mutant(**changes: Any) -> Part:
-    return part(lambda config: lambda model, batch: plain(model, batch, **changes))
+    class Mutant(Objective):
+        def __init__(self, config: NextTokenConfig, context: BuildContext) -> None:
+            pass
+
+        def __call__(self, model: LanguageModel, batch: Batch) -> ObjectiveOutput:
+            return plain(model, batch, **changes)
+
+    return part(Mutant)
 
 
 def double_softmax(logits: Tensor, targets: Tensor) -> Tensor:
@@ -113,19 +122,14 @@ NEXT_TOKEN = {
 def multi_token(**changes: Any) -> Part:
     """multi_token for three tokens with functions of its file replaced while it runs."""
 
-    def build(config: MultiTokenConfig) -> Callable[..., ObjectiveOutput]:
-        objective = MultiToken(config)
-
-        def run(model: LanguageModel, batch: Batch) -> ObjectiveOutput:
+    class Mutant(MultiToken):
+        def __call__(self, model: LanguageModel, batch: Batch) -> ObjectiveOutput:
             with pytest.MonkeyPatch.context() as patch:
                 for name, change in changes.items():
                     patch.setattr(multi_token_file, name, change)
-                return objective(model, batch)
+                return super().__call__(model, batch)
 
-        run.extra_flops = objective.extra_flops  # type: ignore[attr-defined]
-        return run
-
-    return part(build, MultiTokenConfig, k=3)
+    return part(Mutant, MultiTokenConfig, k=3)
 
 
 right_targets = multi_token_file.targets_at
@@ -169,7 +173,7 @@ class SelectedInBatch(Selective):
         one_row = Batch(*(x.reshape(1, -1) if x is not None else None for x in (batch.tokens, batch.targets, batch.mask)))  # type: ignore[arg-type]
 
         class Flat:
-            head, vocab_size, training = model.lm_head, model.vocab_size, True
+            lm_head, vocab_size, training = model.lm_head, model.vocab_size, True
 
             def __call__(self, tokens: Tensor, **kwargs: Any) -> Any:
                 output = model(batch.tokens, **kwargs)
@@ -189,7 +193,7 @@ OTHERS = {
     "heads of earlier layers not counted": (part(UncountedHeads, resolve_part("objectives", "all_layer").spec.config), "extra_flops_are_declared"),
     "layers averaged over places": (part(MeanOverPlaces, resolve_part("objectives", "all_layer").spec.config), "adds_up_over_rows"),
     "layers' loss half detached": (part(DetachedLoss, resolve_part("objectives", "all_layer").spec.config), "gradient_matches_differences"),
-    "selected among the rows of a micro-batch": (part(SelectedInBatch, SelectiveConfig, share=0.3), "adds_up_over_rows"),
+    "selected among the rows of a micro-batch": (part(SelectedInBatch, SelectiveConfig, keep_ratio=0.3), "adds_up_over_rows"),
 }
 
 MUTANTS = NEXT_TOKEN | FURTHER | OTHERS
@@ -204,7 +208,7 @@ def test_mutant_is_caught_by_its_check(name: str) -> None:
 
 
 def test_the_right_forms_of_the_mutants_pass() -> None:
-    rights = (mutant(), multi_token(), part(AllLayer, resolve_part("objectives", "all_layer").spec.config), part(Selective, SelectiveConfig, share=0.3))
+    rights = (mutant(), multi_token(), part(AllLayer, resolve_part("objectives", "all_layer").spec.config), part(Selective, SelectiveConfig, keep_ratio=0.3))
     wanted = {check.name for check in checks_for("objectives") if "objectives" in check.kinds}
     assert {check for _, check in MUTANTS.values()} <= wanted
     broken = [str(result) for right in rights for result in check_part("objectives", right, only=wanted) if not result.passed]

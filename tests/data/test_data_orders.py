@@ -1,4 +1,4 @@
-"""Orders curriculum and reuse: which sequences come when, and that any sample can be asked for at any time."""
+"""Data orders curriculum and repeat_batches: which sequences come when, and that any sample can be asked for at any time."""
 
 import itertools
 import zlib
@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from stores import BOS, VOCAB, part, store_of
 
-from feeb_data import CurriculumConfig
-from feeb_data import curriculum as module
-from feeb_data.curriculum import build, difficulty, open_share
-from feeb_data.data_orders import RepeatBatches, ShuffledOrder
+from feeb_data.data_orders.curriculum import CurriculumConfig
+from feeb_data.data_orders.curriculum import curriculum as module
+from feeb_data.data_orders.curriculum.curriculum import build_curriculum, difficulty, open_share
 from feebcore.data.loader import BatchSource, make_batches
 from feebcore.data.store import TokenStore
 from feebcore.errors import DataError
+from feebcore.protocols import BuildContext
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def test_pacing_grows_from_the_start_to_all(pacing: str) -> None:
 
 
 def test_difficulties_are_what_they_say(store: TokenStore) -> None:
-    packing = part("packings", "concat").build(store, 16)
+    packing = part("packings", "concat").build(store=store, seq_len=16)
     tokens = packing.sequences(np.arange(packing.num_sequences)).tokens
     counts = Counter(tokens[:, 1:].reshape(-1).tolist())
     total = sum(counts.values()) + VOCAB
@@ -80,25 +80,25 @@ def test_a_curriculum_needs_the_run_s_length_and_is_saved(store: TokenStore, mon
 
 @pytest.mark.parametrize(("until", "stages", "sequences", "max_steps"), [(1.0, 1, 5, 3), (0.01, 20, 7, 10), (1.0, 50, 3, 4), (0.5, 3, 1, 1)])
 def test_short_runs_and_few_sequences_have_an_order_too(until: float, stages: int, sequences: int, max_steps: int) -> None:
-    order = build(CurriculumConfig(until=until, stages=stages), sequences, 0)
+    order = build_curriculum(CurriculumConfig(until=until, stages=stages), BuildContext(num_sequences=sequences))
     found = order(np.arange(60))
     assert 0 <= found.min() <= found.max() < sequences
     some = np.array([59, 0, 30])
     assert np.array_equal(order(some), found[some])
 
 
-def test_reuse_gives_each_batch_so_many_times_in_a_row() -> None:
-    inner = ShuffledOrder(37, 3)
-    order = RepeatBatches(inner, 3, batch_size=5)
+def test_repeat_batches_gives_each_batch_so_many_times_in_a_row() -> None:
+    context = BuildContext(num_sequences=37, seed=3, batch_size=5)
+    inner, order = part("data_orders", "shuffled").build(context), part("data_orders", "repeat_batches", times=3).build(context)
     found = order(np.arange(5 * 30)).reshape(10, 3, 5)
     assert (found == found[:, :1]).all()
     assert np.array_equal(found[:, 0].reshape(-1), inner(np.arange(50)))
 
 
-def test_reuse_of_a_mixture_keeps_its_phases_at_their_place(tmp_path: Path) -> None:
+def test_repeat_batches_of_a_mixture_keeps_its_phases_at_their_place(tmp_path: Path) -> None:
     store = store_of(tmp_path, [40] * 60, [0] * 30 + [1] * 30)
     mixture = {"name": "mixture", "proportions": {"s0": 1}, "phases": [{"begin": 0.5, "proportions": {"s1": 1}}]}
     data = data_of(store, "repeat_batches", times=2, data_order=mixture)
-    border = part("packings", "concat").build(store_of(tmp_path / "first", [40] * 30), 16).num_sequences
+    border = part("packings", "concat").build(store=store_of(tmp_path / "first", [40] * 30), seq_len=16).num_sequences
     assert np.array_equal(data.data_order(np.arange(1000)) >= border, np.arange(1000) >= 500)
     assert data.statistics(100)["epochs_by_source"]["s0"] == pytest.approx(500 / border)

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 from flaky_server import FlakyServer, serve
 
-from feeb_data import HuggingfaceConfig, UrlsConfig
-from feeb_data.huggingface import HuggingfaceSource
-from feeb_data.urls import UrlsSource
+from feeb_data.sources.huggingface import HuggingfaceConfig
+from feeb_data.sources.huggingface.huggingface import HuggingfaceSource
+from feeb_data.sources.urls import UrlsConfig
+from feeb_data.sources.urls.urls import UrlsSource
 from feebcore.data.archives import extract
 from feebcore.data.downloader import Downloader, Item, safe_join
 from feebcore.errors import DataError, Interrupted

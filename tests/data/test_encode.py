@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from feeb_data import BpeConfig
-from feeb_data.bpe import BpeTrainer
+from feeb_data.tokenizers.bpe import BpeConfig
+from feeb_data.tokenizers.bpe.bpe import BpeTrainer
 from feebcore.artifacts import Artifact, Workspace
 from feebcore.data import task_runner
 from feebcore.data.encode import Encoder, framed, row_ranges
@@ -89,28 +89,13 @@ def test_an_id_outside_the_vocabulary_is_refused_not_wrapped(bad: int) -> None:
 def test_units_hold_the_split_in_order_however_they_are_encoded(tokenizer_folder: Path, documents: Path, workers: int, kind: str) -> None:
     ranges = [(0, 5), (5, 20), (25, 1), (26, 24)]
     with task_runner.offering(lambda kind, workers, address: ThreadPoolExecutor(workers)), Encoder(tokenizer_folder, workers, 0, kind) as encoder:
-        for split, wanted in (("train", [t for i, t in enumerate(TEXTS) if i % 7 != 3]), ("validation", TEXTS[3::7])):
+        for split, texts in (("train", [t for i, t in enumerate(TEXTS) if i % 7 != 3]), ("validation", TEXTS[3::7])):
             units = list(encoder.encode(documents, split, ranges))
             assert [(u.first, u.count) for u in units] == ranges
-            ids, lengths = framed(encoder.tokenizer, wanted)
+            ids, lengths = framed(encoder.tokenizer, texts)
             assert np.concatenate([u.ids for u in units]).tolist() == ids.tolist()
             assert np.concatenate([u.lengths for u in units]).tolist() == lengths.tolist()
-            assert sum(u.num_bytes for u in units) == sum(len(t.encode()) for t in wanted)
-
-
-@pytest.mark.parametrize("name", ["tiktoken", "huggingface"])
-def test_workers_encode_the_way_their_parent_chose(tokenizer_folder: Path, documents: Path, name: str) -> None:
-    asked: list[tuple[Any, ...]] = []
-
-    class Runner(ThreadPoolExecutor):
-        def submit(self, function: Any, /, *args: Any, **more: Any) -> Any:
-            asked.append(args)
-            return super().submit(function, *args, **more)
-
-    with task_runner.offering(lambda kind, workers, address: Runner(workers)), Encoder(tokenizer_folder, 1, 0, "threads") as encoder:
-        encoder.tokenizer.encoder = name  # type: ignore[attr-defined]
-        list(encoder.encode(documents, "train", [(0, 50)]))
-    assert [a[:3] for a in asked] == [(str(tokenizer_folder), name, False)]
+            assert sum(u.num_bytes for u in units) == sum(len(t.encode()) for t in texts)
 
 
 def test_a_failure_on_a_worker_is_raised_here(tokenizer_folder: Path, tmp_path: Path) -> None:
@@ -123,7 +108,6 @@ def test_a_failure_on_a_worker_is_raised_here(tokenizer_folder: Path, tmp_path: 
 def test_threads_of_the_tokenizer_make_processes_needless(tokenizer_folder: Path) -> None:
     with Encoder(tokenizer_folder, 0, 1 << 40) as encoder:
         assert encoder._workers == 1
-        assert encoder.prove(["some text"])["encoder"] == "tiktoken"
 
 
 def ledger_files(artifact: Artifact) -> dict[str, Any]:

@@ -7,9 +7,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from feeb_data import DedupMinhashConfig
-from feeb_data import minhash as module
-from feeb_data.minhash import build, shingle_hashes, signatures
+from feeb_data.filters.dedup_minhash import DedupMinhashConfig
+from feeb_data.filters.dedup_minhash import minhash as module
+from feeb_data.filters.dedup_minhash.minhash import dedup_minhash, shingle_hashes, signatures
 
 WORDS = [f"w{i}" for i in range(3000)]
 
@@ -29,7 +29,7 @@ def frame(texts: list[str]) -> pl.LazyFrame:
 
 
 def kept(texts: list[str], **options: object) -> list[int]:
-    return [int(k) for k in build(DedupMinhashConfig(**options))(frame(texts)).collect()["key"]]  # type: ignore[arg-type]
+    return [int(k) for k in dedup_minhash(DedupMinhashConfig(**options))(frame(texts)).collect()["key"]]  # type: ignore[arg-type]
 
 
 def planted(similarity: float, number: int, seed: int) -> list[tuple[str, str]]:

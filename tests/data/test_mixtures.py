@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from stores import BOS, part, store_of
 
-from feeb_data import MixtureConfig
-from feeb_data.mixture import CYCLE, MixtureOrder, SlotSchedule, build
+from feeb_data.data_orders.mixture import MixtureConfig
+from feeb_data.data_orders.mixture.mixture import CYCLE, MixtureOrder, SlotSchedule, build_mixture
 from feebcore.data.loader import BatchSource, make_batches
 from feebcore.data.store import TokenStore
 from feebcore.data.views import StoreView, scores_by_source, source_view, source_views, validation_sets
 from feebcore.errors import DataError
-from feebcore.protocols import DataOrderContext
+from feebcore.protocols import BuildContext
 
 SOURCES = {"a": range(50), "b": range(50, 57), "c": range(57, 100)}
 
@@ -42,7 +42,7 @@ def test_every_cycle_has_exactly_the_quota_and_every_stretch_nearly(weights: lis
     assert np.abs(seen - deal.quota / CYCLE * np.arange(1, CYCLE + 1)[:, None]).max() <= 2
     for samples in (0, 1, 17, CYCLE, 3 * CYCLE + 123):
         full = np.tile(deal.source, 4)[:samples]
-        assert np.array_equal(deal.dealt(samples), np.bincount(full, minlength=3))
+        assert np.array_equal(deal.counts_before(samples), np.bincount(full, minlength=3))
 
 
 @settings(max_examples=40, deadline=None)
@@ -84,18 +84,17 @@ def test_any_sample_can_be_asked_for_at_any_time() -> None:
     assert np.array_equal(order(some), sequences[some])
 
 
-def context(**changes: object) -> DataOrderContext:
-    fields = {"num_sequences": 100, "batch_size": 8, "max_steps": 200, "packing": None, "store": None, "sources": SOURCES} | changes
-    return DataOrderContext(**fields)  # type: ignore[arg-type]
+def context(total_steps: int = 200) -> BuildContext:
+    return BuildContext(num_sequences=100, batch_size=8, total_steps=total_steps, sources=SOURCES)
 
 
 def test_phases_begin_at_shares_or_steps_of_the_run() -> None:
     phases = [{"begin": 0.5, "proportions": {"b": 1}}, {"begin_step": 150, "proportions": {"c": 1}}]
     config = MixtureConfig.model_validate({"proportions": {"a": 1}, "phases": phases})
-    source = source_of(build(config, 100, 0, context())(np.arange(1600)))
+    source = source_of(build_mixture(config, context())(np.arange(1600)))
     assert np.array_equal(source, np.repeat([0, 1, 2], [800, 400, 400]))
     longer = MixtureConfig.model_validate({"proportions": {"a": 1}, "phases": phases[1:]})
-    before, after = (build(longer, 100, 0, context(max_steps=n))(np.arange(2000)) for n in (160, 900))
+    before, after = (build_mixture(longer, context(total_steps=n))(np.arange(2000)) for n in (160, 900))
     assert np.array_equal(before, after), "phases that begin at a step do not move with the run's length"
 
 
@@ -107,12 +106,12 @@ def test_wrong_mixtures_are_explained() -> None:
         with pytest.raises(ValidationError, match="begin and begin_step: give one"):
             MixtureConfig.model_validate({"proportions": {"a": 1}, "phases": [wrong]})
     with pytest.raises(DataError, match=r"data_order.proportions: the text has no source 'bb'; did you mean 'b'"):
-        build(MixtureConfig(proportions={"bb": 1}), 100, 0, context())
+        build_mixture(MixtureConfig(proportions={"bb": 1}), context())
     phase = {"begin": 0.5, "proportions": {"b": 1}}
     with pytest.raises(DataError, match=r"phases.1.* not after the phase before it"):
-        build(MixtureConfig.model_validate({"proportions": {"a": 1}, "phases": [phase, phase]}), 100, 0, context())
+        build_mixture(MixtureConfig.model_validate({"proportions": {"a": 1}, "phases": [phase, phase]}), context())
     with pytest.raises(DataError, match="use begin_step"):
-        build(MixtureConfig.model_validate({"proportions": {"a": 1}, "phases": [phase]}), 100, 0, context(max_steps=0))
+        build_mixture(MixtureConfig.model_validate({"proportions": {"a": 1}, "phases": [phase]}), context(total_steps=0))
 
 
 @pytest.fixture
@@ -132,7 +131,7 @@ def test_batches_hold_sequences_of_one_source_in_the_right_shares(store: TokenSt
     data = mixed(store, packing)
     views = source_views(store)
     sequences = {
-        name: part("packings", packing).build(view, 8).sequences(np.arange(part("packings", packing).build(view, 8).num_sequences))
+        name: part("packings", packing).build(store=view, seq_len=8).sequences(np.arange(part("packings", packing).build(store=view, seq_len=8).num_sequences))
         for name, view in views.items()
     }
     known = {name: {row.tobytes() for row in found.tokens} for name, found in sequences.items()}

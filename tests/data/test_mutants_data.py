@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 import feebcore as feeb
-from feeb_data import BestfitConfig, ConcatConfig
-from feeb_data.bestfit import make_index
-from feeb_data.packings import ConcatPacking
-from feeb_data.segments import SegmentIndex, SegmentPacking
+from feeb_data.packings.bestfit import BestfitConfig
+from feeb_data.packings.bestfit.bestfit import bestfit
+from feeb_data.packings.concat import ConcatConfig
+from feeb_data.packings.concat.concat import ConcatPacking
 from feebcore.parts import Part
-from feebcore.protocols import PackedSequences
+from feebcore.protocols import BuildContext, PackedSequences, Packing
 from feebcore.testing import check_part
 
 PACKING_CHECKS = ("targets_follow_inputs", "packing_is_stateless", "packing_isolates_documents", "packing_statistics_are_right")
@@ -28,21 +28,21 @@ def failed_checks(kind: str, mutant: Part, *names: str) -> set[str]:
 def packing_mutant(change: Callable[[PackedSequences, Any], Any], base: str = "concat", **statistics: float) -> Part:
     """concat or bestfit, its sequences spoilt by `change(packed, packing)`, its statistics by `statistics`."""
 
-    class Mutant:
+    class Mutant(Packing):
         def __init__(self, packing: Any) -> None:
             self.packing, self.num_sequences, self.asked = packing, packing.num_sequences, 0
-            self.statistics = packing.statistics | statistics
+
+        @property
+        def statistics(self) -> dict[str, Any]:
+            return self.packing.statistics | statistics
 
         def sequences(self, indices: np.ndarray) -> PackedSequences:
             self.asked += 1
             packed = self.packing.sequences(indices)
             return change(packed, self) or packed
 
-    def build(config: Any, store: Any, seq_len: int) -> Mutant:
-        if base == "concat":
-            return Mutant(ConcatPacking(store, seq_len, config.document_mask))
-        index = SegmentIndex(**make_index(np.asarray(store.doc_offsets), seq_len))
-        return Mutant(SegmentPacking(store, seq_len, config.document_mask, index))
+    def build(config: Any, context: BuildContext) -> Mutant:
+        return Mutant((ConcatPacking if base == "concat" else bestfit)(config, context))
 
     config = ConcatConfig if base == "concat" else BestfitConfig
     return Part("packings", feeb.PackingSpec("mutant", config, build=build, summary="A broken part."), config())
@@ -130,24 +130,24 @@ class Counting:
         return np.arange(self.place - len(samples), self.place) % self.num_sequences
 
 
-def drawn(config: Any, num_sequences: int, seed: int) -> Callable[[np.ndarray], np.ndarray]:
+def drawn(config: Any, context: BuildContext) -> Callable[[np.ndarray], np.ndarray]:
     """With replacement."""
-    return lambda samples: np.random.default_rng(seed).integers(0, num_sequences, 10_000)[samples]
+    return lambda samples: np.random.default_rng(context.seed).integers(0, context.num_sequences, 10_000)[samples]
 
 
-def only_an_epoch(config: Any, num_sequences: int, seed: int) -> Callable[[np.ndarray], np.ndarray]:
+def only_an_epoch(config: Any, context: BuildContext) -> Callable[[np.ndarray], np.ndarray]:
     return lambda samples: samples
 
 
-def by_place_in_the_call(config: Any, num_sequences: int, seed: int) -> Callable[[np.ndarray], np.ndarray]:
-    return lambda samples: (samples + np.arange(len(samples)) // 512) % num_sequences
+def by_place_in_the_call(config: Any, context: BuildContext) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda samples: (samples + np.arange(len(samples)) // 512) % context.num_sequences
 
 
 @pytest.mark.parametrize(
     ("mutant", "caught_by"),
     [
-        (order_mutant(lambda config, num_sequences, seed: Counting(num_sequences)), "order_is_stateless"),
-        (order_mutant(lambda config, num_sequences, seed: Counting(num_sequences)), "order_works_in_the_loader"),
+        (order_mutant(lambda config, context: Counting(context.num_sequences)), "order_is_stateless"),
+        (order_mutant(lambda config, context: Counting(context.num_sequences)), "order_works_in_the_loader"),
         (order_mutant(drawn), "each_sequence_once"),
         (order_mutant(only_an_epoch), "order_works_in_the_loader"),
         (order_mutant(by_place_in_the_call), "order_works_in_the_loader"),
@@ -159,5 +159,5 @@ def test_a_broken_order_is_caught(mutant: Part, caught_by: str) -> None:
 
 
 def test_a_filter_that_keeps_dropping_is_caught() -> None:
-    spec = feeb.FilterSpec("mutant", build=lambda config: lambda frame: frame.slice(1), summary="A broken part.")
+    spec = feeb.FilterSpec("mutant", build=lambda config, context: lambda frame: frame.slice(1), summary="A broken part.")
     assert failed_checks("filters", Part("filters", spec, spec.config()), "filter_keeps_the_table") == {"filter_keeps_the_table"}

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stores import BOS, EOS, part, store_of
 
-from feeb_data import bestfit, bos_aligned
-from feeb_data.bestfit import best_fit_decreasing, cut_documents
+from feeb_data.packings.bestfit import bestfit
+from feeb_data.packings.bestfit.bestfit import best_fit_decreasing, cut_documents
+from feeb_data.packings.bos_aligned import bos_aligned
 from feebcore.data.permutation import FeistelPermutation
 from feebcore.data.store import TokenStore
 from feebcore.errors import DataError
@@ -27,7 +28,7 @@ def store(tmp_path: Path) -> TokenStore:
 
 
 def built(store: TokenStore, name: str, seq_len: int = 16, **options: object) -> Packing:
-    return part("packings", name, **options).build(store, seq_len)
+    return part("packings", name, **options).build(store=store, seq_len=seq_len)
 
 
 def one_by_one(lengths: list[int], capacity: int) -> Counter[int]:
@@ -76,11 +77,11 @@ def test_bestfit_keeps_documents_whole_and_loses_nothing(store: TokenStore, seq_
     flat = store.read(0, store.num_tokens)
     assert np.array_equal(np.bincount(counted, minlength=100), np.bincount(flat[flat != BOS], minlength=100))
     short = sum(n + 2 <= seq_len + 1 for n in LENGTHS)
-    told = packing.statistics  # type: ignore[attr-defined]
-    assert told["cut_documents_share"] == pytest.approx(1 - short / len(LENGTHS))
-    assert told["dropped_share"] == 0
+    statistics = packing.statistics
+    assert statistics["cut_documents_share"] == pytest.approx(1 - short / len(LENGTHS))
+    assert statistics["dropped_share"] == 0
     used = len(counted) + int((packed.doc_ids.max(axis=1) + 1).sum())  # each piece has one token that is no target
-    assert told["padding_share"] == pytest.approx(1 - used / packed.tokens.size)
+    assert statistics["padding_share"] == pytest.approx(1 - used / packed.tokens.size)
 
 
 def test_padding_is_end_tokens_of_no_document_that_never_count(store: TokenStore) -> None:
@@ -124,19 +125,19 @@ def test_bos_aligned_chooses_as_nanochat_does(store: TokenStore, seq_len: int, b
     assert np.array_equal(packed.tokens, expected)
     assert (packed.tokens[:, 0] == BOS).all()
     used = sum(n for row in rows for _, n in row)
-    told = packing.statistics  # type: ignore[attr-defined]
-    assert told["padding_share"] == 0
-    assert told["dropped_share"] == pytest.approx(1 - used / store.num_tokens)
+    statistics = packing.statistics
+    assert statistics["padding_share"] == 0
+    assert statistics["dropped_share"] == pytest.approx(1 - used / store.num_tokens)
 
 
 def test_concat_tells_which_documents_it_cuts(store: TokenStore) -> None:
-    told = built(store, "concat").statistics  # type: ignore[attr-defined]
+    statistics = built(store, "concat").statistics
     number = (store.num_tokens - 1) // 16
     spans = [(w * 16, w * 16 + 17) for w in range(number)]
     pairs = list(zip(store.doc_offsets[:-1], store.doc_offsets[1:], strict=True))
     whole = sum(any(a <= begin and end <= b for a, b in spans) for begin, end in pairs)
-    assert told["cut_documents_share"] == pytest.approx(1 - whole / len(pairs))
-    assert told["dropped_share"] * store.num_tokens == pytest.approx(store.num_tokens - number * 16 - 1)
+    assert statistics["cut_documents_share"] == pytest.approx(1 - whole / len(pairs))
+    assert statistics["dropped_share"] * store.num_tokens == pytest.approx(store.num_tokens - number * 16 - 1)
 
 
 @pytest.mark.parametrize("name", ["bestfit", "bos_aligned"])

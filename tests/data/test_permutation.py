@@ -1,12 +1,14 @@
-"""The permutation under the order part: bijective, different each epoch, spread out."""
+"""The permutation under the data orders: bijective, different each epoch, spread out."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from feeb_data.data_orders import ShuffledOrder
+from feeb_data.data_orders.shuffled.shuffled import ShuffledOrder
+from feebcore.config import DataOrderConfig
 from feebcore.data.permutation import FeistelPermutation
+from feebcore.protocols import BuildContext
 
 
 @settings(max_examples=60, deadline=None)
@@ -35,11 +37,11 @@ def test_index_outside_is_refused() -> None:
 
 
 def test_order_visits_each_sequence_once_an_epoch_and_is_stateless() -> None:
-    order = ShuffledOrder(97, seed=3)
+    order = ShuffledOrder(DataOrderConfig(), BuildContext(num_sequences=97, seed=3))
     samples = np.arange(97 * 3)
     sequences = order(samples)
     for epoch in range(3):
         assert sorted(sequences[epoch * 97 : (epoch + 1) * 97]) == list(range(97))
     assert not np.array_equal(sequences[:97], sequences[97:194])
     assert np.array_equal(order(samples[50:210:7]), sequences[50:210:7])
-    assert not np.array_equal(ShuffledOrder(97, seed=4)(samples), sequences)
+    assert not np.array_equal(ShuffledOrder(DataOrderConfig(), BuildContext(num_sequences=97, seed=4))(samples), sequences)

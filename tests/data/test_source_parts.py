@@ -8,10 +8,12 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from feeb_data import FilesConfig, PackageConfig, StdlibConfig
-from feeb_data.files import FilesSource
-from feeb_data.package import PackageSource
-from feeb_data.stdlib import StdlibSource
+from feeb_data.sources.files import FilesConfig
+from feeb_data.sources.files.files import FilesSource
+from feeb_data.sources.package import PackageConfig
+from feeb_data.sources.package.package import PackageSource
+from feeb_data.sources.stdlib import StdlibConfig
+from feeb_data.sources.stdlib.stdlib import StdlibSource
 from feebcore.errors import DataError, RecipeError
 from feebcore.recipe import load
 
@@ -43,7 +45,7 @@ def test_stdlib_respects_declared_encodings_and_counts_the_rest(tmp_path: Path) 
     (tmp_path / "lying.py").write_bytes(b"# coding: no-such-codec\n")
     (tmp_path / "site-packages").mkdir()
     (tmp_path / "site-packages" / "no.py").write_text("x")
-    source = StdlibSource(StdlibConfig(), tmp_path)
+    source = StdlibSource(StdlibConfig(), root=tmp_path)
     assert {d.key: d.text for d in source.documents(tmp_path)} == {"latin.py": "# -*- coding: latin-1 -*-\nx = 'é'\n", "bom.py": "x = 1\n"}
     assert dict(source.skipped) == {"not decodable as Python source": 2}
 
@@ -140,7 +142,7 @@ def test_package_reads_an_installed_package() -> None:
 def test_a_url_with_a_password_is_refused_and_not_shown() -> None:
     from pydantic import ValidationError
 
-    from feeb_data import UrlsConfig
+    from feeb_data.sources.urls import UrlsConfig
 
     with pytest.raises(ValidationError, match="may not hold a user name or password"):
         UrlsConfig(urls=[{"url": "https://me:secret@example.org/x.txt"}])  # type: ignore[list-item]

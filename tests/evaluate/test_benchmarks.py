@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from feeb_evals.python_parses import extract_function
+from feeb_evals.benchmarks.python_parses.python_parses import extract_function
 from feebcore.errors import DataError
 from feebcore.evaluate.benchmark import headline, summarize
 
@@ -63,8 +63,8 @@ def test_summaries_name_the_headline_after_the_benchmark_and_others_beside_it() 
 def test_bits_per_byte_of_nothing_is_an_error_that_says_what_to_do() -> None:
     from types import SimpleNamespace
 
-    from feeb_evals import BitsPerByteConfig
-    from feeb_evals.held_out_text import build
+    from feeb_evals.benchmarks.bits_per_byte import BitsPerByteConfig
+    from feeb_evals.benchmarks.bits_per_byte.bits_per_byte import BitsPerByte
 
-    with pytest.raises(DataError, match=r"no document is held out.*split_modulus"):
-        build(BitsPerByteConfig()).run(SimpleNamespace(store=SimpleNamespace(num_documents=0)))
+    with pytest.raises(DataError, match=r"the validation split is empty.*split_modulus"):
+        BitsPerByte(BitsPerByteConfig()).run(SimpleNamespace(store=SimpleNamespace(num_documents=0)))

@@ -156,7 +156,7 @@ def small_llama(folder: Path, kind: str, **changes: Any) -> tuple[Path, Any]:
             "num_layers": 2,
             "d_model": 32,
             "attention": attention,
-            "feedforward": {"hidden": 48},
+            "feedforward": {"intermediate_size": 48},
             "position": {"base": 1e4},
         },
     )

@@ -193,7 +193,7 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
 
 CANNOT_LEAVE = [
     ({"name": "llama", "attention": {"logit_softcap": 30.0}}, r"attention.logit_softcap is 30.0, not 0.0"),
-    ({"name": "llama", "block": "parallel"}, r"block layout is parallel, not prenorm"),
+    ({"name": "llama", "block": "parallel"}, r"block is parallel, not prenorm"),
     ({"name": "gpt2", "position": "sinusoidal"}, r"position is sinusoidal, not learned"),
     ({"name": "llama", "feedforward": "relu_squared"}, r"llama: .*feedforward"),
 ]

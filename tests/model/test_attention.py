@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from feebcore.model.attention import _explicit, attend, document_block_mask
-from feebcore.model.context import attention_mask
+from feebcore.model.attention import _explicit, attend
+from feebcore.model.masks import attention_mask, document_block_mask
 
 B, H, T, D = 2, 4, 24, 8
 

@@ -5,11 +5,12 @@ from torch.nn import functional as F
 
 from feebcore.model.fused_loss import fused_cross_entropy
 from feebcore.model.loss import linear_cross_entropy
+from feebcore.model.parts import LMHeadPart
 
 N, C, V = 37, 12, 50
 
 
-class Head(nn.Linear):
+class Head(nn.Linear, LMHeadPart):
     """A head that may be multiplied by the loss."""
 
     @property
@@ -82,7 +83,7 @@ def test_plain_and_other_heads_give_one_loss(options: dict[str, float]) -> None:
     results = []
     for module in (head, other):
         found = linear_cross_entropy(module, hidden[None], targets[None], mask[None], vocab_size=V, **options)
-        results.append((found.loss_sum, found.nats, found.count, *torch.autograd.grad(found.loss_sum, (hidden, head.weight))))
+        results.append((found.loss_sum, found.nll, found.count, *torch.autograd.grad(found.loss_sum, (hidden, head.weight))))
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 

@@ -60,7 +60,7 @@ def test_a_truncated_file_is_named(saved: Path) -> None:
 
 def test_weights_of_another_architecture_are_refused(saved: Path) -> None:
     description = json.loads((saved / "model.json").read_text())
-    for change, why in (({"norm": "layernorm"}, r"without .*shift"), ({"feedforward": {"name": "gelu", "hidden": 99}}, r"the model wants \(99, 16\)")):
+    for change, why in (({"norm": "layernorm"}, r"without .*shift"), ({"feedforward": {"name": "gelu", "intermediate_size": 99}}, r"the model wants \(99, 16\)")):
         other = description | {"architecture": description["architecture"] | change}
         (saved / "model.json").write_text(json.dumps(other))
         with pytest.raises(ArtifactError, match=why):
@@ -80,7 +80,7 @@ def test_an_unknown_part_is_explained(saved: Path) -> None:
 def test_an_altered_file_of_a_finished_artifact_is_refused(saved: Path) -> None:
     file = saved / "model.safetensors"
     entry = {"size": file.stat().st_size, "sha256": sha256_file(file)}
-    manifest = {"schema": 1, "stage": "pretrain", "label": "x", "fingerprint": "a" * 12, "digest": "", "inputs": {}, "metrics": {}}
+    manifest = {"schema": 2, "stage": "pretrain", "name": "x", "makes": ["model"], "fingerprint": "a" * 12, "digest": "", "inputs": {}, "metrics": {}}
     manifest["files"] = {"model/model.safetensors": entry}
     (saved.parent / "manifest.json").write_text(json.dumps(manifest))
     load_model(saved)

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from feebcore.model.loss import linear_cross_entropy
+from feebcore.model.parts import LMHeadPart
 
 B, T, C, V = 4, 16, 8, 37
 
@@ -28,7 +29,7 @@ def test_loss_and_gradients_are_cross_entropys(most_logits: int, smoothing: floa
     logits = exact(hidden.double())[mask]
     wanted = F.cross_entropy(logits, targets[mask], reduction="sum", label_smoothing=smoothing)
     assert found.loss_sum.item() == pytest.approx(wanted.item(), rel=1e-5)
-    assert found.nats.item() == pytest.approx(F.cross_entropy(logits, targets[mask], reduction="sum").item(), rel=1e-5)
+    assert found.nll.item() == pytest.approx(F.cross_entropy(logits, targets[mask], reduction="sum").item(), rel=1e-5)
     assert found.count.item() == mask.sum().item()
     for a, b in zip(torch.autograd.grad(found.loss_sum, [hidden, head.weight]), torch.autograd.grad(wanted, [hidden, exact.weight]), strict=True):
         assert torch.allclose(a, b.to(a.dtype), atol=1e-5)
@@ -37,7 +38,7 @@ def test_loss_and_gradients_are_cross_entropys(most_logits: int, smoothing: floa
 def test_z_loss_is_the_squared_logsumexp() -> None:
     head, hidden, targets, _ = example()
     found = linear_cross_entropy(head, hidden, targets, vocab_size=V, z_loss=0.5)
-    assert (found.loss_sum - found.nats).item() == pytest.approx(0.5 * head(hidden).logsumexp(-1).square().sum().item(), rel=1e-4)
+    assert (found.loss_sum - found.nll).item() == pytest.approx(0.5 * head(hidden).logsumexp(-1).square().sum().item(), rel=1e-4)
 
 
 class LargestFp32(TorchDispatchMode):
@@ -92,13 +93,17 @@ def test_a_factor_on_the_loss_does_not_bias_gradients_in_bf16(divisor: float) ->
     assert scale == pytest.approx(1.0, abs=1e-3)
 
 
-class PlainHead(nn.Module):
+class PlainHead(LMHeadPart):
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
-        self.plain_weight = weight
+        self.weight = weight
+
+    @property
+    def plain_weight(self) -> Tensor:
+        return self.weight
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return F.linear(hidden, self.plain_weight)
+        return F.linear(hidden, self.weight)
 
 
 def linear_cross_entropy_in(dtype: torch.dtype, head: nn.Linear, hidden: Tensor, targets: Tensor) -> Tensor:

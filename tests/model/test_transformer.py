@@ -12,10 +12,11 @@ from torch.nn import functional as F
 
 from feebcore.model.attention import _explicit, attend
 from feebcore.model.build import build_model, count_architecture
-from feebcore.model.context import Cache, attention_mask, positions_in_documents
+from feebcore.model.context import Cache
 from feebcore.model.groups import param_groups
+from feebcore.model.masks import attention_mask, positions_in_documents
 from feebcore.parts import resolve_part
-from feebcore.protocols import BlockShape
+from feebcore.protocols import BuildContext
 
 
 def transformer(**options: Any) -> Any:
@@ -55,7 +56,7 @@ def test_no_mask_exists_on_the_plain_path() -> None:
 
 
 def test_rope_scores_depend_on_distance_alone() -> None:
-    rope = resolve_part("positions", "rope").build(BlockShape(32, 4, 8, 64, 0, 1))
+    rope = resolve_part("positions", "rope").build(BuildContext(d_model=32, num_heads=4, head_dim=8, seq_len=64))
     q, k = torch.randn(1, 1, 1, 8), torch.randn(1, 1, 1, 8)
 
     def score(m: int, n: int) -> float:
@@ -72,10 +73,10 @@ def test_rope_scores_depend_on_distance_alone() -> None:
 
 def test_norms_follow_their_formulas() -> None:
     x = torch.randn(3, 32) * 5 + 2
-    assert torch.allclose(resolve_part("norms", "rmsnorm").build(32)(x), F.rms_norm(x, (32,), eps=1e-6), atol=1e-5)
-    assert torch.allclose(resolve_part("norms", "layernorm").build(32)(x), F.layer_norm(x, (32,)), atol=1e-5)
+    assert torch.allclose(resolve_part("norms", "rmsnorm").build(d_model=32)(x), F.rms_norm(x, (32,), eps=1e-6), atol=1e-5)
+    assert torch.allclose(resolve_part("norms", "layernorm").build(d_model=32)(x), F.layer_norm(x, (32,)), atol=1e-5)
     for name in ("rmsnorm", "layernorm"):
-        assert not list(resolve_part("norms", {"name": name, "learnable": False}).build(32).parameters())
+        assert not list(resolve_part("norms", {"name": name, "learnable": False}).build(d_model=32).parameters())
 
 
 def test_positions_count_within_documents() -> None:

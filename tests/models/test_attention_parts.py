@@ -11,12 +11,13 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from feebcore.errors import FeebError
-from feebcore.model.attention import attend, attention_weights, document_block_mask, window_block_mask, window_mask
+from feebcore.model.attention import attend, attention_weights
 from feebcore.model.build import build_model, count_architecture
-from feebcore.model.context import ForwardContext, attention_mask
+from feebcore.model.context import ForwardContext
+from feebcore.model.masks import Masks, attention_mask, document_block_mask, window_block_mask, window_mask
 from feebcore.model.parts import Position
 from feebcore.parts import resolve_part
-from feebcore.protocols import BlockShape
+from feebcore.protocols import BuildContext
 from feebcore.testing import check_part
 from feebcore.testing.models import enliven
 from feebcore.train.step import checkpoint_activations
@@ -37,8 +38,10 @@ def vivid(attention: Any, **options: Any) -> Any:
 
 def alone(attention: Any, layer: int = 0) -> nn.Module:
     """One attention in fp64, vivid, without positions; its norms have no weights."""
-    make_norm = resolve_part("norms", {"name": "rmsnorm", "learnable": False}).build
-    module = resolve_part("attentions", attention).build(BlockShape(C, H, D, T, layer, 4, make_norm, Position(), VOCAB))
+    norm = resolve_part("norms", {"name": "rmsnorm", "learnable": False})
+    sizes = {"d_model": C, "num_heads": H, "head_dim": D, "seq_len": T, "layer": layer, "num_layers": 4, "vocab_size": VOCAB}
+    context = BuildContext(**sizes, position=Position(), make_norm=lambda dim: norm.build(d_model=dim))
+    module = resolve_part("attentions", attention).build(context)
     enliven(module)
     return module.double()
 
@@ -67,7 +70,7 @@ SMALL: dict[str, dict[str, Any]] = {"sliding_window": {"window": 4}, "local_glob
 FORMS = ("causality", "document_isolation", "cache_parity", "left_padding_parity", "counts_are_measured")
 
 
-@pytest.mark.parametrize("position", ["alibi", "learned", {"name": "rope_yarn", "pairing": "adjacent", "fraction": 0.5}], ids=["alibi", "learned", "yarn"])
+@pytest.mark.parametrize("position", ["alibi", "learned", {"name": "rope_yarn", "interleaved": True, "partial_rotary_factor": 0.5}], ids=["alibi", "learned", "yarn"])
 @pytest.mark.parametrize("name", NAMES)
 def test_packed_padded_and_cached_forms_agree_at_every_position(name: str, position: Any) -> None:
     architecture = transformer({"name": name, **SMALL.get(name, {})}, position=position)
@@ -83,11 +86,11 @@ def test_packed_padded_and_cached_forms_agree_at_every_position(name: str, posit
         {"name": "sliding_window", "window": 3, "num_kv_heads": 2, "logit_softcap": 5.0},
         {"name": "local_global", "window": 3, "pattern": "LG", "rotate_global": False},
         {"name": "cross_layer", "num_kv_heads": 2, "qk_norm": True, "logit_softcap": 5.0},
-        {"name": "mla", "query_latent": 8, "kv_latent": 16, "content_dim": 6, "rope_dim": 4, "value_dim": 10, "logit_softcap": 5.0},
-        {"name": "mla", "latent_norm": False, "rope_dim": 8},
+        {"name": "mla", "q_lora_rank": 8, "kv_lora_rank": 16, "qk_nope_head_dim": 6, "qk_rope_head_dim": 4, "v_head_dim": 10, "logit_softcap": 5.0},
+        {"name": "mla", "latent_norm": False, "qk_rope_head_dim": 8},
         {"name": "differential", "qk_norm": True, "logit_softcap": 5.0, "bias": True},
         {"name": "no_value", "projection": False, "qk_norm": True},
-        {"name": "scaled", "scale": 0.5, "inner": {"name": "mla", "kv_latent": 12}},
+        {"name": "scaled", "scale": 0.5, "inner": {"name": "mla", "kv_lora_rank": 12}},
     ],
     ids=str,
 )
@@ -132,7 +135,7 @@ def test_causal_flops_of_a_window_are_the_pairs_it_leaves() -> None:
 
 
 def test_decoding_reads_no_keys_out_of_sight() -> None:
-    context = ForwardContext(Position(), mask_BTS=attention_mask(torch.zeros(1, 2, dtype=torch.int64), torch.zeros(1, 10, dtype=torch.int64), 8))
+    context = ForwardContext(Position(), masks=Masks(attention_mask(torch.zeros(1, 2, dtype=torch.int64), torch.zeros(1, 10, dtype=torch.int64), 8)))
     q, k, v = torch.randn(1, 2, 2, 4), torch.randn(1, 2, 10, 4), torch.randn(1, 2, 10, 4)
     k[:, :, :6], v[:, :, :6] = math.nan, math.nan  # token 8 sees 6..8, token 9 sees 7..9
     assert context.attend(q, k, v, window=3).isfinite().all()
@@ -150,13 +153,13 @@ def test_blocks_of_windows_say_what_the_dense_mask_says() -> None:
 
 # --- latent attention -----------------------------------------------------------------------------------------------
 
-B1 = {"query_latent": 8, "kv_latent": 16, "content_dim": 64, "rope_dim": 16}  # 512 and 128 dimensions over 8 heads
+B1 = {"q_lora_rank": 8, "kv_lora_rank": 16, "qk_nope_head_dim": 64, "qk_rope_head_dim": 16}  # 512 and 128 dimensions over 8 heads
 
 
 def test_latent_attention_follows_its_equations() -> None:
     """arXiv:2405.04434, equations 9 to 19 with no positions, one head and one query at a time."""
     dc, dr, dv, latent = 6, 4, 10, 16
-    mla = alone({"name": "mla", "query_latent": 8, "kv_latent": latent, "content_dim": dc, "rope_dim": dr, "value_dim": dv})
+    mla = alone({"name": "mla", "q_lora_rank": 8, "kv_lora_rank": latent, "qk_nope_head_dim": dc, "qk_rope_head_dim": dr, "v_head_dim": dv})
     x = some_x()
     norm = lambda z: z / (z.square().mean(-1, keepdim=True) + 1e-6).sqrt()  # noqa: E731
     want = torch.zeros(B, T, H, dv, dtype=torch.float64)
@@ -176,11 +179,11 @@ def test_latent_attention_follows_its_equations() -> None:
 
 @pytest.mark.parametrize("past", [1, 7])
 def test_the_absorbed_form_is_the_naive_form(past: int) -> None:
-    mla = alone({"name": "mla", "query_latent": 8, "kv_latent": 16, "rope_dim": 4, "value_dim": 10, "logit_softcap": 4.0})
+    mla = alone({"name": "mla", "q_lora_rank": 8, "kv_lora_rank": 16, "qk_rope_head_dim": 4, "v_head_dim": 10, "logit_softcap": 4.0})
     draw = lambda *shape: torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(sum(shape)))  # noqa: E731
     new, S = T - past, T
     doc_ids = torch.tensor([[0] * T, [0] * 3 + [1] * (T - 3)])
-    context = ForwardContext(Position(), mask_BTS=attention_mask(doc_ids[:, past:], doc_ids, past))
+    context = ForwardContext(Position(), masks=Masks(attention_mask(doc_ids[:, past:], doc_ids, past)))
     given = draw(B, H, new, D), draw(B, H, new, 4), draw(B, 1, S, 16 + 4)
     torch.testing.assert_close(mla.absorbed(*given, context), mla.naive(*given, context), rtol=1e-5, atol=1e-5)
 
@@ -212,7 +215,7 @@ def test_the_notebook_shape_of_latent_attention_counts_as_it_should() -> None:
 
 
 def test_cross_layer_attention_of_groups_of_one_is_multi_head_attention() -> None:
-    mha, cross = alone("mha"), alone({"name": "cross_layer", "share": 1})
+    mha, cross = alone("mha"), alone({"name": "cross_layer", "kv_share_layers": 1})
     with torch.no_grad():
         cross.q.weight.copy_(mha.qkv.weight[: H * D])
         cross.kv.weight.copy_(mha.qkv.weight[H * D :])
@@ -221,7 +224,7 @@ def test_cross_layer_attention_of_groups_of_one_is_multi_head_attention() -> Non
 
 
 def test_sharing_layers_keep_one_slot_a_group_beside_other_layers() -> None:
-    model = vivid({"name": "cross_layer", "share": 3}, num_layers=7)
+    model = vivid({"name": "cross_layer", "kv_share_layers": 3}, num_layers=7)
     assert [b.attention.kv is not None for b in model.stack.blocks] == [True, False, False, True, False, False, True]
     cache, tokens = model.new_cache(B, T), some_tokens()
     model(tokens[:, :8], cache=cache)
@@ -232,12 +235,12 @@ def test_sharing_layers_keep_one_slot_a_group_beside_other_layers() -> None:
 
 
 def test_a_layer_without_keys_says_who_should_have_made_them() -> None:
-    with pytest.raises(FeebError, match=r"layer 1 has no keys of its own.*share: 1"):
+    with pytest.raises(FeebError, match=r"layer 1 has no keys of its own.*kv_share_layers: 1"):
         alone("cross_layer", layer=1)(some_x(), ForwardContext(Position()))
 
 
 @pytest.mark.parametrize(
-    "attention", [{"name": "cross_layer", "share": 2}, {"name": "mha", "value_residual": "learned"}], ids=["cross_layer", "value_residual"]
+    "attention", [{"name": "cross_layer", "kv_share_layers": 2}, {"name": "mha", "value_residual": "learned"}], ids=["cross_layer", "value_residual"]
 )
 def test_activations_computed_again_give_the_same_gradients(attention: dict[str, Any]) -> None:
     found = []
@@ -342,7 +345,7 @@ def test_weights_are_those_that_attention_multiplies_values_with() -> None:
     [
         ({"name": "sliding_window", "num_kv_heads": 3}, r"num_kv_heads 3 does not divide num_heads 4; set num_kv_heads to one of \[1, 2, 4\]"),
         ({"name": "cross_layer", "num_kv_heads": 8}, "does not divide num_heads 4"),
-        ({"name": "mla", "rope_dim": 5}, "rope_dim 5 is odd, but positions turn pairs; set it to 6"),
+        ({"name": "mla", "qk_rope_head_dim": 5}, "qk_rope_head_dim 5 is odd, but positions rotate pairs; set it to 6"),
         ({"name": "local_global", "pattern": "LXG"}, "pattern"),
         ({"name": "scaled", "inner": {"name": "gqa", "num_kv_heads": 3}}, "does not divide"),
     ],

@@ -13,7 +13,7 @@ from feebcore.model.build import build_model
 from feebcore.model.context import ForwardContext
 from feebcore.model.parts import Position
 from feebcore.parts import resolve_part
-from feebcore.protocols import BlockShape
+from feebcore.protocols import BuildContext
 from feebcore.testing import candidate
 from feebcore.testing.framework import iterate
 from feebcore.testing.models import enliven, loss_of, some_tokens
@@ -53,11 +53,14 @@ class Step(nn.Module):
 
 
 def wired(name: str, layer: int = 1, **options: Any) -> nn.Module:
-    """The block layout around the functions above, in the order in which it asks for instances."""
+    """The block around the functions above, in the order in which it asks for instances."""
     attentions, feedforwards = iter([a, a2]), iter([m, m2])
-    block = BlockShape(8, 2, 4, 6, layer, 4, lambda dim: Step(ln))
-    part = resolve_part("blocks", {"name": name, **options})
-    return part.build_with(lambda: Step(next(attentions)), lambda: Step(next(feedforwards)), lambda dim=8: Step(ln), block=block)
+    return resolve_part("blocks", {"name": name, **options}).build(
+        BuildContext(d_model=8, num_heads=2, head_dim=4, seq_len=6, layer=layer, num_layers=4),
+        make_attention=lambda: Step(next(attentions)),
+        make_feedforward=lambda: Step(next(feedforwards)),
+        make_norm=lambda dim=8: Step(ln),
+    )
 
 
 def stream() -> Tensor:
@@ -92,7 +95,7 @@ FORMULAS = {
 
 
 @pytest.mark.parametrize("name", FORMULAS)
-def test_a_wiring_computes_its_formula(name: str) -> None:
+def test_a_block_computes_its_formula(name: str) -> None:
     torch.testing.assert_close(wired(name)(stream(), None), FORMULAS[name](stream()))
 
 

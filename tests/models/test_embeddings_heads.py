@@ -11,10 +11,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from feeb_models.embeddings.ngrams import FACTOR, PRIME
+from feeb_models.embeddings.hash_ngrams.hash_ngrams import FACTOR, PRIME
 from feebcore.model.build import build_model
+from feebcore.model.context import ForwardContext
 from feebcore.model.counting import count_flops
 from feebcore.model.loss import linear_cross_entropy
+from feebcore.model.parts import Position
 from feebcore.parts import resolve_part
 from feebcore.protocols import Batch
 from feebcore.testing import candidate
@@ -27,6 +29,7 @@ HEADS = [
     {"name": "multi_token", "num_mtp": 3, "num_blocks": 0},
     {"name": "multi_token_sequential", "num_mtp": 3},
 ]
+CONTEXT = ForwardContext(Position())
 heads = pytest.mark.parametrize("head", HEADS, ids=lambda h: f"{h['name']}-{h.get('num_blocks', 1)}")
 
 
@@ -45,18 +48,18 @@ def transformer(vocab_size: int = 61, seq_len: int = 12, vivid: bool = True, num
 def test_embeddings_are_the_rows_of_their_tables() -> None:
     tokens = some_tokens()
     scaled = transformer(embedding={"name": "scaled", "scale": 3.0}).embedding
-    torch.testing.assert_close(scaled(tokens), 3 * scaled.weight[tokens])
+    torch.testing.assert_close(scaled(tokens, CONTEXT), 3 * scaled.weight[tokens])
     assert transformer(embedding="scaled").embedding.scale == pytest.approx(32**0.5)
     normed = transformer(vivid=False, embedding="normed").embedding
-    torch.testing.assert_close(normed(tokens).square().mean(-1), torch.ones(tokens.shape), rtol=0.01, atol=0)
+    torch.testing.assert_close(normed(tokens, CONTEXT).square().mean(-1), torch.ones(tokens.shape), rtol=0.01, atol=0)
     factorized = transformer(embedding={"name": "factorized", "rank": 5}).embedding
-    torch.testing.assert_close(factorized(tokens), (factorized.table.weight @ factorized.up.weight.T)[tokens])
+    torch.testing.assert_close(factorized(tokens, CONTEXT), (factorized.table.weight @ factorized.up.weight.T)[tokens])
 
 
 @torch.no_grad()
 def test_a_factorized_table_begins_as_large_as_a_plain_one() -> None:
     for rank in (4, 200):
-        vectors = transformer(vocab_size=2000, vivid=False, embedding={"name": "factorized", "rank": rank}).embedding(torch.arange(2000)[None])
+        vectors = transformer(vocab_size=2000, vivid=False, embedding={"name": "factorized", "rank": rank}).embedding(torch.arange(2000)[None], CONTEXT)
         assert vectors.std().item() == pytest.approx(0.02, rel=0.15)
 
 
@@ -69,7 +72,7 @@ def test_a_tied_head_shares_scaled_and_normed_tables_and_says_where_it_cannot() 
     with torch.no_grad():
         hidden = torch.randn(2, 32)
         torch.testing.assert_close(model.lm_head(hidden), hidden @ model.lm_head.down.weight.T @ model.embedding.table.weight.T)
-    with pytest.raises(ValueError, match="choose head linear"):
+    with pytest.raises(ValueError, match="choose lm_head linear"):
         transformer(embedding="factorized", lm_head="tied")
     with pytest.raises(ValueError, match="tied: false"):
         transformer(embedding="standard", lm_head={"name": "factorized", "tied": True})
@@ -84,7 +87,7 @@ def test_the_products_of_a_tied_factorized_pair_are_counted() -> None:
     model = build_model(pair, 61, 12)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model.lm_head(torch.randn(12, 32))
-        model.embedding(some_tokens(1))
+        model.embedding(some_tokens(1), CONTEXT)
     assert counter.get_total_flops() == 2 * 12 * (32 * 8 + 8 * 61 + 8 * 32)
     assert sum(count_flops(part, 12)[0] for part in (model.lm_head, model.embedding)) == counter.get_total_flops()
 
@@ -102,7 +105,7 @@ def test_hashed_ngrams_are_those_that_end_at_the_token_inside_its_document() -> 
     model = transformer(embedding={"name": "hash_ngrams", "sizes": [4, 2], "buckets": 37})
     embedding, tokens = model.embedding, some_tokens()
     doc_ids = torch.tensor([[0] * 12, [0] * 5 + [1] * 7, [-1] * 3 + [0] * 6 + [4] * 3])
-    found = model.embed(tokens, model.make_context(tokens, doc_ids=doc_ids)[0])
+    found = model.embedding(tokens, model.make_context(tokens, doc_ids=doc_ids))
     for b in range(3):
         for t in range(12):
             start = int((doc_ids[b] == doc_ids[b, t]).nonzero()[0])
@@ -152,7 +155,7 @@ def future_loss(model: Any, tokens: Tensor, targets: Tensor) -> Tensor:
 @heads
 @torch.no_grad()
 def test_no_future_sees_the_token_that_it_predicts(head: dict[str, Any]) -> None:
-    model, stream = transformer(head=head), some_tokens(3, 13)
+    model, stream = transformer(lm_head=head), some_tokens(3, 13)
     before = futures_of(model, batch_of(stream))
     assert len(before) == head["num_mtp"]
     for changed in (1, 6, 12):
@@ -166,7 +169,7 @@ def test_no_future_sees_the_token_that_it_predicts(head: dict[str, Any]) -> None
 @heads
 @torch.no_grad()
 def test_futures_of_packed_documents_are_those_of_each_alone(head: dict[str, Any]) -> None:
-    model, stream = transformer(head=head), some_tokens(3, 13)
+    model, stream = transformer(lm_head=head), some_tokens(3, 13)
     doc_ids = torch.tensor([0] * 5 + [1] * 7).expand(3, -1)
     packed = futures_of(model, batch_of(stream, doc_ids))
     for start, stop in ((0, 5), (5, 12)):
@@ -177,7 +180,7 @@ def test_futures_of_packed_documents_are_those_of_each_alone(head: dict[str, Any
 
 @heads
 def test_every_parameter_learns_from_the_futures(head: dict[str, Any]) -> None:
-    model, stream = transformer(head=head), some_tokens(3, 13)
+    model, stream = transformer(lm_head=head), some_tokens(3, 13)
     future_loss(model, stream[:, :-1], stream[:, 1:]).backward()
     dead = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
     assert not dead
@@ -197,7 +200,7 @@ def test_compiled_futures_agree(head: str) -> None:
 
 @heads
 def test_a_future_goes_through_the_chunked_loss(head: dict[str, Any]) -> None:
-    model, stream = transformer(head=head), some_tokens(3, 13)
+    model, stream = transformer(lm_head=head), some_tokens(3, 13)
     batch = batch_of(stream)
     output = model(batch.tokens)
     for k, (hidden, module) in enumerate(model.lm_head.mtp_outputs(model, batch, output), 1):
@@ -214,8 +217,8 @@ def test_sequential_futures_follow_the_paper() -> None:
     h, found = output.hidden, list(model.lm_head.mtp_outputs(model, batch, output))
     for k, step in enumerate(model.lm_head.steps, 1):
         T = 12 - k + 1  # places whose token t_{i+k} exists
-        joined = torch.cat([step.stream_norm(h[:, :T]), step.token_norm(model.embedding(stream[:, k : k + T]))], -1) @ step.join.weight.T
-        h = step.tower.blocks[0](joined, model.make_context(stream[:, :T])[0])
+        joined = torch.cat([step.stream_norm(h[:, :T]), step.token_norm(model.embedding(stream[:, k : k + T], CONTEXT))], -1) @ step.join.weight.T
+        h = step.tower.blocks[0](joined, model.make_context(stream[:, :T]))
         torch.testing.assert_close(found[k - 1][0][:, :T], step.tower.norm(h), rtol=1e-4, atol=1e-4)
         assert found[k - 1][1] is model.lm_head
 
@@ -254,7 +257,7 @@ def test_futures_work_with_wirings_that_know_the_start_or_widen_the_stream(head:
 @heads
 def test_futures_learn_what_comes_later(head: dict[str, Any]) -> None:
     """Rows that count up by 3 from anywhere: every later token follows from the last."""
-    model = transformer(vocab_size=20, vivid=False, head=head)
+    model = transformer(vocab_size=20, vivid=False, lm_head=head)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     random = torch.Generator().manual_seed(0)
     for _ in range(50):

@@ -9,8 +9,9 @@ import torch
 from pydantic import ValidationError
 from torch.nn import functional as F
 
+from feebcore.model.context import ForwardContext
+from feebcore.model.parts import Position
 from feebcore.parts import resolve_part
-from feebcore.protocols import BlockShape
 from feebcore.testing import candidate
 from feebcore.testing.framework import iterate
 
@@ -18,7 +19,8 @@ from feebcore.testing.framework import iterate
 def made(name: str, d_model: int = 32, seed: int = 0, **options: Any) -> Any:
     """The part, with every weight drawn: unit gain for matrices, off their neutral values for the rest."""
     torch.manual_seed(seed)
-    module = resolve_part("feedforwards", {"name": name, **options}).build(BlockShape(d_model, 4, d_model // 4, 12, 0, 2))
+    module = resolve_part("feedforwards", {"name": name, **options}).build(d_model=d_model)
+    module.register_forward_pre_hook(lambda m, inputs: (*inputs, ForwardContext(Position())) if len(inputs) == 1 else None)  # tests call it with x alone
     with torch.no_grad():
         for parameter in module.parameters():
             noise = torch.randn_like(parameter)
@@ -40,19 +42,20 @@ def broken(name: str, **options: Any) -> list[str]:
 
 def test_geglu_and_affine_gelu_are_their_equations() -> None:
     x = torch.randn(2, 5, 32)
-    geglu = made("geglu", hidden=64)
+    geglu = made("geglu", intermediate_size=64)
     gate, value = geglu.hidden.weight[:64], geglu.hidden.weight[64:]
     assert torch.allclose(geglu(x), (F.gelu(x @ gate.T, approximate="tanh") * (x @ value.T)) @ geglu.out.weight.T, atol=1e-5)
-    affine = made("affine_gelu", hidden=64, bias=True)
+    affine = made("affine_gelu", intermediate_size=64, bias=True)
     inner = affine.activation.scale * (x @ affine.hidden.weight.T + affine.hidden.bias) + affine.activation.shift
     assert torch.allclose(affine(x), F.gelu(inner, approximate="tanh") @ affine.out.weight.T + affine.out.bias, atol=1e-5)
 
 
 def test_affine_gelu_starts_as_gelu() -> None:
-    parts = [resolve_part("feedforwards", name).build(BlockShape(32, 4, 8, 12, 0, 2)) for name in ("gelu", "affine_gelu")]
+    parts = [resolve_part("feedforwards", name).build(d_model=32) for name in ("gelu", "affine_gelu")]
     parts[1].load_state_dict(parts[0].state_dict(), strict=False)
     x = torch.randn(2, 5, 32)
-    assert torch.equal(parts[0](x), parts[1](x))
+    context = ForwardContext(Position())
+    assert torch.equal(parts[0](x, context), parts[1](x, context))
 
 
 @pytest.mark.parametrize("name", ["gelu", "affine_gelu", "swiglu"])
@@ -141,7 +144,7 @@ def test_a_memory_costs_the_same_however_many_values_it_has() -> None:
 
 
 def test_monarch_is_its_dense_matrix() -> None:
-    from feeb_models.feedforwards.structured import Monarch
+    from feeb_models.feedforwards.structured_matrices.structured_matrices import Monarch
 
     torch.manual_seed(0)
     for d_in, d_out in ((16, 32), (32, 16), (16, 16)):
@@ -165,7 +168,7 @@ def test_monarch_is_its_dense_matrix() -> None:
 
 @pytest.mark.parametrize("radix", [2, 4])
 def test_butterfly_is_the_product_of_its_factors_and_mixes_everything(radix: int) -> None:
-    from feeb_models.feedforwards.structured import Butterfly
+    from feeb_models.feedforwards.structured_matrices.structured_matrices import Butterfly
 
     torch.manual_seed(0)
     butterfly, n = Butterfly(16, radix, 2, residual=False), 16
@@ -189,7 +192,7 @@ def test_butterfly_is_the_product_of_its_factors_and_mixes_everything(radix: int
 
 
 def test_a_butterfly_can_be_the_hadamard_transform() -> None:
-    from feeb_models.feedforwards.structured import Butterfly
+    from feeb_models.feedforwards.structured_matrices.structured_matrices import Butterfly
 
     butterfly = Butterfly(8, 2, 1, residual=False)
     with torch.no_grad():
@@ -202,7 +205,7 @@ def test_a_butterfly_can_be_the_hadamard_transform() -> None:
 @pytest.mark.parametrize("name", ["monarch", "butterfly"])
 def test_structured_matrices_start_with_the_variance_of_dense_ones(name: str) -> None:
     torch.manual_seed(0)
-    module = resolve_part("feedforwards", name).build(BlockShape(256, 4, 64, 12, 0, 2))
+    module = resolve_part("feedforwards", name).build(d_model=256)
     for part in (module.hidden, module.out):
         part.init_weights(0.02, 0.01)
     x = torch.randn(200, 4, 256) if name == "butterfly" else torch.randn(200, 256)

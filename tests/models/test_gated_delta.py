@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from feebcore.model.build import build_model, count_architecture
-from feebcore.model.context import ForwardContext, attention_mask
+from feebcore.model.context import ForwardContext
+from feebcore.model.masks import Masks, attention_mask
 from feebcore.model.parts import Position
 from feebcore.parts import resolve_part
-from feebcore.protocols import BlockShape
+from feebcore.protocols import BuildContext
 from feebcore.testing.models import enliven
 
 B, T, C, H, K, V, VOCAB = 2, 13, 32, 4, 8, 6, 61
@@ -21,7 +22,7 @@ B, T, C, H, K, V, VOCAB = 2, 13, 32, 4, 8, 6, 61
 
 def alone(**options: Any) -> Any:
     part = resolve_part("attentions", {"name": "gated_delta", "value_dim": V, **options})
-    module = part.build(BlockShape(C, H, K, T, 0, 4, None, Position(), VOCAB))
+    module = part.build(BuildContext(d_model=C, num_heads=H, head_dim=K, seq_len=T, num_layers=4, position=Position(), vocab_size=VOCAB))
     enliven(module)
     return module
 
@@ -55,7 +56,7 @@ def plainly(m: nn.Module, x_TC: Tensor) -> Tensor:
 @pytest.mark.parametrize(("chunk", "conv"), [(1, 4), (4, 2), (64, 4)])
 @torch.no_grad()
 def test_chunks_of_any_size_follow_the_recurrence(chunk: int, conv: int) -> None:
-    module, x = alone(chunk=chunk, conv=conv), some_x()
+    module, x = alone(chunk=chunk, conv_kernel_size=conv), some_x()
     found = module(x, ForwardContext(Position()))
     for b in range(B):
         torch.testing.assert_close(found[b].double(), plainly(module, x[b]), rtol=1e-4, atol=1e-5)
@@ -67,7 +68,7 @@ def test_chunks_of_any_size_follow_the_recurrence(chunk: int, conv: int) -> None
 def test_documents_begin_anew_wherever_they_lie_in_chunks(chunk: int) -> None:
     module, x = alone(chunk=chunk), some_x()
     doc_ids = torch.tensor([[0] * 6 + [1] + [2] * 6, [-1] * 3 + [0] * 10])
-    found = module(x, ForwardContext(Position(), mask_BTS=attention_mask(doc_ids, doc_ids)))
+    found = module(x, ForwardContext(Position(), masks=Masks(attention_mask(doc_ids, doc_ids))))
     for row, start, stop in ((0, 0, 6), (0, 6, 7), (0, 7, 13), (1, 3, 13)):
         torch.testing.assert_close(found[row, start:stop].double(), plainly(module, x[row, start:stop]), rtol=1e-4, atol=1e-5)
         module.float()

@@ -68,8 +68,9 @@ def test_orthogonal_matrices_keep_lengths() -> None:
 
 @pytest.mark.parametrize(("out", "into"), [(400, 100), (100, 400), (300, 300)])
 def test_spectral_norms_are_of_the_size_of_the_root_of_out_over_in(out: int, into: int) -> None:
-    from feeb_models.initializations import GainConfig
-    from feeb_models.initializations.by_size import build_spectral
+    from feeb_models.initializations.variance_scaling import GainConfig
+    from feeb_models.initializations.variance_scaling.variance_scaling import Spectral
+    from feebcore.protocols import BuildContext
 
     class Holder(nn.Module):
         def __init__(self) -> None:
@@ -77,7 +78,7 @@ def test_spectral_norms_are_of_the_size_of_the_root_of_out_over_in(out: int, int
             self.inner, self.lm_head, self.vocab_size = nn.Linear(into, out), nn.Linear(2, 7), 7
 
     holder = Holder()
-    build_spectral(GainConfig())(holder, L)
+    Spectral(GainConfig(), BuildContext())(holder, L)
     norm = torch.linalg.matrix_norm(holder.inner.weight.detach(), 2).item()
     assert 0.9 < norm / math.sqrt(out / into) < 2.3  # a Gaussian's is std (sqrt(in) + sqrt(out))
     assert holder.inner.bias.abs().max() == 0

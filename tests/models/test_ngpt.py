@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 
-from feeb_models.sphere import LearnedScale, UnitColumns, UnitRows
+from feeb_models.normalized_linear import LearnedScale, NormalizedLinear, NormalizedResidualLinear
 from feebcore.model.build import build_model
 from feebcore.model.context import ForwardContext
 from feebcore.model.parts import Position
 from feebcore.parts import resolve_part
-from feebcore.protocols import BlockShape
+from feebcore.protocols import BuildContext
 
 C, H, D, T, VOCAB = 32, 4, 8, 10, 61
 
@@ -39,9 +39,9 @@ def test_the_size_of_a_weight_vector_changes_nothing() -> None:
     ngpt = model()
     before = ngpt.lm_head(ngpt(tokens()).hidden)
     for module in ngpt.modules():
-        if isinstance(module, UnitRows):
+        if isinstance(module, NormalizedLinear):
             module.weight *= torch.rand(len(module.weight), 1) + 0.5
-        elif isinstance(module, UnitColumns):
+        elif isinstance(module, NormalizedResidualLinear):
             module.weight *= torch.rand(module.weight.shape[1]) + 0.5
     torch.testing.assert_close(ngpt.lm_head(ngpt(tokens()).hidden), before, rtol=1e-4, atol=1e-5)
 
@@ -50,8 +50,8 @@ def test_the_size_of_a_weight_vector_changes_nothing() -> None:
 def test_attention_compares_cosines_with_learned_gains() -> None:
     """arXiv:2410.01131, equations 15 and 16 and the softmax scale sqrt(D), without positions."""
     torch.manual_seed(0)
-    part = resolve_part("attentions", {"name": "ngpt", "scale": 1.5})
-    attention = part.build(BlockShape(C, H, D, T, 0, 3, None, Position(), VOCAB))
+    part = resolve_part("attentions", {"name": "ngpt", "init_value": 1.5})
+    attention = part.build(BuildContext(d_model=C, num_heads=H, head_dim=D, seq_len=T, num_layers=3, position=Position(), vocab_size=VOCAB))
     attention.gain.weight.mul_(torch.rand(H * D) + 0.5)
     x, gain = torch.randn(1, T, C), attention.gain().view(H, D)
     unit = lambda z, dim=-1: z / z.norm(dim=dim, keepdim=True)  # noqa: E731

@@ -10,7 +10,7 @@ from feebcore.testing.framework import iterate
 
 
 def test_dynamic_tanh_is_the_papers_equation_channel_by_channel() -> None:
-    norm = resolve_part("norms", {"name": "dynamic_tanh", "alpha": 0.8}).build(5)
+    norm = resolve_part("norms", {"name": "dynamic_tanh", "alpha": 0.8}).build(d_model=5)
     x = 3 * torch.randn(2, 4, 5)
     assert torch.allclose(norm(x), torch.tanh(0.8 * x))
     with torch.no_grad():
@@ -21,7 +21,7 @@ def test_dynamic_tanh_is_the_papers_equation_channel_by_channel() -> None:
 
 
 def test_batchnorm_is_torchs_in_training_and_evaluation() -> None:
-    own, theirs = resolve_part("norms", "batchnorm").build(6), torch.nn.BatchNorm1d(6)
+    own, theirs = resolve_part("norms", "batchnorm").build(d_model=6), torch.nn.BatchNorm1d(6)
     for _ in range(4):
         x = 2 * torch.randn(3, 50, 6) + 1
         assert torch.allclose(own(x), theirs(x.mT).mT, atol=1e-5)
@@ -39,7 +39,7 @@ def test_dynamic_tanh_without_gain_keeps_the_contract() -> None:
 
 def test_batchnorm_leaks_in_training_and_not_in_evaluation() -> None:
     """What the control is for: the later half of a row, and the other rows, are seen in training."""
-    norm, x = resolve_part("norms", "batchnorm").build(6), torch.randn(3, 8, 6)
+    norm, x = resolve_part("norms", "batchnorm").build(d_model=6), torch.randn(3, 8, 6)
     later, others = x.clone(), x.clone()
     later[:, 4:] += 1
     others[1:] += 1

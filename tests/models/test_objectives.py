@@ -16,6 +16,8 @@ from feebcore.config import identity_of
 from feebcore.model.build import build_model
 from feebcore.model.counting import count_flops, training_flops
 from feebcore.model.io import save_model
+from feebcore.model.masks import Masks
+from feebcore.model.parts import LMHeadPart
 from feebcore.parts import resolve_part
 from feebcore.protocols import Batch, LanguageModel, ModelOutput
 from feebcore.testing import candidate
@@ -62,7 +64,7 @@ OPTIONS = [
     {"name": "multi_token", "k": 4, "weights": [1.0, 0.5, 0.25, 0.1], "z_loss": 0.01},
     {"name": "all_layer", "reduce": "mean", "label_smoothing": 0.1},
     {"name": "local_gradients", "reduce": "mean", "stop_change": 0.5},
-    {"name": "selective", "share": 0.3, "reference": "a model"},
+    {"name": "selective", "keep_ratio": 0.3, "reference": "a model"},
     {"name": "distillation", "teacher": "a model", "temperature": 1.0, "weight": 0.9},
     *({"name": "confidence", "form": form, "next_token": 1.0} for form in (3, 4, 5)),
     {"name": "confidence", "form": 4, "reward": True, "penalise_last": True},
@@ -108,8 +110,10 @@ def test_options_that_do_not_fit_together_are_refused(name: str, options: dict[s
 # --- multi_token ------------------------------------------------------------------------------------------------------
 
 
-class Foresight(nn.Linear):
+class Foresight(nn.Linear, LMHeadPart):
     """A head with a matrix for each of two further tokens."""
+
+    num_mtp = 2
 
     def __init__(self) -> None:
         super().__init__(16, V, bias=False)
@@ -153,7 +157,7 @@ def test_multi_token_is_the_sum_over_pairs_of_input_and_target_in_one_document(p
 
 
 def test_multi_token_says_what_head_it_needs() -> None:
-    with pytest.raises(ValueError, match="predicts the next token only; choose a head that has `mtp_outputs`, or set k: 1"):
+    with pytest.raises(ValueError, match="predicts the next token only; choose one for multi-token prediction, or set k: 1"):
         objective("multi_token")(transformer(), batch())
     with pytest.raises(ValueError, match="k: 4 needs 3 tokens after the next one, but the head predicts 2"):
         objective("multi_token", k=4)(with_foresight(), batch())
@@ -176,8 +180,8 @@ def test_all_layer_is_the_sum_or_mean_of_the_layers_losses() -> None:
     summed, mean = (objective("all_layer", reduce=reduce)(model, some) for reduce in ("sum", "mean"))
     torch.testing.assert_close(summed.loss_sum, sum(layers))
     torch.testing.assert_close(mean.loss_sum, sum(layers) / L)
-    torch.testing.assert_close(summed.metrics["nats"], layers[-1])
-    torch.testing.assert_close(summed.metrics["nats_layer_1"], layers[1])
+    torch.testing.assert_close(summed.metrics["nll"], layers[-1])
+    torch.testing.assert_close(summed.metrics["nll_layer_1"], layers[1])
 
 
 def test_local_gradients_give_each_layer_the_gradient_of_its_own_loss() -> None:
@@ -208,7 +212,7 @@ def test_a_place_that_hardly_changes_is_not_trained_on_in_later_layers() -> None
     torch.testing.assert_close(never.loss_sum, sum(losses_by_layer(model, some)[:2]))  # the first change is seen after the second layer
     assert float(never.metrics["live_2"]) == 0.0
     model.eval()
-    torch.testing.assert_close(objective("local_gradients", stop_change=1e9)(model, some).metrics["nats"], losses_by_layer(model, some)[-1])
+    torch.testing.assert_close(objective("local_gradients", stop_change=1e9)(model, some).metrics["nll"], losses_by_layer(model, some)[-1])
 
 
 def test_objectives_of_layers_say_what_model_they_need() -> None:
@@ -322,7 +326,7 @@ def test_selective_keeps_the_highest_loss_of_each_window() -> None:
         row = sorted(nats[b][keep[b]].tolist(), reverse=True)
         num = -(-len(row) * 2 // 5)
         wanted, count = wanted + sum(row[:num]), count + num
-    out = objective("selective", share=0.4)(model, some)
+    out = objective("selective", keep_ratio=0.4)(model, some)
     assert out.loss_sum.item() == pytest.approx(wanted, rel=1e-5)
     assert float(out.count) == count
 
@@ -333,10 +337,10 @@ def test_selective_takes_off_what_the_reference_finds_hard(tmp_path: Path) -> No
     save_model(tmp_path / "model", reference, resolve_part("architectures", architecture.dump() | {"feedforward": "swiglu"}))
     nats, hard = (F.cross_entropy(m.lm_head(m(some.tokens).hidden).transpose(1, 2), some.targets, reduction="none") for m in (model, reference))
     best = (nats - hard).topk(4, 1).indices  # 0.5 of 7, rounded up
-    out = objective("selective", share=0.5, reference=str(tmp_path))(model, some)
+    out = objective("selective", keep_ratio=0.5, reference=str(tmp_path))(model, some)
     torch.testing.assert_close(out.loss_sum, nats.gather(1, best).sum())
     torch.testing.assert_close(out.metrics["excess"], (nats - hard).gather(1, best).sum())
-    assert not torch.equal(out.loss_sum, objective("selective", share=0.5)(model, some).loss_sum)
+    assert not torch.equal(out.loss_sum, objective("selective", keep_ratio=0.5)(model, some).loss_sum)
 
 
 def build_like_the_folder() -> Any:
@@ -347,8 +351,8 @@ def build_like_the_folder() -> Any:
 
 def test_held_out_text_is_scored_on_every_token() -> None:
     model, some = transformer().eval(), batch()
-    out, plain = objective("selective", share=0.1)(model, some), objective("next_token")(model, some)
-    torch.testing.assert_close(out.metrics["nats"], plain.metrics["nats"])
+    out, plain = objective("selective", keep_ratio=0.1)(model, some), objective("next_token")(model, some)
+    torch.testing.assert_close(out.metrics["nll"], plain.metrics["nll"])
     assert torch.equal(out.count, plain.count)
 
 
@@ -369,7 +373,7 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn_from_it() -> None:
 
 
 def test_losses_in_chunks_are_the_same_with_their_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
-    from feeb_models.objectives import pieces
+    from feeb_models.objectives import common
 
     some = batch()
     for name, options in (("distillation", {"teacher": str(model_folder())}), ("selective", {}), ("confidence", {"form": 4})):
@@ -377,7 +381,7 @@ def test_losses_in_chunks_are_the_same_with_their_gradients(monkeypatch: pytest.
         whole = evaluate(objective(name, **options), model, some)
         wanted = gradients(model, whole.loss_sum)["lm_head.weight"]
         with monkeypatch.context() as patch:
-            patch.setattr(pieces.by_chunks, "__kwdefaults__", {"most_logits": 3 * V})
+            patch.setattr(common.by_chunks, "__kwdefaults__", {"most_logits": 3 * V})
             out = evaluate(objective(name, **options), model, some)
             torch.testing.assert_close(out.loss_sum, whole.loss_sum)
             torch.testing.assert_close(gradients(model, out.loss_sum)["lm_head.weight"], wanted)
@@ -398,7 +402,7 @@ def test_a_reference_that_does_not_fit_says_so(tmp_path: Path) -> None:
         objective("selective", reference=str(tmp_path))
     architecture = resolve_part("architectures", {"name": "transformer", "d_model": 8, "num_heads": 1, "num_layers": 1})
     save_model(tmp_path / "model", build_model(architecture, V + 1, T), architecture)
-    with pytest.raises(ValueError, match=rf"has {V + 1} tokens, the model that is trained {V}; both need the same tokenizer"):
+    with pytest.raises(ValueError, match=rf"has {V + 1} tokens, the trained model {V}; both need the same tokenizer"):
         objective("selective", reference=str(tmp_path))(transformer(), batch())
 
 
@@ -425,15 +429,13 @@ def test_no_gradient_of_a_later_loss_reaches_an_earlier_place() -> None:
         mask[:, -1] = True
         begun: list[Tensor] = []
         model.embedding.register_forward_hook(lambda m, inputs, result, begun=begun: (result.retain_grad(), begun.append(result))[0])
-        run = objective(name)
-        run.proven = True  # so that the model runs once
-        run(model, dataclasses.replace(some, mask=mask)).loss_sum.backward()
+        objective(name)(model, dataclasses.replace(some, mask=mask)).loss_sum.backward()
         assert bool(begun[0].grad[:, :-1].any()) is wanted
         assert begun[0].grad[:, -1].any()
 
 
 def test_myopic_refuses_attention_that_goes_by_places() -> None:
-    from feeb_models.attentions.grouped import GroupedQueryAttention
+    from feeb_models.attentions.multi_head.grouped_query import GroupedQueryAttention
 
     class Windowed(GroupedQueryAttention):
         """Sees its last three keys, by their place."""
@@ -442,13 +444,13 @@ def test_myopic_refuses_attention_that_goes_by_places() -> None:
             S = x_BTC.shape[1] * (1 if context.cache is None else 2)
             near = torch.arange(S)[None] > torch.arange(S)[-x_BTC.shape[1] :, None] - 3
             mask = torch.ones(x_BTC.shape[1], S, dtype=torch.bool).tril() if context.mask_BTS is None else context.mask_BTS
-            return super().forward(x_BTC, dataclasses.replace(context, mask_BTS=(mask & near).expand(len(x_BTC), -1, -1)))
+            return super().forward(x_BTC, dataclasses.replace(context, masks=Masks((mask & near).expand(len(x_BTC), -1, -1))))
 
     model = transformer()
     for block in model.stack.blocks:
         block.attention.__class__ = Windowed
     with pytest.raises(ValueError, match="goes by the places of its keys"):
-        objective("myopic")(model, batch(packed=False))
+        objective("myopic").check(model)
 
 
 # --- in training ------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from feeb_models.stacks.patches import ends_words
+from feeb_models.stacks.patches.patches import ends_words
 from feebcore.model.build import build_model
 from feebcore.model.context import ForwardContext
 from feebcore.model.tensors import blocks_of
@@ -58,7 +58,7 @@ def test_boundaries_are_those_of_each_document(size: int, words: bool) -> None:
     tokens = rows()
     doc_ids = torch.repeat_interleave(torch.arange(3), torch.tensor([17, 1, LENGTH - 18])).expand(3, -1)
     for docs in (None, doc_ids):
-        context, _ = model.make_context(tokens, doc_ids=docs)
+        context = model.make_context(tokens, doc_ids=docs)
         found = model.stack.boundaries(context, None, 3, LENGTH)
         for row in range(3):
             parts = [(0, LENGTH)] if docs is None else [(0, 17), (17, 18), (18, LENGTH)]
@@ -73,8 +73,8 @@ def test_blocks_on_patches_see_the_boundaries_alone(words: bool) -> None:
     tokens, stack = rows(), model.stack
     found = model(tokens, want_layers=True)
     for row in range(3):
-        context, _ = model.make_context(tokens[row : row + 1])
-        stream = model.embed(tokens[row : row + 1], context)
+        context = model.make_context(tokens[row : row + 1])
+        stream = model.embedding(tokens[row : row + 1], context)
         wanted = []
         for block in stack.before:
             wanted.append(stream := block(stream, context))

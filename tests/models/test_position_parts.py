@@ -11,12 +11,13 @@ from pydantic import ValidationError
 from torch import Tensor
 
 import feebcore.model.attention as attention
-from feebcore.model.attention import attend, document_block_mask
+from feebcore.model.attention import attend
 from feebcore.model.build import build_model
-from feebcore.model.context import ForwardContext, attention_mask
+from feebcore.model.context import ForwardContext
+from feebcore.model.masks import attention_mask, document_block_mask
 from feebcore.model.parts import Position
 from feebcore.parts import resolve_part
-from feebcore.protocols import BlockShape
+from feebcore.protocols import BuildContext
 from feebcore.testing import check_part
 
 D = 16
@@ -24,7 +25,7 @@ SCALED = ["rope_linear", "rope_ntk", "rope_yarn", "rope_llama3"]
 
 
 def position(options: Any, head_dim: int = D, seq_len: int = 64, num_heads: int = 4) -> Position:
-    return resolve_part("positions", options).build(BlockShape(num_heads * head_dim, num_heads, head_dim, seq_len, 0, 1))
+    return resolve_part("positions", options).build(BuildContext(d_model=num_heads * head_dim, num_heads=num_heads, head_dim=head_dim, seq_len=seq_len))
 
 
 def turned(rope: Position, x_D: Tensor, place: int) -> Tensor:
@@ -43,7 +44,7 @@ def broken(results: Any) -> list[str]:
     return [str(r) for r in results if not r.passed]
 
 
-# --- rope: pairing and fraction -------------------------------------------------------------------------------------
+# --- rope: pairs and partial rotation----------------------------------------------------------------------------------
 
 
 def test_adjacent_pairs_are_turned_as_in_the_paper() -> None:
@@ -53,23 +54,23 @@ def test_adjacent_pairs_are_turned_as_in_the_paper() -> None:
     for i in range(D // 2):
         angle = place * 10_000.0 ** (-2 * i / D)
         matrix[2 * i : 2 * i + 2, 2 * i : 2 * i + 2] = torch.tensor([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
-    torch.testing.assert_close(turned(position({"name": "rope", "pairing": "adjacent"}), x, place), matrix @ x, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(turned(position({"name": "rope", "interleaved": True}), x, place), matrix @ x, rtol=1e-5, atol=1e-5)
 
 
 def test_the_two_pairings_differ_in_the_order_of_dimensions_alone() -> None:
     x, halves = torch.randn(D), torch.arange(D).view(2, D // 2).T.flatten()  # 0, D/2, 1, D/2 + 1, ...
-    found = turned(position({"name": "rope", "pairing": "adjacent"}), x[halves], 9)
+    found = turned(position({"name": "rope", "interleaved": True}), x[halves], 9)
     assert torch.equal(found, turned(position("rope"), x, 9)[halves])
-    assert not torch.allclose(turned(position({"name": "rope", "pairing": "adjacent"}), x, 9), turned(position("rope"), x, 9), atol=0.1)
+    assert not torch.allclose(turned(position({"name": "rope", "interleaved": True}), x, 9), turned(position("rope"), x, 9), atol=0.1)
 
 
-@pytest.mark.parametrize("pairing", ["half", "adjacent"])
-def test_a_fraction_turns_the_first_dimensions_as_a_narrower_head(pairing: str) -> None:
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_a_partial_rotary_factor_rotates_the_first_dimensions_as_a_narrower_head(interleaved: bool) -> None:
     x = torch.randn(D)
-    found = turned(position({"name": "rope", "fraction": 0.5, "pairing": pairing}), x, 7)
+    found = turned(position({"name": "rope", "partial_rotary_factor": 0.5, "interleaved": interleaved}), x, 7)
     assert torch.equal(found[D // 2 :], x[D // 2 :])
-    assert torch.equal(found[: D // 2], turned(position({"name": "rope", "pairing": pairing}, head_dim=D // 2), x[: D // 2], 7))
-    assert torch.equal(turned(position({"name": "rope", "fraction": 0.01}), x, 7)[2:], x[2:])  # one pair at least
+    assert torch.equal(found[: D // 2], turned(position({"name": "rope", "interleaved": interleaved}, head_dim=D // 2), x[: D // 2], 7))
+    assert torch.equal(turned(position({"name": "rope", "partial_rotary_factor": 0.01}), x, 7)[2:], x[2:])  # one pair at least
 
 
 def test_heads_of_another_width_turn_as_if_all_were_so_wide() -> None:
@@ -124,7 +125,7 @@ def test_llama_scaling_is_that_of_llama_3_1() -> None:
             frequency = (1 - smooth) * frequency / factor + smooth * frequency
         want.append(frequency)
     assert kinds == {"kept", "between", "divided"}
-    options = {"name": "rope_llama3", "base": base, "factor": factor, "trained_len": trained}
+    options = {"name": "rope_llama3", "base": base, "factor": factor, "original_max_position_embeddings": trained}
     torch.testing.assert_close(frequencies(options, dim), torch.tensor(want), rtol=1e-4, atol=1e-9)
 
 
@@ -137,31 +138,31 @@ def test_yarn_stretches_by_parts_and_sharpens_attention() -> None:
         turns = trained * frequency / (2 * math.pi)
         ramp = 0.0 if turns < 1 else 1.0 if turns > 32 else (turns - 1) / 31
         want.append((1 - ramp) * frequency / factor + ramp * frequency)
-    options = {"name": "rope_yarn", "factor": factor, "trained_len": trained}
+    options = {"name": "rope_yarn", "factor": factor, "original_max_position_embeddings": trained}
     torch.testing.assert_close(frequencies(options, dim), torch.tensor(want), rtol=1e-4, atol=1e-9)
     for fraction in (1.0, 0.5):
-        rope, x = position({**options, "fraction": fraction}, dim), torch.randn(dim)
+        rope, x = position({**options, "partial_rotary_factor": fraction}, dim), torch.randn(dim)
         score = turned(rope, x, 9) @ turned(rope, x, 9)
         assert score.item() == pytest.approx((0.1 * math.log(4) + 1) ** 2 * (x @ x).item(), rel=1e-5)
 
 
 def test_the_trained_window_is_the_model_s_over_the_factor_unless_said() -> None:
     for name in ("rope_yarn", "rope_llama3"):
-        said = frequencies({"name": name, "factor": 4, "trained_len": 1024}, 64, seq_len=4096)
+        said = frequencies({"name": name, "factor": 4, "original_max_position_embeddings": 1024}, 64, seq_len=4096)
         assert torch.equal(frequencies({"name": name, "factor": 4}, 64, seq_len=4096), said)
         assert not torch.equal(frequencies({"name": name, "factor": 4}, 64, seq_len=2048), said)
 
 
 def test_bounds_in_the_wrong_order_are_refused() -> None:
-    with pytest.raises(ValidationError, match="slow 40 must be below fast 32"):
-        resolve_part("positions", {"name": "rope_yarn", "slow": 40})
+    with pytest.raises(ValidationError, match="beta_slow 40 must be below beta_fast 32"):
+        resolve_part("positions", {"name": "rope_yarn", "beta_slow": 40})
 
 
 # --- ALiBi --------------------------------------------------------------------------------------------------------------
 
 
 def test_slopes_are_the_published_ones() -> None:
-    from feeb_models.positions.alibi import slopes
+    from feeb_models.positions.alibi.alibi import slopes
 
     assert slopes(8) == [1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 64, 1 / 128, 1 / 256]  # section 3
     sixteen = slopes(16)
@@ -234,10 +235,10 @@ def test_positions_without_a_bias_leave_attention_s_masks_alone(monkeypatch: pyt
 @pytest.mark.parametrize(
     "options",
     [
-        {"name": "rope", "pairing": "adjacent"},
-        {"name": "rope", "fraction": 0.5},
-        {"name": "rope_yarn", "trained_len": 6, "fast": 2.0, "slow": 0.5},
-        {"name": "rope_llama3", "trained_len": 6, "fast": 2.0, "slow": 0.5, "fraction": 0.5, "pairing": "adjacent"},
+        {"name": "rope", "interleaved": True},
+        {"name": "rope", "partial_rotary_factor": 0.5},
+        {"name": "rope_yarn", "original_max_position_embeddings": 6, "beta_fast": 2.0, "beta_slow": 0.5},
+        {"name": "rope_llama3", "original_max_position_embeddings": 6, "beta_fast": 2.0, "beta_slow": 0.5, "partial_rotary_factor": 0.5, "interleaved": True},
     ],
     ids=str,
 )

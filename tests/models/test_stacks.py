@@ -9,9 +9,10 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from feeb_models.stacks import LoopedConfig
-from feeb_models.stacks.looped import passes_run
+from feeb_models.stacks.looped import LoopedConfig
+from feeb_models.stacks.looped.looped import passes_run
 from feebcore.model.build import build_model, count_architecture
+from feebcore.model.context import ForwardContext
 from feebcore.parts import resolve_part
 from feebcore.testing import candidate
 from feebcore.testing.framework import iterate
@@ -85,7 +86,7 @@ def test_injection_adds_the_embedded_tokens_and_pass_embeddings_tell_passes_apar
     model.stack.blocks[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     with torch.no_grad():
         layers = model(some_tokens(), want_layers=True).layers
-        start, table = model.embedding(some_tokens()), model.stack.pass_table.weight
+        start, table = model.embedding(some_tokens(), ForwardContext(model.position)), model.stack.pass_table.weight
     torch.testing.assert_close(seen[0], start + table[0])
     for i in (1, 2, 3):
         torch.testing.assert_close(seen[i], layers[i - 1] + start + table[i])
@@ -143,7 +144,7 @@ def test_halting_with_one_pass_is_that_pass() -> None:
 def test_a_token_stops_when_a_pass_hardly_changes_it() -> None:
     threshold = 0.8
     model = transformer(6, stack={"name": "early_exit", "threshold": threshold})
-    start = model.embedding(some_tokens())
+    start = model.embedding(some_tokens(), ForwardContext(model.position))
     assert torch.equal(model(some_tokens()).hidden, unrolled(model, 6)(some_tokens()).hidden), "training runs all passes"
     streams = model.eval()(some_tokens(), want_layers=True).layers
     counted = passes_run(streams, start)
@@ -189,7 +190,7 @@ def test_a_unet_gives_each_late_layer_what_its_mirror_read(num_layers: int) -> N
 @torch.no_grad()
 def test_a_dense_average_weighs_what_every_layer_made() -> None:
     model = transformer(stack="denseformer")
-    made: list[Tensor] = [model.embedding(some_tokens())]
+    made: list[Tensor] = [model.embedding(some_tokens(), ForwardContext(model.position))]
     for block in model.stack.blocks:
         block.register_forward_hook(lambda module, inputs, result: made.append(result))
     layers = model(some_tokens(), want_layers=True).layers

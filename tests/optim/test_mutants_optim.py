@@ -195,7 +195,9 @@ OPTIMIZERS = {
 
 
 def schedule(multiplier: Any) -> Part:
-    spec = feeb.ScheduleSpec("mutant", ConstantConfig, build=lambda config, context: lambda step: multiplier(step, context.total_steps), summary="A broken part.")
+    spec = feeb.ScheduleSpec(
+        "mutant", ConstantConfig, build=lambda config, context: lambda step: multiplier(step, context.total_steps), summary="A broken part."
+    )
     return Part("schedules", spec, ConstantConfig())
 
 

@@ -13,13 +13,13 @@ from feebcore.artifacts import StageOutput
 from feebcore.config import NoOptions
 from feebcore.model.build import build_model
 from feebcore.parts import Part, resolve_part
-from feebcore.protocols import Problem
+from feebcore.protocols import Problem, Task, Tokenizer
 from feebcore.rl.config import RlConfig
 from feebcore.specs import OptimizerSpec, ScheduleSpec, TaskSpec
 from feebcore.train.optimizer import Optimizer
 
 
-class CharTokenizer:
+class CharTokenizer(Tokenizer):
     """Ids 0 and 1 are BOS and EOS, then one id a character."""
 
     bos_id, eos_id = 0, 1
@@ -38,7 +38,7 @@ class CharTokenizer:
         return "".join(self.alphabet[i - 2] for i in ids if i >= 2)
 
 
-class EmitTask:
+class EmitTask(Task):
     """Any prompt; reward is the share of completion characters that are 'a'."""
 
     def __init__(self, max_completion_tokens: int = 3) -> None:
@@ -72,7 +72,7 @@ def constant() -> Part:
 
 
 def task_part(make: Any) -> Part:
-    return Part("tasks", TaskSpec("task_for_tests", build=lambda config: make(), summary="A toy."), NoOptions())
+    return Part("tasks", TaskSpec("task_for_tests", build=lambda config, context: make(), summary="A toy."), NoOptions())
 
 
 def rl_config(lr: float = 3e-3, **options: Any) -> RlConfig:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rl_toys import CharTokenizer, EmitTask
 
-from feeb_rl.countdown import evaluate
+from feeb_rl.tasks.countdown.countdown import evaluate
 from feebcore.errors import DataError
 from feebcore.generate.engine import Completion
 from feebcore.parts import resolve_part

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from feeb_evals.planners import Isoflop
-from feeb_evals.scaling_parts import IsoflopConfig
+from feeb_evals.planners.isoflop import IsoflopConfig
+from feeb_evals.planners.isoflop.isoflop import Isoflop
 from feebcore.errors import FeebError
 from feebcore.protocols import Counts
 from feebcore.scaling.points import Cost

@@ -11,7 +11,7 @@ from small_run import VOCAB, B, Cycle, T, assert_same_bits, run, section
 from feebcore.files import read_jsonl
 from feebcore.model.build import build_model
 
-EXPERTS = {"name": "moe", "num_experts": 4, "top_k": 2, "num_shared": 0, "hidden": 16}
+EXPERTS = {"name": "moe", "num_experts": 4, "top_k": 2, "num_shared": 0, "intermediate_size": 16}
 
 
 def of_experts(**changes):
@@ -28,7 +28,7 @@ def test_shares_are_those_of_the_routers_choices(tmp_path):
     model = build_model(the_section.architecture, VOCAB, T, the_section.seed, torch.device("cpu")).eval()
     chosen: list[torch.Tensor] = []
     for module in model.modules():
-        if hasattr(module, "expert_load"):
+        if getattr(module, "num_experts", 0) and hasattr(module, "expert_load"):
             module.router.register_forward_hook(lambda router, inputs, routing: chosen.append(routing.experts_BTK))
     with torch.no_grad():
         model(Cycle().batch(0).tokens)

@@ -99,7 +99,10 @@ def test_degenerate_repetition_is_logged_when_it_begins_and_when_it_ends(tmp_pat
     part = {"name": "repetition", "every": 2, "max_new_tokens": 8}
     run(tmp_path, section(callbacks=[part], max_steps=4), checkpoint=False, save=False, logged=logged)
     told = [text for text in logged if "degenerate" in text]
-    assert [text.partition(" (")[0] for text in told] == ["step 0: greedy text is degenerate repetition", "step 4: greedy text is no longer degenerate repetition"]
+    assert [text.partition(" (")[0] for text in told] == [
+        "step 0: greedy text is degenerate repetition",
+        "step 4: greedy text is no longer degenerate repetition",
+    ]
     assert [row["degenerate"] for row in rows_of(tmp_path, "repetition")] == [["greedy"], ["greedy"], []]
 
 

@@ -1,4 +1,4 @@
-"""The stream's sizes are those of the tensors themselves, whatever the block layout and the depth."""
+"""The stream's sizes are those of the tensors themselves, whatever the block and the stack."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from torch import nn
 from feeb_tracking.residual_stream.residual_stream import describe
 from feebcore.files import read_jsonl
 from feebcore.model.context import ForwardContext
+from feebcore.model.parts import BlockPart, StackPart
 from feebcore.model.transformer import Transformer
+from feebcore.protocols import BuildContext
 from feebcore.train.probing import StreamWatch, find_places, layer_of, size_of
 
 
@@ -26,7 +28,8 @@ def small_model(**parts) -> Transformer:
     config = section().architecture.config
     fields = {name: getattr(config, name) for name in type(config).model_fields}
     torch.manual_seed(0)
-    return Transformer(SimpleNamespace(**fields | {"width_of_head": config.width_of_head} | parts), VOCAB, 16).eval()  # type: ignore[arg-type]
+    described = SimpleNamespace(**fields | {"width_of_head": config.width_of_head} | parts)
+    return Transformer(described, BuildContext(vocab_size=VOCAB, seq_len=16)).eval()  # type: ignore[arg-type]
 
 
 def watched(model: Transformer) -> list[dict]:
@@ -39,11 +42,11 @@ def test_sizes_of_a_prenorm_model_equal_those_of_its_equation():
     model = small_model()
     rows = watched(model)
     with torch.no_grad():
-        x = model.position.add(model.embedding(Cycle().batch(0).tokens), None)
         context = ForwardContext(model.position, model.position.prepare(16, None))
+        x = model.position.add(model.embedding(Cycle().batch(0).tokens, context), None)
         for row, block in zip(rows, model.stack.blocks, strict=True):
             attention = block.attention(block.attention_norm(x), context)
-            feedforward = block.feedforward(block.feedforward_norm(x + attention))
+            feedforward = block.feedforward(block.feedforward_norm(x + attention), context)
             expected = {"before": rms(x), "after": rms(x + attention + feedforward)}
             assert {k: row[k] for k in expected} == pytest.approx(expected, rel=1e-5)
             assert row["between"] == pytest.approx([rms(x + attention)], rel=1e-5)
@@ -57,48 +60,49 @@ def test_sizes_of_a_prenorm_model_equal_those_of_its_equation():
 
 def a_part(make):
     """A stranger's part, by its factory alone."""
-    return SimpleNamespace(config=None, build_with=lambda *inputs, **offered: make(*inputs))
+    return SimpleNamespace(name="a stranger's", config=None, build=lambda context: make(None, context))
 
 
 def test_a_parallel_block_has_nothing_between():
-    from feeb_models.blocks.basic import Parallel
+    from feeb_models.blocks.parallel.parallel import Parallel
 
     rows = watched(small_model(block=a_part(Parallel)))
     assert [row["between"] for row in rows] == [[], []]
     assert all(row["attention"] and row["feedforward"] for row in rows)
 
 
-class Macaron(nn.Module):
+class Macaron(BlockPart):
     """A stranger's block: half a feedforward, attention, half a feedforward, under names of its own, norms at the end."""
 
-    def __init__(self, make_attention, make_feedforward, make_norm) -> None:
-        super().__init__()
-        self.inner = nn.ModuleDict({"mix": make_attention(), "one": make_feedforward(), "two": make_feedforward()})
+    def __init__(self, config, context) -> None:
+        super().__init__(config, context)
+        make = context.make_feedforward
+        self.inner = nn.ModuleDict({"mix": context.make_attention(), "one": make(), "two": make()})
         self.gate = nn.Linear(32, 32)
-        self.last = make_norm()
+        self.last = context.make_norm()
 
     def forward(self, x, context):
-        x = x + 0.5 * self.inner["one"](x)
+        x = x + 0.5 * self.inner["one"](x, context)
         x = x + self.inner["mix"](x, context)
-        return self.last(self.gate(x) + 0.5 * self.inner["two"](x))
+        return self.last(self.gate(x) + 0.5 * self.inner["two"](x, context))
 
 
-class Looped(nn.Module):
-    """A stranger's depth: one block, run over and over."""
+class Looped(StackPart):
+    """A stranger's stack: one block, run over and over."""
 
-    def __init__(self, num_layers, make_block) -> None:
+    def __init__(self, config, context) -> None:
         super().__init__()
-        self.num_layers, self.only = num_layers, make_block(0)
+        self.num_streams, self.only = context.num_layers, context.make_block(0)
 
     def forward(self, stream, context):
         streams = []
-        for _ in range(self.num_layers):
-            stream = self.only(stream, context)
+        for _ in range(self.num_streams):
+            stream, context = self.only.run(stream, context)
             streams.append(stream)
-        return streams
+        return streams, context
 
 
-def test_any_wiring_and_any_depth_are_seen_pass_by_pass():
+def test_any_block_and_any_stack_are_seen_pass_by_pass():
     model = small_model(block=a_part(Macaron), stack=a_part(Looped), num_layers=3)
     rows = watched(model)
     assert [row["layer"] for row in rows] == [0, 0, 0]

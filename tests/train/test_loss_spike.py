@@ -28,7 +28,10 @@ def test_a_spike_is_what_stands_out_of_the_last_losses():
 def test_a_spike_is_skipped_where_the_recipe_says_so(tmp_path):
     result = run(tmp_path, section(on_loss_spike="skip", **RULES), Shocks({60}), checkpoint=False, save=False)
     assert result.metrics["anomalous_steps"] == [61]
-    assert "anomalous_steps" not in run(tmp_path, section(on_nonfinite="skip", **RULES | {"spike_factor": 0.0}), Shocks({60}), checkpoint=False, save=False).metrics
+    assert (
+        "anomalous_steps"
+        not in run(tmp_path, section(on_nonfinite="skip", **RULES | {"spike_factor": 0.0}), Shocks({60}), checkpoint=False, save=False).metrics
+    )
 
 
 def test_rolling_back_goes_on_from_an_earlier_state_with_later_batches(tmp_path):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from feeb_tracking.options import ProbeConfig
 from feeb_tracking.probe import Probe
+from feebcore.model.parts import FeedforwardPart
 from feebcore.protocols import Batch, BuildContext
 from feebcore.train.callbacks import RunContext
 from feebcore.train.probing import eval_mode, first_sequences, forward, layer_of
@@ -20,7 +21,7 @@ class ExpertLoad(Probe):
     all on one; dropped: the share of choices that a capacity would drop in training. A layer that runs several times a pass has
     one entry for all of them. Routing is as in evaluation, without noise.
 
-    Seen are modules that have `expert_load(x_BTC) -> {"share", "entropy", "dropped"}`, as that of feedforward moe.
+    Seen are feedforwards with num_experts, as moe.
     """
 
     name = "expert_load"
@@ -50,13 +51,13 @@ class ExpertLoad(Probe):
             finally:
                 for handle in handles:
                     handle.remove()
-            loads = {name: modules[name].expert_load(torch.cat(inputs)) for name, inputs in routed_inputs.items()}  # type: ignore[operator]
+            loads = {name: modules[name].expert_load(torch.cat(inputs)) for name, inputs in routed_inputs.items()}
         return {"layers": [{"layer": layer_of(name)} | described(load) for name, load in loads.items()]}
 
 
-def routed(model: nn.Module) -> list[tuple[str, nn.Module]]:
+def routed(model: nn.Module) -> list[tuple[str, FeedforwardPart]]:
     """Modules that route tokens to experts, by name."""
-    return [(name, module) for name, module in model.named_modules() if callable(getattr(module, "expert_load", None))]
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, FeedforwardPart) and module.num_experts]
 
 
 def described(load: dict[str, Tensor]) -> dict[str, Any]:

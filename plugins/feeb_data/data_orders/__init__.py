@@ -1,0 +1,1 @@
+"""Data orders, which sequence each sample of a run gets: a folder each."""

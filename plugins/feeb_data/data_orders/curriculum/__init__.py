@@ -1,0 +1,33 @@
+"""Data order `curriculum`: easy sequences first."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+import feebcore as feeb
+
+
+class CurriculumConfig(feeb.DataOrderConfig):
+    """The measure of difficulty, and how soon harder sequences are added."""
+
+    repeats: ClassVar[bool] = True
+
+    difficulty: Literal["length", "unigram", "compression"] = Field(
+        "unigram", description="of a sequence: tokens per document, nats per token by frequency, or bytes per token after zlib"
+    )
+    pacing: Literal["linear", "root", "quadratic", "exponential"] = Field("linear", description="how the share of sequences grows")
+    start: float = Field(0.2, gt=0, le=1, description="share of the sequences, the easiest, with which the run begins")
+    until: float = Field(0.5, gt=0, le=1, description="share of the run after which all sequences are used")
+    stages: int = Field(20, ge=1, description="number of steps in which the share grows")
+
+
+PART = feeb.DataOrderSpec(
+    "curriculum",
+    CurriculumConfig,
+    build=f"{__name__}.curriculum:build_curriculum",
+    summary="Easy sequences first; a pacing function adds harder ones.",
+    reference="arXiv:2012.03107",
+    since="1.1",
+)

@@ -1,0 +1,18 @@
+"""Packing `concat`: one stream of tokens, cut into sequences."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+import feebcore as feeb
+
+
+class ConcatConfig(feeb.PartConfig):
+    """How sequences treat document boundaries."""
+
+    document_mask: bool = Field(False, description="attention stays within a document, and no target lies across a document boundary")
+
+
+PART = feeb.PackingSpec(
+    "concat", ConcatConfig, build=f"{__name__}.concat:ConcatPacking", summary="One stream of tokens cut into equal sequences; nothing is lost."
+)

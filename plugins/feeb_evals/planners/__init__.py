@@ -1,0 +1,1 @@
+"""Planners of sweeps: a folder each."""

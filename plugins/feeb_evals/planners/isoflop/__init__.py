@@ -1,0 +1,60 @@
+"""Planner `isoflop`: several sizes at each of several FLOP budgets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, model_validator
+
+import feebcore as feeb
+
+Size = dict[str, Any]
+"""One model size: options of the architecture (`d_model: 64`) or dotted keys of the train section (`optimizer.lr: 0.02`)."""
+
+
+class Budget(feeb.PartConfig):
+    """Cells of one isoFLOP curve."""
+
+    flops: float = Field(gt=0, description="training FLOPs, exact (3 x forward, full attention, LM head)")
+    sizes: list[Size] = Field([], description="sizes at this budget; empty: the planner's own")
+
+
+class Heldout(feeb.PartConfig):
+    """A cell that is predicted before it is run and never fitted."""
+
+    flops: float = Field(gt=0, description="training FLOPs")
+    size: Size = Field(description="options of the architecture, or dotted keys of the train section")
+
+
+class IsoflopConfig(feeb.PartConfig):
+    """Every size at every budget; steps solved from the exact FLOPs."""
+
+    sizes: list[Size] = Field([], description="model sizes, as {d_model: 64, num_layers: 2}; dotted keys are of the train section")
+    budgets: list[Budget] = Field(min_length=1, description="FLOP budgets, numbers or {flops: …, sizes: […]}")
+    heldout: list[Heldout] = Field([], description="cells that are predicted before they are run, and never fitted")
+    tolerance: float = Field(0.01, gt=0, lt=0.5, description="largest relative deviation from a budget")
+    min_steps: int = Field(50, ge=1, description="fewest optimizer steps; the batch size is halved until a cell has enough")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain_numbers(cls, data: Any) -> Any:
+        """`budgets: [1e12, 2e12]` means the same as `budgets: [{flops: 1e12}, {flops: 2e12}]`."""
+        if isinstance(data, dict) and isinstance(data.get("budgets"), list):
+            data = data | {"budgets": [{"flops": b} if isinstance(b, int | float) else b for b in data["budgets"]]}
+        return data
+
+    @model_validator(mode="after")
+    def _sized(self) -> IsoflopConfig:
+        for budget in self.budgets:
+            if not (budget.sizes or self.sizes):
+                raise ValueError(f"sizes: the budget of {budget.flops:g} FLOPs has no sizes; list some, as in sizes: [{{d_model: 64, num_layers: 2}}]")
+        return self
+
+
+PART = feeb.PlannerSpec(
+    "isoflop",
+    IsoflopConfig,
+    build=f"{__name__}.isoflop:Isoflop",
+    summary="Several sizes at each of several FLOP budgets, and held-out cells.",
+    reference="arXiv:2203.15556",
+)

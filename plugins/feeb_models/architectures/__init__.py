@@ -1,0 +1,1 @@
+"""Whole models: the transformer, and known models as choices of its parts. A folder per architecture."""

@@ -1,0 +1,23 @@
+"""Attention without a value matrix."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+import feebcore as feeb
+from feeb_models.attentions.options import AttentionConfig
+
+
+class NoValueConfig(AttentionConfig):
+    projection: bool = Field(True, description="multiply the result with an output matrix")
+
+
+PART = feeb.AttentionSpec(
+    "no_value",
+    NoValueConfig,
+    build=f"{__name__}.no_value:NoValueAttention",
+    summary="The sum of the heads' attention weights times the input itself: no value matrix.",
+    reference="arXiv:2311.01906",
+    since="1.1",
+    equation="A_h = softmax(rot(q_h) rot(k_h)ᵀ / √D + b_h);   y = W_o (Σ_h A_h) x",
+)
