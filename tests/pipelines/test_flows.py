@@ -154,7 +154,8 @@ def test_runs_of_a_study_outlive_one_that_fails_and_the_study_ends_with_its_page
     assert "| more | more numbers are more | `few < many (total)` |" in page.read_text()
     assert "| -7 (-7 to -7)" in page.read_text()
     finished = [name for name, state in task_runs(served) if state == "Completed" and name.endswith("-page")]
-    assert sorted(finished) == sorted(f"study-quick-{variant}-seed{seed}-page" for variant in ("few", "many") for seed in (0, 1))
+    assert sorted(finished) == ["study-quick-few-seed0-page", "study-quick-many-seed0-page"]  # these stages have no seed: equal runs are made once
+    assert len([name for name, _ in task_runs(served) if name == "study-quick-wrong-seed0-sum_numbers"]) == 3, "it is retried twice"
 
 
 def test_parallel_runs_stop_together_and_go_on(served: Feeb, tmp_path: Path) -> None:
@@ -173,3 +174,25 @@ def test_parallel_runs_stop_together_and_go_on(served: Feeb, tmp_path: Path) -> 
     begun = sorted(stages["slow"]["metrics"]["started_at"] for stages in result["runs"].values())
     assert begun == sorted([0, *saved.values()])
     assert flow_runs(served) == [("study-pipeline", "Cancelled"), ("study-pipeline", "Completed")]
+
+
+@pytest.mark.slow
+def test_a_comparison_is_a_flow_run_with_a_task_per_run(served: Feeb, tmp_path: Path) -> None:
+    sections = {
+        "download": {"sources": [{"name": "files", "paths": ["text"]}], "split_modulus": 4},
+        "tokenizer": {"tokenizer": "byte"},
+        "pretrain": {"architecture": {"name": "transformer", "num_layers": 1, "d_model": 8, "num_heads": 1}, "seq_len": 16, "batch_size": 2, "max_steps": 3},
+    }
+    (tmp_path / "text").mkdir()
+    for i in range(40):
+        (tmp_path / "text" / f"{i}.txt").write_text(f"document {i} says what it says\n" * 3)
+    (tmp_path / "base.yaml").write_text(json.dumps({"name": "base", "stages": ["download", "tokenizer", "shard", "pretrain"], **sections}))
+    (tmp_path / "wide.yaml").write_text("extends: base.yaml\nname: wide\npretrain: {architecture: {d_model: 16}, compile: 'off'}\n")
+    command = ["compare", tmp_path / "base.yaml", tmp_path / "wide.yaml", "--seeds", "2", "--no-rate-probe", "--curve", "none", "--jobs", "2"]
+    result = served.json(*command, "--set", "pretrain.schedule.warmup_steps=1")
+    assert len(result["verdict"]) == 1
+    assert flow_runs(served) == [("compare-base-vs-wide", "Completed")]
+    shared = ["base-download", "base-tokenizer", "base-shard"]
+    assert sorted(task_runs(served)) == sorted((n, "Completed") for n in [*shared, *(f"{r}-seed{s}-pretrain" for r in ("base", "wide") for s in (0, 1))])
+    again = served.json(*command, "--set", "pretrain.schedule.warmup_steps=1", PREFECT_API_URL="http://127.0.0.1:9/api")
+    assert again["path"] == result["path"], "a finished comparison needs no server"

@@ -22,7 +22,7 @@ from feebcore.study.executors import WarmWorkers, executing
 from feebcore.study.ledger import Ledger
 
 sys.path.insert(0, str(Path(__file__).parent))
-from small_sweep import VOCAB, section, sweep
+from small_sweep import VOCAB, recipe, section, sweep
 
 
 @pytest.fixture(scope="module")
