@@ -86,7 +86,7 @@ def feeb_tokenizers() -> Iterable[specs.TokenizerSpec]:  # type: ignore[empty-bo
 
 @hookspec
 def feeb_packings() -> Iterable[specs.PackingSpec]:  # type: ignore[empty-body]
-    """Documents to training sequences.
+    """Packings: documents to training sequences.
 
     Example::
 
@@ -226,7 +226,7 @@ def feeb_embeddings() -> Iterable[specs.EmbeddingSpec]:  # type: ignore[empty-bo
 
 @hookspec
 def feeb_lm_heads() -> Iterable[specs.LMHeadSpec]:  # type: ignore[empty-body]
-    """Block part: vectors to scores.
+    """Language-model heads: hidden states to logits.
 
     Example::
 
@@ -254,7 +254,7 @@ def feeb_initializations() -> Iterable[specs.InitializationSpec]:  # type: ignor
 
 @hookspec
 def feeb_objectives() -> Iterable[specs.ObjectiveSpec]:  # type: ignore[empty-body]
-    """What is minimized.
+    """Training objectives.
 
     Example::
 
@@ -283,10 +283,8 @@ def feeb_optimizers() -> Iterable[specs.OptimizerSpec]:  # type: ignore[empty-bo
             betas: tuple[float, float] = Field((0.9, 0.99), description="decay rates of the momentum")
 
         @feeb.hookimpl
-        def feeb_optimizers():
+        def feeb_optimizers():  # feeb_lion/optim.py: class Lion(feebcore.train.optimizer.Optimizer), with __init__(self, config, context)
             yield feeb.OptimizerSpec("lion", LionConfig, build="feeb_lion.optim:Lion", summary="Sign of the momentum.", reference="arXiv:2302.06675")
-
-    and in feeb_lion/optim.py `class Lion(feebcore.train.optimizer.Optimizer)` with `__init__(self, config, context)`.
     """
 
 
@@ -333,12 +331,15 @@ def feeb_callbacks() -> Iterable[specs.CallbackSpec]:  # type: ignore[empty-body
     Example::
 
         import feebcore as feeb
+        from feebcore.train.callbacks import Callback
+
+        class Bell(Callback):
+            def on_end(self, metrics):
+                self.run.out.log("ding")
 
         @feeb.hookimpl
         def feeb_callbacks():
-            yield feeb.CallbackSpec("bell", build="feeb_bell:Bell", summary="Rings at the end.")
-
-    and in feeb_bell.py `class Bell(feebcore.train.callbacks.Callback)` with `def on_end(self, metrics): self.run.out.log("ding")`.
+            yield feeb.CallbackSpec("bell", build=Bell, summary="Logs a message at the end.")
     """
 
 

@@ -60,10 +60,10 @@ class TrainSection(StageConfig):
     branch_step: int = Field(0, ge=0, description="checkpoint step of that run to branch from; 0: its newest")
     branch_content: str = Field("", description="digest of that checkpoint; filled in")
     precision: Literal["auto", "fp32", "bf16", "fp8"] = Field(
-        "auto", description="precision of matrix products, weights stay fp32; auto: bf16 where the hardware supports it; fp8: CUDA, with torchao"
+        "auto", description="matmul precision, weights stay fp32; auto: bf16 where the hardware supports it; fp8: CUDA, with torchao"
     )
     on_nonfinite: Policy = Field(
-        "stop", description="if loss or gradient are not finite: stop the run, skip the step, or roll back to an earlier state and continue with later batches"
+        "stop", description="if loss or gradient are not finite: stop the run; skip the update; rollback: continue from an earlier state with later batches"
     )
     on_loss_spike: Policy = Field("stop", description="if the loss is a spike, see spike_factor: stop, skip or rollback")
     spike_factor: float = Field(

@@ -56,8 +56,8 @@ class LossSpikeGuard:
             raise Diverged(f"{what}; lower the optimizer's learning rate or grad_clip, lengthen the schedule's warm-up, or set {key}: skip")
         advice = "lower the optimizer's learning rate or lengthen the warm-up"
         if policy == "rollback":
-            if len(state.rolled_back) >= section.max_recoveries:
-                raise Diverged(f"{what}, after {len(state.rolled_back)} rollbacks (max_recoveries); {advice}")
+            if len(state.rollbacks) >= section.max_recoveries:
+                raise Diverged(f"{what}, after {len(state.rollbacks)} rollbacks (max_recoveries); {advice}")
             raise Rollback(what)
         if state.anomalies_in_row >= section.max_recoveries:
             raise Diverged(f"{what}: {state.anomalies_in_row} skipped steps in a row (max_recoveries); {advice}")

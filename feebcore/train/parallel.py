@@ -24,9 +24,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from feebcore.errors import FeebError
-from feebcore.model.tensors import blocks_of, named_tensors
+from feebcore.model.tensors import named_tensors
 from feebcore.train.dtensor import is_sharded, local_shard
 
 if TYPE_CHECKING:
@@ -75,8 +76,9 @@ class Strategy:
         """Whether this rank writes the files that all share."""
         return self.rank == 0
 
-    def wrap(self, module: nn.Module) -> nn.Module:
-        """The module to call in training. It may be changed in place (sharded) or wrapped (replicated).
+    def wrap(self, module: nn.Module, blocks: Sequence[nn.Module] = (), precision: str = "fp32") -> nn.Module:
+        """The module to call in training. It may be changed in place (sharded) or wrapped (replicated). blocks: parts of it
+        that are sharded one by one. precision: that it computes in.
 
         Wrap before the optimizer is made, as sharding replaces the parameters; compile what comes back, with `compile`.
         """
@@ -130,10 +132,10 @@ class DDP(Strategy):
         super().__init__(device, dist.get_rank(), dist.get_world_size())
         self._owns_group = owns_group
 
-    def wrap(self, module: nn.Module) -> nn.Module:
+    def wrap(self, module: nn.Module, blocks: Sequence[nn.Module] = (), precision: str = "fp32") -> nn.Module:
         if not any(p.requires_grad for p in module.parameters()):
             return module
-        wrapped = nn.parallel.DistributedDataParallel(
+        wrapped = DistributedDataParallel(
             module,
             device_ids=[self.device] if self.device.type == "cuda" else None,
             forward_sync_buffers=False,  # functions of seed and shape; a part whose buffers learn sums over ranks itself
@@ -144,12 +146,12 @@ class DDP(Strategy):
         return wrapped
 
     def compile(self, module: nn.Module, compiler: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Callable[..., Any]:
-        inner = getattr(module, "module", module)
+        inner = module.module if isinstance(module, DistributedDataParallel) else module
         inner.forward = compiler(inner.forward)
         return module
 
     def accumulating(self, module: nn.Module, last: bool) -> contextlib.AbstractContextManager[object]:
-        return contextlib.nullcontext() if last or not hasattr(module, "no_sync") else module.no_sync()  # type: ignore[operator]
+        return module.no_sync() if isinstance(module, DistributedDataParallel) and not last else contextlib.nullcontext()
 
     def sum(self, values: Tensor) -> Tensor:
         total = values.detach().clone()
@@ -176,17 +178,18 @@ class FSDP(DDP):
 
     strategy = "fsdp"
 
-    def wrap(self, module: nn.Module) -> nn.Module:
+    def wrap(self, module: nn.Module, blocks: Sequence[nn.Module] = (), precision: str = "fp32") -> nn.Module:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
         for tensor in [*module.parameters(), *module.buffers()]:  # seeded, so the same already; a rank that differs would poison all
             dist.broadcast(tensor.data, 0)
         mesh = init_device_mesh(self.device.type, (self.world,))
-        half = self.device.type == "cuda" and getattr(module, "precision", "fp32") == "bf16"
+        half = self.device.type == "cuda" and precision == "bf16"
         # weights travel in bf16, in which autocast would compute anyway; sums of gradients stay in fp32
         policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False) if half else MixedPrecisionPolicy()
-        for block in blocks_of(getattr(module, "model", module)):
+        self._blocks = list(blocks)
+        for block in self._blocks:
             fully_shard(block, mesh=mesh, mp_policy=policy)
         fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
         for part in module.modules():
@@ -197,7 +200,7 @@ class FSDP(DDP):
         return module
 
     def compile(self, module: nn.Module, compiler: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Callable[..., Any]:
-        for block in blocks_of(getattr(module, "model", module)):
+        for block in self._blocks:
             block.forward = compiler(block.forward)  # type: ignore[method-assign]
         return module
 

@@ -201,7 +201,7 @@ def _metrics(trainer: Trainer) -> dict[str, Any]:
     }
     if trainer.parallel.world > 1:
         metrics |= {"ranks": trainer.parallel.world, "strategy": trainer.parallel.strategy}
-    anomalies = {"anomalous_steps": state.anomalous_steps, "rolled_back": state.rolled_back}
+    anomalies = {"anomalous_steps": state.anomalous_steps, "rollbacks": state.rollbacks}
     return metrics | {name: steps for name, steps in anomalies.items() if steps}
 
 

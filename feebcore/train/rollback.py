@@ -60,7 +60,7 @@ class RollbackStates(LoopCallback):
             trainer.state,
             elapsed=before.elapsed,
             anomalous_steps=before.anomalous_steps,
-            rolled_back=[*before.rolled_back, anomalous],
+            rollbacks=[*before.rollbacks, anomalous],
             data_offset=before.data_offset + anomalous - trainer.state.step,
         )
         trainer.run.out.log(f"{reason}; rolled back to step {trainer.state.step}, skipping the batches up to the anomalous step")

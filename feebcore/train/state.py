@@ -22,7 +22,7 @@ class TrainState:
     waited_seconds: float = 0.0  # of timed_seconds: waiting for data
     anomalies_in_row: int = 0  # spikes and non-finite steps since the last good step
     anomalous_steps: list[int] = dataclasses.field(default_factory=list)
-    rolled_back: list[int] = dataclasses.field(default_factory=list)  # anomalous steps that the run was rolled back from
+    rollbacks: list[int] = dataclasses.field(default_factory=list)  # anomalous steps that the run was rolled back from
     data_offset: int = 0  # batches left out by rollbacks
     validation_due: bool = False  # the validation after this step has not finished
     validation: tuple[int, float] | None = None  # the last one: step and loss

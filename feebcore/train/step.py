@@ -40,7 +40,7 @@ class GradientAccumulator:
 
     def __init__(self, module: LossModule, parallel: Strategy, size: int, log: Callable[[str], None]) -> None:
         self.module, self.parallel, self.size, self.log = module, parallel, size, log
-        self.wrapped = parallel.wrap(module)
+        self.wrapped = parallel.wrap(module, blocks_of(module.model), module.precision)
         self.forward: Callable[..., Sums] = self.wrapped
         self.compiled = False
         self.warmed_up = False  # forward and backward have run once

@@ -68,7 +68,7 @@ def make_evaluation(
     """
     parallel, device = gradients.parallel, gradients.module.device
     try:
-        packing = section.packing.build(store, section.seq_len)
+        packing = section.packing.build(store=store, seq_len=section.seq_len)
     except DataError:
         return None
     number = max(1, min(packing.num_sequences, section.validation_tokens // section.seq_len))

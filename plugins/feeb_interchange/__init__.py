@@ -27,7 +27,7 @@ class ImportConfig(feeb.PartConfig):
 class HuggingfaceExportConfig(feeb.PartConfig):
     """How the weights are stored."""
 
-    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    dtype: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="storage dtype of the weights")
 
 
 class ImportedTokenizerConfig(feeb.PartConfig):

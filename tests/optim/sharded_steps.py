@@ -63,8 +63,7 @@ def train(model: nn.Module, part: dict, steps: int = 6) -> torch.optim.Optimizer
         nn.functional.cross_entropy(model(tokens).flatten(0, 1), tokens.roll(1, 1).flatten()).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    if hasattr(optimizer, "eval"):
-        optimizer.use_eval_weights()
+    optimizer.use_eval_weights()
     return optimizer
 
 

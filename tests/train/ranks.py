@@ -16,6 +16,7 @@ from small_run import VOCAB, B, Cycle, T, section
 
 from feebcore.artifacts import StageOutput
 from feebcore.model.build import build_model
+from feebcore.model.tensors import blocks_of
 from feebcore.protocols import Batch
 from feebcore.run.worker import RankOutput
 from feebcore.train.checkpoint import Checkpointer, checkpoints
@@ -55,10 +56,10 @@ def reshard(source: Path, folder: Path, **changes: Any) -> None:
     wanted = section(**changes)
     parallel = make_parallel(wanted, CPU)
     model = build_model(wanted.architecture, VOCAB, wanted.seq_len, seed=99)
-    parallel.wrap(LossModule(model, wanted.objective.build(), "fp32", CPU))
+    parallel.wrap(LossModule(model, wanted.objective.build(), "fp32", CPU), blocks_of(model))
     optimizer = build_optimizer(wanted, model)
     state, extras = Checkpointer(source, parallel).load(checkpoints(source)[0], model, optimizer)
-    kept = {k: v for k, v in state.items() if k in ("progress", "seed")}
+    kept = {k: v for k, v in state.items() if k in ("train_state", "seed")}
     writer = Checkpointer(folder, parallel)
     writer.save(state["step"], model, optimizer, kept, extras)
     writer.wait()

@@ -94,7 +94,7 @@ def test_a_branch_with_another_batch_size_goes_on_in_the_data_where_the_trunk_wa
     asked: list[int] = []
     data = Cycle({step: lambda step=step: asked.append(step) for step in range(40)})
     run(tmp_path / "branch", section(max_steps=10, batch_size=16, branch_from=str(tmp_path / "trunk"), **CONSTANT), data)
-    assert asked == [4, 5], "8 batches of 8 windows are 4 of 16"
+    assert asked == [4, 5], "8 batches of 8 sequences are 4 of 16"
 
 
 def test_a_branch_with_another_optimizer_begins_its_state_anew_and_says_so(tmp_path):

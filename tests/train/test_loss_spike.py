@@ -38,7 +38,7 @@ def test_rolling_back_goes_on_from_an_earlier_state_with_later_batches(tmp_path)
     data, logged = Shocks({60}), []
     result = run(tmp_path, section(on_loss_spike="rollback", rollback_every=25, **RULES), data, logged=logged)
     assert data.asked == [*range(61), *range(61, 91)], "steps 51 to 80 have the batches after the bad one"
-    assert result.metrics["rolled_back"] == [61]
+    assert result.metrics["rollbacks"] == [61]
     assert result.metrics["steps"] == 80
     assert any("rolled back to step 50" in text for text in logged)
 
@@ -77,7 +77,7 @@ def test_a_branch_that_begins_between_two_states_can_roll_back_to_its_begin(tmp_
     logged: list[str] = []
     changes = {"on_loss_spike": "rollback", "rollback_every": 25, "branch_from": str(tmp_path / "trunk"), **RULES}
     result = run(tmp_path / "branch", section(**changes), Shocks({60}), logged=logged)
-    assert result.metrics["rolled_back"] == [61]
+    assert result.metrics["rollbacks"] == [61]
     assert any("rolled back to step 57" in text for text in logged)
 
 

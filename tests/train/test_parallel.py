@@ -123,7 +123,7 @@ def test_a_checkpoint_loads_at_another_number_of_ranks_and_strategy_bit_for_bit(
             assert tensor.dtype == after[name].dtype
             assert torch.equal(tensor, after[name]), f"{folder.name}: {name}"
         assert read_state(path)["optimizer"]["groups"] == read_state(copy)["optimizer"]["groups"]
-        assert read_state(path)["progress"] == read_state(copy)["progress"]
+        assert read_state(path)["train_state"] == read_state(copy)["train_state"]
 
 
 def test_a_sharded_checkpoint_has_no_tensor_twice_and_no_pickle(done):
@@ -175,7 +175,7 @@ def test_ranks_without_a_strategy_and_a_strategy_without_ranks_are_explained(mon
     with pytest.raises(FeebError, match="2 processes were started"):
         make_parallel(section(), CPU)
     monkeypatch.setenv("WORLD_SIZE", "3")
-    with pytest.raises(FeebError, match="batch_size: 8 windows do not divide over 3 ranks"):
+    with pytest.raises(FeebError, match="batch_size: 8 sequences do not divide over 3 ranks"):
         make_parallel(section(parallel={"strategy": "ddp"}), CPU)
 
 

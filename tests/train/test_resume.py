@@ -38,8 +38,8 @@ def test_a_stop_saves_at_once_and_the_rest_is_bitwise_identical(tmp_path):
     assert_same_bits(tmp_path / "whole", tmp_path / "stopped")
 
 
-def test_a_kill_between_a_repeated_look_and_its_checkpoint_leaves_no_row_twice(tmp_path, monkeypatch):
-    """A stop cuts the look after step 8 short; the run that goes on looks again, and is killed before it has saved that."""
+def test_a_kill_between_a_repeated_validation_and_its_checkpoint_leaves_no_row_twice(tmp_path, monkeypatch):
+    """A stop cuts the validation after step 8 short; the resumed run validates again, and is killed before it has saved that."""
     looks: list[str] = []
 
     def evaluation(*args):

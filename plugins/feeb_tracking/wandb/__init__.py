@@ -17,5 +17,9 @@ class WandbConfig(LogConfig):
 
 
 PART = feeb.CallbackSpec(
-    "wandb", WandbConfig, build=f"{__name__}.wandb_run:WandbRun", summary="The training log in Weights & Biases, offline by default.", reference="https://wandb.ai"
+    "wandb",
+    WandbConfig,
+    build=f"{__name__}.wandb_run:WandbRun",
+    summary="The training log in Weights & Biases, offline by default.",
+    reference="https://wandb.ai",
 )

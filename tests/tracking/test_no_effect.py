@@ -1,4 +1,4 @@
-"""Looking changes nothing, whatever looks and however the run is stopped."""
+"""Probes change nothing, whichever run and however the run is stopped."""
 
 from __future__ import annotations
 
