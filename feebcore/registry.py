@@ -118,7 +118,7 @@ class Registry:
         parts: list[tuple[str, PartSpec]] = []
         try:
             for name in vars(module):
-                if name.startswith("feeb_") and hasattr(getattr(module, name), "feeb_impl") and not hasattr(hookspecs, name):
+                if name.startswith("feeb_") and hasattr(getattr(module, name), "feeb_impl") and name not in vars(hookspecs):
                     raise PluginError(f"there is no hook {name!r}; {did_you_mean(name, ('feeb_' + s for s in hookspecs.KINDS))}")
             manager.register(module)
             manager.check_pending()

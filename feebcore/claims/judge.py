@@ -32,12 +32,12 @@ class Judgment:
 
 
 def judge(expectation: Expectation, seeds: Sequence[int], value: Value) -> Judgment:
-    """value: of the claim's metric; for `trains` the held-out loss as a share of an even guess over the run's vocabulary."""
+    """value: of the claim's metric; for `trains` the validation loss as a share of a uniform guess over the vocabulary."""
     return _trains(expectation, seeds, value) if isinstance(expectation, Trains) else _relation(expectation, seeds, value)
 
 
 BETTER_THAN_GUESSING = 0.9
-"""A run trains when its held-out loss is below this share of an even guess."""
+"""A run trains when its validation loss is below this share of a uniform guess."""
 
 
 def _trains(expectation: Trains, seeds: Sequence[int], value: Value) -> Judgment:
@@ -46,11 +46,11 @@ def _trains(expectation: Trains, seeds: Sequence[int], value: Value) -> Judgment
         shares = [value(variant, seed, None) for seed in seeds]
         bad = sum(share is None or not share < BETTER_THAN_GUESSING for share in shares)
         if bad:
-            lost.append(f"{variant}: {bad} of {len(seeds)} runs diverged or learned nothing")
+            lost.append(f"{variant}: {bad} of {len(seeds)} runs diverged or did not learn")
         worst = max([worst, *(share for share in shares if share is not None)])
     if lost:
         return Judgment("disagrees", "; ".join(lost))
-    return Judgment("agrees", f"every run ends at {worst:.2f} of the loss of an even guess, or below")
+    return Judgment("agrees", f"every run ends at {worst:.2f} of the loss of a uniform guess, or below")
 
 
 def _relation(expectation: Relation, seeds: Sequence[int], value: Value) -> Judgment:
@@ -59,7 +59,7 @@ def _relation(expectation: Relation, seeds: Sequence[int], value: Value) -> Judg
     if lost := len(pairs) - len(whole):
         return Judgment("cannot tell", f"{lost} of {len(pairs)} seeds had a run that diverged", lost=lost)
     if len(whole) < 2:
-        return Judgment("cannot tell", "one seed tells nothing of the scatter")
+        return Judgment("cannot tell", "a single seed gives no variance estimate")
     differences = [left - right for left, right in whole]
     found = paired(differences)
     if expectation.sign == "=":
@@ -68,10 +68,10 @@ def _relation(expectation: Relation, seeds: Sequence[int], value: Value) -> Judg
     wanted = -1.0 if expectation.sign == "<" else 1.0
     if found.sd == 0.0:
         if len(variants_of(expectation)) > 1 or found.mean == 0.0:
-            return Judgment("cannot tell", "every seed gives the same difference, which tells nothing of the scatter", found, None, tuple(differences))
+            return Judgment("cannot tell", "every seed gives the same difference, so there is no variance estimate", found, None, tuple(differences))
         return Judgment("agrees" if wanted * found.mean > 0 else "disagrees", "every seed gives the same number", found, None, tuple(differences))
     kind: Kind = "cannot tell" if found.p > found.alpha else "agrees" if wanted * found.mean > 0 else "disagrees"
-    why = {"agrees": "the interval excludes 0", "disagrees": "the interval lies on the other side of 0"}.get(kind, "the interval holds 0")
+    why = {"agrees": "the interval excludes 0", "disagrees": "the interval lies on the other side of 0"}.get(kind, "the interval contains 0")
     return Judgment(kind, why, found, None, tuple(differences))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from feebcore.compare.verdict import p_text
 from feebcore.report.style import LIGHT, Theme, compact, new_figure, png, styled
 
-COLUMNS = ("name", "claim", "expected here", "observed", "verdict")
+COLUMNS = ("claim", "statement", "expectation", "measured", "verdict")
 
 
 def text(result: Mapping[str, Any], command: str, environment: Mapping[str, Any]) -> str:
@@ -31,19 +31,19 @@ def text(result: Mapping[str, Any], command: str, environment: Mapping[str, Any]
         "",
         "| " + " | ".join(COLUMNS) + " |",
         "|" + "---|" * len(COLUMNS),
-        *(_finding(claim) for claim in result["claims"]),
+        *(_claim(claim) for claim in result["claims"]),
         "",
         *_reading(result),
         "",
         "## Variants",
         "",
-        "| variant | parameters | bits per byte, held-out text | beside the first | training loss at the end | tokens/s | diverged |",
+        "| variant | parameters | validation bits per byte | Δ vs. first | final training loss | tokens/s | diverged |",
         "|---|---|---|---|---|---|---|",
         *(_variant(variant, result["variants"][0]) for variant in result["variants"]),
         "",
         "![Training loss of every variant over that of the first](curves.png)",
         "",
-        "± is the standard deviation over seeds. Tokens/s are medians of runs that ran side by side.",
+        "± is the standard deviation over seeds. Tokens/s are medians of runs that ran in parallel.",
         "",
     ]
     return "\n".join(lines)
@@ -52,15 +52,15 @@ def text(result: Mapping[str, Any], command: str, environment: Mapping[str, Any]
 def _scale(result: Mapping[str, Any]) -> str:
     tokens, sizes = result["tokens"], result["parameters"]
     span = lambda values: compact(values[0]) if values[0] == values[-1] else f"{compact(values[0])} to {compact(values[-1])}"  # noqa: E731
-    return f"{span(sizes)} parameters, {span(tokens)} training tokens a run" if tokens and sizes else "no run was finished"
+    return f"{span(sizes)} parameters, {span(tokens)} training tokens per run" if tokens and sizes else "no run was finished"
 
 
-def _finding(claim: Mapping[str, Any]) -> str:
+def _claim(claim: Mapping[str, Any]) -> str:
     expected = claim["expect"] if claim["metric"] == "bits_per_byte" or claim["expect"].endswith("trains") else f"{claim['expect']} ({claim['metric']})"
     seen = claim["why"]
     if "difference" in claim:
         margin = f", margin {claim['margin']:.3g}" if claim["margin"] is not None else ""
-        chance = f"; p {p_text(claim['p'])}, of all together {p_text(claim['p_holm'])}" if "p" in claim else ""
+        chance = f"; p {p_text(claim['p'])}; corrected {p_text(claim['p_holm'])}" if "p" in claim else ""
         seen = f"{claim['difference']:+.4g} ({claim['low']:+.4g} to {claim['high']:+.4g}){margin}{chance}"
     return f"| {claim['name']} | {_cell(claim['claim'])} | `{_cell(expected)}` | {_cell(seen)} | **{claim['kind']}** |"
 
@@ -72,25 +72,25 @@ def _cell(text: str) -> str:
 def _reading(result: Mapping[str, Any]) -> list[str]:
     tested = sum("p" in claim for claim in result["claims"])
     return [
-        "A claim's number is its left side minus its right, with the paired t interval over seeds at 95 %. It *agrees* when the interval lies where the",
-        "expectation says, *disagrees* when it lies wholly on the other side, and else the runs *cannot tell*. Each interval is for its claim alone:",
-        f"of {tested} with a p, {0.05 * tested:.1f} would be called by chance; the p of all together is corrected for that by Holm's procedure. All of it is about this",
-        "size, text and budget and about new seeds of these recipes; a claim at another scale may be right there and wrong here.",
+        "The number of a claim is the left side minus the right side of its expectation, with the paired 95% t interval over seeds. It *agrees* if the interval lies",
+        "where the expectation says, *disagrees* if it lies entirely on the other side, and otherwise the runs *cannot tell*. Intervals are not corrected:",
+        f"of {tested} with a p, {0.05 * tested:.1f} would be called by chance; the corrected p uses Holm's procedure. The verdicts hold for this size,",
+        "text and budget and for new seeds of these recipes; a claim may hold at one scale and not at another.",
     ]
 
 
 def _variant(variant: Mapping[str, Any], first: Mapping[str, Any]) -> str:
     mean = "" if variant["mean"] is None else f"{variant['mean']:.4f}" + ("" if variant["sd"] is None else f" ± {variant['sd']:.4f}")
-    beside = "" if variant is first or variant["mean"] is None or first["mean"] is None else f"{variant['mean'] - first['mean']:+.4f}"
+    delta = "" if variant is first or variant["mean"] is None or first["mean"] is None else f"{variant['mean'] - first['mean']:+.4f}"
     losses = [loss for loss in variant["final_loss"] if loss is not None]
     loss = f"{sum(losses) / len(losses):.3f}" if losses else ""
     speed = "" if variant["tokens_per_second"] is None else compact(variant["tokens_per_second"])
     size = "" if variant["parameters"] is None else compact(variant["parameters"])
-    return f"| {variant['name']} | {size} | {mean} | {beside} | {loss} | {speed} | {len(variant['diverged']) or ''} |"
+    return f"| {variant['name']} | {size} | {mean} | {delta} | {loss} | {speed} | {len(variant['diverged']) or ''} |"
 
 
 def figure(result: Mapping[str, Any], theme: Theme = LIGHT) -> bytes:
-    """PNG: a row a variant, a dot a seed, a diamond for the mean; the first variant's mean is the line."""
+    """PNG: one row per variant, one dot per seed, a diamond for the mean; the line is the mean of the first variant."""
     variants = result["variants"]
     with styled(theme):
         drawn = new_figure(8.5, 1.2 + 0.24 * len(variants))
@@ -104,7 +104,7 @@ def figure(result: Mapping[str, Any], theme: Theme = LIGHT) -> bytes:
                 axes.plot([variant["mean"]], [row], "D", markersize=6, color=theme.series[1 if row else 0])
         axes.set_yticks(range(len(variants)), [v["name"] + (f"  ({len(v['diverged'])} diverged)" if v["diverged"] else "") for v in variants])
         axes.set_ylim(len(variants) - 0.5, -0.5)
-        axes.set_xlabel("bits per byte, held-out text (left is better)")
+        axes.set_xlabel("validation bits per byte (lower is better)")
         axes.set_title(f"{result['name']}: seeds and means; the line is {variants[0]['name']}")
         axes.grid(axis="y", visible=False)
         return png(drawn)

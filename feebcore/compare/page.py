@@ -8,7 +8,7 @@ from typing import Any
 from feebcore.compare.report import numbers_of
 from feebcore.report.style import compact
 
-EQUAL = {"tokens": "training tokens", "flops": "training FLOPs", "time": "seconds of training"}
+EQUAL = {"tokens": "training tokens", "flops": "training FLOPs", "time": "training time"}
 
 
 def text(result: Mapping[str, Any], name: str, description: str, command: str, environment: Mapping[str, Any]) -> str:
@@ -19,19 +19,19 @@ def text(result: Mapping[str, Any], name: str, description: str, command: str, e
         *(["", description] if description else []),
         *(["", f"    {command}"] if command else []),
         "",
-        f"{len(result['recipes'])} recipes with equal {EQUAL[result['budget']]}, {result['seeds']} pairs of seeds; {_scale(result['recipes'])}.",
+        f"{len(result['recipes'])} recipes with matched {EQUAL[result['budget']]}, {result['seeds']} pairs of seeds; {_scale(result['recipes'])}.",
         f"torch {environment['packages'].get('torch', '?')}, {environment['cpus']} CPUs, {environment['machine']}.",
         "",
         *(f"- {sentence}" for sentence in result["verdict"]),
         "",
         "![Differences and their intervals](figure.png)",
         "",
-        "| recipe | parameters | bits per byte | beside the baseline | interval | p | compute multiplier | steps | tokens/s | rate | diverged |",
+        "| recipe | parameters | bits per byte | Δ vs. baseline | 95% CI | p | compute multiplier | steps | tokens/s | LR factor | diverged |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
         *(_row(candidate, variants.get(candidate["name"])) for candidate in result["recipes"]),
         "",
-        "Intervals and p are corrected for the number of recipes. The compute multiplier is how many times a recipe's training FLOPs the baseline",
-        "needs for its loss.",
+        "Intervals and p are corrected for the number of recipes. The compute multiplier is the training FLOPs that the baseline needs for a recipe's loss,",
+        "as a multiple of the recipe's own.",
         "",
         *(f"- {note}" for note in (*result["notes"], *result["assumptions"])),
         "",
@@ -42,7 +42,7 @@ def text(result: Mapping[str, Any], name: str, description: str, command: str, e
 def _scale(candidates: Sequence[Mapping[str, Any]]) -> str:
     base = candidates[0]
     size = f"{compact(base['parameters']['total'])} parameters, " if base["parameters"] else ""
-    return f"the baseline has {size}{compact(base['tokens'])} training tokens and {compact(base['flops'])} training FLOPs a run"
+    return f"the baseline has {size}{compact(base['tokens'])} training tokens and {compact(base['flops'])} training FLOPs per run"
 
 
 def _row(candidate: Mapping[str, Any], variant: Mapping[str, Any] | None) -> str:

@@ -15,8 +15,8 @@ from feebcore.errors import StageFailed
 from feebcore.study.runs import RunRecord, missing
 
 ASSUMPTIONS = (
-    "Interval and p are those of the paired t test: differences of new seeds are taken to be independent and roughly normal.",
-    "They speak of other seeds of these recipes on this data at this budget; not of other data, sizes or budgets.",
+    "Interval and p are those of the paired t test: differences between seeds are assumed to be independent and roughly normal.",
+    "They hold for other seeds of these recipes on this data at this budget, not for other data, sizes or budgets.",
 )
 FEW_PAIRS = 4
 """Pairs below which a reader is warned."""
@@ -57,7 +57,9 @@ def make(
         *_doubts(differences),
     ]
     if settings.budget == "time":
-        notes.append("Equal time rests on step times that were measured on this machine when the comparison began: another machine gives other steps.")
+        notes.append(
+            "Matched time is based on step times measured on this machine at the start of the comparison; another machine gives other numbers of steps."
+        )
     return _finite(
         {
             "baseline": base.name,
@@ -225,12 +227,12 @@ def _compute(variant: Mapping[str, Any], base: str) -> str:
 def _uneven(told: Mapping[str, Mapping[str, Any]], base: str, settings: Settings) -> list[str]:
     """A sentence for each candidate whose budget came out otherwise than the baseline's."""
     key = {"tokens": "tokens", "flops": "flops", "time": "training_seconds"}[settings.budget]
-    words = {"tokens": "tokens", "flops": "training FLOPs", "time": "seconds of training"}[settings.budget]
+    words = {"tokens": "tokens", "flops": "training FLOPs", "time": "training time"}[settings.budget]
     notes = []
     for candidate in told.values():
         ours, its = told[base][key], candidate[key]
         if ours and its and abs(its / ours - 1) > UNEVEN[settings.budget]:
-            notes.append(f"{candidate['name']} had {100 * (its / ours - 1):+.1f} % {words} beside {base}: the budgets are not quite equal.")
+            notes.append(f"{candidate['name']} had {100 * (its / ours - 1):+.1f}% {words} relative to {base}: the budgets are not exactly matched.")
     return notes
 
 
@@ -239,11 +241,11 @@ def _doubts(differences: Sequence[Difference]) -> list[str]:
     for d in differences:
         if d.paired is not None and d.paired.num_pairs < FEW_PAIRS:
             notes.append(
-                f"{d.name}: {d.paired.num_pairs} pairs hardly show a scatter, so the interval rests on the normal distribution alone; take 5 seeds or more."
+                f"{d.name}: {d.paired.num_pairs} pairs give an unreliable variance estimate, so the interval depends on the normality assumption; use 5 seeds or more."
             )
         if d.paired is not None and d.paired.p_flips is not None and (d.paired.p <= d.paired.alpha) != (d.paired.p_flips <= d.paired.alpha):
             notes.append(
-                f"{d.name}: the sign-flip test, which assumes no normal distribution, gives p {d.paired.p_flips:.2g} where the t test gives {d.paired.p:.2g}."
+                f"{d.name}: the sign-flip test, which does not assume normality, gives p {d.paired.p_flips:.2g} where the t test gives {d.paired.p:.2g}."
             )
     return notes
 

@@ -34,14 +34,14 @@ def judge(difference: Difference, baseline: str, effect: float, alpha: float = s
     name, found = difference.name, difference.paired
     lost = _lost(difference, baseline)
     if found is None:
-        return Verdict("cannot tell", f"cannot tell whether {name} differs from {baseline}: fewer than 2 pairs of runs were finished{lost}.")
+        return Verdict("cannot tell", f"cannot tell whether {name} differs from {baseline}: fewer than 2 pairs of runs finished{lost}.")
     needed = at_most = None
     if found.sd > 0:
         needed = statistics.seeds_needed(effect, found.sd, found.alpha, power)
         at_most = statistics.seeds_needed(effect, statistics.sd_at_most(found.sd, found.num_pairs), found.alpha, power)
     against_variant, against_baseline = difference.diverged > difference.baseline_diverged, difference.baseline_diverged > difference.diverged
     evidence = (
-        f"{100 * (1 - found.alpha):.3g} % interval {_interval(found.low, found.high)} bits per byte, {found.num_pairs} paired seeds, p {p_text(difference.p)}"
+        f"{100 * (1 - found.alpha):.3g}% interval {_interval(found.low, found.high)} bits per byte, {found.num_pairs} paired seeds, p {p_text(difference.p)}"
     )
     largest = max(abs(found.low), abs(found.high))
     kind: Kind
@@ -51,7 +51,7 @@ def judge(difference: Difference, baseline: str, effect: float, alpha: float = s
             loser = name if kind == "better" else baseline
             sentence = f"cannot tell: where both finished, {name} is {abs(found.mean):.4f} {_lower(found.mean)} than {baseline} ({evidence}), but {loser} diverges{lost}."
             return Verdict("cannot tell", sentence, needed, at_most)
-        small = f", less than the {effect:g} asked for" if largest < effect else ""
+        small = f", less than the smallest effect of interest, {effect:g}" if largest < effect else ""
         return Verdict(
             kind, f"{name} is {kind} than {baseline}: {abs(found.mean):.4f} bits per byte {_lower(found.mean)}{small} ({evidence}){lost}.", needed, at_most
         )
@@ -68,16 +68,16 @@ def _lost(difference: Difference, baseline: str) -> str:
     """What is said of diverged runs; empty when there are none."""
     sides = [(difference.name, difference.diverged), (baseline, difference.baseline_diverged)]
     told = [f"{count} of {difference.num_seeds} runs of {name} diverged" for name, count in sides if count]
-    return f"; {' and '.join(told)}, and those pairs are in no interval" if told else ""
+    return f"; {' and '.join(told)}, and those pairs are excluded from the interval" if told else ""
 
 
 def _advice(effect: float, have: int, needed: int, at_most: int | None) -> str:
     """How many seeds to run instead."""
     if needed <= have and (at_most is None or at_most <= have):
-        return f"; {have} seeds are enough to see {effect:g} four times in five, and this was the fifth, or the difference is smaller"
-    few = f"about {max(needed, have + 1)} seeds"
-    more = f", at most some {at_most}," if at_most is not None and at_most > max(needed, have + 1) else ""
-    return f"; {few}{more} would show a difference of {effect:g} four times in five"
+        return f"; {have} seeds detect {effect:g} with 80% power, so the difference is smaller, or this is one of the other 20%"
+    few = f"~{max(needed, have + 1)} seeds"
+    more = f" (at most ~{at_most})" if at_most is not None and at_most > max(needed, have + 1) else ""
+    return f"; {few}{more} for 80% power at a difference of {effect:g}"
 
 
 def _lower(mean: float) -> str:

@@ -6,18 +6,14 @@ All are nn.Modules made by `build(config, context: BuildContext)`. Shapes: B bat
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from feebcore.model.context import ForwardContext
 from feebcore.model.counting import ModelPart
 from feebcore.protocols import Batch, BuildContext, ModelOutput
-
-if TYPE_CHECKING:
-    from feebcore.model.transformer import Transformer
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -49,34 +45,6 @@ class FeedforwardPart(ModelPart):
         """How an input would be routed, for parts with num_experts: share [E] of the choices, sums to 1; entropy of the shares / ln E;
         dropped, the share of choices beyond an expert's capacity. Changes nothing."""
         raise NotImplementedError
-
-
-class Position(ModelPart):
-    """Position encoding. A part overrides what it needs; with none of it overridden there is no encoding.
-
-    positions_BT: [B,T] or [1,T] int64, or None for 0..T-1 in every row.
-    """
-
-    def add(self, stream_BTC: Tensor, positions_BT: Tensor | None) -> Tensor:
-        """The embedded tokens with their positions added."""
-        return stream_BTC
-
-    def prepare(self, length: int, positions_BT: Tensor | None) -> Any:
-        """What `rotate` needs, made once per forward pass."""
-        return None
-
-    def rotate(self, x_BTHD: Tensor, prepared: Any) -> Tensor:
-        """Queries or keys with the position encoding applied."""
-        return x_BTHD
-
-    def also_rotate(self, head_dim: int) -> None:
-        """Called by an attention when it is made, if the heads that it rotates are not as wide as the model's head_dim."""
-
-    def bias(self, length: int, num_keys: int) -> Tensor | None:
-        """[H,T,S] fp32, added to the scores of `length` queries, of which the last is aligned with the last of `num_keys` keys.
-
-        Distances in tokens are enough: a token sees one document, whose tokens are adjacent."""
-        return None
 
 
 class BlockPart(ModelPart):
@@ -160,7 +128,7 @@ class EmbeddingPart(ModelPart):
 class LMHeadPart(ModelPart):
     """Output head: `lm_head(hidden [...,C]) -> logits [...,V]` of the next token.
 
-    A head that can predict further tokens (multi-token prediction) overrides `mtp_outputs` and `mtp_flops`.
+    A head with MTP outputs (multi-token prediction) overrides `mtp_outputs` and `mtp_flops`.
     """
 
     num_mtp: int = 0
@@ -171,7 +139,7 @@ class LMHeadPart(ModelPart):
         """[V,C] where logits are W h and nothing else, for losses that multiply themselves; else None."""
         return None
 
-    def mtp_outputs(self, model: Transformer, batch: Batch, output: ModelOutput) -> Iterable[tuple[Tensor, nn.Module]]:
+    def mtp_outputs(self, model: Any, batch: Batch, output: ModelOutput) -> Iterable[tuple[Tensor, nn.Module]]:
         """(hidden [B,T,C], head module) for each further token, of `output = model(batch.tokens, …)`.
 
         Entry k, counted from 1, predicts the token k + 1 places after the input position: of `batch.targets`, position t is to be
@@ -182,7 +150,7 @@ class LMHeadPart(ModelPart):
         """
         raise NotImplementedError
 
-    def mtp_flops(self, model: Transformer, length: int) -> list[float]:
+    def mtp_flops(self, model: Any, length: int) -> list[float]:
         """Forward FLOPs of each entry of `mtp_outputs` on one sequence, its logits included."""
         raise NotImplementedError
 
@@ -197,8 +165,3 @@ def require_part(module: Any, base: type[M], name: str) -> M:
 def windows_of(module: nn.Module) -> list[int]:
     """The different windows of the attentions in it, ascending."""
     return sorted({part.window for part in module.modules() if isinstance(part, AttentionPart) and part.window})
-
-
-def rows_of(table_PD: Tensor, length: int, positions_BT: Tensor | None) -> Tensor:
-    """The table's rows at these positions, [T,D] or [B,T,D]; a slice, no gather, where positions are 0..T-1."""
-    return table_PD[:length] if positions_BT is None else F.embedding(positions_BT, table_PD)

@@ -20,7 +20,8 @@ from feebcore.model.config import StackConfig, TransformerConfig
 from feebcore.model.context import Cache, ForwardContext
 from feebcore.model.counting import count_model
 from feebcore.model.masks import Masks, attention_mask, document_block_mask, make_masks, positions_in_documents
-from feebcore.model.parts import AttentionPart, BlockPart, EmbeddingPart, FeedforwardPart, LMHeadPart, Position, StackPart, require_part, windows_of
+from feebcore.model.parts import AttentionPart, BlockPart, EmbeddingPart, FeedforwardPart, LMHeadPart, StackPart, require_part, windows_of
+from feebcore.model.position import Position
 from feebcore.protocols import BuildContext, Counts, ModelOutput
 
 Keep = Callable[[str, int, nn.Module], object]
@@ -77,7 +78,7 @@ class Transformer(nn.Module):
         """What parts are given beside the stream, for arguments as of `forward`. Its start_BTC is still to be set."""
         T, dense_BTS = tokens_BT.shape[1], None
         if self.seq_len < T:
-            raise ValueError(f"{T} tokens a row, but this model was made for seq_len {self.seq_len}")
+            raise ValueError(f"{T} tokens per row, but this model was made for seq_len {self.seq_len}")
         if cache is not None:
             positions, dense_BTS = cache.begin(T, positions, doc_ids)
             doc_ids = cache.newest_doc_ids()

@@ -48,6 +48,8 @@ def stages_for(recipe: Recipe, stages: Iterable[str] | None = None) -> list[str]
     """`stages` (default all) and whatever they need, in running order. Raises RecipeError for one the recipe lacks."""
     needed: set[str] = set()
     for stage in stages or recipe.stages:
+        if stage in recipe.inputs:
+            raise RecipeError(f"{recipe.inputs[stage].where}: stage {stage!r} is not built, as inputs names an artifact in its place")
         if stage not in recipe.stages:
             raise RecipeError(f"{recipe.path}: the recipe runs no stage {stage!r}; {did_you_mean(stage, recipe.stages)}")
         needed.update(recipe.upstream(stage))

@@ -9,7 +9,7 @@ from feebcore.artifacts import Artifact, StageOutput
 from feebcore.config import DataOrderConfig
 from feebcore.errors import did_you_mean
 from feebcore.model.config import ModelPartConfig
-from feebcore.parts import Part, parts_in
+from feebcore.parts import parts_in
 from feebcore.specs import Need, StageSpec
 from feebcore.train.checks import check_training
 from feebcore.train.pretrain_config import PretrainConfig
@@ -33,12 +33,12 @@ def check(section: PretrainConfig, recipe: Recipe) -> list[str]:
     """What is wrong with this section in this recipe, each as 'key: what and what to do'."""
     problems = check_training(section)
     tokenizer = recipe.provider(section, "tokenizer")
-    part = getattr(tokenizer.section, "tokenizer", None) if tokenizer else None
-    size = getattr(getattr(part, "config", None), "vocab_size", None)
-    vocab_size = getattr(section.architecture.config, "vocab_size", None)
-    if tokenizer and size and vocab_size and vocab_size != size:
-        problems.append(f"architecture.vocab_size: {vocab_size}, but stage {tokenizer.key} makes a vocabulary of {size}; leave it out or make them equal")
-    if isinstance(part, Part):  # parts may have a say about what tokens are
+    for part in parts_in(tokenizer.section) if tokenizer else ():
+        if part.kind != "tokenizers":
+            continue
+        size, vocab_size = (dict(config).get("vocab_size") for config in (part.config, section.architecture.config))
+        if size and vocab_size and vocab_size != size:
+            problems.append(f"architecture.vocab_size: {vocab_size}, but tokenizer {part.name} has a vocabulary of {size}; leave it out or make them equal")
         for chosen in parts_in(section.architecture):
             if isinstance(chosen.config, ModelPartConfig):
                 problems += [f"architecture: {chosen.name} {problem}" for problem in chosen.config.check_tokenizer(part.name)]

@@ -86,7 +86,7 @@ class WarmWorkers:
         entry = recipe.stages[stage]
         if entry.spec.process == "inline":
             return build(recipe, stage, workspace, built, on_progress)
-        wants_device = getattr(entry.section, "device", "cpu") != "cpu" and bool(cuda_devices())
+        wants_device = dict(entry.section).get("device", "cpu") != "cpu" and bool(cuda_devices())
         with contextlib.ExitStack() as stack:
             stack.enter_context(_acquired(self._slots))
             if num_ranks(entry.section) > 1:

@@ -12,7 +12,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from feebcore.model.build import build_model
-from feebcore.model.parts import FeedforwardPart, Position, ResidualLinear
+from feebcore.model.parts import FeedforwardPart, ResidualLinear
+from feebcore.model.position import Position
 from feebcore.model.transformer import Transformer
 from feebcore.parts import resolve_part
 from feebcore.protocols import Batch
@@ -122,9 +123,7 @@ def _further_logits(model: Transformer, stream_BT: Tensor) -> list[Tensor]:
     return [head(hidden) for hidden, head in model.lm_head.mtp_outputs(model, batch, model(batch.tokens))]
 
 
-@check(
-    "lm_heads", meaning="A head for further tokens reads the token that it predicts, so its loss is too good to be true; count which targets are its inputs."
-)
+@check("lm_heads", meaning="An MTP output reads the token that it predicts, so its loss is too good to be true; count which targets are its inputs.")
 @torch.no_grad()
 def further_tokens_do_not_leak(subject: Candidate) -> None:
     model, stream = small_model(subject), some_tokens()
@@ -139,7 +138,7 @@ def further_tokens_do_not_leak(subject: Candidate) -> None:
             require_close(logits[:, :known], before[k - 1][:, :known], f"changing tokens >= {place} altered prediction {k} of tokens <= {place}")
 
 
-@check("lm_heads", meaning="What predicts further tokens never learns: a parameter gets no gradient from its own predictions; look for a detach.")
+@check("lm_heads", meaning="MTP outputs do not learn: a parameter gets no gradient from its own predictions; look for a detach.")
 def further_tokens_learn(subject: Candidate) -> None:
     model, stream = small_model(subject), torch.arange(LENGTH * 8).view(8, LENGTH) % VOCAB
     if not model.lm_head.num_mtp:
@@ -151,7 +150,7 @@ def further_tokens_learn(subject: Candidate) -> None:
     require(not dead, f"no gradient in head parameters {', '.join(dead[:5])}")
 
 
-@check("lm_heads", meaning="What further tokens cost in training is not what `mtp_flops` says, so comparisons at equal FLOPs are off.")
+@check("lm_heads", meaning="The training FLOPs of MTP outputs differ from `mtp_flops`, so comparisons at matched FLOPs are wrong.")
 @torch.no_grad()
 def mtp_flops_are_measured(subject: Candidate) -> None:
     model, stream = small_model(subject), some_tokens(1, LENGTH + 1)

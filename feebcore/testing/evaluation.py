@@ -85,7 +85,7 @@ def small_benchmark(subject: Candidate, **options: Any) -> Any:
     return dataclasses.replace(subject.part, config=subject.part.config.model_copy(update=changed)).build()
 
 
-@check("benchmarks", meaning="A result cannot be shown or compared: metrics are {value, low, high, n} with low <= value <= high, JSON beside them.")
+@check("benchmarks", meaning="A result cannot be shown or compared: metrics are {value, low, high, n} with low <= value <= high, and everything else is JSON.")
 def result_is_whole(subject: Candidate) -> None:
     benchmark = small_benchmark(subject)
     require(benchmark.better in ("lower", "higher"), f"title {benchmark.title!r}, better {benchmark.better!r}")

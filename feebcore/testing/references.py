@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from feebcore.model.context import ForwardContext
-from feebcore.model.parts import Position
+from feebcore.model.position import Position
 from feebcore.parts import Part
 from feebcore.protocols import BuildContext
 from feebcore.testing.framework import require

@@ -5,30 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-MAIN = {
-    "download": ("documents", "bytes"),
-    "tokenizer": ("vocab_size", "bytes_per_token"),
-    "shard": ("train_tokens", "val_tokens", "tokens_per_second"),
-    "pretrain": ("val_bits_per_byte", "final_loss", "tokens_per_second"),
-    "sweep": ("cells", "heldout_relative_error", "nearest_cell_error"),
-    "sft": ("final_loss", "accuracy_sampled", "accuracy_greedy"),
-    "rl": ("accuracy_before", "accuracy_after"),
-    "compare": ("verdict",),
-    "claims": ("agrees", "disagrees", "cannot_tell"),
-    "report": ("report", "figures"),
-}
-"""What to show first of the built-in stages; of others, the first metrics they have."""
+FIRST = (
+    *("verdict", "agrees", "disagrees", "cannot_tell"),
+    *("val_bits_per_byte", "accuracy_before", "accuracy_after", "final_loss", "accuracy_sampled", "accuracy_greedy"),
+    *("cells", "heldout_relative_error", "nearest_cell_error"),
+    *("documents", "bytes", "train_tokens", "val_tokens", "vocab_size", "bytes_per_token", "report", "figures", "tokens_per_second"),
+)
+"""Metrics to show first, whichever stage has them; where there is none of them, the first that it has."""
 
 
-def highlights(stage: str, metrics: Mapping[str, Any], limit: int = 4) -> list[tuple[str, str]]:
-    """Names and texts of a stage's most telling metrics."""
-    flat = dict(flat_metrics(metrics))
-    named = [(name, plain) for name in MAIN.get(stage, ()) if name in metrics and (plain := _short(metrics[name])) is not None]
-    return named or [(name, number(value)) for name, value in list(flat.items())[:limit]]
+def highlights(metrics: Mapping[str, Any], limit: int = 4) -> list[tuple[str, str]]:
+    """Names and texts of the most telling metrics."""
+    named = [(name, text) for name in FIRST if name in metrics and (text := _short(metrics[name])) is not None]
+    return (named or [(name, number(value)) for name, value in flat_metrics(metrics)])[:limit]
 
 
-def headline(stage: str, metrics: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {text}" for name, text in highlights(stage, metrics))
+def headline(metrics: Mapping[str, Any]) -> str:
+    """The most telling metrics in one line."""
+    return ", ".join(f"{name} {text}" for name, text in highlights(metrics))
 
 
 def flat_metrics(metrics: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

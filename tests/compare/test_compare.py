@@ -57,13 +57,13 @@ def test_counted_flops_of_the_runs_are_equal_to_the_nearest_step(result):
     assert wide["steps"] < 16
     assert abs(flops["wide"] - flops["base"]) <= 0.5 * flops["wide"] / wide["steps"] * (1 + 1e-9)
     assert abs(flops["wide"] / flops["base"] - 1) < 0.01
-    assert not any("not quite equal" in note for note in result["notes"])
+    assert not any("not exactly matched" in note for note in result["notes"])
 
 
 def test_a_budget_that_came_out_otherwise_is_said():
     told = {"a": {"name": "a", "training_seconds": 10.0}, "b": {"name": "b", "training_seconds": 11.0}}
     (note,) = report._uneven(told, "a", Settings(budget="time"))
-    assert "+10.0 % seconds of training" in note
+    assert "+10.0% training time" in note
 
 
 def test_pairs_share_their_seeds_and_alternate(result):

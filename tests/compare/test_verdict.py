@@ -47,14 +47,14 @@ def test_no_difference_names_the_largest_one_that_the_interval_holds():
 def test_cannot_tell_advises_on_seeds():
     found = verdict([b + s for b, s in zip(BASE, [0.03, -0.02, 0.02, -0.03, 0.02], strict=True)])
     assert found.seeds_needed > 5
-    assert f"about {found.seeds_needed} seeds" in found.sentence
+    assert f"~{found.seeds_needed} seeds" in found.sentence
     assert found.seeds_at_most > found.seeds_needed
 
 
 def test_a_difference_below_what_matters_is_said_to_be():
     found = verdict([b - 0.003 + s for b, s in zip(BASE, [0.0001, -0.0001, 0.0, 0.0002, -0.0002], strict=True)])
     assert found.kind == "better"
-    assert "less than the 0.01 asked for" in found.sentence
+    assert "less than the smallest effect of interest, 0.01" in found.sentence
 
 
 def test_a_side_that_diverges_is_never_called_better_or_as_good():

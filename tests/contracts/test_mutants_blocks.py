@@ -34,7 +34,8 @@ from feeb_models.stacks.patches.patches import Boundaries, Patches
 from feeb_models.stacks.sequential.sequential import Sequential
 from feebcore.config import NoOptions
 from feebcore.model.context import ForwardContext
-from feebcore.model.parts import LMHeadPart, rows_of
+from feebcore.model.parts import LMHeadPart
+from feebcore.model.position import rows_of
 from feebcore.parts import Part
 from feebcore.protocols import Batch, BuildContext, ModelOutput
 from feebcore.testing import check_part

@@ -25,8 +25,9 @@ from feebcore.protocols import Document, Source
 from feebcore.testing import check_part
 
 
-def part(spec: type[feeb.PartSpec], kind: str, build: Callable[..., Any], config: type[feeb.PartConfig] = NoOptions) -> Part:
-    return Part(kind, spec("mutant", config, build=build, summary="A broken part."), config())
+def part(spec_class: type[feeb.PartSpec], kind: str, build: Callable[..., Any]) -> Part:
+    spec = spec_class("mutant", build=build, summary="A broken part.")
+    return Part(kind, spec, spec.config())
 
 
 def tokenizer(**changes: Callable[..., Any]) -> Part:

@@ -60,6 +60,8 @@ def test_a_named_artifact_feeds_what_is_built(folder, workspace):
 def test_a_listed_stage_is_not_built_when_its_artifact_is_named(folder, workspace):
     recipe = recipes.load(folder / "toy.yaml", ["inputs.numbers=three", "numbers.count=99", "total.power=3"])
     assert list(recipe.stages) == ["total"]
+    with pytest.raises(RecipeError, match="stage 'numbers' is not built, as inputs names an artifact in its place"):
+        plan(recipe, workspace, ["numbers"])
     assert run_all(recipe, workspace)["total"].metrics == {"total": 36}
 
 

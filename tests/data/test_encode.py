@@ -135,15 +135,11 @@ def test_killed_under_fan_out_it_continues_to_the_same_content(tmp_path: Path, b
     assert (shard.digest, ledger_files(shard)) == (fresh.digest, ledger_files(fresh))
 
 
-def test_the_way_to_encode_is_recorded(tmp_path: Path) -> None:
+def test_time_without_tokens_is_recorded(tmp_path: Path) -> None:
     (tmp_path / "text").mkdir()
     for i, text in enumerate(TEXTS):
         (tmp_path / "text" / f"{i:03}.txt").write_text(text)
     sections = {"download": {"sources": [{"name": "files", "paths": ["text"]}]}, "tokenizer": {"tokenizer": {"name": "bpe", "vocab_size": 270}}}
     (tmp_path / "r.yaml").write_text(json.dumps({"name": "t", "stages": ["download", "tokenizer", "shard"], **sections}))
     built = run_all(load(tmp_path / "r.yaml"), Workspace(tmp_path / "data"))
-    for stage in ("tokenizer", "shard"):
-        assert built[stage].metrics["encoder"] == "tiktoken"
-        assert built[stage].metrics["texts_compared"] > 24
-        assert f"{stage}: encodes with tiktoken" in (built[stage].path / "events.jsonl").read_text()
     assert 0 <= built["shard"].metrics["waiting_for_tokens_share"] <= 1

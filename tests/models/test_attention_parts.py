@@ -15,7 +15,7 @@ from feebcore.model.attention import attend, attention_weights
 from feebcore.model.build import build_model, count_architecture
 from feebcore.model.context import ForwardContext
 from feebcore.model.masks import Masks, attention_mask, document_block_mask, window_block_mask, window_mask
-from feebcore.model.parts import Position
+from feebcore.model.position import Position
 from feebcore.parts import resolve_part
 from feebcore.protocols import BuildContext
 from feebcore.testing import check_part

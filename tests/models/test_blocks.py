@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from feebcore.model.build import build_model
 from feebcore.model.context import ForwardContext
-from feebcore.model.parts import Position
+from feebcore.model.position import Position
 from feebcore.parts import resolve_part
 from feebcore.protocols import BuildContext
 from feebcore.testing import candidate

@@ -16,7 +16,7 @@ from feebcore.model.build import build_model
 from feebcore.model.context import ForwardContext
 from feebcore.model.counting import count_flops
 from feebcore.model.loss import linear_cross_entropy
-from feebcore.model.parts import Position
+from feebcore.model.position import Position
 from feebcore.parts import resolve_part
 from feebcore.protocols import Batch
 from feebcore.testing import candidate

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from torch.nn import functional as F
 
 from feebcore.model.context import ForwardContext
-from feebcore.model.parts import Position
+from feebcore.model.position import Position
 from feebcore.parts import resolve_part
 from feebcore.testing import candidate
 from feebcore.testing.framework import iterate

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from feebcore.model.build import build_model, count_architecture
 from feebcore.model.context import ForwardContext
 from feebcore.model.masks import Masks, attention_mask
-from feebcore.model.parts import Position
+from feebcore.model.position import Position
 from feebcore.parts import resolve_part
 from feebcore.protocols import BuildContext
 from feebcore.testing.models import enliven

@@ -19,7 +19,7 @@ from feeb_models.feedforwards.moe import grouped_linear as grouped
 from feebcore.model.build import build_model
 from feebcore.model.context import ForwardContext
 from feebcore.model.counting import hook_optimizer
-from feebcore.model.parts import Position
+from feebcore.model.position import Position
 from feebcore.parts import resolve_part
 from feebcore.protocols import Batch
 from feebcore.testing import candidate

@@ -9,7 +9,7 @@ import torch
 from feeb_models.normalized_linear import LearnedScale, NormalizedLinear, NormalizedResidualLinear
 from feebcore.model.build import build_model
 from feebcore.model.context import ForwardContext
-from feebcore.model.parts import Position
+from feebcore.model.position import Position
 from feebcore.parts import resolve_part
 from feebcore.protocols import BuildContext
 

@@ -120,7 +120,7 @@ class Display:
             self._progress.remove_task(bar)
         self._bars.clear()
         if row["status"] == "built":
-            self.console.print(f"  [green]done[/] in {duration(row['seconds'])}: {headline(row['stage'], row['metrics'])}")
+            self.console.print(f"  [green]done[/] in {duration(row['seconds'])}: {headline(row['metrics'])}")
 
     def table(self, results: dict[str, Any], seconds: float) -> None:
         """Print every stage with status, time and main metrics, and the path of the report."""
@@ -133,7 +133,7 @@ class Display:
         for run, stages in results.items():
             for stage, row in stages.items():
                 took = duration(row["seconds"]) if row["status"] == "built" else ""
-                table.add_row(run, stage, row["status"], took, headline(stage, row["metrics"]))
+                table.add_row(run, stage, row["status"], took, headline(row["metrics"]))
         self.console.print(table, soft_wrap=False)
         done = [row["status"] for stages in results.values() for row in stages.values()]
         if all(status == "reused" for status in done):

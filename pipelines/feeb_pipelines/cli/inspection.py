@@ -151,7 +151,7 @@ def runs(stage: Annotated[str | None, Parameter(help="Show only this stage.")] =
         return None
     return _print_table(
         ("stage", "name", "fingerprint", "status", "created", "metrics"),
-        [(r["stage"], r["name"], r["fingerprint"], r["status"], r["created"], headline(r["stage"], r["metrics"])) for r in rows],
+        [(r["stage"], r["name"], r["fingerprint"], r["status"], r["created"], headline(r["metrics"])) for r in rows],
     )
 
 

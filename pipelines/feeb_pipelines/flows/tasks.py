@@ -205,7 +205,7 @@ class _Watcher:
             with contextlib.suppress(Exception):
                 update_progress_artifact(self._progress[0], 100.0)
         if result["status"] == "built":
-            self.logger.info("%s is built, in %.1f s: %s", self.stage, result["seconds"], headline(self.stage, artifact.metrics))
+            self.logger.info("%s is built, in %.1f s: %s", self.stage, result["seconds"], headline(artifact.metrics))
             _describe_stage(self.run, self.stage, artifact, result)
         else:
             self.logger.info("reused %s", artifact.path)
@@ -214,7 +214,7 @@ class _Watcher:
 def _describe_stage(run: str, stage: str, artifact: Artifact, result: dict[str, Any]) -> None:
     """What the stage made, for the Artifacts tab of its task run."""
     lines = [f"# {run}: {stage}", "", f"`{artifact.path}`", ""]
-    lines += [f"- **{name}**: {value}" for name, value in highlights(stage, artifact.metrics)]
+    lines += [f"- **{name}**: {value}" for name, value in highlights(artifact.metrics)]
     lines += [f"- **seconds**: {result['seconds']:.1f}", f"- **fingerprint**: `{artifact.fingerprint}`", f"- **created**: {artifact.manifest['created']}"]
     lines += ["", "## Inputs", ""] + [f"- {name}: `{entry['path']}`" for name, entry in artifact.manifest["inputs"].items()]
     lines += ["", "## Plugins", ""] + [f"- {row['kind']}: {row['part']} {row['version']}" for row in artifact.manifest["plugins"]]
@@ -230,7 +230,7 @@ def _describe_stage(run: str, stage: str, artifact: Artifact, result: dict[str, 
 
 def _describe_run(title: str, results: dict[str, dict[str, Any]]) -> None:
     rows = [
-        {"run": run, "stage": stage, "status": r["status"], "seconds": f"{r['seconds']:.1f}", "metrics": headline(stage, r["metrics"]), "path": r["path"]}
+        {"run": run, "stage": stage, "status": r["status"], "seconds": f"{r['seconds']:.1f}", "metrics": headline(r["metrics"]), "path": r["path"]}
         for run, stages in results.items()
         for stage, r in stages.items()
     ]

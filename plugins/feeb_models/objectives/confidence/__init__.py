@@ -15,9 +15,9 @@ class ConfidenceConfig(feeb.PartConfig):
         description="what each layer adds: 1: -ce / L; 2: log(1 - exp(-mean ce)) / L; 3: ce p live; 4: (ce where it stops, else 1) p live; "
         "5: as 4 with ce, stops and live of the layer before",
     )
-    next_token: float | None = Field(None, description="weight of the last layer's plain cross-entropy beside it; default 1 for forms 1 and 2, else 0")
+    next_token: float | None = Field(None, description="weight of an additional plain cross-entropy on the last layer; default 1 for forms 1 and 2, else 0")
     targets: Literal["true", "own", "before"] = Field(
-        "true", description="what ce is of: the next token, the layer's own likeliest token, or that of the layer before"
+        "true", description="target of the cross-entropy: the next token, the layer's own most likely token, or that of the previous layer"
     )
     reward: bool = Field(False, description="forms 4 and 5: live positions that do not stop are rewarded for their confidence (-1 in place of 1)")
     penalise_last: bool = Field(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from feebcore.config import NoOptions
-from feebcore.model.parts import Position
+from feebcore.model.position import Position
 from feebcore.protocols import BuildContext
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from feebcore.config import NoOptions
-from feebcore.model.parts import Position, rows_of
+from feebcore.model.position import Position, rows_of
 from feebcore.protocols import BuildContext
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from feebcore.config import NoOptions
-from feebcore.model.parts import Position
+from feebcore.model.position import Position
 from feebcore.protocols import BuildContext
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from feeb_models.positions.rope import RopeConfig, ScaledRopeConfig, YarnRopeConfig
-from feebcore.model.parts import Position, rows_of
+from feebcore.model.position import Position, rows_of
 from feebcore.protocols import BuildContext
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from feeb_models.positions.sinusoidal import SinusoidalConfig
-from feebcore.model.parts import Position, rows_of
+from feebcore.model.position import Position, rows_of
 from feebcore.protocols import BuildContext
 
 
