@@ -94,7 +94,7 @@ def any_ids_decode(subject: Candidate) -> None:
         require(tokenizer.decode([tokenizer.bos_id, tokenizer.eos_id]) == "", "the special ids decode to text; they stand for none")
 
 
-@check("tokenizers", meaning="A lone surrogate is no character; a tokenizer that replaces it in silence loses what it was given.")
+@check("tokenizers", meaning="A lone surrogate is not a valid character; replacing it silently changes the text.")
 def lone_surrogates_are_refused(subject: Candidate) -> None:
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = train_tokenizer(subject, Path(folder))
@@ -204,7 +204,7 @@ def packing_isolates_documents(subject: Candidate) -> None:
                 require(not len(across), f"a target of sequence {row} lies in another document than its input")
 
 
-@check("packings", meaning="The waste that is reported is not the waste there is.")
+@check("packings", meaning="The reported padding or dropped fraction is wrong.")
 def packing_statistics_are_right(subject: Candidate) -> None:
     with small_store() as store:
         packing = subject.part.build(store=store, seq_len=16)
@@ -233,7 +233,7 @@ def packing_statistics_are_right(subject: Candidate) -> None:
 
 @check(
     "data_orders",
-    meaning="Training fails late, or a resumed run sees other data: an order must name sequences that there are, for any sample, always the same.",
+    meaning="Training fails late, or a resumed run sees other data: a data order must return valid sequence indices, deterministically for every sample index.",
 )
 def order_works_in_the_loader(subject: Candidate) -> None:
     with small_store() as store:

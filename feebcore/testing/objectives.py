@@ -315,7 +315,10 @@ def _slopes(objective: Callable[..., ObjectiveOutput], logits: Tensor, batch: Ba
     return (table.logits.grad * direction).sum().item(), (there - back).item() / 1e-2
 
 
-@check("objectives", meaning="It computes more, or less, than is counted, so comparisons at equal FLOPs are off; say what it runs besides in `extra_flops`.")
+@check(
+    "objectives",
+    meaning="The FLOPs of the objective do not match `extra_flops`, so comparisons at matched FLOPs are wrong; declare what it computes beyond one forward pass.",
+)
 @torch.no_grad()
 def extra_flops_are_declared(subject: Candidate) -> None:
     from feebcore.model.build import build_model

@@ -249,7 +249,7 @@ def factors_are_positive(subject: Candidate) -> None:
             require(math.isfinite(factor) and factor > 0, f"{name} is multiplied by {factor} at width, layers, batch, steps {shape}")
 
 
-@check("lr_scalings", meaning="At the size where learning rates were tuned they change anyway; a constant slipped in, or a ratio stands upside down.")
+@check("lr_scalings", meaning="At the reference size the factors are not 1; look for a stray constant or an inverted ratio.")
 def identity_at_the_reference(subject: Candidate) -> None:
     sizes = {"d_model": "reference_width", "num_layers": "reference_layers", "batch_tokens": "reference_batch_tokens", "steps": "reference_steps"}
     known = {size: getattr(subject.part.config, option, 0) for size, option in sizes.items()}

@@ -22,7 +22,7 @@ PART = feeb.AttentionSpec(
     "gated_delta",
     GatedDeltaConfig,
     build=f"{__name__}.gated_delta:GatedDelta",
-    summary="Gated DeltaNet: a linear recurrence that forgets by a gate and overwrites by the delta rule; a state of fixed size instead of a cache.",
+    summary="Gated DeltaNet: linear attention with a gated delta rule; constant-size recurrent state instead of a KV cache.",
     reference="arXiv:2412.06464",
     since="1.1",
     breaks=("averages_values",),

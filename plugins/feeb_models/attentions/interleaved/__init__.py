@@ -22,7 +22,7 @@ PART = feeb.AttentionSpec(
     "interleaved",
     InterleavedConfig,
     build=f"{__name__}.interleaved:build_interleaved",
-    summary="Hybrid of two attentions in a pattern over layers, such as three linear ones to one full one.",
+    summary="Hybrid layers: two attention types alternate in a layer pattern, e.g. three linear-attention layers per full-attention layer.",
     reference="arXiv:2403.19887",
     since="1.1",
     breaks=("averages_values",),
