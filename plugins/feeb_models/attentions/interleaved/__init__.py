@@ -25,6 +25,6 @@ PART = feeb.AttentionSpec(
     summary="Hybrid layers: two attention types alternate in a layer pattern, e.g. three linear-attention layers per full-attention layer.",
     reference="arXiv:2403.19887",
     since="1.1",
-    breaks=("averages_values",),
+    breaks=("attention_weights_sum_to_one",),
     equation="y = a(x) in layers where the pattern, repeated, has an A, else b(x)",
 )
