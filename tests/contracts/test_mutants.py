@@ -116,6 +116,12 @@ def keys_turned_when_read(q: Tensor, k: Tensor, v: Tensor, context: ForwardConte
     return mix(q, torch.cat([context.rotate(turned[:, i : i + T]) for i in range(0, S, T)], 1).transpose(1, 2) if S % T == 0 else k, v, context)
 
 
+def weaker_each_time(self: Any, y_BTC: Tensor) -> Tensor:
+    """What a pass gives depends on how many came before."""
+    self.calls = vars(self).get("calls", 0) + 1
+    return y_BTC / self.calls
+
+
 ATTENTIONS = {
     "no mask": (mutant_attention(lambda *a: mix(*a, masked=False)), "causality"),
     "mask off by one": (mutant_attention(lambda *a: mix(*a, shift=1)), "causality"),
@@ -143,6 +149,7 @@ ATTENTIONS = {
     "values turned too": (mutant_attention(mix, turn=lambda q, k, v, c: (c.rotate(q), c.rotate(k), c.rotate(v))), "only_distance_counts"),
     "cached keys turned when read": (mutant_attention(keys_turned_when_read, turn=lambda q, k, v, c: (c.rotate(q), k, v)), "cache_parity"),
     "norm on what attention returns": (mutant_attention(mix, finish=lambda self, y: F.rms_norm(y, y.shape[-1:])), "residual_maps_are_last"),
+    "another result when computed again": (mutant_attention(mix, finish=weaker_each_time), "recomputation_parity"),
     "keys and queries detached": (mutant_attention(lambda q, k, v, c: v.cumsum(2) * 0 + mix(q, k, v * 0, c)), "gradient_everywhere"),
 }
 
