@@ -49,7 +49,7 @@ pretrain:
 def one(path: Path, workspace: Workspace, number: int, seeds: int) -> dict[str, Any]:
     """The `number`-th comparison of the recipe with itself: its variant as the result has it."""
     member = load(path, [f"pretrain.seed={2 * seeds * number}"])
-    settings = Settings(seeds=seeds, rates="off", curve=(), name=f"calibration-{number}")
+    settings = Settings(seeds=seeds, tune_lr="off", curve=(), name=f"calibration-{number}")
     artifact = compare([member, member], settings, workspace)
     return read_json(artifact.file("result.json"))["variants"][0]
 

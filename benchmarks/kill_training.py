@@ -2,7 +2,7 @@
 
     python benchmarks/kill_training.py [--kills 20] [--compile on] [--ranks 2] [--seed 0]
 
-A third of the kills falls into steps, a third into the writing of checkpoints, a third into looks at held-out text; one of
+A third of the kills falls into steps, a third into the writing of checkpoints, a third into validation; one of
 five hits the parent process instead of a training process. Compared bit for bit: weights, optimizer state, the training log
 without its times, the tokens of every batch. Exit status 1 where anything differs.
 """

@@ -6,7 +6,7 @@
 time: milliseconds of optimizer.step() on transformers of 4.2 M and 12 M parameters, interleaved rounds in one process,
 medians, and the ratio to torch's fused AdamW. With one thread it is CPU time, which other work on the machine disturbs less.
 
-quality: bits per byte on held-out text after training a small byte model on the standard library's source, for each
+quality: validation bits per byte after training a small byte model on the standard library's source, for each
 optimizer at the best of `factors` on all its rates, same seeds, data and schedule
 (cosine after a tenth of warmup; for schedule_free constant after the warmup).
 """
@@ -146,7 +146,7 @@ def compare_quality(names: list[str], arguments: argparse.Namespace) -> None:
     texts = text()
     count = sum(p.numel() for p in transformer(arguments.layers, arguments.width, 256, 64).parameters())
     factors = [float(f) for f in arguments.factors.split(",")]
-    print(f"{count / 1e6:.2f} M parameters, {arguments.steps} steps of 1024 bytes, bits per byte on held-out text, {arguments.seeds} seed(s)")
+    print(f"{count / 1e6:.2f} M parameters, {arguments.steps} steps of 1024 bytes, validation bits per byte, {arguments.seeds} seed(s)")
     print(f"{'optimizer':<14}" + "".join(f"{f'x {f:.2f}':>9}" for f in factors) + f"{'best':>9}{'minutes':>9}")
     for name in names:
         began = time.perf_counter()

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import inspect
 import re
@@ -129,11 +130,27 @@ def option_rows(config: type[BaseModel], prefix: str, inherited: str = "identity
         inner = field.annotation
         role = next((m.name for m in field.metadata if isinstance(m, KeyRole)), inherited)
         if inspect.isclass(inner) and issubclass(inner, BaseModel):
-            rows.append(f"| `{prefix}{key}` | section | | | {comments.get(key, '')} |")
+            description = field.description or comments.get(key, "")
+            if stage := stage_with_keys_of(inner):
+                name, others = stage
+                rows.append(f"| `{prefix}{key}` | section | | | {description}: the keys of [{name}](reference.md#{name}){others} |")
+                continue
+            rows.append(f"| `{prefix}{key}` | section | | | {description} |")
             rows += option_rows(inner, f"{prefix}{key}.", role)
             continue
         rows.append(f"| `{prefix}{key}` | {type_name(field)} | {default_text(field)} | {role} | {field.description or comments.get(key, '')} |")
     return rows
+
+
+@functools.cache
+def stage_with_keys_of(section: type[BaseModel]) -> tuple[str, str] | None:
+    """The stage that documents the keys of this section, because its own options derive from it; and a note on the keys that only
+    the stage has."""
+    for _, spec in Registry(strict=True).parts("stages"):
+        if spec.distribution == "feeb" and issubclass(spec.config, section) and section is not spec.config:
+            others = ", ".join(f"`{key}`" for key in spec.config.model_fields if key not in section.model_fields)
+            return spec.name, f" without {others}" if others else ""
+    return None
 
 
 def type_name(field: Any) -> str:

@@ -20,18 +20,19 @@ from feebcore.specs import PartSpec
 ROOT = Path(__file__).resolve().parents[1]
 
 SYMBOLS = """\
-r       residual stream [T, C]; r_t: one token, r_l: before layer l   C, T   d_model, sequence length
+r       residual stream (hidden states) [T, C]; r_t: one token, r_l: before layer l   C, T   d_model, sequence length
 x       input of a sublayer, in most blocks norm(r)                  L, l   num_layers, layer index from 0
 y       output of a sublayer                                          H, h   num_heads, a head;  D: head_dim
-a, m    attention and feedforward of a block, a2 and m2 second ones   V, F   vocab_size, hidden size of a feedforward
+attn    attention of a block; mlp: its feedforward (MLP)             V, F   vocab_size, hidden size of an MLP
+attn2, mlp2   second ones of the same kind                            ln     natural logarithm (never a norm)
 norm    the model's norm, each with its own gain                      W, E   learned matrices, embedding tables
-z       input of the LM head, norm(r_L)                               t, s   positions of query and key, from 0
+z       lm_heads, objectives: input of the LM head, norm(r_L)         t, s   positions of query and key, from 0
 A B     matmul              A * B  elementwise product     [A; B]  concatenation      [y_h]_h  concatenation over heads
 rot_t   rotary embedding of queries and keys               b       position bias on scores; both absent unless stated
 att(q, k, v) = softmax(q kᵀ / √(width of q) + b) v         softmax over s ≤ t in the same document, values v_s
 rms(x) = x / √(mean(x²) + eps)      lerp(a, b, c) = a + c (b − a)      sg: stop-gradient      B_l: a whole block
 optimizers: w weights, g gradient, η learning rate, λ weight_decay, β1 β2 betas, μ momentum, n step from 1; averages start at 0
-schedules: f multiplies the learning rates; after the warm-up, where it is (n + 1) / warmup, n step from 0; p progress of the
+schedules: f multiplies the learning rates; after the warmup, in which it is (n + 1) / warmup, n step from 0; p progress of the
 decay, 0 to 1; φ final_fraction"""
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import functools
 import importlib
 import inspect
 import re
@@ -94,14 +96,16 @@ def method_rows(item: type) -> list[str]:
     for name, member in item.__dict__.items():
         if name in annotated:
             continue
-        function = (
-            member.fget if isinstance(member, property) else inspect.unwrap(member.__func__ if isinstance(member, classmethod | staticmethod) else member)
-        )
+        is_property = isinstance(member, property | functools.cached_property)
+        if is_property:
+            function = member.fget if isinstance(member, property) else member.func
+        else:
+            function = inspect.unwrap(member.__func__ if isinstance(member, classmethod | staticmethod) else member)
         if (name.startswith("_") and name != "__call__") or not inspect.isfunction(function) or function.__module__ != item.__module__:
             continue
         signature = str(inspect.signature(function)).replace("'", "").replace("(self, ", "(").replace("(self)", "()")
-        shown = f"{name}{signature.partition(')')[2]}" if isinstance(member, property) else f"{name}{signature}"
-        text = " ".join((inspect.getdoc(function) or comments.get(name, "")).split())
+        shown = f"{name}{signature.partition(')')[2]}" if is_property else f"{name}{signature}"
+        text = " ".join((inspect.cleandoc(function.__doc__ or "") or comments.get(name, "")).split())
         rows += textwrap.wrap(f"- `{shown}`{': ' + text if text else ''}", 140, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
     return rows
 
@@ -109,8 +113,11 @@ def method_rows(item: type) -> list[str]:
 def attribute_comments(item: type) -> dict[str, str]:
     """Text after `#` on the line of an attribute or one-line method, or the string literal on the lines below an attribute."""
     comments: dict[str, str] = {}
-    lines = inspect.getsource(item).splitlines()
+    source = inspect.getsource(item)
+    lines, body = source.splitlines(), ast.parse(textwrap.dedent(source)).body[0].body  # type: ignore[attr-defined]
     for number, line in enumerate(lines):
+        if number < body[0].end_lineno and inspect.getdoc(item) and isinstance(body[0], ast.Expr):
+            continue  # the docstring of the class
         match = re.match(r"    (?:def )?(\w+)(?:\(.*\))?\s*(?:->[^:]*)?:[^#]*?(?:\s+#\s*(.*))?$", line)
         if not match:
             continue

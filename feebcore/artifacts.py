@@ -353,7 +353,7 @@ def read_artifact(folder: Path) -> Artifact | None:
     except ArtifactError as error:
         raise ArtifactError(f"{error}; remove {folder} and run the recipe again to rebuild it") from None
     if not isinstance(manifest, dict) or not isinstance(manifest.get("schema"), int):
-        raise ArtifactError(f"{path} is damaged (it is no manifest); remove {folder} and run the recipe again to rebuild it")
+        raise ArtifactError(f"{path} is damaged (it is not a manifest); remove {folder} and run the recipe again to rebuild it")
     if manifest["schema"] > SCHEMA:
         raise ArtifactError(f"{path} was written by a newer feeb (schema {manifest['schema']}); update feeb to read it")
     if manifest["schema"] < SCHEMA:

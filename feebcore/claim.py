@@ -68,15 +68,15 @@ Expectation = Relation | Trains
 class Claim(PartConfig):
     """One row of a study's page."""
 
-    claim: str = Field(min_length=1, description="the claim or claim, in words")
-    expect: str = Field(description="what would be seen if it holds here: `a < b`, `a > b`, `a = b within 1%`, `a trains`")
+    claim: str = Field(min_length=1, description="the statement that is tested, in words")
+    expect: str = Field(description="what holds if the claim is true: `a < b`, `a > b`, `a = b within 1%`, `a trains`")
     metric: str = Field(
         HELD_OUT,
         min_length=1,
-        description="bits_per_byte of the validation split, …",
+        description="bits_per_byte of the validation split, a metric of the run, a column of its training log, or FILE:PATH in its probes, such as "
+        "repetition:greedy.repeated",
     )
-
-    stage: str = Field("pretrain", description="whose artifact has the metric")
+    stage: str = Field("pretrain", description="stage whose artifact has the metric")
 
     @field_validator("expect")
     @classmethod
@@ -95,7 +95,7 @@ def parse(text: str) -> Expectation:
     if len(words) > 1 and words[-1] == "trains":
         terms = [_variant(word.rstrip(",")) for word in words[:-1] if word != "and"]
         if any(term.step is not None for term in terms):
-            raise ValueError(f"{text!r}: `trains` speaks of the end of a run; leave the step out")
+            raise ValueError(f"{text!r}: `trains` refers to the end of a run; remove @step")
         return Trains(tuple(term.variant for term in terms))
     signs = [i for i, word in enumerate(words) if word in RELATIONS]
     if len(signs) != 1:
@@ -140,7 +140,7 @@ def _side(words: list[str], text: str) -> tuple[Term, ...]:
 def _variant(word: str) -> Term:
     match = _TERM.match(word)
     if not match:
-        raise ValueError(f"{word!r} is no variant: a name, or a name and a step as standard@50")
+        raise ValueError(f"{word!r} is not a variant; write a name, or a name and a step such as standard@50")
     return Term(1.0, match["name"], int(match["step"]) if match["step"] else None)
 
 

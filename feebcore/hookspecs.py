@@ -19,7 +19,7 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 @hookspec
 def feeb_stages() -> Iterable[specs.StageSpec]:  # type: ignore[empty-body]
-    """A stage of the chain: what it needs, what it makes.
+    """Stages of the pipeline, with their inputs and outputs.
 
     Example::
 
@@ -38,7 +38,7 @@ def feeb_stages() -> Iterable[specs.StageSpec]:  # type: ignore[empty-body]
 
 @hookspec
 def feeb_sources() -> Iterable[specs.SourceSpec]:  # type: ignore[empty-body]
-    """Where documents come from.
+    """Dataset sources.
 
     Example::
 
@@ -69,7 +69,7 @@ def feeb_filters() -> Iterable[specs.FilterSpec]:  # type: ignore[empty-body]
 
 @hookspec
 def feeb_tokenizers() -> Iterable[specs.TokenizerSpec]:  # type: ignore[empty-body]
-    """Trainer and codec.
+    """Tokenizers: training, encoding and decoding.
 
     Example::
 
@@ -80,7 +80,7 @@ def feeb_tokenizers() -> Iterable[specs.TokenizerSpec]:  # type: ignore[empty-bo
 
         @feeb.hookimpl
         def feeb_tokenizers():
-            yield feeb.TokenizerSpec("words", WordsConfig, build="idea:build", summary="One token a word.")
+            yield feeb.TokenizerSpec("words", WordsConfig, build="idea:build", summary="One token per word.")
     """
 
 
@@ -114,7 +114,7 @@ def feeb_data_orders() -> Iterable[specs.DataOrderSpec]:  # type: ignore[empty-b
 
 @hookspec
 def feeb_architectures() -> Iterable[specs.ArchitectureSpec]:  # type: ignore[empty-body]
-    """A whole model.
+    """Architectures: whole models.
 
     Example::
 
@@ -122,13 +122,13 @@ def feeb_architectures() -> Iterable[specs.ArchitectureSpec]:  # type: ignore[em
 
         @feeb.hookimpl
         def feeb_architectures():
-            yield feeb.ArchitectureSpec("bigram", build="idea:build", summary="A table of next-token scores.")
+            yield feeb.ArchitectureSpec("bigram", build="idea:build", summary="A table of next-token logits.")
     """
 
 
 @hookspec
 def feeb_attentions() -> Iterable[specs.AttentionSpec]:  # type: ignore[empty-body]
-    """Block part: token mixing.
+    """Attention (token mixing).
 
     Example::
 
@@ -142,7 +142,7 @@ def feeb_attentions() -> Iterable[specs.AttentionSpec]:  # type: ignore[empty-bo
 
 @hookspec
 def feeb_feedforwards() -> Iterable[specs.FeedforwardSpec]:  # type: ignore[empty-body]
-    """Block part: channel mixing.
+    """Feedforward / MLP (channel mixing).
 
     Example::
 
@@ -156,7 +156,7 @@ def feeb_feedforwards() -> Iterable[specs.FeedforwardSpec]:  # type: ignore[empt
 
 @hookspec
 def feeb_norms() -> Iterable[specs.NormSpec]:  # type: ignore[empty-body]
-    """Block part: normalization.
+    """Normalization layers.
 
     Example::
 
@@ -170,7 +170,7 @@ def feeb_norms() -> Iterable[specs.NormSpec]:  # type: ignore[empty-body]
 
 @hookspec
 def feeb_positions() -> Iterable[specs.PositionSpec]:  # type: ignore[empty-body]
-    """Block part: where a token stands.
+    """Position encodings.
 
     Example::
 
@@ -184,7 +184,7 @@ def feeb_positions() -> Iterable[specs.PositionSpec]:  # type: ignore[empty-body
 
 @hookspec
 def feeb_blocks() -> Iterable[specs.BlockSpec]:  # type: ignore[empty-body]
-    """Block part: residual topology and norm placement.
+    """Residual blocks: norm placement and residual connections.
 
     Example::
 
@@ -198,7 +198,7 @@ def feeb_blocks() -> Iterable[specs.BlockSpec]:  # type: ignore[empty-body]
 
 @hookspec
 def feeb_stacks() -> Iterable[specs.StackSpec]:  # type: ignore[empty-body]
-    """Block part: how blocks are stacked.
+    """How blocks are composed (sequential, looped, U-net).
 
     Example::
 
@@ -212,7 +212,7 @@ def feeb_stacks() -> Iterable[specs.StackSpec]:  # type: ignore[empty-body]
 
 @hookspec
 def feeb_embeddings() -> Iterable[specs.EmbeddingSpec]:  # type: ignore[empty-body]
-    """Block part: tokens to vectors.
+    """Token embeddings.
 
     Example::
 
@@ -226,7 +226,7 @@ def feeb_embeddings() -> Iterable[specs.EmbeddingSpec]:  # type: ignore[empty-bo
 
 @hookspec
 def feeb_lm_heads() -> Iterable[specs.LMHeadSpec]:  # type: ignore[empty-body]
-    """Language-model heads: hidden states to logits.
+    """LM heads: hidden states to logits.
 
     Example::
 
@@ -240,7 +240,7 @@ def feeb_lm_heads() -> Iterable[specs.LMHeadSpec]:  # type: ignore[empty-body]
 
 @hookspec
 def feeb_initializations() -> Iterable[specs.InitializationSpec]:  # type: ignore[empty-body]
-    """Block part: initial weights.
+    """Weight initialization.
 
     Example::
 
@@ -373,7 +373,7 @@ def feeb_samplers() -> Iterable[specs.SamplerSpec]:  # type: ignore[empty-body]
 
 @hookspec
 def feeb_algorithms() -> Iterable[specs.AlgorithmSpec]:  # type: ignore[empty-body]
-    """RL: advantage and policy loss.
+    """RL algorithms: advantages and policy loss.
 
     Example::
 
@@ -387,7 +387,7 @@ def feeb_algorithms() -> Iterable[specs.AlgorithmSpec]:  # type: ignore[empty-bo
 
 @hookspec
 def feeb_tasks() -> Iterable[specs.TaskSpec]:  # type: ignore[empty-body]
-    """Prompts with a verifiable reward.
+    """RL tasks: prompts with a verifiable reward.
 
     Example::
 
@@ -404,7 +404,7 @@ def feeb_tasks() -> Iterable[specs.TaskSpec]:  # type: ignore[empty-body]
 
 @hookspec
 def feeb_benchmarks() -> Iterable[specs.BenchmarkSpec]:  # type: ignore[empty-body]
-    """Evaluation suites.
+    """Benchmarks: metrics of a trained model.
 
     Example::
 
@@ -418,7 +418,7 @@ def feeb_benchmarks() -> Iterable[specs.BenchmarkSpec]:  # type: ignore[empty-bo
 
 @hookspec
 def feeb_planners() -> Iterable[specs.PlannerSpec]:  # type: ignore[empty-body]
-    """Which sweep cells to run.
+    """Planners: which runs a scaling-law sweep trains.
 
     Example::
 
@@ -432,7 +432,7 @@ def feeb_planners() -> Iterable[specs.PlannerSpec]:  # type: ignore[empty-body]
 
 @hookspec
 def feeb_laws() -> Iterable[specs.LawSpec]:  # type: ignore[empty-body]
-    """Functional forms to fit.
+    """Scaling laws: functional forms to fit.
 
     Example::
 
@@ -446,7 +446,7 @@ def feeb_laws() -> Iterable[specs.LawSpec]:  # type: ignore[empty-body]
 
 @hookspec
 def feeb_importers() -> Iterable[specs.ImporterSpec]:  # type: ignore[empty-body]
-    """Other formats to feeb models.
+    """Importers: other formats to feeb models.
 
     Example::
 
@@ -460,7 +460,7 @@ def feeb_importers() -> Iterable[specs.ImporterSpec]:  # type: ignore[empty-body
 
 @hookspec
 def feeb_exporters() -> Iterable[specs.ExporterSpec]:  # type: ignore[empty-body]
-    """Feeb models to other formats.
+    """Exporters: feeb models to other formats.
 
     Example::
 

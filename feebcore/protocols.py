@@ -27,19 +27,20 @@ ProgressFn = Callable[[float, float], None]
 
 
 def _not_offered(*arguments: Any, **named: Any) -> Any:
-    raise TypeError("this kind of part is not given this maker; the docstring of its spec lists what its BuildContext holds")
+    raise TypeError("this kind of part does not receive this factory; the docstring of its spec lists the fields of its BuildContext")
 
 
 @dataclass(frozen=True)
 class BuildContext:
-    """What a part may know of the place where it will stand: the second argument of every factory, `build(config, context)`.
+    """What the factory of a part receives as second argument, `build(config, context)`: model sizes, factories of other parts, data and
+    training settings.
 
-    One record for all kinds of part; the docstring of each spec (feebcore/specs.py) lists the fields that its kind is given.
+    One record for all kinds of part; the docstring of each spec (feebcore/specs.py) lists the fields that its kind receives.
     The others keep their defaults.
 
     Sizes of the model: vocab_size, seq_len, d_model (for a norm: the width that it normalizes), num_heads, head_dim, layer (of
     num_layers, from 0), dropout (of the results of attention and feedforward). Its parts: position (the model's Position), embedding, and
-    makers of what a part may hold several of: make_norm(dim=d_model), make_attention(), make_feedforward(), make_block(layer).
+    factories of parts that it may contain: make_norm(dim=d_model), make_attention(), make_feedforward(), make_block(layer).
     Data: store (TokenStore), packing, num_sequences of one epoch, sources (the sequences of each source, where the data order
     asks for them), batch_size, seed. Training: groups (ParamGroup), total_steps (0: not known).
     """
@@ -81,7 +82,7 @@ class Document:
 
 
 class Source:
-    """Where documents come from. `fetch` may be slow and resumes; `documents` reads what it fetched.
+    """A dataset source. `fetch` downloads (resumable); `documents` reads the downloaded files.
 
     name: the source that its documents carry; empty where it is known only from the documents.
     """
@@ -114,10 +115,10 @@ Filter = Callable[["polars.LazyFrame"], "polars.LazyFrame"]
 
 
 class Tokenizer:
-    """A codec. Text is never parsed for special tokens: `<|endoftext|>` in a document stays text.
+    """Encodes text to token ids and decodes them. Special tokens are never parsed from text: `<|endoftext|>` in a document stays text.
 
-    bos_id stands before every document, eos_id after every document and every completion. encodes_in_threads: `encode_batch` uses
-    all cores by itself (one when TOKENIZERS_PARALLELISM is false), so no worker processes are started.
+    bos_id precedes every document, eos_id follows every document and every completion. encodes_in_threads: `encode_batch` is
+    multithreaded (unless TOKENIZERS_PARALLELISM is false), so no worker processes are started.
     """
 
     vocab_size: int
@@ -152,7 +153,7 @@ class TokenizerTrainer:
 
 @dataclass
 class PackedSequences:
-    """Sequences of a packing. tokens [B, T+1]: inputs and, one further, targets. mask [B,T] bool: which targets count.
+    """Sequences of a packing. tokens [B, T+1]: inputs and, shifted by one, targets. mask [B,T] bool: which targets count.
     doc_ids [B,T] int64: which document inside the sequence. positions [B,T] int64. None: all count, one document, 0..T-1."""
 
     tokens: np.ndarray
@@ -162,12 +163,12 @@ class PackedSequences:
 
 
 class Packing:
-    """Documents to training sequences, each addressed by its number. num_sequences: of one epoch."""
+    """Documents to training sequences, each addressed by its index. num_sequences: of one epoch."""
 
     num_sequences: int
 
     def sequences(self, indices: np.ndarray) -> PackedSequences:
-        """The sequences with these numbers, int64 [B]; the result for one does not depend on the others."""
+        """The sequences with these indices, int64 [B]; the result for one does not depend on the others."""
         raise NotImplementedError
 
     @property
@@ -229,8 +230,8 @@ class Counts:
     """Parameters and FLOPs, conventions explicit. total: every parameter once. non_embedding: without embedding
     and position tables. matmul: parameters that multiply activations (transformer + head, tied or not).
     flops_per_token: forward, full T x T attention, as FlopCounterMode counts (training is 3x this).
-    flops_per_token_causal: attention halved. cache_bytes_per_token: key/value cache in fp32. cache_bytes_fixed: what a row
-    keeps besides, however long it is (the state of a recurrence)."""
+    flops_per_token_causal: attention halved. cache_bytes_per_token: key/value cache in fp32. cache_bytes_fixed: the
+    constant-size part of the cache per sequence (a recurrent state)."""
 
     total: int
     non_embedding: int
@@ -266,13 +267,13 @@ class Objective:
     """Training objective: `objective(model, batch) -> ObjectiveOutput`. The base class of objectives; `build(config, context)` makes one."""
 
     selects: bool = False
-    """Whether it trains on a choice of the targets: its count may then be less than the mask's."""
+    """Whether it trains on a subset of the unmasked targets; `count` may then be smaller than the mask sum."""
 
     def __call__(self, model: LanguageModel, batch: Batch) -> ObjectiveOutput:
         raise NotImplementedError
 
     def extra_flops(self, model: LanguageModel, length: int) -> tuple[float, float]:
-        """(trained, frozen) forward FLOPs of one sequence beyond one run of the model and its head: of what is trained, and of what is not."""
+        """Forward FLOPs per sequence in addition to one forward pass of the model and LM head, as (with backward, without backward)."""
         return 0.0, 0.0
 
     def check(self, model: LanguageModel) -> None:
@@ -322,7 +323,7 @@ class Task:
 @dataclass(frozen=True)
 class Cell:
     """One run of a sweep. overrides: recipe keys of the train section, dotted. flops: planned training FLOPs, exact.
-    budget: the FLOPs that were asked for, equal for the cells of one isoFLOP curve (0: none)."""
+    budget: the FLOPs that were asked for, equal for the runs of one isoFLOP curve (0: none)."""
 
     name: str
     overrides: dict[str, Any]

@@ -190,7 +190,7 @@ def set_key(data: dict[str, Any], dotted: str, value: Any) -> None:
 
 def _item(node: list[Any], key: str, dotted: str) -> Any:
     if not key.isdigit() or int(key) >= len(node):
-        raise RecipeError(f"{dotted}: {key!r} is no position of a list of {len(node)}")
+        raise RecipeError(f"{dotted}: {key!r} is not an index of a list of {len(node)} items")
     item = node[int(key)]
     if isinstance(item, str):
         item = node[int(key)] = {"name": item}

@@ -164,7 +164,7 @@ def _checked(spec: PartSpec, spec_class: type[PartSpec], kind: str, info: Plugin
     if not isinstance(spec, spec_class):
         raise PluginError(f"feeb_{kind} must yield {spec_class.__name__}, not {type(spec).__name__}")
     if not _NAME.fullmatch(spec.name):
-        raise PluginError(f"{kind}: {spec.name!r} is no name; use lower-case letters, digits, '_', '-' and '.'")
+        raise PluginError(f"{kind}: {spec.name!r} is not a valid name; use lower-case letters, digits, '_', '-' and '.'")
     if not spec.build:
         raise PluginError(f"{kind}: part {spec.name!r} has no build")
     if spec.api.split(".")[0] != API_VERSION.split(".")[0]:

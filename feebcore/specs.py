@@ -112,17 +112,15 @@ class StageSpec(PartSpec):
 
 
 class SourceSpec(PartSpec):
-    """build: `(config, context) -> Source`: where documents come from. The context holds nothing."""
+    """build: `(config, context) -> Source`: a dataset source. The context is not used."""
 
 
 class FilterSpec(PartSpec):
-    """build: `(config, context) -> Filter`: polars LazyFrame to LazyFrame on columns text, source, key, num_bytes. The context holds
-    nothing."""
+    """build: `(config, context) -> Filter`: polars LazyFrame to LazyFrame on columns text, source, key, num_bytes. The context is not used."""
 
 
 class TokenizerSpec(PartSpec):
-    """build: `(config, context) -> TokenizerTrainer` with `train(texts, folder, progress)` and `load(folder) -> Tokenizer`. The context
-    holds nothing."""
+    """build: `(config, context) -> TokenizerTrainer` with `train(texts, folder, progress)` and `load(folder) -> Tokenizer`. The context is not used."""
 
 
 class PackingSpec(PartSpec):
@@ -132,7 +130,7 @@ class PackingSpec(PartSpec):
 @dataclass(frozen=True)
 class DataOrderSpec(PartSpec):
     """build: `(config, context) -> DataOrder`: which sequence each sample index gets; stateless. context: num_sequences, seed,
-    batch_size, total_steps (0: not known), packing and store (None in a check by itself), and, where the options say `by_source`,
+    batch_size, total_steps (0: not known), packing and store (None when a contract check builds it in isolation), and, where the options say `by_source`,
     sources."""
 
     options: ClassVar[type[PartConfig]] = DataOrderConfig
@@ -149,8 +147,8 @@ class AttentionSpec(PartSpec):
 
 
 class FeedforwardSpec(PartSpec):
-    """build: `(config, context) -> FeedforwardPart`: channel mixing, called `(x [B,T,C], context) -> [B,T,C]`. BuildContext: as of an
-    attention."""
+    """build: `(config, context) -> FeedforwardPart`: channel mixing, called `(x [B,T,C], context) -> [B,T,C]`. BuildContext: the same
+    fields as for an attention."""
 
 
 class NormSpec(PartSpec):
@@ -163,8 +161,8 @@ class PositionSpec(PartSpec):
 
 
 class BlockSpec(PartSpec):
-    """build: `(config, context) -> BlockPart`: one residual block, called `(stream [B,T,C], context) -> [B,T,C]`. BuildContext: as of an
-    attention, dropout, and make_attention(), make_feedforward(), make_norm(dim=d_model), as many times as it needs."""
+    """build: `(config, context) -> BlockPart`: one residual block, called `(stream [B,T,C], context) -> [B,T,C]`. BuildContext: the
+    same fields as for an attention, dropout, and make_attention(), make_feedforward(), make_norm(dim=d_model), as many times as it needs."""
 
 
 class StackSpec(PartSpec):
@@ -211,42 +209,38 @@ class CallbackSpec(PartSpec):
 
 @dataclass(frozen=True)
 class LogitsProcessorSpec(PartSpec):
-    """build: `(config, context) -> LogitsProcessor`: logits [B,V] fp32 to logits [B,V], row by row; removed tokens become -inf. The
-    context holds nothing."""
+    """build: `(config, context) -> LogitsProcessor`: logits [B,V] fp32 to logits [B,V], row by row; removed tokens become -inf. The context is not used."""
 
     options: ClassVar[type[PartConfig]] = LogitsProcessorConfig
     config: type[PartConfig] = LogitsProcessorConfig
 
 
 class SamplerSpec(PartSpec):
-    """build: `(config, context) -> Sampler`: `(logits [B,V] fp32, random: PerRowRNG) -> tokens [B]`, after the logits processors. The
-    context holds nothing."""
+    """build: `(config, context) -> Sampler`: `(logits [B,V] fp32, random: PerRowRNG) -> tokens [B]`, after the logits processors. The context is not used."""
 
 
 @dataclass(frozen=True)
 class AlgorithmSpec(PartSpec):
-    """build: `(config, context) -> Algorithm` (feebcore/rl/rollouts.py): advantages, policy loss and, where it has one, critic loss. The
-    context holds nothing."""
+    """build: `(config, context) -> Algorithm` (feebcore/rl/rollouts.py): advantages, policy loss and, where it has one, critic loss. The context is not used."""
 
     options: ClassVar[type[PartConfig]] = AlgorithmConfig
     config: type[PartConfig] = AlgorithmConfig
 
 
 class TaskSpec(PartSpec):
-    """build: `(config, context) -> Task`: problems with a verifiable reward; they are split by the hash of their key. The context holds
-    nothing."""
+    """build: `(config, context) -> Task`: problems with a verifiable reward; they are split by the hash of their key. The context is not used."""
 
 
 @dataclass(frozen=True)
 class BenchmarkSpec(PartSpec):
     """build: `(config, context) -> Benchmark`: `run(target: EvaluatedModel) -> dict[str, JSON]`. needs: kinds of input beyond the model, as
-    ("tokens",) for one that reads `subject.store`, the validation split."""
+    ("tokens",) for one that reads `target.store`, the validation split."""
 
     needs: tuple[str, ...] = ()
 
 
 class PlannerSpec(PartSpec):
-    """build: `(config, context) -> Planner`: which sweep cells to run."""
+    """build: `(config, context) -> Planner`: which runs a scaling-law sweep trains."""
 
 
 class LawSpec(PartSpec):

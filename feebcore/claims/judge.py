@@ -32,12 +32,12 @@ class Judgment:
 
 
 def judge(expectation: Expectation, seeds: Sequence[int], value: Value) -> Judgment:
-    """value: of the claim's metric; for `trains` the validation loss as a share of a uniform guess over the vocabulary."""
+    """value: of the claim's metric; for `trains` the validation loss as a fraction of that of a uniform guess over the vocabulary."""
     return _trains(expectation, seeds, value) if isinstance(expectation, Trains) else _relation(expectation, seeds, value)
 
 
 BETTER_THAN_GUESSING = 0.9
-"""A run trains when its validation loss is below this share of a uniform guess."""
+"""A run trains when its validation loss is below this fraction of that of a uniform guess."""
 
 
 def _trains(expectation: Trains, seeds: Sequence[int], value: Value) -> Judgment:

@@ -54,5 +54,5 @@ def _walk(value: Any, path: str, metric: str) -> Any:
 
 def _number(value: Any, metric: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise FeebError(f"metric {metric!r} is no number but {value!r}"[:200])
+        raise FeebError(f"metric {metric!r} is not a number but {value!r}"[:200])
     return float(value)

@@ -105,16 +105,16 @@ def figure(result: Mapping[str, Any], theme: Theme = LIGHT) -> bytes:
         axes.set_yticks(range(len(variants)), [v["name"] + (f"  ({len(v['diverged'])} diverged)" if v["diverged"] else "") for v in variants])
         axes.set_ylim(len(variants) - 0.5, -0.5)
         axes.set_xlabel("validation bits per byte (lower is better)")
-        axes.set_title(f"{result['name']}: seeds and means; the line is {variants[0]['name']}")
+        axes.set_title(f"{result['name']}: values per seed and mean; vertical line: mean of {variants[0]['name']}")
         axes.grid(axis="y", visible=False)
         return png(drawn)
 
 
-PANELS = 6  # a row
+PANELS = 6  # per row
 
 
 def curves(result: Mapping[str, Any], theme: Theme = LIGHT) -> bytes:
-    """PNG: a panel a variant, its training loss laid over that of the first variant."""
+    """PNG: one panel per variant with its training loss and that of the first variant."""
     first, *others = result["variants"]
     shown = others or [first]
     columns = min(PANELS, len(shown))
@@ -131,6 +131,6 @@ def curves(result: Mapping[str, Any], theme: Theme = LIGHT) -> bytes:
         for panel in panels.flat[len(shown) :]:
             panel.set_visible(False)
         drawn.supxlabel("step", fontsize=9)
-        drawn.supylabel("next token, nats", fontsize=9)
-        drawn.suptitle(f"{result['name']}: training loss over that of {first['name']} (gray), means over seeds", fontsize=10, x=0.01, ha="left")
+        drawn.supylabel("training loss (nats per token)", fontsize=9)
+        drawn.suptitle(f"{result['name']}: training loss, mean over seeds (gray: {first['name']})", fontsize=10, x=0.01, ha="left")
         return png(drawn)

@@ -60,7 +60,7 @@ def measure(recipe: Recipe, inputs: Mapping[str, Artifact], folder: Path, steps:
     folder.mkdir(parents=True, exist_ok=True)
     whole = recipe.stages[STAGE].section
     assert isinstance(whole, PretrainConfig)
-    short = section_for(whole, Run("cost", recipe.name, "rate", whole.seed, steps), whole.max_steps)
+    short = section_for(whole, Run("cost", recipe.name, "lr", whole.seed, steps), whole.max_steps)
     with use_registry(recipe.registry):
         device = precision.resolve_device(whole.device)
         flops = _flops_per_step(whole, inputs["tokens"]) * whole.max_steps

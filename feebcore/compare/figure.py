@@ -44,8 +44,8 @@ def _differences(axes: Axes, result: Mapping[str, Any], theme: Theme) -> None:
             )
     axes.set_yticks(range(len(result["variants"])), [_label(variant) for variant in result["variants"]])
     axes.set_ylim(len(result["variants"]) - 0.4, -0.6)
-    axes.set_xlabel(f"bits per byte beside {result['baseline']} (left is better)")
-    axes.set_title("Difference: seeds, mean and interval")
+    axes.set_xlabel(f"Δ bits per byte vs. {result['baseline']} (lower is better)")
+    axes.set_title("Paired differences per seed, mean and 95% CI")
     axes.grid(axis="y", visible=False)
 
 
@@ -68,7 +68,7 @@ def _against_compute(axes: Axes, result: Mapping[str, Any], theme: Theme) -> Non
         axes.plot(*zip(*curve, strict=True), "-", color=theme.series[0], linewidth=1.4, marker=".", markersize=7, label=f"{base['name']} at other budgets")
     axes.set_xscale("log")
     plain_log_ticks(axes.xaxis)
-    axes.set_xlabel("counted training FLOPs of a run")
-    axes.set_ylabel("bits per byte, held-out text")
+    axes.set_xlabel("training FLOPs per run")
+    axes.set_ylabel("validation bits per byte")
     axes.set_title("Loss against compute")
     axes.legend()

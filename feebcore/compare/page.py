@@ -1,4 +1,4 @@
-"""page.md of a comparison: the verdict, every recipe beside the baseline, what a reader must know, the figure."""
+"""page.md of a comparison: the verdict, every recipe vs. the baseline, notes, the figure."""
 
 from __future__ import annotations
 
@@ -50,5 +50,5 @@ def _row(candidate: Mapping[str, Any], variant: Mapping[str, Any] | None) -> str
     size = compact(candidate["parameters"]["total"]) if candidate["parameters"] else ""
     speed = "" if candidate["tokens_per_second"] is None else compact(candidate["tokens_per_second"])
     diverged = len(candidate["diverged"]) or ""
-    row = [candidate["name"], size, *cells, f"{candidate['steps']:,}", speed, f"{candidate['rate']['factor']:g} x", diverged]
+    row = [candidate["name"], size, *cells, f"{candidate['steps']:,}", speed, f"{candidate['lr']['factor']:g} x", diverged]
     return "| " + " | ".join(map(str, row)) + " |"

@@ -27,8 +27,8 @@ REVISION = 3
 """Of what a comparison means; a higher one makes finished comparisons be judged anew."""
 
 Budget = Literal["tokens", "flops", "time"]
-Rates = Literal["best", "report", "off"]
-Role = Literal["rate", "run", "curve"]
+TuneLR = Literal["best", "report", "off"]
+Role = Literal["lr", "run", "curve"]
 
 
 class Settings(PartConfig):
@@ -37,15 +37,15 @@ class Settings(PartConfig):
     seeds: int = Field(5, ge=2, description="pairs of runs: each seed trains every candidate once")
     budget: Budget = Field("tokens", description="what is equal: training tokens, counted training FLOPs, or measured seconds of training")
     effect: float = Field(0.01, gt=0, description="smallest difference in bits per byte that matters")
-    rates: Rates = Field("best", description="probe of each recipe's learning rate: use the best, only report it, or leave it out")
-    rate_factors: tuple[float, ...] = Field((0.5, 1.0, 2.0), description="of the recipe's own rates, that the probe begins with")
-    rate_share: float = Field(0.25, gt=0, le=1, description="of a recipe's steps, that a run of the rate probe has")
+    tune_lr: TuneLR = Field("best", description="learning-rate search per recipe: use the best (best), only report it (report), or skip the search (off)")
+    lr_factors: tuple[float, ...] = Field((0.5, 1.0, 2.0), description="multiples of the recipe's learning rates to try first")
+    lr_search_fraction: float = Field(0.25, gt=0, le=1, description="length of a run of the learning-rate search, as a fraction of the recipe's steps")
     curve: tuple[float, ...] = Field((0.5, 2.0), description="budgets of the baseline's own curve, as factors of its budget; empty: no curve")
     name: str = Field("", description="of the comparison; empty: the candidates' names")
 
-    @field_validator("rate_factors")
+    @field_validator("lr_factors")
     @classmethod
-    def _has_own_rate(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+    def _has_own_lr(cls, value: tuple[float, ...]) -> tuple[float, ...]:
         if 1.0 not in value or min(value) <= 0 or len(set(value)) != len(value):
             raise ValueError(f"{list(value)}: factors are above 0, different, and 1 is among them")
         return tuple(sorted(value))
@@ -84,7 +84,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Run:
-    """One training run of a comparison. factor: of the recipe's own rates. share: of the recipe's steps."""
+    """One training run of a comparison. factor: multiple of the recipe's learning rates. share: fraction of the recipe's steps."""
 
     name: str
     recipe: str
@@ -125,7 +125,7 @@ def _command(paths: Sequence[str], settings: Settings, overrides: Sequence[str],
     for option in ("seeds", "budget", "effect", "name"):
         if (value := getattr(settings, option)) != getattr(defaults, option):
             words += [f"--{option}", str(value)]
-    words += {"best": [], "report": ["--own-rate"], "off": ["--no-rate-probe"]}[settings.rates]
+    words += {"best": [], "report": ["--keep-lr"], "off": ["--no-tune-lr"]}[settings.tune_lr]
     if settings.curve != defaults.curve:
         words += ["--curve", ",".join(f"{factor:g}" for factor in settings.curve) or "none"]
     return shlex.join([*words, *(word for text in overrides for word in ("--set", text))])
@@ -264,7 +264,7 @@ def section_for(section: PretrainConfig, run: Run, own_steps: int) -> PretrainCo
     stretches of steps in proportion, so that its schedule keeps its form."""
     changes: dict[str, Any] = {"seed": run.seed, "max_steps": run.max_steps}
     if run.factor != 1.0:
-        changes["optimizer"] = scaled_rates(section.optimizer, run.factor)
+        changes["optimizer"] = scaled_lrs(section.optimizer, run.factor)
     scale = run.max_steps / own_steps
     if run.role != "run" and scale != 1.0:
         for key in ("schedule", "momentum_schedule", "weight_decay_schedule"):
@@ -278,19 +278,19 @@ def check_run(section: PretrainConfig, candidate: str, run: Run) -> None:
     """Raises RecipeError when the section of a run does not hold together, as with a warmup longer than the run."""
     if problems := check_training(section):
         advice = {
-            "rate": " (a run of the rate probe; --no-rate-probe leaves it out)",
+            "lr": " (a run of the learning-rate search; --no-tune-lr skips it)",
             "curve": " (a run of the baseline's curve; --curve changes it)",
             "run": "",
         }
         raise RecipeError(f"{candidate}: with {run.max_steps} steps{advice[run.role]}: " + "; ".join(problems))
 
 
-def has_rates(optimizer: Part) -> bool:
-    """Whether the probe finds a rate to change among the optimizer's options."""
-    return scaled_rates(optimizer, 2.0) != optimizer
+def has_lr(optimizer: Part) -> bool:
+    """Whether the optimizer has learning rates among its options."""
+    return scaled_lrs(optimizer, 2.0) != optimizer
 
 
-def scaled_rates(optimizer: Part, factor: float) -> Part:
+def scaled_lrs(optimizer: Part, factor: float) -> Part:
     """The optimizer with `lr`, and every option that ends in `_lr`, times `factor`, those of an optimizer inside it too."""
     return _scaled(optimizer, factor, lambda key, value: isinstance(value, float | int) and (key == "lr" or key.endswith("_lr")), whole=False)
 
@@ -349,9 +349,9 @@ def curve_runs(candidate: Candidate, steps: int, factor: float, settings: Settin
     ]
 
 
-def rate_run(candidate: Candidate, steps: int, factor: float, settings: Settings) -> Run:
-    seed, share = candidate.seeds[0], settings.rate_share
-    return Run(f"{candidate.name}-rate{factor:g}-seed{seed}", candidate.name, "rate", seed, max(1, round(steps * share)), factor, share)
+def lr_run(candidate: Candidate, steps: int, factor: float, settings: Settings) -> Run:
+    seed, share = candidate.seeds[0], settings.lr_search_fraction
+    return Run(f"{candidate.name}-lr{factor:g}-seed{seed}", candidate.name, "lr", seed, max(1, round(steps * share)), factor, share)
 
 
 def token_steps(candidates: Sequence[Candidate]) -> dict[str, int]:
@@ -366,19 +366,19 @@ def check_plan(candidates: Sequence[Candidate], steps: Mapping[str, int], settin
         raise RecipeError("equal time is measured in one process, and a recipe trains in several (pretrain.parallel); compare by tokens or flops")
     by_name, base = {candidate.name: candidate for candidate in candidates}, candidates[0]
     planned = main_runs(candidates, steps, dict.fromkeys(steps, 1.0)) + curve_runs(base, steps[base.name], 1.0, settings)
-    if settings.rates != "off":
-        planned += [rate_run(candidate, steps[candidate.name], 1.0, settings) for candidate in candidates]
+    if settings.tune_lr != "off":
+        planned += [lr_run(candidate, steps[candidate.name], 1.0, settings) for candidate in candidates]
     for run in planned:
         check_run(section_for(by_name[run.recipe].section, run, steps[run.recipe]), run.recipe, run)
 
 
 EXTENSIONS = 2
-"""How many rates are added where the best one lies at an end of those that were tried."""
+"""Learning rates that are added where the best one is at the edge of the search range."""
 
 
 @dataclass(frozen=True)
-class RateChoice:
-    """factor: of the recipe's own rates that is used. best: the best one tried. tried: bits per byte by factor, None where
+class LRChoice:
+    """factor: multiple of the recipe's learning rates that is used. best: the best one tried. tried: bits per byte by factor, None where
     the run diverged. at_edge: the best lies at an end of what was tried."""
 
     factor: float
@@ -389,38 +389,38 @@ class RateChoice:
 
 
 def next_factor(tried: Mapping[float, float | None], settings: Settings) -> float | None:
-    """The rate to try next where the best so far lies at an end; None when it does not, or enough were tried."""
+    """The factor to try next if the best one so far is at the edge of the range; None otherwise, or when enough were tried."""
     best = _best(tried)
     low, high = min(tried), max(tried)
-    if best is None or len(tried) < 2 or len(tried) >= len(settings.rate_factors) + EXTENSIONS or best not in (low, high):
+    if best is None or len(tried) < 2 or len(tried) >= len(settings.lr_factors) + EXTENSIONS or best not in (low, high):
         return None
     ordered = sorted(tried)
     return low * low / ordered[1] if best == low else high * high / ordered[-2]
 
 
-def choose_rate(candidate: str, tried: Mapping[float, float | None], settings: Settings) -> RateChoice:
-    """The best rate, but the recipe's own where no other is better by more than half of the effect asked for: one short
-    run a rate is too noisy to prefer one for less."""
+def choose_lr(candidate: str, tried: Mapping[float, float | None], settings: Settings) -> LRChoice:
+    """The best learning rate, but the recipe's own if no other is better by more than half of `effect`: one short run per
+    learning rate is too noisy for smaller gains."""
     best = _best(tried)
     if best is None:
-        return RateChoice(1.0, 1.0, dict(tried), False, f"{candidate}: every run of the rate probe diverged; its own rate is used.")
+        return LRChoice(1.0, 1.0, dict(tried), False, f"{candidate}: every run of the learning-rate search diverged; the recipe's own learning rate is used.")
     own, reached = tried.get(1.0), tried[best]
     assert reached is not None
     worth = own is None or own - reached > settings.effect / 2
-    factor = best if worth and settings.rates == "best" else 1.0
+    factor = best if worth and settings.tune_lr == "best" else 1.0
     at_edge = worth and best in (min(tried), max(tried))
     note = ""
     if worth and best != 1.0:
         gain = "its own diverged" if own is None else f"{own - reached:.4f} bits per byte better than its own"
-        use = "used" if settings.rates == "best" else "only reported, as asked"
-        note = f"{candidate}: {best:g} times its own rate was best in the probe ({gain}); {use}."
+        use = "used" if settings.tune_lr == "best" else "only reported (--keep-lr)"
+        note = f"{candidate}: the best learning rate in the search was {best:g} times its own ({gain}); {use}."
     if at_edge:
         note = (
-            f"{note} It is the last one tried, so a better one may lie beyond."
+            f"{note} It is at the edge of the search range; a better one may lie outside."
             if note
-            else f"{candidate}: its own rate is the last one tried, so a better one may lie beyond."
+            else f"{candidate}: its own learning rate is at the edge of the search range; a better one may lie outside."
         )
-    return RateChoice(factor, best, dict(tried), at_edge, note)
+    return LRChoice(factor, best, dict(tried), at_edge, note)
 
 
 def _best(tried: Mapping[float, float | None]) -> float | None:

@@ -16,9 +16,9 @@ from feebcore.compare.plan import (
     check_plan,
     curve_runs,
     equal_steps,
-    has_rates,
+    has_lr,
+    lr_run,
     main_runs,
-    rate_run,
     section_for,
     study_identity,
     token_steps,
@@ -50,17 +50,17 @@ def planned_runs(recipes: Sequence[Recipe], settings: Settings, workspace: Works
     built = _built(items)
     steps = _steps(candidates, settings, workspace, built)
     own = {c.name: 1.0 for c in candidates}
-    probed = [c for c in candidates if settings.rates != "off" and not c.same_as and has_rates(c.section.optimizer)]
+    tuned = [c for c in candidates if settings.tune_lr != "off" and not c.same_as and has_lr(c.section.optimizer)]
     lengths = steps or {c.name: c.section.max_steps for c in candidates}
-    trials = [rate_run(c, lengths[c.name], factor, settings) for c in probed for factor in settings.rate_factors]
+    trials = [lr_run(c, lengths[c.name], factor, settings) for c in tuned for factor in settings.lr_factors]
     runs = [*main_runs(candidates, lengths, own), *curve_runs(candidates[0], lengths[candidates[0].name], 1.0, settings)]
     if built is None or steps is None:
         why = "the stages before it are not built yet" if built is None else "its steps are measured when the comparison begins"
         return rows + [unknown(run.name, STAGE, why) for run in [*trials, *runs]]
     check_plan(candidates, steps, settings)
     rows += rows_of([_spec(candidates, run, steps) for run in trials], workspace, built)
-    if probed and settings.rates == "best":
-        return rows + [unknown(run.name, STAGE, "the trials choose its learning rate") for run in runs]
+    if tuned and settings.tune_lr == "best":
+        return rows + [unknown(run.name, STAGE, "its learning rate depends on the search") for run in runs]
     return rows + rows_of([_spec(candidates, run, steps) for run in runs], workspace, built)
 
 

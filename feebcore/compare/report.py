@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from feebcore.compare import statistics
-from feebcore.compare.plan import Candidate, RateChoice, Settings, order_differences
+from feebcore.compare.plan import Candidate, LRChoice, Settings, order_differences
 from feebcore.compare.statistics import CurvePoint, Difference
 from feebcore.compare.verdict import judge, p_text
 from feebcore.errors import StageFailed
@@ -30,11 +30,11 @@ def make(
     settings: Settings,
     costs: Mapping[str, Mapping[str, Any]],
     steps: Mapping[str, int],
-    rates: Mapping[str, RateChoice],
+    choices: Mapping[str, LRChoice],
     rows: Sequence[RunRecord],
     every_row: Sequence[RunRecord],
 ) -> dict[str, Any]:
-    """The whole result. rows: the main runs and the curve's; every_row: these and those of rate probes, in the order run."""
+    """The whole result. rows: the main runs and the curve's; every_row: these and those of the learning-rate search, in the order run."""
     base = candidates[0]
     losses = {candidate.name: _losses(candidate, rows) for candidate in candidates}
     failed = {row.name for row in rows if row.status == "failed"}
@@ -44,7 +44,7 @@ def make(
     paired = {name: [values[i] for i in pairs] for name, values in losses.items()}
     differences = statistics.differences_of(paired[base.name], {candidate.name: paired[candidate.name] for candidate in candidates[1:]})
     summaries = {
-        candidate.name: _candidate(candidate, losses[candidate.name], rows, costs[candidate.name], steps[candidate.name], rates[candidate.name])
+        candidate.name: _candidate(candidate, losses[candidate.name], rows, costs[candidate.name], steps[candidate.name], choices[candidate.name])
         for candidate in candidates
     }
     curve, points = _curve(base, losses[base.name], rows, summaries[base.name])
@@ -53,7 +53,7 @@ def make(
         *(_compute(v, base.name) for v in found if settings.curve),
         *order_differences(candidates),
         *_uneven(summaries, base.name, settings),
-        *(choice.note for choice in rates.values() if choice.note),
+        *(choice.note for choice in choices.values() if choice.note),
         *_doubts(differences),
     ]
     if settings.budget == "time":
@@ -116,7 +116,7 @@ def _losses(candidate: Candidate, rows: Sequence[RunRecord]) -> list[float | Non
 
 
 def _candidate(
-    candidate: Candidate, losses: Sequence[float | None], rows: Sequence[RunRecord], cost: Mapping[str, Any], steps: int, rate: RateChoice
+    candidate: Candidate, losses: Sequence[float | None], rows: Sequence[RunRecord], cost: Mapping[str, Any], steps: int, lr: LRChoice
 ) -> dict[str, Any]:
     mine = [row for row in rows if row.overrides["recipe"] == candidate.name and row.overrides["role"] == "run"]
     done = [row.result for row in mine if row.status == "done"]
@@ -141,11 +141,11 @@ def _candidate(
         "training_seconds": tokens / speed if speed else None,
         "memory_bytes": cost.get("memory_bytes"),
         "step_seconds_at_start": cost.get("step_seconds"),
-        "rate": {
-            "factor": rate.factor,
-            "best": rate.best,
-            "at_edge": rate.at_edge,
-            "tried": [{"factor": factor, "bits_per_byte": loss} for factor, loss in sorted(rate.tried.items())],
+        "lr": {
+            "factor": lr.factor,
+            "best": lr.best,
+            "at_edge": lr.at_edge,
+            "tried": [{"factor": factor, "bits_per_byte": loss} for factor, loss in sorted(lr.tried.items())],
         },
     }
 

@@ -1,4 +1,4 @@
-"""A comparison from recipes to its artifact: shared stages, costs, then a study of rate trials, runs in pairs and the baseline's curve, the verdict.
+"""A comparison from recipes to its artifact: shared stages, costs, then a study of learning-rate trials, runs in pairs and the baseline's curve, the verdict.
 
 Every run is an artifact of stage pretrain, so none is done twice and each can be opened afterwards. A killed comparison
 continues where it was. One with a run that failed for good says so in its page, and is not finished: the next call tries that run again.
@@ -17,18 +17,18 @@ from feebcore.compare import cost, figure, page, report
 from feebcore.compare.plan import (
     STAGE,
     Candidate,
-    RateChoice,
+    LRChoice,
     Run,
     Settings,
     candidates_of,
     check_plan,
-    choose_rate,
+    choose_lr,
     curve_runs,
     equal_steps,
-    has_rates,
+    has_lr,
+    lr_run,
     main_runs,
     next_factor,
-    rate_run,
     section_for,
     study_identity,
     token_steps,
@@ -134,13 +134,13 @@ class Comparison:
         self.steps = self.equal_budgets()
         records = run_study(self.propose, self.ledger, self.workspace, self.shared, self.record, self.forward, lambda: self.out.stop_requested, self.on_ended)
         by_name = {r.name: r for r in records}
-        rates = self.rates(by_name)
-        assert rates is not None
-        for choice in rates.values():
+        choices = self.lr_choices(by_name)
+        assert choices is not None
+        for choice in choices.values():
             if choice.note:
                 self.out.log(choice.note)
-        runs = self.planned(rates)
-        result = report.make(self.candidates, self.settings, self.costs, self.steps, rates, [by_name[r.name] for r in runs], records)
+        runs = self.planned(choices)
+        result = report.make(self.candidates, self.settings, self.costs, self.steps, choices, [by_name[r.name] for r in runs], records)
         return result | {"missing": missing(records), "notes": missing(records) + result["notes"]}
 
     # --- budgets --------------------------------------------------------------------------------------------------
@@ -192,50 +192,50 @@ class Comparison:
     # --- the proposer ---------------------------------------------------------------------------------------------------
 
     def propose(self, records: Mapping[str, RunRecord]) -> list[RunSpec]:
-        """Trials of learning rates first; once they have ended, the runs in pairs and the baseline's curve."""
-        rates = self.rates(records)
-        runs = self.planned(rates) if rates is not None else [run for c in self.candidates for run in self.trials(c, records)[0]]
+        """Learning-rate trials first; once they have ended, the runs in pairs and the baseline's curve."""
+        choices = self.lr_choices(records)
+        runs = self.planned(choices) if choices is not None else [run for c in self.candidates for run in self.trials(c, records)[0]]
         return [self.spec(run) for run in runs]
 
-    def planned(self, rates: Mapping[str, RateChoice]) -> list[Run]:
+    def planned(self, choices: Mapping[str, LRChoice]) -> list[Run]:
         """The runs in pairs and the baseline's curve at the learning rates that were chosen."""
-        factors = {name: choice.factor for name, choice in rates.items()}
+        factors = {name: choice.factor for name, choice in choices.items()}
         base = self.candidates[0]
         return [*main_runs(self.candidates, self.steps, factors), *curve_runs(base, self.steps[base.name], factors[base.name], self.settings)]
 
     def spec(self, run: Run) -> RunSpec:
         candidate = self.by_name[run.recipe]
         recipe = with_section(candidate.recipe, f"{self.name}-{run.name}", section_for(candidate.section, run, self.steps[candidate.name]))
-        role = "trial" if run.role == "rate" else "baseline" if candidate is self.candidates[0] else "candidate"
+        role = "trial" if run.role == "lr" else "baseline" if candidate is self.candidates[0] else "candidate"
         return RunSpec(run.name, recipe, (STAGE,), role, run.overrides(), flops=run.max_steps * self.costs[candidate.name]["flops"])  # type: ignore[arg-type]
 
-    def rates(self, records: Mapping[str, RunRecord]) -> dict[str, RateChoice] | None:
-        """The learning rate of every recipe; None while trials are wanted. The same recipe twice has one rate, so that chance alone differs."""
-        rates: dict[str, RateChoice] = {}
+    def lr_choices(self, records: Mapping[str, RunRecord]) -> dict[str, LRChoice] | None:
+        """The learning rate of every recipe; None while trials are wanted. The same recipe twice gets one learning rate, so that only chance differs."""
+        choices: dict[str, LRChoice] = {}
         for candidate in self.candidates:
             if candidate.same_as:
-                rates[candidate.name] = dataclasses.replace(rates[candidate.same_as], note="")
+                choices[candidate.name] = dataclasses.replace(choices[candidate.same_as], note="")
                 continue
             runs, tried = self.trials(candidate, records)
             if tried is None:
                 return None
-            rates[candidate.name] = choose_rate(candidate.name, tried, self.settings) if runs else self.own_rate(candidate)
-        return rates
+            choices[candidate.name] = choose_lr(candidate.name, tried, self.settings) if runs else self.own_lr(candidate)
+        return choices
 
-    def own_rate(self, candidate: Candidate) -> RateChoice:
+    def own_lr(self, candidate: Candidate) -> LRChoice:
         note = ""
-        if self.settings.rates != "off":
-            note = f"{candidate.name}: optimizer {candidate.section.optimizer.name} has no option `lr`, so its learning rate was not probed."
-        return RateChoice(1.0, 1.0, {}, False, note)
+        if self.settings.tune_lr != "off":
+            note = f"{candidate.name}: optimizer {candidate.section.optimizer.name} has no option `lr`, so its learning rate was not tuned."
+        return LRChoice(1.0, 1.0, {}, False, note)
 
     def trials(self, candidate: Candidate, records: Mapping[str, RunRecord]) -> tuple[list[Run], dict[float, float | None] | None]:
         """The trials of a recipe so far and their losses by factor; losses None until all have ended and no other is wanted."""
         settings = self.settings
-        if settings.rates == "off" or candidate.same_as or not has_rates(candidate.section.optimizer):
+        if settings.tune_lr == "off" or candidate.same_as or not has_lr(candidate.section.optimizer):
             return [], {}
-        factors: list[float] = list(settings.rate_factors)
+        factors: list[float] = list(settings.lr_factors)
         while True:
-            runs = {factor: rate_run(candidate, self.steps[candidate.name], factor, settings) for factor in factors}
+            runs = {factor: lr_run(candidate, self.steps[candidate.name], factor, settings) for factor in factors}
             if not all(run.name in records and records[run.name].ended for run in runs.values()):
                 return list(runs.values()), None
             tried = {factor: _loss(records[run.name]) for factor, run in runs.items()}
@@ -246,7 +246,7 @@ class Comparison:
     # --- runs -----------------------------------------------------------------------------------------------------------
 
     def record(self, spec: RunSpec, artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
-        """What the verdict needs of a run. Raises Diverged when it is no measurement."""
+        """What the verdict needs of a run. Raises Diverged when it has no finite loss."""
         artifact = artifacts[STAGE]
         metrics = artifact.metrics
         loss, chance = metrics["val_loss"], math.log(read_json(self.inputs(self.by_name[spec.overrides["recipe"]])["tokens"].file("tokens.json"))["vocab_size"])
@@ -269,8 +269,8 @@ class Comparison:
     def on_ended(self, record: RunRecord) -> None:
         counts = self.ledger.counts()
         settings = self.settings
-        probed = [c for c in self.candidates if settings.rates != "off" and not c.same_as and has_rates(c.section.optimizer)]
-        trials = max(len(settings.rate_factors) * len(probed), sum(r.role == "trial" for r in self.ledger.records()))
+        tuned = [c for c in self.candidates if settings.tune_lr != "off" and not c.same_as and has_lr(c.section.optimizer)]
+        trials = max(len(settings.lr_factors) * len(tuned), sum(r.role == "trial" for r in self.ledger.records()))
         total = len(self.candidates) * settings.seeds + len(settings.curve) + trials
         words = {"done": "", "diverged": f"diverged: {record.reason}", "failed": f"failed: {record.reason}"}[record.status]
         if record.status == "done":

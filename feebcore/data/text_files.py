@@ -51,7 +51,7 @@ class TextReader:
             frame = pl.scan_parquet(path)
             schema = frame.collect_schema()
         except (pl.exceptions.PolarsError, OSError) as error:
-            raise DataError(f"{path} is no Parquet file ({error})") from error
+            raise DataError(f"{path} is not a Parquet file ({error})") from error
         if self.column not in schema:
             raise DataError(f"{path} has no column {self.column!r} (text_column); {did_you_mean(self.column, schema.names())}")
         if schema[self.column] != pl.String:

@@ -24,7 +24,7 @@ def load_tokenizer(folder: Path | str, registry: Registry | None = None) -> Toke
     plugin that made it is not installed."""
     folder = Path(folder)
     if not (folder / PART_FILE).is_file():
-        raise ArtifactError(f"{folder} is no tokenizer folder (no {PART_FILE} in it)")
+        raise ArtifactError(f"{folder} is not a tokenizer folder (no {PART_FILE} in it)")
     saved = read_json(folder / PART_FILE)
     if registry is None:
         file = Path(saved["plugin_file"]) if saved.get("plugin_file") else None

@@ -29,8 +29,8 @@ class EvaluatedModel:
 
 
 class Benchmark:
-    """A measurement of a model. title: a few words for tables and figures; empty: the part's name. better: 'higher' or 'lower',
-    which direction is progress. percent: values are shares, shown in per cent."""
+    """A measurement of a model. title: a few words for tables and figures; empty: the part's name. better: 'higher' or 'lower'.
+    percent: values are fractions, shown as percentages."""
 
     title: str = ""
     better: str = "higher"

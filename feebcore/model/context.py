@@ -125,7 +125,7 @@ def detached(value: Any) -> Any:
 
 
 class Cache:
-    """Keys and values of the tokens so far, preallocated for `length` tokens per row.
+    """KV cache, preallocated for `length` tokens per row.
 
     The n-th call of `update` in a forward pass owns slot n, so blocks that run several times or hold several attentions need
     no numbering, and those that keep nothing need no slot. A part may keep any tensors [B,H,T,D], as many as it likes. A part
@@ -137,7 +137,7 @@ class Cache:
         self.batch, self.length, self.filled = batch, length, 0
         self.doc_ids_BS = torch.full((batch, length), EMPTY, dtype=torch.int64, device=device)
         self.next_position_B = torch.zeros(batch, dtype=torch.int64, device=device)
-        self.plain = True  # one document a row, no padding: no mask needed
+        self.plain = True  # one document per row, no padding: no mask needed
         self.slots: list[tuple[Tensor, ...]] = []
         self.states: list[tuple[Tensor, ...]] = []
         self.others: list[Cache] = []
@@ -147,7 +147,7 @@ class Cache:
     def begin(self, length: int, positions_BT: Tensor | None, doc_ids_BT: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Positions and mask of the next `length` tokens. Without doc_ids they continue each row's last document."""
         if self.filled + length > self.length:
-            raise ValueError(f"the cache holds {self.length} tokens per row; {self.filled} are there and {length} more do not fit")
+            raise ValueError(f"the KV cache is full: {self.length} tokens per sequence, {self.filled} used, {length} more do not fit")
         start, end = self.filled, self.filled + length
         self.plain = self.plain and doc_ids_BT is None
         last_B = self.doc_ids_BS[:, start - 1] if start else torch.zeros_like(self.next_position_B)

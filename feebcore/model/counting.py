@@ -15,7 +15,7 @@ from feebcore.protocols import Counts, LanguageModel, Objective
 
 
 class ModelPart(nn.Module):
-    """A module of a model, with what the engine needs besides its forward pass. Every method has a default.
+    """nn.Module with hooks for FLOP and cache accounting, weight initialization and a per-step update. Every method has a default.
 
     The base classes of the kinds (feebcore/model/parts.py) derive from it; so may any module inside a part.
     """

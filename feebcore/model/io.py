@@ -59,7 +59,7 @@ def load_model(folder: Path, device: str | torch.device = "cpu", dtype: torch.dt
     folder = Path(folder)
     for name in (DESCRIPTION, WEIGHTS):
         if not (folder / name).is_file():
-            raise ArtifactError(f"{folder} is no model folder: it has no {name}")
+            raise ArtifactError(f"{folder} is not a model folder: it has no {name}")
     if (folder.parent / MANIFEST).exists() and (artifact := read_artifact(folder.parent)) is not None:
         artifact.check_hash(f"{folder.name}/{WEIGHTS}")
     description = read_json(folder / DESCRIPTION)

@@ -19,7 +19,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class ResidualLinear(nn.Linear):
-    """A linear map whose result is added to the stream. Initializations make it smaller the deeper the model is."""
+    """Output projection of a sublayer (o_proj, down_proj), added to the residual stream. Initializations scale it down with depth."""
 
 
 class AttentionPart(ModelPart):
@@ -132,7 +132,7 @@ class LMHeadPart(ModelPart):
     """
 
     num_mtp: int = 0
-    """Tokens after the next one that are predicted too."""
+    """Number of tokens predicted in addition to the next one."""
 
     @property
     def plain_weight(self) -> Tensor | None:
@@ -140,12 +140,12 @@ class LMHeadPart(ModelPart):
         return None
 
     def mtp_outputs(self, model: Any, batch: Batch, output: ModelOutput) -> Iterable[tuple[Tensor, nn.Module]]:
-        """(hidden [B,T,C], head module) for each further token, of `output = model(batch.tokens, …)`.
+        """(hidden [B,T,C], head module) for each MTP output, of `output = model(batch.tokens, …)`.
 
         Entry k, counted from 1, predicts the token k + 1 places after the input position: of `batch.targets`, position t is to be
         compared with targets[:, t + k]. `head_module(hidden)` makes its logits. Entry k may read targets up to place t + k - 1, never the
         one that it predicts. The caller leaves out places whose target does not exist, does not count or belongs to another document; only
-        there may hidden states rest on made-up tokens. Auxiliary losses of what runs here are added to `output.losses`. An entry is best
+        there may hidden states depend on placeholder tokens. Auxiliary losses of what runs here are added to `output.losses`. An entry is best
         made when it is asked for.
         """
         raise NotImplementedError

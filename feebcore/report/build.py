@@ -37,7 +37,7 @@ CAPTIONS = {
     ),
     "expert_load": (
         "Expert load",
-        "Load balance of the experts, per layer. Left: normalized entropy, 1 is a uniform load. Right: load of the busiest expert relative to a uniform load (dashed).",
+        "Load balance of the experts, per layer. Left: normalized entropy, 1 is a uniform load. Right: maximum expert load relative to a uniform load (dashed).",
     ),
     "throughput": ("Throughput", "MFU relative to the measured matmul peak of the same machine, time spent outside training steps, and peak memory."),
     "sweep": (

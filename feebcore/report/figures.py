@@ -46,7 +46,7 @@ def training(logs: Mapping[str, Rows], theme: Theme) -> Figure | None:
         axes.set_ylim(max(0.0, low - 0.08 * (top - low)), top + 0.05 * (top - low) or 1.0)
         if max(loss) > axes.get_ylim()[1]:
             axes.annotate(
-                f"first value {loss[0]:.2f}, off scale", (0.98, 0.97), xycoords="axes fraction", ha="right", va="top", color=theme.muted, fontsize=8.5
+                f"first loss {loss[0]:.2f} (off scale)", (0.98, 0.97), xycoords="axes fraction", ha="right", va="top", color=theme.muted, fontsize=8.5
             )
         stack_labels(axes, steps[-1], labels)
         axes.set(title=titles.get(stage, stage), xlabel="step", ylabel="loss (nats per token)")

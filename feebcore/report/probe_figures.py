@@ -208,7 +208,7 @@ def _loops(axes: Axes, data: Mapping[str, Any], theme: Theme) -> None:
 
 
 def expert_load(rows: Rows, theme: Theme) -> Figure | None:
-    """Normalized entropy of the expert load and load of the busiest expert, per layer. rows: expert_load.jsonl."""
+    """Normalized entropy of the expert load and maximum expert load, per layer. rows: expert_load.jsonl."""
     rows = [r for r in rows if r.get("layers")]
     if not rows:
         return None
@@ -219,7 +219,9 @@ def expert_load(rows: Rows, theme: Theme) -> Figure | None:
         axes.axhline(1.0, color=theme.muted, linewidth=1, linestyle=(0, (4, 4)), zorder=1)
         axes.set(xlabel="step")
         axes.set(
-            **{"entropy": {"title": "Load balance", "ylabel": "entropy / ln E"}, "largest": {"title": "Busiest expert", "ylabel": "load / uniform load"}}[key]
+            **{"entropy": {"title": "Load balance", "ylabel": "entropy / ln E"}, "largest": {"title": "Maximum expert load", "ylabel": "load / uniform load"}}[
+                key
+            ]
         )
     return figure
 
@@ -234,7 +236,7 @@ def throughput(rows: Rows, theme: Theme) -> Figure | None:
     marker = "o" if len(steps) < 3 else None
     speed.plot(steps, [100 * v for v in mfu], color=theme.series[0], marker=marker)
     speed.set(title="MFU", ylabel="% of measured matmul peak", ylim=(0, 110 * max(*mfu, 1e-9)))
-    for number, key, name in ((1, "data_wait", "data loading"), (2, "outside", "validation, saving")):
+    for number, key, name in ((1, "data_wait", "data loading"), (2, "outside", "validation, checkpoints")):
         x, values = column(rows, key)
         lost.plot(x, [100 * v for v in values], color=theme.series[number], marker=marker, label=name)
     lost.set(title="Overhead", ylabel="% of time")

@@ -22,24 +22,24 @@ class RlConfig(StageConfig):
     algorithm make its optimizer steps. Clipping, KL, entropy and epochs are the algorithm's own options.
     """
 
-    task: Annotated[Part, PartKey("tasks")] = Field(default_part("sort"), description="task part: prompts and a verifiable reward")
-    algorithm: Annotated[Part, PartKey("algorithms")] = Field(default_part("grpo"), description="algorithm part: advantages and losses")
-    optimizer: Annotated[Part, PartKey("optimizers")] = Field(default_part("adamw", lr=1e-4), description="optimizer part of the policy")
-    schedule: Annotated[Part, PartKey("schedules")] = Field(default_part("constant"), description="learning rate schedule part")
+    task: Annotated[Part, PartKey("tasks")] = Field(default_part("sort"), description="task: prompts and a verifiable reward")
+    algorithm: Annotated[Part, PartKey("algorithms")] = Field(default_part("grpo"), description="RL algorithm: advantages and losses")
+    optimizer: Annotated[Part, PartKey("optimizers")] = Field(default_part("adamw", lr=1e-4), description="optimizer of the policy")
+    schedule: Annotated[Part, PartKey("schedules")] = Field(default_part("constant"), description="learning-rate schedule")
     logits_processors: list[Annotated[Part, PartKey("logits_processors")]] = Field(
         default_factory=list, description="logits processors applied before sampling; default: none (temperature 1)"
     )
-    value_optimizer: Literal["sequential", "shared"] = Field("sequential", description="of the value head: an AdamW of its own, or the policy's optimizer")
-    value_learning_rate: float = Field(1e-3, gt=0, description="of the value head's own optimizer")
+    value_optimizer: Literal["separate", "shared"] = Field("separate", description="optimizer of the value head: a separate AdamW, or the policy's optimizer")
+    value_learning_rate: float = Field(1e-3, gt=0, description="learning rate of the separate optimizer of the value head")
     group_size: int = Field(8, ge=1, description="completions per prompt")
     prompts_per_step: int = Field(16, ge=1, description="prompts per step")
     max_steps: int = Field(60, ge=1, description="RL steps: sample rollouts, then run the optimizer steps of the algorithm")
-    grad_clip: float = Field(1.0, ge=0.0, description="largest global gradient norm; 0: no clipping")
+    grad_clip: float = Field(1.0, ge=0.0, description="maximum global gradient norm; 0: no clipping")
     eval_prompts: int = Field(512, ge=1, description="held-out prompts for the accuracy before and after training")
     seed: int = Field(0, ge=0, description="random seed of prompts and sampling")
     precision: Literal["auto", "fp32", "bf16"] = Field("fp32", description="matmul precision; weights stay fp32; auto: bf16 if the hardware supports it")
 
-    device: Execution[Literal["auto", "cpu", "cuda"]] = Field("auto", description="auto: cuda where there is one")
+    device: Execution[Literal["auto", "cpu", "cuda"]] = Field("auto", description="auto: CUDA if available")
     threads: Execution[Annotated[int, Field(ge=0)]] = Field(0, description="CPU threads; 0: every CPU this process may use")
     deterministic: Execution[bool] = Field(True, description="deterministic algorithms")
     micro_batch: Execution[Annotated[int, Field(ge=0)]] = Field(0, description="rollouts per forward pass; 0: a whole minibatch")

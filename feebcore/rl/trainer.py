@@ -294,7 +294,7 @@ class RlTrainer:
             changed = [f"{k} {was} -> {now.get(k)}" for k, was in state["environment"].items() if now.get(k) != was]
             self.out.log(f"resumed after step {self.step} of {self.section.max_steps}")
             if changed:
-                self.out.log(f"other conditions than before ({', '.join(changed)}): the rest may differ from an uninterrupted run in the last bits")
+                self.out.log(f"environment changed since the checkpoint ({', '.join(changed)}): results may not be bitwise identical to an uninterrupted run")
         for name in ("metrics.jsonl", "rollouts.jsonl"):
             path = self.folder / name
             last = (self.section.max_steps, "validation")  # the final evaluation is always made anew

@@ -34,9 +34,9 @@ class EvaluateConfig(StageConfig):
     )
     models: dict[str, list[str]] = Field(default_factory=dict, description="by benchmark, the stages whose models it runs on; default: every model")
     seed: int = Field(0, ge=0, description="random seed for sampling")
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="of matrix products; auto: bf16 where the device has it in hardware")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="matmul precision; weights stay fp32; auto: bf16 if the hardware supports it")
 
-    device: Execution[Literal["auto", "cpu", "cuda"]] = Field("auto", description="auto: cuda where there is one")
+    device: Execution[Literal["auto", "cpu", "cuda"]] = Field("auto", description="auto: CUDA if available")
     threads: Execution[Annotated[int, Field(ge=0)]] = Field(0, description="CPU threads; 0: every CPU this process may use")
     deterministic: Execution[bool] = Field(True, description="deterministic algorithms")
 

@@ -1,4 +1,4 @@
-"""Stage rl: Improves a model on a verifiable task by PPO or GRPO."""
+"""Stage rl: Trains a model with RL (PPO or GRPO) on a task with a verifiable reward."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PART = StageSpec(
     makes=("model",),
     process="worker",
     revision=2,
-    summary="Improves a model on a verifiable task by PPO or GRPO.",
+    summary="Trains a model with RL (PPO or GRPO) on a task with a verifiable reward.",
 )
 
 

@@ -1,4 +1,4 @@
-"""Stage sft: Fine-tunes a model on solved examples of a task."""
+"""Stage sft: Supervised fine-tuning (SFT) on prompt-answer pairs of a task."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PART = StageSpec(
     needs=(Need("model"),),
     makes=("model",),
     process="worker",
-    summary="Fine-tunes a model on solved examples of a task.",
+    summary="Supervised fine-tuning (SFT) on prompt-answer pairs of a task.",
 )
 
 

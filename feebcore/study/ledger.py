@@ -94,7 +94,7 @@ class Ledger:
             for spec in specs:
                 known = self._connection.execute("SELECT id FROM runs WHERE name = ?", (spec.name,)).fetchone()
                 if known is not None and known["id"] != ids[spec.name]:
-                    raise FeebError(f"{self.path}: run {spec.name!r} was planned with other options or inputs; remove the file to start the study anew")
+                    raise FeebError(f"{self.path}: run {spec.name!r} was planned with other options or inputs; remove the file to start the study over")
                 if known is not None:
                     continue
                 twin = self._connection.execute("SELECT * FROM runs WHERE id = ?", (ids[spec.name],)).fetchone()

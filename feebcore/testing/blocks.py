@@ -117,8 +117,8 @@ def routing_is_not_collapsed(subject: Candidate) -> None:
         require(used > len(share_E) // 2, f"{used} of {len(share_E)} experts get any of {8 * LENGTH} random tokens")
 
 
-def _further_logits(model: Transformer, stream_BT: Tensor) -> list[Tensor]:
-    """Logits [B,T,V] of each further token that the model's head predicts, on a stream of T + 1 tokens."""
+def _mtp_logits(model: Transformer, stream_BT: Tensor) -> list[Tensor]:
+    """Logits [B,T,V] of each MTP output of the model's head, on a stream of T + 1 tokens."""
     batch = Batch(stream_BT[:, :-1], stream_BT[:, 1:])
     return [head(hidden) for hidden, head in model.lm_head.mtp_outputs(model, batch, model(batch.tokens))]
 
@@ -129,21 +129,21 @@ def mtp_does_not_leak(subject: Candidate) -> None:
     model, stream = small_model(subject), some_tokens()
     if not model.lm_head.num_mtp:
         return
-    before = _further_logits(model, stream)
+    before = _mtp_logits(model, stream)
     for place in (3, LENGTH - 2):
         changed = stream.clone()
         changed[:, place:] = (changed[:, place:] + 7) % VOCAB
-        for k, logits in enumerate(_further_logits(model, changed), start=1):
+        for k, logits in enumerate(_mtp_logits(model, changed), start=1):
             known = max(0, place - k)  # position t predicts place t + k + 1 of the stream and may know those up to t + k
             require_close(logits[:, :known], before[k - 1][:, :known], f"changing tokens >= {place} altered prediction {k} of tokens <= {place}")
 
 
-@check("lm_heads", meaning="MTP outputs do not learn: a parameter gets no gradient from its own predictions; look for a detach.")
-def further_tokens_learn(subject: Candidate) -> None:
+@check("lm_heads", meaning="A parameter of an MTP head gets no gradient from its own predictions; look for a detach.")
+def mtp_parameters_get_gradients(subject: Candidate) -> None:
     model, stream = small_model(subject), torch.arange(LENGTH * 8).view(8, LENGTH) % VOCAB
     if not model.lm_head.num_mtp:
         return
-    further = _further_logits(model, stream)
+    further = _mtp_logits(model, stream)
     loss = sum((F.cross_entropy(x[:, : -k or None].flatten(0, 1), stream[:, k + 1 :].flatten()) for k, x in enumerate(further, start=1)), torch.zeros(()))
     loss.backward()
     dead = [name for name, p in model.lm_head.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]

@@ -106,7 +106,7 @@ def lone_surrogates_are_refused(subject: Candidate) -> None:
             require(False, f"{text!r} is encoded as {list(ids)[:8]}; raise UnicodeEncodeError, as str.encode does")
 
 
-@check("tokenizers", meaning="A saved tokenizer is another one when loaded, so ids lose their meaning.")
+@check("tokenizers", meaning="A tokenizer differs after saving and loading, so ids lose their meaning.")
 def tokenizer_saves_and_loads(subject: Candidate) -> None:
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = train_tokenizer(subject, Path(folder))
@@ -258,7 +258,7 @@ def each_sequence_once(subject: Candidate) -> None:
         order = subject.part.build(num_sequences=sequences, seed=3)
         for epoch in range(2):
             seen = order(np.arange(epoch * sequences, (epoch + 1) * sequences))
-            require(sorted(seen.tolist()) == list(range(sequences)), f"epoch {epoch} of {sequences} sequences is no permutation")
+            require(sorted(seen.tolist()) == list(range(sequences)), f"epoch {epoch} of {sequences} sequences is not a permutation")
 
 
 @check("data_orders", meaning="A sequence depends on what was asked before, so a resumed run sees other data.")

@@ -43,7 +43,7 @@ def documents_are_deterministic(subject: Candidate) -> None:
         require(first_documents(subject, Path(folder))[1] == first, "fetched again into the same folder, it gives other documents")
 
 
-@check("sources", meaning="A document cannot be found again, or is no text: keys must be unique in a source, texts encodable as UTF-8.")
+@check("sources", meaning="A document cannot be found again, or is not text: keys must be unique in a source, texts encodable as UTF-8.")
 def documents_are_texts_with_names(subject: Candidate) -> None:
     with tempfile.TemporaryDirectory() as folder:
         source, documents = first_documents(subject, Path(folder))

@@ -271,7 +271,7 @@ def bf16_is_close(subject: Candidate) -> None:
     require(error < 0.05, f"relative error {error:.3f} in bf16")
 
 
-@check(*KINDS, meaning="A saved model is another one when loaded; look for state outside parameters and buffers, or weights that are tied only at first.")
+@check(*KINDS, meaning="A model differs after saving and loading; look for state outside parameters and buffers, or weights tied only at initialization.")
 @torch.no_grad()
 def saves_and_loads(subject: Candidate) -> None:
     model, architecture = small_model(subject), architecture_of(subject)

@@ -59,7 +59,7 @@ def _subject(folder: Any, part: str, plugin: str = "", full: bool = False, optio
     kind, _, name = part.partition("/")
     try:
         if not name or kind not in KINDS:
-            raise FeebError(f"{part!r} is no part; write kind/name; {did_you_mean(kind, KINDS)}")
+            raise FeebError(f"{part!r} is not a part; write kind/name; {did_you_mean(kind, KINDS)}")
         registry = get_registry(((folder / plugin).resolve(),) if plugin else ())
         spec = registry.resolve(kind, name)
         chosen = resolve_part(kind, {"name": spec.full_name, **example_options(spec), **options}, registry) if options else spec.full_name

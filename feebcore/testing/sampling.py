@@ -48,7 +48,7 @@ def processor_works_by_row(subject: Candidate) -> None:
 def most_likely_token_stays(subject: Candidate) -> None:
     logits = example_logits()
     processed, sharp = subject.part.build()(logits.clone()), logits.topk(2).values.diff()[:, 0] < -1e-3
-    require(torch.equal(processed.argmax(-1)[sharp], logits.argmax(-1)[sharp]), "the most likely token of a row is another one afterwards")
+    require(torch.equal(processed.argmax(-1)[sharp], logits.argmax(-1)[sharp]), "the most likely token of a row changes")
 
 
 @check("samplers", meaning="A sampler returns a token that was removed, or one outside the vocabulary.")

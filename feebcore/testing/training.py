@@ -47,7 +47,7 @@ def decreases_the_loss(subject: Candidate) -> None:
     before = [p.detach().clone() for g in groups for p in g.parameters]
     start = float(distance(groups).detach())
     optimizer = subject.part.build(groups=groups)
-    require(isinstance(optimizer, Optimizer), f"{type(optimizer).__name__} is no feebcore.train.optimizer.Optimizer")
+    require(isinstance(optimizer, Optimizer), f"{type(optimizer).__name__} is not a feebcore.train.optimizer.Optimizer")
     take_steps(optimizer, groups, 50)
     after = [p.detach() for g in groups for p in g.parameters]
     require(all(a.isfinite().all() for a in after), "parameters are not finite after 50 steps")
@@ -103,7 +103,7 @@ def each_parameter_in_one_group(subject: Candidate) -> None:
 
 @check(
     "optimizers",
-    meaning="Weights move at learning rate 0, so warm-up and decay do not reach that path; it has a learning rate of its own instead of reading group['lr'].",
+    meaning="Weights move at learning rate 0, so warmup and decay do not reach that path; it has a learning rate of its own instead of reading group['lr'].",
 )
 def zero_lr_changes_nothing(subject: Candidate) -> None:
     paths = displacement(subject, lambda g: g.update(lr=0.0))
@@ -206,7 +206,7 @@ def pure_and_bounded(subject: Candidate) -> None:
     require(max(rates) > 0.5, f"the learning rate never gets above {max(rates)} of its peak")
 
 
-@check("schedules", meaning="Warm-up does not rise, so the first steps can blow the model up.")
+@check("schedules", meaning="Warmup does not rise, so the first steps can blow the model up.")
 def warms_up(subject: Candidate) -> None:
     rates = [subject.part.build(total_steps=STEPS)(step) for step in range(STEPS)]
     peak = rates.index(max(rates))
@@ -220,7 +220,7 @@ def short_runs(subject: Candidate) -> None:
         require(all(0.0 <= r <= 1.0 for r in rates) and max(rates) > 0, f"rates {rates} in a run of {total} steps")
 
 
-@check("schedules", meaning="Steps are spent at a learning rate of zero: a warm-up that begins at 0, or a decay that ends one step early, is off by one.")
+@check("schedules", meaning="Steps are spent at a learning rate of zero: a warmup that begins at 0, or a decay that ends one step early, is off by one.")
 def no_step_is_wasted(subject: Candidate) -> None:
     rates = [subject.part.build(total_steps=STEPS)(step) for step in range(STEPS)]
     wasted = [step for step, rate in enumerate(rates) if rate <= 0]

@@ -38,7 +38,7 @@ class RunContext:
     """What callbacks see of a run. step: optimizer steps done. model: the module that is trained, never compiled.
 
     data: `data.batch(step)`, counted from 0, is the whole batch of a step (all ranks), on the CPU; the same step, the
-    same batch. Asking for one leaves the training's own reading alone. subscribers: what `publish` calls.
+    same batch. Reading a batch does not affect the training data loader. subscribers: what `publish` calls.
     flops_per_token: of training, model and objective.
     metrics of `on_step_end`: step, loss (nats per target), lr, grad_norm, tokens, seconds, data_wait, elapsed.
     """
@@ -57,7 +57,7 @@ class RunContext:
     subscribers: list[Callable[[str, int, dict[str, Any]], None]] = field(default_factory=list)
 
     def publish(self, probe: str, step: int, values: dict[str, Any]) -> None:
-        """Hand what a probe measured to those that mirror it elsewhere. values: JSON values."""
+        """Pass measurements of a probe to loggers such as wandb. values: JSON values."""
         for subscriber in self.subscribers:
             subscriber(probe, step, values)
 

@@ -322,7 +322,7 @@ def read_state(path: Path) -> dict[str, Any]:
         raise ArtifactError("state.json was altered")
     if state["format"] != FORMAT:
         what = f"{path} has checkpoint format {state['format']}, and this version of feeb reads format {FORMAT} only"
-        raise FeebError(f"{what}; remove it to start anew, or use the version that wrote it")
+        raise FeebError(f"{what}; remove it to start over, or use the version that wrote it")
     return state
 
 

@@ -53,12 +53,12 @@ class TrainSection(StageConfig):
     overfit_batches: int = Field(0, ge=0, description="train on the first N batches only, repeatedly, to test whether the model can overfit; 0: on all data")
     seed: int = Field(0, ge=0, description="seed of initial weights, data order and dropout; default: the recipe's seed")
     init_from: Execution[str] = Field("", description="model folder, or an artifact with one, to start from, relative to the recipe; empty: fresh weights")
-    init_content: str = Field("", description="digest of these weights; filled in")
+    init_content: str = Field("", description="hash of these weights; set automatically")
     branch_from: Execution[str] = Field(
         "", description="pretrain artifact to branch from: continues its weights, optimizer state and data position with this recipe's options"
     )
     branch_step: int = Field(0, ge=0, description="checkpoint step of that run to branch from; 0: its newest")
-    branch_content: str = Field("", description="digest of that checkpoint; filled in")
+    branch_content: str = Field("", description="hash of that checkpoint; set automatically")
     precision: Literal["auto", "fp32", "bf16", "fp8"] = Field(
         "auto", description="matmul precision, weights stay fp32; auto: bf16 where the hardware supports it; fp8: CUDA, with torchao"
     )
@@ -136,7 +136,7 @@ class TrainSection(StageConfig):
         return self
 
     def _branch_digest(self) -> str:
-        """Of the checkpoint to branch from; as it was when the run began, where the main run has dropped it since."""
+        """Of the checkpoint to branch from; as it was when the run began, even if the original run has dropped it since."""
         path = checkpoint_of(Path(self.branch_from), self.branch_step) if self.branch_from else None
         return checkpoint_digest(path) if path else self.branch_content if self.branch_from else ""
 
@@ -149,7 +149,7 @@ class TrainSection(StageConfig):
         if self.on_loss_spike != "stop" and not self.spike_factor:
             raise ValueError(f"on_loss_spike: {self.on_loss_spike} needs a spike_factor above 0; with 0 no loss is a spike")
         if self.branch_step and not self.branch_from:
-            raise ValueError(f"branch_step: {self.branch_step} is a checkpoint of no run; set branch_from as well, or leave it out")
+            raise ValueError(f"branch_step: {self.branch_step} needs branch_from; set it as well, or remove branch_step")
         if self.init_from and self.branch_from:
             raise ValueError("init_from and branch_from: a run starts from other weights or branches from another run, not both")
         return self

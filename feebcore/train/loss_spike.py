@@ -53,8 +53,8 @@ class LossSpikeGuard:
         state.anomalous_steps.append(step)
         what = f"step {step}: loss {loss:g}, gradient norm {norm:g}{reason}"
         if policy == "stop":
-            raise Diverged(f"{what}; lower the optimizer's learning rate or grad_clip, lengthen the schedule's warm-up, or set {key}: skip")
-        advice = "lower the optimizer's learning rate or lengthen the warm-up"
+            raise Diverged(f"{what}; lower the optimizer's learning rate or grad_clip, lengthen the schedule's warmup, or set {key}: skip")
+        advice = "lower the optimizer's learning rate or lengthen the warmup"
         if policy == "rollback":
             if len(state.rollbacks) >= section.max_recoveries:
                 raise Diverged(f"{what}, after {len(state.rollbacks)} rollbacks (max_recoveries); {advice}")

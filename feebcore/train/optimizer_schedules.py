@@ -43,7 +43,7 @@ def build_optimizer(part: Part, groups: Sequence[ParamGroup], rules: Sequence[Pa
     optimizer = part.build(groups=[group for group, _ in changed])
     if not isinstance(optimizer, Optimizer):
         kind = type(optimizer).__name__
-        raise FeebError(f"optimizer {part.name}: {kind} is no feebcore.train.optimizer.Optimizer; declare `class {kind}(Optimizer, torch.optim.{kind})`")
+        raise FeebError(f"optimizer {part.name}: {kind} is not a feebcore.train.optimizer.Optimizer; declare `class {kind}(Optimizer, torch.optim.{kind})`")
     changes = {p: (group.role, change) for group, change in changed for p in group.parameters}
     for torch_group in optimizer.param_groups:
         alike = list(dict.fromkeys(changes[p] for p in torch_group["params"] if p in changes))

@@ -39,7 +39,7 @@ class ParamGroupOverride(PartConfig):
         try:
             re.compile(value)
         except re.error as error:
-            raise ValueError(f"{value!r} is no regular expression: {error}") from None
+            raise ValueError(f"{value!r} is not a valid regular expression: {error}") from None
         return value
 
     @model_validator(mode="after")

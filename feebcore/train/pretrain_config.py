@@ -20,7 +20,7 @@ class PretrainConfig(TrainSection):
     @classmethod
     def _no_password(cls, value: str) -> str:
         if value and "://" not in value:
-            raise ValueError(f"{value!r} is no address; write one as s3://bucket/tokens.zarr, or leave the key out to read the artifact's own")
+            raise ValueError(f"{value!r} is not a URL; write one such as s3://bucket/tokens.zarr, or leave the key out to read the artifact's own")
         if "@" in value:
             raise ValueError("a recipe is stored with every run, so a URL in it may not hold a user name or password; use the environment instead")
         return value

@@ -93,12 +93,12 @@ def _continue(trainer: Trainer, state: dict[str, Any], extras: Extras) -> None:
     if state["compiled"] and compilation.has_compiler(run.device):
         gradients.compile()
     elif state["compiled"]:
-        run.out.log("the run was compiled before and no compiler is here now: it continues uncompiled")
+        run.out.log("the run was compiled before, but no compiler is available: continuing uncompiled")
     now = current_environment(trainer)
     changed = [f"{k} {was} -> {now.get(k)}" for k, was in state["environment"].items() if now.get(k) != was]
     run.out.log(f"resumed after step {trainer.state.step} of {section.max_steps}")
     if changed:
-        run.out.log(f"other conditions than before ({', '.join(changed)}): the rest may differ from an uninterrupted run in the last bits")
+        run.out.log(f"environment changed since the checkpoint ({', '.join(changed)}): results may not be bitwise identical to an uninterrupted run")
 
 
 def _branch(trainer: Trainer, checkpointer: Checkpointer) -> None:
@@ -115,23 +115,23 @@ def _branch(trainer: Trainer, checkpointer: Checkpointer) -> None:
     try:
         state, extras = checkpointer.load(path, trainer.run.model, optimizer if same_optimizer else None)
     except ArtifactError as error:
-        raise FeebError(f"branch_from: {error}; a branch has the architecture of the main run") from error
+        raise FeebError(f"branch_from: {error}; a branch must have the architecture of the original run") from error
     for group, own in zip(optimizer.param_groups, options, strict=True):
         group.update(own)
     restore_state(trainer, state | {"callbacks": {}}, extras)
     offset = _branch_offset(trainer, state["data"])
     trainer.state = dataclasses.replace(trainer.state, elapsed=0.0, timed_tokens=0, timed_seconds=0.0, waited_seconds=0.0, data_offset=offset)
     if not same_optimizer:
-        log(f"optimizer {section.optimizer.name} starts with fresh state: the main run used {state['optimizer_part']}")
+        log(f"optimizer {section.optimizer.name} starts with fresh state: the original run used {state['optimizer_part']}")
     if trainer.state.step >= section.max_steps:
         raise FeebError(f"branch_from: {path} is at step {trainer.state.step}, and max_steps is {section.max_steps}; raise it, or set branch_step")
     log(f"branched from {path} after step {trainer.state.step}, on to {section.max_steps}")
 
 
-def _branch_offset(trainer: Trainer, main_run: dict[str, int]) -> int:
-    """Batches to leave out, so that the data continue where the main run was, though a batch may have another size here."""
+def _branch_offset(trainer: Trainer, original: dict[str, int]) -> int:
+    """Batches to leave out, so that the data continue where the original run was, even if batch_size differs."""
     step, size, length = trainer.state.step, trainer.section.batch_size, trainer.section.seq_len
-    if main_run["seq_len"] != length:
-        trainer.run.out.log(f"seq_len {length} cuts the text otherwise than the main run's {main_run['seq_len']}: some of it may come twice or never")
-    sequences = (step + trainer.state.data_offset) * main_run["batch_size"] * main_run["seq_len"] / length
+    if original["seq_len"] != length:
+        trainer.run.out.log(f"seq_len {length} differs from the original run ({original['seq_len']}): some text may be repeated or skipped")
+    sequences = (step + trainer.state.data_offset) * original["batch_size"] * original["seq_len"] / length
     return math.ceil(sequences / size) - step

@@ -40,14 +40,14 @@ DTYPES = {
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """Write CPU tensors to a synced safetensors file; returns its {size, sha256}. Raises OSError, ArtifactError for a
-    number format that such files do not know."""
+    dtype that safetensors does not support."""
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # so that each lies aligned
     header: dict[str, Any] = {}
     position = 0
     for name in order:
         tensor = tensors[name]
         if tensor.dtype not in DTYPES:
-            raise ArtifactError(f"{name} cannot be saved: a safetensors file knows no {tensor.dtype}")
+            raise ArtifactError(f"{name} cannot be saved: safetensors does not support {tensor.dtype}")
         end = position + tensor.numel() * tensor.element_size()
         header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [position, end]}
         position = end
@@ -90,7 +90,7 @@ class TensorFiles:
                     spec = ShardSpec(tuple(entry["shape"]), tuple(entry["offsets"][path.name]), shape) if entry else ShardSpec.full(shape)
                     self._pieces.setdefault(name, []).append((handle, spec))
             except (SafetensorError, KeyError, TypeError) as error:
-                raise ArtifactError(f"{path.name} is no file of this checkpoint: {error}") from None
+                raise ArtifactError(f"{path.name} is not a file of this checkpoint: {error}") from None
 
     def names(self) -> set[str]:
         return set(self._pieces)

@@ -28,14 +28,14 @@ class RoleConfig(PartConfig):
     lm_head_lr: float | None = Field(None, ge=0, description=LM_HEAD_LR)
     vector_lr: float | None = Field(None, ge=0, description=VECTOR_LR)
     weight_decay: float = Field(0.1, ge=0, description=DECOUPLED)
-    decayed: list[Role] = Field(["matrix", "embedding", "lm_head"], description="roles that weight decay applies to")
+    weight_decay_roles: list[Role] = Field(["matrix", "embedding", "lm_head"], description="parameter roles with weight decay")
 
     def lr_of(self, role: str) -> float:
         own = {"embedding": self.embedding_lr, "lm_head": self.lm_head_lr, "vector": self.vector_lr}.get(role)
         return self.lr if own is None else own
 
     def decay_of(self, role: str) -> float:
-        return self.weight_decay if role in self.decayed else 0.0
+        return self.weight_decay if role in self.weight_decay_roles else 0.0
 
 
 class AdamWConfig(RoleConfig):

@@ -31,7 +31,7 @@ pretrain:
   threads: 1
   compile: "off"
 """
-QUICK: dict[str, Any] = {"seeds": 2, "rates": "off", "curve": ()}
+QUICK: dict[str, Any] = {"seeds": 2, "tune_lr": "off", "curve": ()}
 
 
 def recipes(root: Path, *changes: str, names: tuple[str, ...] = ("base", "wide")) -> list[Any]:

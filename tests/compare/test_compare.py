@@ -26,10 +26,10 @@ from small_compare import QUICK, recipes, run
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
-    """(folder, artifact, events) of a comparison at equal FLOPs, with a rate probe that only reports and a curve."""
+    """(folder, artifact, events) of a comparison at equal FLOPs, with a learning-rate search that only reports and a curve."""
     root = tmp_path_factory.mktemp("compare")
     events: list[dict] = []
-    artifact = run(root, on_progress=events.append, seeds=2, budget="flops", rates="report", rate_factors=(0.5, 1.0), curve=(2.0,))
+    artifact = run(root, on_progress=events.append, seeds=2, budget="flops", tune_lr="report", lr_factors=(0.5, 1.0), curve=(2.0,))
     return root, artifact, events
 
 
@@ -71,12 +71,12 @@ def test_pairs_share_their_seeds_and_alternate(result):
     assert runs == [("base", 0), ("wide", 0), ("wide", 1), ("base", 1)]
 
 
-def test_the_rate_probe_reports_and_leaves_the_rates_alone(done, result):
+def test_the_search_reports_and_keeps_the_learning_rates(done, result):
     for side in result["recipes"]:
-        assert side["rate"]["factor"] == 1.0
-        assert {t["factor"] for t in side["rate"]["tried"]} >= {0.5, 1.0}
-    probe = next(r for r in result["runs"] if r["role"] == "rate" and r["factor"] == 0.5)
-    section = api.open_run(probe["path"], done[0] / "data").section
+        assert side["lr"]["factor"] == 1.0
+        assert {t["factor"] for t in side["lr"]["tried"]} >= {0.5, 1.0}
+    trial = next(r for r in result["runs"] if r["role"] == "lr" and r["factor"] == 0.5)
+    section = api.open_run(trial["path"], done[0] / "data").section
     assert (section["optimizer"]["lr"], section["max_steps"], section["schedule"]["warmup_steps"]) == (0.01, 4, 1)
 
 
@@ -97,7 +97,7 @@ def test_the_manifest_holds_every_run_so_that_none_is_cleaned_up(done, result):
 
 def test_a_second_call_does_nothing(done, monkeypatch):
     monkeypatch.setattr(run_module, "run_study", None)
-    assert run(done[0], seeds=2, budget="flops", rates="report", rate_factors=(0.5, 1.0), curve=(2.0,)).fingerprint == done[1].fingerprint
+    assert run(done[0], seeds=2, budget="flops", tune_lr="report", lr_factors=(0.5, 1.0), curve=(2.0,)).fingerprint == done[1].fingerprint
 
 
 def test_runs_are_shared_between_comparisons(done):
@@ -114,7 +114,7 @@ def test_progress_is_told(done):
 def test_the_command_prints_json_and_a_table(done, capsys):
     from feeb_pipelines.cli import run_command
 
-    command = ["compare", str(done[0] / "base.yaml"), str(done[0] / "wide.yaml"), "--seeds", "2", "--budget", "flops", "--no-rate-probe", "--curve", "none"]
+    command = ["compare", str(done[0] / "base.yaml"), str(done[0] / "wide.yaml"), "--seeds", "2", "--budget", "flops", "--no-tune-lr", "--curve", "none"]
     command += ["--in-process", "--workspace", str(done[0] / "data")]
     assert run_command([*command, "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
@@ -129,12 +129,12 @@ def test_plan_lists_the_runs_of_a_comparison(done, result, tmp_path, capsys):
     from feeb_pipelines.cli import run_command
 
     command = ["compare", str(done[0] / "base.yaml"), str(done[0] / "wide.yaml"), "--seeds", "2", "--budget", "flops", "--plan", "--json", "--workspace"]
-    assert run_command([*command, str(done[0] / "data"), "--own-rate", "--curve", "2"]) == 0
+    assert run_command([*command, str(done[0] / "data"), "--keep-lr", "--curve", "2"]) == 0
     rows = {row["run"]: row for row in json.loads(capsys.readouterr().out) if row["stage"] == "pretrain"}
-    assert {name for name, row in rows.items() if row["status"] == "run"} == {"base-rate2-seed0", "wide-rate2-seed0"}  # this probe has one rate more
+    assert {name for name, row in rows.items() if row["status"] == "run"} == {"base-lr2-seed0", "wide-lr2-seed0"}  # this search has one more factor
     paths = {r["name"]: r["path"] for r in result["runs"]}
     assert all(row["path"] == paths[name] for name, row in rows.items() if row["status"] == "reuse")
-    assert run_command([*command, str(tmp_path), "--no-rate-probe", "--curve", "none"]) == 0
+    assert run_command([*command, str(tmp_path), "--no-tune-lr", "--curve", "none"]) == 0
     rows = [row for row in json.loads(capsys.readouterr().out) if row["stage"] == "pretrain"]
     assert [(row["run"], row["status"]) for row in rows] == [(f"{n}-seed{s}", "run") for n, s in (("base", 0), ("wide", 0), ("wide", 1), ("base", 1))]
     assert not (tmp_path / "pretrain").exists()

@@ -13,13 +13,13 @@ from feebcore.compare.plan import (
     Run,
     Settings,
     candidates_of,
-    choose_rate,
+    choose_lr,
     curve_runs,
     equal_steps,
-    has_rates,
+    has_lr,
     main_runs,
     next_factor,
-    scaled_rates,
+    scaled_lrs,
     section_for,
     token_steps,
 )
@@ -111,38 +111,38 @@ def test_the_curve_keeps_the_form_of_the_schedule(tmp_path):
     assert (plain.seed, plain.schedule.config.warmup_steps) == (5, 4)  # a side at its own budget keeps its own options
 
 
-def test_every_rate_of_an_optimizer_is_scaled_and_nothing_else():
+def test_every_learning_rate_of_an_optimizer_is_scaled_and_nothing_else():
     muon = resolve_part("optimizers", {"name": "muon", "lr": 0.02, "vector_lr": None})
-    scaled = scaled_rates(muon, 0.5)
+    scaled = scaled_lrs(muon, 0.5)
     assert (scaled.config.lr, scaled.config.embedding_lr, scaled.config.vector_lr) == (0.01, 0.01, None)
     assert scaled.config.model_dump(exclude={"lr", "embedding_lr", "lm_head_lr"}) == muon.config.model_dump(exclude={"lr", "embedding_lr", "lm_head_lr"})
-    inner = scaled_rates(resolve_part("optimizers", {"name": "grokfast", "optimizer": {"name": "adamw", "lr": 0.004}}), 2.0)
+    inner = scaled_lrs(resolve_part("optimizers", {"name": "grokfast", "optimizer": {"name": "adamw", "lr": 0.004}}), 2.0)
     assert inner.config.optimizer.config.lr == 0.008
-    assert has_rates(muon)
+    assert has_lr(muon)
 
 
-def test_the_probe_goes_on_where_the_best_rate_is_the_last_one_tried():
+def test_the_search_is_extended_where_the_best_factor_is_at_its_edge():
     settings = Settings()
     assert next_factor({0.5: 1.0, 1.0: 0.9, 2.0: 0.8}, settings) == 4.0
     assert next_factor({0.5: 0.7, 1.0: 0.9, 2.0: 0.8}, settings) == 0.25
     assert next_factor({0.5: 1.0, 1.0: 0.7, 2.0: 0.8}, settings) is None
-    assert next_factor({0.5: 1.0, 1.0: 0.9, 2.0: None}, settings) is None  # a rate that diverges is no better
+    assert next_factor({0.5: 1.0, 1.0: 0.9, 2.0: None}, settings) is None  # a diverged run is not better
     assert next_factor({0.5: 1.0, 1.0: 0.9, 2.0: 0.8, 4.0: 0.7, 8.0: 0.6}, settings) is None
 
 
-def test_a_rate_is_changed_only_for_a_gain_that_matters():
+def test_the_learning_rate_is_changed_only_for_a_gain_that_matters():
     settings = Settings(effect=0.01)
-    assert choose_rate("a", {0.5: 1.0, 1.0: 0.9, 2.0: 0.896}, settings).factor == 1.0
-    better = choose_rate("a", {0.5: 1.0, 1.0: 0.9, 2.0: 0.85, 4.0: 0.88}, settings)
+    assert choose_lr("a", {0.5: 1.0, 1.0: 0.9, 2.0: 0.896}, settings).factor == 1.0
+    better = choose_lr("a", {0.5: 1.0, 1.0: 0.9, 2.0: 0.85, 4.0: 0.88}, settings)
     assert (better.factor, better.at_edge) == (2.0, False)
     assert "used" in better.note
-    assert choose_rate("a", {0.5: 1.0, 1.0: 0.9, 2.0: 0.85}, Settings(rates="report")).factor == 1.0
-    assert "beyond" in choose_rate("a", {0.5: 1.0, 1.0: 0.9, 2.0: 0.85}, settings).note
-    assert choose_rate("a", {0.5: 1.0, 1.0: None, 2.0: None}, settings).factor == 0.5
-    assert choose_rate("a", {0.5: None, 1.0: None}, settings).factor == 1.0
+    assert choose_lr("a", {0.5: 1.0, 1.0: 0.9, 2.0: 0.85}, Settings(tune_lr="report")).factor == 1.0
+    assert "may lie outside" in choose_lr("a", {0.5: 1.0, 1.0: 0.9, 2.0: 0.85}, settings).note
+    assert choose_lr("a", {0.5: 1.0, 1.0: None, 2.0: None}, settings).factor == 0.5
+    assert choose_lr("a", {0.5: None, 1.0: None}, settings).factor == 1.0
 
 
-@pytest.mark.parametrize("options", [{"seeds": 1}, {"effect": 0}, {"curve": (1.0,)}, {"rate_factors": (0.5, 2.0)}, {"name": "a/b"}, {"budget": "money"}])
+@pytest.mark.parametrize("options", [{"seeds": 1}, {"effect": 0}, {"curve": (1.0,)}, {"lr_factors": (0.5, 2.0)}, {"name": "a/b"}, {"budget": "money"}])
 def test_settings_that_mean_nothing_are_refused(options):
     with pytest.raises(ValidationError):
         Settings(**options)

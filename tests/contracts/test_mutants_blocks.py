@@ -250,7 +250,7 @@ HEADS = {
     "FLOPs of the head twice": (tied(extra_flops=lambda self, T: (4.0 * T * self.weight.numel(),) * 2), "counts_are_measured"),
     "further tokens read as inputs": (sequential(one_token_on), "mtp_does_not_leak"),
     "further tokens cost nothing": (sequential(flops=lambda model, length: [0.0, 0.0]), "mtp_flops_are_measured"),
-    "heads for further tokens never learn": (sequential(detach=True), "further_tokens_learn"),
+    "heads for further tokens never learn": (sequential(detach=True), "mtp_parameters_get_gradients"),
 }
 
 

@@ -224,7 +224,7 @@ def test_damaged_folders_are_refused(tmp_path: Path) -> None:
         load_tokenizer(tmp_path)
     (tmp_path / "part.json").write_text('{"name": "bpe", "config": {"vocab_size": 600}}')
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(DataError, match=r"is no tokenizer"):
+    with pytest.raises(DataError, match=r"is not a tokenizer"):
         load_tokenizer(tmp_path)
 
 

@@ -104,6 +104,6 @@ def test_other_tokens_at_the_address_are_refused(corpus: Path, web: str) -> None
     shutil.copytree(built["shard"].file("tokens.zarr"), corpus / "web" / "tokens.zarr")
     with pytest.raises(ArtifactError, match="holds other tokens than"):
         run(corpus, "download,tokenizer,shard,pretrain", pretrain=PRETRAIN | {"tokens_url": f"{web}/tokens.zarr"})
-    for wrong, why in (("some/folder", "is no address"), ("http://me:secret@host/tokens.zarr", "may not hold a user name or password")):
+    for wrong, why in (("some/folder", "is not a URL"), ("http://me:secret@host/tokens.zarr", "may not hold a user name or password")):
         with pytest.raises(RecipeError, match=why):
             run(corpus, "download,tokenizer,shard,pretrain", pretrain=PRETRAIN | {"tokens_url": wrong})

@@ -66,9 +66,9 @@ OPTIONS = [
     {"name": "local_gradients", "reduce": "mean", "stop_change": 0.5},
     {"name": "selective", "keep_ratio": 0.3, "reference": "a model"},
     {"name": "distillation", "teacher": "a model", "temperature": 1.0, "weight": 0.9},
-    *({"name": "confidence", "form": form, "next_token": 1.0} for form in (3, 4, 5)),
-    {"name": "confidence", "form": 4, "reward": True, "penalise_last": True},
-    {"name": "confidence", "form": 5, "targets": "before", "reward": True, "next_token": 1.0},
+    *({"name": "confidence", "form": form, "next_token": 1.0} for form in ("exit_weighted", "exit_or_penalty", "exit_or_penalty_prev")),
+    {"name": "confidence", "form": "exit_or_penalty", "reward": True, "penalize_last": True},
+    {"name": "confidence", "form": "exit_or_penalty_prev", "targets": "before", "reward": True, "next_token": 1.0},
 ]
 
 
@@ -82,11 +82,11 @@ def test_other_options_keep_the_contract_too(options: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("options", "breaks"),
     [
-        ({"form": 2}, {"adds_up_over_rows", "documents_are_independent"}),
-        ({"form": 4}, {"learns_next_token"}),
-        ({"form": 5}, {"learns_next_token"}),
+        ({"form": "log_one_minus_p"}, {"adds_up_over_rows", "documents_are_independent"}),
+        ({"form": "exit_or_penalty"}, {"learns_next_token"}),
+        ({"form": "exit_or_penalty_prev"}, {"learns_next_token"}),
     ],
-    ids=["form 2", "form 4", "form 5"],
+    ids=["log_one_minus_p", "exit_or_penalty", "exit_or_penalty_prev"],
 )
 def test_a_form_of_confidence_breaks_only_what_its_definition_breaks(options: dict[str, Any], breaks: set[str]) -> None:
     results = iterate(candidate("objectives", resolve_part("objectives", {"name": "confidence", **options})))
@@ -97,8 +97,8 @@ def test_a_form_of_confidence_breaks_only_what_its_definition_breaks(options: di
     ("name", "options", "message"),
     [
         ("multi_token", {"k": 3, "weights": [1.0, 0.5]}, r"2 of them for k: 3 tokens; give one for each"),
-        ("confidence", {"form": 3, "reward": True}, r"choose form 4 or 5, or leave reward out"),
-        ("confidence", {"form": 1, "penalise_last": True}, r"choose form 4 or 5, or leave penalise_last out"),
+        ("confidence", {"form": "exit_weighted", "reward": True}, r"choose form exit_or_penalty or exit_or_penalty_prev, or leave reward out"),
+        ("confidence", {"form": "neg_ce", "penalize_last": True}, r"choose form exit_or_penalty or exit_or_penalty_prev, or leave penalize_last out"),
         ("distillation", {}, r"teacher"),
     ],
 )
@@ -111,7 +111,7 @@ def test_options_that_do_not_fit_together_are_refused(name: str, options: dict[s
 
 
 class Foresight(nn.Linear, LMHeadPart):
-    """A head with a matrix for each of two further tokens."""
+    """A head with a matrix for each of two MTP outputs."""
 
     num_mtp = 2
 
@@ -228,7 +228,7 @@ def test_objectives_of_layers_say_what_model_they_need() -> None:
 # --- confidence -------------------------------------------------------------------------------------------------------
 
 
-def confidence_by_hand(model: Any, some: Batch, form: int, reward: bool = False, penalise_last: bool = False, targets: str = "true") -> tuple[float, list[int]]:
+def confidence_by_hand(model: Any, some: Batch, form: str, reward: bool = False, penalize_last: bool = False, targets: str = "true") -> tuple[float, list[int]]:
     """The table's definitions place by place; the random numbers are those of the objective. Returns loss_sum and stops by layer."""
     layers = model(some.tokens, doc_ids=some.doc_ids, want_layers=True).layers
     keep = some.mask & (some.doc_ids >= 0)
@@ -246,31 +246,32 @@ def confidence_by_hand(model: Any, some: Batch, form: int, reward: bool = False,
                 ce, p, guess = -float(p_V[wanted].log()), float(p_V.max()), int(p_V.argmax())
                 fired = live and bool(random[layer][b, t] < p)
                 stopped = live if layer == L - 1 else fired
-                pays = fired if penalise_last else stopped
+                pays = fired if penalize_last else stopped
                 other = -1.0 if reward else 1.0
                 means[layer] += ce / int(keep.sum())
-                if form == 1:
+                if form == "neg_ce":
                     total -= ce / L
-                elif form == 3:
+                elif form == "exit_weighted":
                     total += ce * p * live
-                elif form == 4:
+                elif form == "exit_or_penalty":
                     total += (ce if pays else other) * p * live
-                elif form == 5 and before:
+                elif form == "exit_or_penalty_prev" and before:
                     ce_before, pays_before, live_before = before
                     total += (ce_before if pays_before else other) * p * live_before
                 stops[layer] += stopped
                 before, live = (ce, pays, live), live and not fired
-    if form == 2:
+    if form == "log_one_minus_p":
         total = float(keep.sum()) * sum(float(torch.tensor(1 - torch.tensor(-m).exp()).log()) for m in means) / L
     return total, stops
 
 
+FORMS = ("neg_ce", "log_one_minus_p", "exit_weighted", "exit_or_penalty", "exit_or_penalty_prev")
 VARIANTS = [
-    *({"form": form} for form in (1, 2, 3, 4, 5)),
-    {"form": 4, "reward": True},
-    {"form": 4, "penalise_last": True},
-    {"form": 5, "reward": True, "targets": "before"},
-    {"form": 2, "targets": "own"},
+    *({"form": form} for form in FORMS),
+    {"form": "exit_or_penalty", "reward": True},
+    {"form": "exit_or_penalty", "penalize_last": True},
+    {"form": "exit_or_penalty_prev", "reward": True, "targets": "before"},
+    {"form": "log_one_minus_p", "targets": "own"},
 ]
 
 
@@ -283,26 +284,26 @@ def test_confidence_is_what_its_definition_says(variant: dict[str, Any]) -> None
         torch.manual_seed(4)
         wanted, stops = confidence_by_hand(model, some, **variant)
     assert out.loss_sum.item() == pytest.approx(wanted, rel=1e-4)
-    assert [float(out.metrics[f"stopped_{layer}"]) for layer in range(L)] == stops
+    assert [float(out.metrics[f"exited_{layer}"]) for layer in range(L)] == stops
     assert sum(stops) == float(out.count)
 
 
-def test_forms_1_and_2_come_on_top_of_the_next_tokens_loss() -> None:
+def test_neg_ce_and_log_one_minus_p_are_added_to_the_next_tokens_loss() -> None:
     model, some = transformer(), batch()
     nats = float(objective("next_token")(model, some).loss_sum)
-    for form in (1, 2):
+    for form in ("neg_ce", "log_one_minus_p"):
         added, alone = (evaluate(objective("confidence", form=form, **more), model, some).loss_sum for more in ({}, {"next_token": 0.0}))
         assert added.item() - alone.item() == pytest.approx(nats, rel=1e-5)
 
 
-def test_places_stop_in_proportion_to_confidence() -> None:
+def test_positions_exit_in_proportion_to_confidence() -> None:
     logits = torch.zeros(400, T, V)
     logits[..., 0] = 2.0
     tokens = torch.zeros(400, T, dtype=torch.int64)
-    out = evaluate(objective("confidence", form=3), Table(logits), Batch(tokens, tokens))
+    out = evaluate(objective("confidence", form="exit_weighted"), Table(logits), Batch(tokens, tokens))
     p = float((0.4 * logits[0, 0]).softmax(-1).max())  # of the first of three layers
     assert float(out.metrics["confidence_0"] / out.count) == pytest.approx(p, rel=1e-4)
-    assert float(out.metrics["stopped_0"] / out.count) == pytest.approx(p, abs=0.03)
+    assert float(out.metrics["exited_0"] / out.count) == pytest.approx(p, abs=0.03)
 
 
 def test_confidence_counts_what_layers_guess() -> None:
@@ -376,7 +377,7 @@ def test_losses_in_chunks_are_the_same_with_their_gradients(monkeypatch: pytest.
     from feeb_models.objectives import common
 
     some = batch()
-    for name, options in (("distillation", {"teacher": str(model_folder())}), ("selective", {}), ("confidence", {"form": 4})):
+    for name, options in (("distillation", {"teacher": str(model_folder())}), ("selective", {}), ("confidence", {"form": "exit_or_penalty"})):
         model = transformer()
         whole = evaluate(objective(name, **options), model, some)
         wanted = gradients(model, whole.loss_sum)["lm_head.weight"]
@@ -398,7 +399,7 @@ def test_other_weights_in_the_teachers_folder_make_another_run(tmp_path: Path) -
 
 
 def test_a_reference_that_does_not_fit_says_so(tmp_path: Path) -> None:
-    with pytest.raises(Exception, match="is no model folder"):
+    with pytest.raises(Exception, match="is not a model folder"):
         objective("selective", reference=str(tmp_path))
     architecture = resolve_part("architectures", {"name": "transformer", "d_model": 8, "num_heads": 1, "num_layers": 1})
     save_model(tmp_path / "model", build_model(architecture, V + 1, T), architecture)
@@ -455,7 +456,11 @@ def test_myopic_refuses_attention_that_goes_by_places() -> None:
 
 # --- in training ------------------------------------------------------------------------------------------------------
 
-COMPILED = [{"name": "local_gradients", "stop_change": 0.1}, {"name": "confidence", "form": 5}, {"name": "selective", "reference": "a model"}]
+COMPILED = [
+    {"name": "local_gradients", "stop_change": 0.1},
+    {"name": "confidence", "form": "exit_or_penalty_prev"},
+    {"name": "selective", "reference": "a model"},
+]
 
 
 @pytest.mark.parametrize("options", COMPILED, ids=lambda o: o["name"])

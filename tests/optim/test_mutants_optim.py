@@ -206,7 +206,7 @@ def sound_rate(step: int, total: int) -> float:
 
 
 SCHEDULES = {
-    "warm-up from zero": (schedule(lambda step, total: min(1.0, step / 10)), "no_step_is_wasted"),
+    "warmup from zero": (schedule(lambda step, total: min(1.0, step / 10)), "no_step_is_wasted"),
     "decay ends one step early": (schedule(lambda step, total: max(0.0, 1 - step / max(1, total - 1))), "no_step_is_wasted"),
     "nearly always near zero": (schedule(lambda step, total: math.exp(-step)), "no_step_is_wasted"),
     "negative past the end": (schedule(lambda step, total: 1 - step / total), "defined_past_the_end"),

@@ -39,7 +39,9 @@ def gradients(model, step):
 def test_adamw_equals_torch_with_rates_and_decay_by_role():
     model, groups = make()
     twin = copy.deepcopy(model)
-    part = resolve_part("optimizers", {"name": "adamw", "lr": 0.01, "embedding_lr": 0.05, "vector_lr": 0.02, "weight_decay": 0.2, "decayed": ["matrix"]})
+    part = resolve_part(
+        "optimizers", {"name": "adamw", "lr": 0.01, "embedding_lr": 0.05, "vector_lr": 0.02, "weight_decay": 0.2, "weight_decay_roles": ["matrix"]}
+    )
     ours = part.build(groups=groups)
     settings = [(["up", "down"], 0.01, 0.2), (["table"], 0.05, 0.0), (["lm_head"], 0.01, 0.0), (["gain"], 0.02, 0.0)]
     theirs = torch.optim.AdamW(

@@ -69,7 +69,7 @@ def assert_same_path(part, make_reference, tolerance=2e-6, rates=lambda step: 1.
 
 def test_adam_is_torchs_with_rates_by_role():
     rates = {"matrix": 0.01, "embedding": 0.05, "lm_head": 0.01, "vector": 0.02}
-    part = {"name": "adam", "lr": 0.01, "embedding_lr": 0.05, "vector_lr": 0.02, "weight_decay": 0.3, "decayed": ["matrix"], "betas": [0.8, 0.97]}
+    part = {"name": "adam", "lr": 0.01, "embedding_lr": 0.05, "vector_lr": 0.02, "weight_decay": 0.3, "weight_decay_roles": ["matrix"], "betas": [0.8, 0.97]}
     decays = {"matrix": 0.3, "embedding": 0.0, "lm_head": 0.0, "vector": 0.0}
     assert_same_path(part, lambda groups: torch.optim.Adam(torch_groups(groups, rates, decays), betas=(0.8, 0.97), foreach=False, fused=False))
 
@@ -96,21 +96,21 @@ def test_sgd_is_the_recurrence_written_out(nesterov):
 
 
 def test_lion_is_that_of_pytorch_optimizer():
-    part = {"name": "lion", "lr": 0.01, "betas": [0.9, 0.98], "weight_decay": 0.3, "decayed": ["matrix", "embedding", "lm_head", "vector"]}
+    part = {"name": "lion", "lr": 0.01, "betas": [0.9, 0.98], "weight_decay": 0.3, "weight_decay_roles": ["matrix", "embedding", "lm_head", "vector"]}
     assert_same_path(part, lambda groups: pytorch_optimizer.Lion(torch_groups(groups), lr=0.01, betas=(0.9, 0.98), weight_decay=0.3, weight_decouple=True))
 
 
 @pytest.mark.parametrize("warmup", [0, 15])
 def test_ademamix_is_that_of_pytorch_optimizer(warmup):
     part = {"name": "ademamix", "lr": 0.01, "betas": [0.9, 0.95], "slow_beta": 0.999, "alpha": 4.0, "warmup_steps": warmup, "weight_decay": 0.2}
-    part |= {"decayed": ["matrix", "embedding", "lm_head", "vector"]}
+    part |= {"weight_decay_roles": ["matrix", "embedding", "lm_head", "vector"]}
     options = {"betas": (0.9, 0.95, 0.999), "alpha": 4.0, "t_alpha_beta3": warmup or None, "weight_decay": 0.2, "weight_decouple": True}
     # theirs goes past the end of the warmup by a formula that ours does not follow there
     assert_same_path(part, lambda groups: pytorch_optimizer.AdEMAMix(torch_groups(groups), lr=0.01, foreach=False, **options))
 
 
 def test_schedule_free_is_that_of_its_authors_while_the_rate_rises_and_stays():
-    part = {"name": "schedule_free", "lr": 0.02, "betas": [0.9, 0.97], "weight_decay": 0.1, "decayed": ["matrix", "embedding", "lm_head", "vector"]}
+    part = {"name": "schedule_free", "lr": 0.02, "betas": [0.9, 0.97], "weight_decay": 0.1, "weight_decay_roles": ["matrix", "embedding", "lm_head", "vector"]}
 
     def reference(groups):
         optimizer = schedulefree.AdamWScheduleFree(torch_groups(groups), lr=0.02, betas=(0.9, 0.97), weight_decay=0.1, foreach=False)
@@ -132,7 +132,7 @@ def test_schedule_free_is_that_of_its_authors_while_the_rate_rises_and_stays():
 
 @pytest.mark.parametrize(("every", "longest"), [(1, 100), (5, 100), (3, 10), (3, 20)])
 def test_soap_is_that_of_pytorch_optimizer(every, longest):
-    part = {"name": "soap", "lr": 0.02, "betas": [0.9, 0.95], "shampoo_beta": 0.9, "weight_decay": 0.1, "decayed": ["matrix"]}
+    part = {"name": "soap", "lr": 0.02, "betas": [0.9, 0.95], "shampoo_beta": 0.9, "weight_decay": 0.1, "weight_decay_roles": ["matrix"]}
     part |= {"precondition_every": every, "max_precondition_dim": longest}
     options = {"betas": (0.9, 0.95), "shampoo_beta": 0.9, "weight_decay": 0.1, "precondition_frequency": every, "max_precondition_dim": longest}
     assert_same_path(part, lambda groups: pytorch_optimizer.SOAP(torch_groups(groups), lr=0.02, **options), tolerance=1e-4, roles=("matrix",))
@@ -174,7 +174,9 @@ def adafactor_in_numpy(w, grads, lr, decay):
 def test_adafactor_follows_the_papers_equations(lr):
     groups = make()
     start = [p.detach().double().numpy().copy() for p in weights_of(groups)]
-    optimizer = resolve_part("optimizers", {"name": "adafactor", "lr": lr, "weight_decay": 0.1, "decayed": ["matrix", "vector"]}).build(groups=groups)
+    optimizer = resolve_part("optimizers", {"name": "adafactor", "lr": lr, "weight_decay": 0.1, "weight_decay_roles": ["matrix", "vector"]}).build(
+        groups=groups
+    )
     seen = []
     for step in range(STEPS):
         set_gradients(groups, step)

@@ -58,7 +58,7 @@ def test_shuffled_rewards_teach_nothing(tmp_path):
     assert next_token_probability(trainer, token) < 0.5
 
 
-@pytest.mark.parametrize("value_optimizer", ["sequential", "shared"])
+@pytest.mark.parametrize("value_optimizer", ["separate", "shared"])
 def test_the_value_head_learns_the_expected_reward(tmp_path, value_optimizer):
     trainer = train(
         tmp_path,

@@ -80,7 +80,7 @@ def test_sft_then_rl_make_models_and_say_how_good_they_are(pretrained, tmp_path)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-@pytest.mark.parametrize("value_optimizer", ["sequential", "shared"])
+@pytest.mark.parametrize("value_optimizer", ["separate", "shared"])
 def test_ppo_runs_with_every_optimizer_and_resumes(pretrained, tmp_path, optimizer, value_optimizer):
     options = RL | {"algorithm": "ppo", "optimizer": {"name": optimizer, "lr": 1e-3}, "value_optimizer": value_optimizer}
     whole, expected = run(rl, section(rl.RlConfig, options), pretrained, tmp_path / "whole")

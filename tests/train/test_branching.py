@@ -32,10 +32,10 @@ def test_branches_of_a_main_run_share_its_past_and_decay_on_their_own(tmp_path):
     decay = {"name": "wsd", "decay_fraction": 0.5, "warmup_steps": 3}
     branch = section(max_steps=16, schedule=decay, branch_from=str(tmp_path / "main"), branch_step=8)
     first = run(tmp_path / "branch", branch, data)
-    assert asked == list(range(8, 16)), "the data go on where the main run was"
+    assert asked == list(range(8, 16)), "the data continue where the original run was"
     assert not all(a.equal(b) for a, b in zip(first.model.parameters(), weights(tmp_path / "main", 16).values(), strict=True))
     whole = run(tmp_path / "whole", section(max_steps=16, schedule=decay))
-    assert all(a.equal(b) for a, b in zip(first.model.parameters(), whole.model.parameters(), strict=True)), "wsd's first half is the main run"
+    assert all(a.equal(b) for a, b in zip(first.model.parameters(), whole.model.parameters(), strict=True)), "wsd's first half is the original run"
 
 
 def test_a_branch_uses_the_options_of_its_own_recipe(tmp_path):
@@ -71,7 +71,7 @@ def test_what_cannot_be_branched_from_is_said(tmp_path):
     with pytest.raises(ValueError, match="not both"):
         section(branch_from=str(tmp_path / "main"), init_from=str(tmp_path / "main"))
     wide = {"name": "transformer", "num_layers": 2, "d_model": 48, "num_heads": 2}
-    with pytest.raises(FeebError, match=r"branch_from.*another model.*architecture of the main run"):
+    with pytest.raises(FeebError, match=r"branch_from.*another model.*architecture of the original run"):
         run(tmp_path / "c", section(branch_from=str(tmp_path / "main"), architecture=wide))
 
 

@@ -94,7 +94,7 @@ def test_a_schedule_of_what_the_optimizer_lacks_is_an_error():
 
 def test_training_with_all_three_schedules_equals_torch_told_by_hand():
     groups, twins = make(), make()
-    ours = build_optimizer(resolve_part("optimizers", {"name": "adamw", "lr": 0.02, "decayed": ["matrix", "embedding", "vector"]}), groups)
+    ours = build_optimizer(resolve_part("optimizers", {"name": "adamw", "lr": 0.02, "weight_decay_roles": ["matrix", "embedding", "vector"]}), groups)
     follow = OptimizerSchedules(ours, lambda s: math.cos(s / 10), lambda s: 1 - s / 50, lambda s: s / 20)
     theirs = torch.optim.AdamW(by_name(twins).values(), foreach=False)
     for number in range(12):
@@ -184,7 +184,7 @@ def test_a_rule_that_fits_nothing_names_near_parameters():
 
 
 def test_a_rule_that_is_no_regular_expression_or_does_nothing_is_refused_when_it_is_read():
-    with pytest.raises(ValidationError, match="is no regular expression: missing"):
+    with pytest.raises(ValidationError, match="is not a valid regular expression: missing"):
         rule(match="blocks.(0", lr_scale=2.0)
     with pytest.raises(ValidationError, match="changes nothing"):
         rule(match="blocks")

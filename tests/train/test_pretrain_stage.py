@@ -96,7 +96,7 @@ def test_an_altered_token_shard_is_refused(recipe, tmp_path):
         ("pretrain.init_from=nowhere", "init_from: no folder .*nowhere"),
         ("pretrain.max_step=3", "did you mean 'max_steps'"),
         ("pretrain.optimizer={name: muon, lrr: 1}", "lrr"),
-        ("pretrain.schedule={name: wsd, warmup_fraction: 0.6, decay_fraction: 0.6}", "4 steps of warm-up and 4 of decay are more than max_steps 6"),
+        ("pretrain.schedule={name: wsd, warmup_fraction: 0.6, decay_fraction: 0.6}", "4 steps of warmup and 4 of decay are more than max_steps 6"),
         ("pretrain.data_order={name: mixture, proportions: {file: 1}}", "no source 'file' in stage download; did you mean 'files'"),
         ("pretrain.data_order={name: repeat_batches, data_order: {name: mixture, proportions: {web: 1}}}", "no source 'web' in stage download"),
         ("pretrain.data_order={name: mixture, proportions: {files: 1}, phases: [{begin_step: 9, proportions: {files: 1}}]}", "the run ends after 6"),

@@ -23,8 +23,10 @@ def compare(
     seeds: Annotated[int, Parameter(help="Number of seeds; every recipe is trained once per seed.")] = 5,
     budget: Annotated[Literal["tokens", "flops", "time"], Parameter(help="Budget to match, taken from the baseline.")] = "tokens",
     effect: Annotated[float, Parameter(help="Smallest effect of interest, in bits per byte.")] = 0.01,
-    rate_probe: Annotated[bool, Parameter(help="Tune each recipe's learning rate first, in short runs.", negative="--no-rate-probe")] = True,
-    own_rate: Annotated[bool, Parameter(help="Train at each recipe's own learning rate; the probe only reports.", negative=(), show_default=False)] = False,
+    tune_lr: Annotated[bool, Parameter(help="Tune the learning rate of each recipe in short runs first.", negative="--no-tune-lr")] = True,
+    keep_lr: Annotated[
+        bool, Parameter(help="Report the learning-rate search, but train with each recipe's own learning rate.", negative=(), show_default=False)
+    ] = False,
     curve: Annotated[str, Parameter(help="Extra baseline budgets, as multiples, for the compute multiplier; 'none' skips them.")] = "0.5,2",
     name: Annotated[str, Parameter(help="Name of the comparison. Default: the names of the recipes.", show_default=False)] = "",
     set: Set = [],  # noqa: B006
@@ -47,7 +49,7 @@ def compare(
     Examples:
         feeb compare baseline.yaml idea.yaml
         feeb compare baseline.yaml idea.yaml other.yaml --budget flops --seeds 8 --effect 0.005
-        feeb compare baseline.yaml baseline.yaml --no-rate-probe
+        feeb compare baseline.yaml baseline.yaml --no-tune-lr
         feeb compare experiments/k-heads.yaml --quick --budget flops
     """
     from feeb_pipelines.cli.display import Display
@@ -64,7 +66,7 @@ def compare(
     if jobs < 1 or (in_process and jobs > 1):
         raise FeebError(f"--jobs {jobs}: at least 1, and 1 with --in-process")
     settings = _settings(
-        seeds=seeds, budget=budget, effect=effect, rates="report" if own_rate else "best" if rate_probe else "off", curve=_factors(curve), name=name
+        seeds=seeds, budget=budget, effect=effect, tune_lr="report" if keep_lr else "best" if tune_lr else "off", curve=_factors(curve), name=name
     )
     overrides, space = with_inputs(set, input), Workspace(workspace)
     started = time.monotonic()
@@ -144,7 +146,7 @@ def _row(candidate: Mapping[str, Any], variant: Mapping[str, Any] | None) -> lis
     speed = "" if candidate["tokens_per_second"] is None else number(candidate["tokens_per_second"])
     memory = "" if candidate["memory_bytes"] is None else byte_size(candidate["memory_bytes"])
     runs = f"{len(candidate['diverged'])} of {len(candidate['seeds'])}"
-    return [candidate["name"], *numbers_of(candidate, variant), speed, memory, number(candidate["steps"]), f"{candidate['rate']['factor']:g} x", runs]
+    return [candidate["name"], *numbers_of(candidate, variant), speed, memory, number(candidate["steps"]), f"{candidate['lr']['factor']:g} x", runs]
 
 
 compare.usage = "Usage: feeb compare BASELINE RECIPE… [OPTIONS]"  # type: ignore[attr-defined]

@@ -25,7 +25,7 @@ def import_(
     workspace: WorkspaceOption = None,
     json: Json = False,
 ) -> None:
-    """Bring a model of another library into the workspace. A recipe takes it in the place of pretraining: `inputs: {pretrain: NAME}`.
+    """Import a model of another library. Recipes use it instead of pretraining with `inputs: {pretrain: NAME}`.
 
     Examples:
         feeb import ~/models/SmolLM2-135M smol

@@ -53,7 +53,7 @@ def new(
 
 
 def update(folder: Annotated[Path, Parameter(help="Folder of the package.")] = Path(), /) -> None:
-    """Renew what came with the template: pyproject.toml, the CI workflow, the contract test, .gitignore.
+    """Update the files generated from the template: pyproject.toml, the CI workflow, the contract test, .gitignore.
 
     The part's code and README.md are left alone. The folder must be a git checkout without uncommitted changes: `git diff` then
     shows what the update changed, and `git checkout -p` takes back what you do not want.
@@ -71,7 +71,7 @@ def update(folder: Annotated[Path, Parameter(help="Folder of the package.")] = P
     answers = YAML(typ="safe").load(folder / ANSWERS)
     status = subprocess.run(["git", "-C", str(folder), "status", "--porcelain", "--", "."], capture_output=True, text=True, check=False)
     if status.returncode != 0 or status.stdout.strip():
-        reason = "it has uncommitted changes" if status.returncode == 0 else "it is no git checkout"
+        reason = "it has uncommitted changes" if status.returncode == 0 else "it is not a git checkout"
         raise FeebError(f"{folder} is not updated: {reason}; commit everything first, so that `git diff` shows what the update changes")
     data = {"name": answers["name"], "kind": _kind(answers["kind"]), "feeb_version": ".".join(__version__.split(".")[:2])}
     _render(folder, data, keep=("README.md", f"feeb_{answers['name'].replace('-', '_')}/**"))

@@ -62,6 +62,6 @@ def compare(
     """Trains recipes with the same seeds at a matched budget and tests which one is better.
 
     recipes: the baseline first, or one recipe with variants. settings: as the options of `feeb compare`: seeds, budget, effect,
-    rates, curve, name. quick: with the recipes' `quick:` sections.
+    tune_lr, curve, name. quick: with the recipes' `quick:` sections.
     """
     return run_comparison(recipes, settings or {}, overrides or [], quick, workspace, jobs)

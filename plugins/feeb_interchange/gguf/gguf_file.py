@@ -70,7 +70,7 @@ class GgufFile:
     def _parse(self) -> None:
         self._at = 0
         if bytes(self._bytes[:4]) != b"GGUF":
-            raise DataError(f"{self.path} is no GGUF file")
+            raise DataError(f"{self.path} is not a GGUF file")
         self._at = 4
         version = self._scalar("I")
         if version not in VERSIONS:

@@ -42,7 +42,7 @@ def build_importer(config: ImportConfig, context: BuildContext) -> Callable[[Pat
     def run(source: Path, folder: Path) -> None:
         source = Path(source)
         if not (source / "config.json").is_file():
-            raise DataError(f"{source} is no Hugging Face folder: it has no config.json")
+            raise DataError(f"{source} is not a Hugging Face folder: it has no config.json")
         described = read_json(source / "config.json")
         files = WeightFiles(source)
         with tempfile.TemporaryDirectory() as temporary:
@@ -136,7 +136,7 @@ def build_exporter(config: HuggingfaceExportConfig, context: BuildContext) -> Ca
     def run(folder: Path, target: Path) -> None:
         folder, target = Path(folder), Path(target)
         if not (folder / DESCRIPTION).is_file():
-            raise DataError(f"{folder} is no model folder: it has no {DESCRIPTION}")
+            raise DataError(f"{folder} is not a model folder: it has no {DESCRIPTION}")
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise DataError(f"{target} is there already; name a folder that does not exist")
         description = read_json(folder / DESCRIPTION)

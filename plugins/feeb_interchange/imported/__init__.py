@@ -22,7 +22,7 @@ class ImportedTokenizerConfig(feeb.PartConfig):
     bos: str = Field("<|endoftext|>", description="BOS token, before every document")
     eos: str = Field("<|endoftext|>", description="EOS token, after every document and completion")
     num_ids: int = Field(0, ge=0, description="vocabulary size of the model, where it has more ids than the file; 0: that of the file")
-    content: str = Field("", description="SHA-256 of the file; filled in, so that another file makes other data")
+    content: str = Field("", description="SHA-256 of the file; set automatically")
 
     @field_validator("path")
     @classmethod

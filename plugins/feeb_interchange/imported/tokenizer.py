@@ -42,7 +42,7 @@ class ImportedTokenizer(Tokenizer):
             plain = whole | {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
             self._encoder, self._decoder = tokenizers.Tokenizer.from_str(json.dumps(plain)), tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # the Rust library raises bare Exception
-            raise DataError(f"{origin} is no tokenizer ({error})") from error
+            raise DataError(f"{origin} is not a tokenizer ({error})") from error
         self.vocab_size = max(num_ids, self._decoder.get_vocab_size(with_added_tokens=True))
         self.bos_id, self.eos_id = (self._id(token, origin) for token in (bos, eos))
         self._silent = {self.bos_id, self.eos_id}

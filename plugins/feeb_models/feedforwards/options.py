@@ -9,7 +9,7 @@ from feebcore.model.config import ModelPartConfig
 
 class ExpansionConfig(ModelPartConfig):
     expansion_ratio: float = Field(4.0, gt=0, description="hidden width / d_model; the hidden width is rounded to a multiple of 32")
-    intermediate_size: int | None = Field(None, ge=1, description="hidden width; wins over expansion_ratio")
+    intermediate_size: int | None = Field(None, ge=1, description="hidden width; takes precedence over expansion_ratio")
 
     def width(self, d_model: int) -> int:
         """The hidden width."""

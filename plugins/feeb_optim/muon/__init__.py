@@ -27,7 +27,7 @@ class MuonConfig(AdamWConfig):
     betas: tuple[float, float] = Field((0.8, 0.95), description=f"AdamW's {BETAS}")
     eps: float = Field(1e-10, gt=0, description=f"AdamW's: {EPS}")
     weight_decay: float = Field(0.0, ge=0, description=DECOUPLED)
-    decayed: list[Role] = Field(["matrix"], description="roles that weight decay applies to")
+    weight_decay_roles: list[Role] = Field(["matrix"], description="parameter roles with weight decay")
 
 
 class NorMuonConfig(MuonConfig):

@@ -9,10 +9,11 @@ from feeb_optim.roles import AdamWConfig
 
 
 class ScheduleFreeConfig(AdamWConfig):
-    """AdamW whose weights for evaluation are an average over the run: use it with schedule: constant and a warm-up."""
+    """AdamW whose weights for evaluation are an average over the run: use it with schedule: constant and a warmup."""
 
     betas: tuple[float, float] = Field(
-        (0.9, 0.95), description="share of the average in the weights at which gradients are taken; decay rate of the average of squared gradients"
+        (0.9, 0.95),
+        description="interpolation weight of the average in the weights at which gradients are taken; decay rate of the average of squared gradients",
     )
     weight_power: float = Field(2.0, ge=0, description="a step's weight in the average is its largest learning rate so far to this power …")
     step_power: float = Field(0.0, ge=0, description="… times its number to this power")

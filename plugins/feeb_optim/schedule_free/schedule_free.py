@@ -5,7 +5,7 @@
     z -= lr d;  x = lerp(x, z, c),  c = w_t / (w_1 + .. + w_t),  w_t = t^step_power (largest lr so far)^weight_power
 
 The parameters are y while training; x is never stored, as y and z determine it. `use_eval_weights()` puts x into the
-parameters and `use_train_weights()` puts y back, bit for bit. Take schedule: constant with a warm-up; the learning rate is AdamW's, or up to 10 times it.
+parameters and `use_train_weights()` puts y back, bit for bit. Take schedule: constant with a warmup; the learning rate is AdamW's, or up to 10 times it.
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ DECAY_SHAPE = "shape of the decay"
 
 
 class ConstantConfig(PartConfig):
-    warmup_steps: int = Field(0, ge=0, description="linear warm-up over N steps")
-    warmup_fraction: float = Field(0.0, ge=0, le=1, description="linear warm-up over this fraction of the run; warmup_steps takes precedence")
+    warmup_steps: int = Field(0, ge=0, description="linear warmup over N steps")
+    warmup_fraction: float = Field(0.0, ge=0, le=1, description="linear warmup over this fraction of the run; warmup_steps takes precedence")
 
     def check_run(self, max_steps: int) -> list[str]:
         if self.warmup_steps > max_steps:
@@ -40,7 +40,7 @@ class WsdConfig(DecayConfig):
     def check_run(self, max_steps: int) -> list[str]:
         problems, warmup, decay = super().check_run(max_steps), self.warmup(max_steps), round(self.decay_fraction * max_steps)
         if not problems and warmup + decay > max_steps:
-            problems.append(f"decay_fraction: {warmup} steps of warm-up and {decay} of decay are more than max_steps {max_steps}; lower one of them")
+            problems.append(f"decay_fraction: {warmup} steps of warmup and {decay} of decay are more than max_steps {max_steps}; lower one of them")
         return problems
 
 
@@ -59,7 +59,7 @@ class WsdSConfig(ConstantConfig):
 
 class InverseSqrtConfig(ConstantConfig):
     timescale: int = Field(
-        0, ge=0, description="steps after the warm-up over which the learning rate falls to 0.71 of the peak; 0: the warm-up's length, at least 1"
+        0, ge=0, description="steps after the warmup over which the learning rate falls to 0.71 of the peak; 0: the warmup's length, at least 1"
     )
 
 
@@ -69,7 +69,7 @@ class ExponentialConfig(ConstantConfig):
 
 class PowerConfig(ConstantConfig):
     exponent: float = Field(0.51, ge=0, description="the learning rate is proportional to step ** -exponent")
-    onset_steps: int = Field(0, ge=0, description="step at which the power law begins; 0: the end of the warm-up, at least 1")
+    onset_steps: int = Field(0, ge=0, description="step at which the power law begins; 0: the end of the warmup, at least 1")
     decay_fraction: float = Field(0.1, ge=0, le=1, description=DECAY_FRACTION)
     final_fraction: float = Field(0.0, ge=0, le=1, description="learning rate at the end of the decay, relative to the power law's")
     shape: Shape = Field("linear", description=DECAY_SHAPE)
@@ -123,19 +123,19 @@ class SequentialConfig(PartConfig):
 _FACTORIES = f"{__name__}.schedules"
 
 PARTS = (
-    feeb.ScheduleSpec("constant", ConstantConfig, build=f"{_FACTORIES}:constant", summary="Constant learning rate with warm-up.", equation="f = 1"),
+    feeb.ScheduleSpec("constant", ConstantConfig, build=f"{_FACTORIES}:constant", summary="Constant learning rate with warmup.", equation="f = 1"),
     feeb.ScheduleSpec(
         "linear",
         DecayConfig,
         build=f"{_FACTORIES}:linear",
-        summary="Linear decay with warm-up.",
+        summary="Linear decay with warmup.",
         equation="f = φ + (1 − φ)(1 − p),   φ = final_fraction",
     ),
     feeb.ScheduleSpec(
         "cosine",
         DecayConfig,
         build=f"{_FACTORIES}:cosine",
-        summary="Cosine decay with warm-up.",
+        summary="Cosine decay with warmup.",
         reference="arXiv:1608.03983",
         equation="f = φ + (1 − φ)(1 + cos(π p)) / 2",
     ),
@@ -143,7 +143,7 @@ PARTS = (
         "wsd",
         WsdConfig,
         build=f"{_FACTORIES}:wsd",
-        summary="Warm-up, stable phase, decay.",
+        summary="WSD: warmup, stable, decay (trapezoidal).",
         reference="arXiv:2404.06395",
         equation="f = 1;   in the last decay_fraction of the run φ + (1 − φ) shape(p), linear: shape(p) = 1 − p",
     ),
@@ -160,16 +160,16 @@ PARTS = (
         "inverse_sqrt",
         InverseSqrtConfig,
         build=f"{_FACTORIES}:inverse_sqrt",
-        summary="Inverse square root decay with warm-up.",
+        summary="Inverse square root decay with warmup.",
         reference="arXiv:1706.03762",
         since="1.1",
-        equation="f = √(τ / (τ + n − warmup)),   τ = timescale, by default the warm-up's length",
+        equation="f = √(τ / (τ + n − warmup)),   τ = timescale, by default the warmup's length",
     ),
     feeb.ScheduleSpec(
         "one_minus_sqrt",
         DecayConfig,
         build=f"{_FACTORIES}:one_minus_sqrt",
-        summary="1 - sqrt decay with warm-up.",
+        summary="1 - sqrt decay with warmup.",
         reference="arXiv:2405.18392",
         since="1.1",
         equation="f = φ + (1 − φ)(1 − √p)",
@@ -178,7 +178,7 @@ PARTS = (
         "exponential",
         ExponentialConfig,
         build=f"{_FACTORIES}:exponential",
-        summary="Exponential decay with warm-up.",
+        summary="Exponential decay with warmup.",
         since="1.1",
         equation="f = φ^p",
     ),

@@ -1,6 +1,6 @@
 """Learning-rate multipliers as pure functions of the step: `multiplier(step)` for step 0 .. total_steps - 1.
 
-A warm-up of w steps gives (step + 1) / w. A decay runs over the remaining steps and would reach its final fraction at
+A warmup of w steps gives (step + 1) / w. A decay runs over the remaining steps and would reach its final fraction at
 `total_steps`, one past the last step, so that no step is spent at a learning rate of zero. Below, `part` is the
 share of a decay that is over, from 0 to 1.
 """

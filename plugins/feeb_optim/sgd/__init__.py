@@ -1,4 +1,4 @@
-"""Gradient descent with momentum."""
+"""SGD with momentum, optionally Nesterov."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PART = feeb.OptimizerSpec(
     "sgd",
     SgdConfig,
     build=f"{__name__}.sgd:SGD",
-    summary="Gradient descent with momentum.",
+    summary="SGD with momentum, optionally Nesterov.",
     reference="Sutskever et al. 2013",
     since="1.1",
     equation="g += λ w;   m = μ m + g  (m = g at first);   w −= η m      nesterov: η (g + μ m)",

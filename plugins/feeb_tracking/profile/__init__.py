@@ -9,7 +9,7 @@ from feebcore import PartConfig
 
 
 class ProfileConfig(PartConfig):
-    start: int = Field(10, ge=1, description="steps of this process before the profile, to leave out compilation and warm-up")
+    start: int = Field(10, ge=1, description="steps of this process before the profile, to leave out compilation and warmup")
     steps: int = Field(3, ge=1, description="number of steps to profile")
     memory: bool = Field(False, description="also record allocations")
 

@@ -17,10 +17,10 @@ class CurriculumConfig(feeb.DataOrderConfig):
     difficulty: Literal["length", "unigram", "compression"] = Field(
         "unigram", description="of a sequence: tokens per document, nats per token by frequency, or bytes per token after zlib"
     )
-    pacing: Literal["linear", "root", "quadratic", "exponential"] = Field("linear", description="how the share of sequences grows")
-    start: float = Field(0.2, gt=0, le=1, description="share of the sequences, the easiest, with which the run begins")
-    until: float = Field(0.5, gt=0, le=1, description="share of the run after which all sequences are used")
-    stages: int = Field(20, ge=1, description="number of steps in which the share grows")
+    pacing: Literal["linear", "root", "quadratic", "exponential"] = Field("linear", description="how the fraction of available sequences grows")
+    start: float = Field(0.2, gt=0, le=1, description="fraction of the sequences, easiest first, available at the start")
+    until: float = Field(0.5, gt=0, le=1, description="fraction of the run after which all sequences are available")
+    stages: int = Field(20, ge=1, description="number of steps in which the fraction grows")
 
 
 PART = feeb.DataOrderSpec(

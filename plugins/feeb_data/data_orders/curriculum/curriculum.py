@@ -75,7 +75,7 @@ def difficulty(measure: str, packing: Packing, vocab_size: int, bos_id: int) -> 
 
 
 def build_curriculum(config: CurriculumConfig, context: BuildContext) -> CurriculumOrder:
-    """Without a packing (a check by itself) sequences count as harder the higher their number, and the run is one epoch."""
+    """Without a packing (a contract check in isolation) sequences count as harder the higher their number, and the run is one epoch."""
     num_sequences, batch_size, total_steps = context.num_sequences, context.batch_size, context.total_steps
     packing, store = context.packing, context.store
     if packing is None:

@@ -16,7 +16,7 @@ class Phase(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    begin: float | None = Field(None, gt=0, lt=1, description="share of the run after which the phase begins, as 0.8")
+    begin: float | None = Field(None, gt=0, lt=1, description="fraction of the run after which the phase begins, e.g. 0.8")
     begin_step: int | None = Field(None, ge=1, description="the same in steps, where the run's length may change later")
     proportions: Proportions = Field(description="weight of each source in this phase")
 

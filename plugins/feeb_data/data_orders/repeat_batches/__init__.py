@@ -39,6 +39,7 @@ PART = feeb.DataOrderSpec(
     "repeat_batches",
     RepeatBatchesConfig,
     build=f"{__name__}.repeat_batches:RepeatBatches",
-    summary="Each batch of another data order several times in a row.",
+    summary="Data echoing: uses each batch of another data order several times in a row.",
+    reference="arXiv:1907.05550",
     since="1.1",
 )

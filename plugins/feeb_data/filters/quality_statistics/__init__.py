@@ -13,7 +13,7 @@ class QualityConfig(feeb.PartConfig):
     min_alpha_ratio: float | None = Field(None, ge=0, le=1, description="letters per character")
     max_mean_line_length: float | None = Field(None, gt=0, description="characters")
     max_line_length: int | None = Field(None, gt=0, description="characters of the longest line")
-    max_repeated_lines: float | None = Field(None, ge=0, le=1, description="share of non-blank lines that stand earlier in the document")
+    max_repeated_lines: float | None = Field(None, ge=0, le=1, description="fraction of non-blank lines that are duplicates of earlier lines")
 
 
 PART = feeb.FilterSpec(

@@ -17,7 +17,7 @@ class FilesConfig(TextOptions):
     example: ClassVar[dict[str, Any]] = {"paths": [str(Path(__file__).parent / "*.py")]}
 
     paths: feeb.Execution[list[str]] = Field(description="files, folders or globs, relative to the recipe", min_length=1)
-    content: str = Field("", description="digest of names and contents; filled in, so that changed files make another data set")
+    content: str = Field("", description="hash of file names and contents; set automatically")
 
     @field_validator("paths")
     @classmethod

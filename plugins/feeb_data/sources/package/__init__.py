@@ -17,7 +17,7 @@ class PackageConfig(TextOptions):
 
     package: str = Field(description="import name, as 'numpy'")
     files: list[str] = Field(["**/*.py"], min_length=1, description="globs relative to the package's folder")
-    version: str = Field("", description="version of the package; filled in with the installed one")
+    version: str = Field("", description="version of the package; set automatically to the installed one")
 
     @model_validator(mode="after")
     def _installed(self) -> PackageConfig:

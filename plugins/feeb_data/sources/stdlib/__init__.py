@@ -10,7 +10,7 @@ import feebcore as feeb
 class StdlibConfig(feeb.PartConfig):
     """Every .py file of this Python's standard library, including its tests."""
 
-    version: str = Field("", description="Python version; filled in with the running one, so that another Python makes another data set")
+    version: str = Field("", description="Python version; set automatically to the running one")
 
     @field_validator("version")
     @classmethod

@@ -88,7 +88,7 @@ class BpeTrainer(TokenizerTrainer):
         try:
             return BpeTokenizer(ranks_of(json.loads(path.read_text(encoding="utf-8"))["model"]["vocab"]), self._config.digits)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path} is no tokenizer ({type(error).__name__}: {error}); run the tokenizer stage again") from error
+            raise DataError(f"{path} is not a tokenizer ({type(error).__name__}: {error}); run the tokenizer stage again") from error
 
 
 def ranks_of(vocab: dict[str, int]) -> Ranks:
@@ -113,7 +113,7 @@ def _parents(token: bytes, rank: int, ranks: Ranks) -> tuple[bytes, bytes]:
     parts = [token[i : i + 1] for i in range(len(token))]
     while len(parts) > 2:
         earlier, i = min((ranks.get(parts[i] + parts[i + 1], rank), i) for i in range(len(parts) - 1))
-        assert earlier < rank, f"{token!r} is no merge of earlier tokens"
+        assert earlier < rank, f"{token!r} is not a merge of earlier tokens"
         parts[i : i + 2] = [parts[i] + parts[i + 1]]
     return parts[0], parts[1]
 

@@ -123,7 +123,7 @@ class TrieTrainer(TokenizerTrainer):
     def load(self, folder: Path) -> TrieTokenizer:
         saved = read_json(folder / "pieces.json")
         if not isinstance(saved, dict) or not saved.keys() >= {"characters", "pieces"}:
-            raise DataError(f"{folder / 'pieces.json'} is no list of pieces; run the tokenizer stage again")
+            raise DataError(f"{folder / 'pieces.json'} is not a list of pieces; run the tokenizer stage again")
         return TrieTokenizer(saved["characters"], saved["pieces"])
 
 

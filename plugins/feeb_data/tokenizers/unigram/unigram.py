@@ -87,7 +87,7 @@ class UnigramTrainer(TokenizerTrainer):
         try:
             return UnigramTokenizer(tokenizers.Tokenizer.from_file(str(path)))
         except Exception as error:  # the Rust library raises bare Exception
-            raise DataError(f"{path} is no tokenizer ({error}); run the tokenizer stage again") from error
+            raise DataError(f"{path} is not a tokenizer ({error}); run the tokenizer stage again") from error
 
 
 def _train(config: UnigramConfig, texts: Iterator[str]) -> Any:

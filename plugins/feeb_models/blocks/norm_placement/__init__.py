@@ -11,7 +11,7 @@ import feebcore as feeb
 
 
 class ResidualScaleConfig(feeb.PartConfig):
-    scale: float | None = Field(None, gt=0, description="s in ln(s r + a(r)); default (2 num_layers)^(1/4)")
+    scale: float | None = Field(None, gt=0, description="s in norm(s * x + sublayer(x)); default (2 num_layers)^(1/4)")
 
 
 class LayerScaleConfig(feeb.PartConfig):
@@ -31,7 +31,7 @@ PARTS = (
         summary="Post-norm (original transformer): norm(x + sublayer(x)) for attention, then for the MLP.",
         reference="arXiv:1706.03762",
         since="1.1",
-        equation="u = norm(r + a(r));   r' = norm(u + m(u))",
+        equation="u = norm(r + attn(r));   r' = norm(u + mlp(u))",
     ),
     feeb.BlockSpec(
         "deepnorm",
@@ -40,7 +40,7 @@ PARTS = (
         summary="DeepNorm: post-norm with the skip connection scaled up, norm(s * x + sublayer(x)), s = (2 num_layers)^(1/4).",
         reference="arXiv:2203.00555",
         since="1.1",
-        equation="u = norm(s r + a(r));   r' = norm(s u + m(u)),   s = (2 L)^(1/4)",
+        equation="u = norm(s r + attn(r));   r' = norm(s u + mlp(u)),   s = (2 L)^(1/4)",
     ),
     feeb.BlockSpec(
         "sandwich",
@@ -48,7 +48,7 @@ PARTS = (
         summary="Sandwich norm: x + norm(sublayer(norm(x))), a norm before and after each sublayer.",
         reference="arXiv:2105.13290",
         since="1.1",
-        equation="u = r + norm(a(norm r));   r' = u + norm(m(norm u))",
+        equation="u = r + norm(attn(norm(r)));   r' = u + norm(mlp(norm(u)))",
     ),
     feeb.BlockSpec(
         "perinorm",
@@ -56,7 +56,7 @@ PARTS = (
         summary="Peri-LN: sandwich norm plus a norm on the token embeddings.",
         reference="arXiv:2502.02732",
         since="1.1",
-        equation="as sandwich; layer 0 begins with r ← norm r",
+        equation="as sandwich; layer 0 begins with r ← norm(r)",
     ),
     feeb.BlockSpec(
         "output_norm",
@@ -64,7 +64,7 @@ PARTS = (
         summary="Reordered norm (OLMo 2): x + norm(sublayer(x)), the norm only on the sublayer output.",
         reference="arXiv:2501.00656",
         since="1.1",
-        equation="u = r + norm(a(r));   r' = u + norm(m(u))",
+        equation="u = r + norm(attn(r));   r' = u + norm(mlp(u))",
     ),
     feeb.BlockSpec(
         "ngpt",
@@ -73,7 +73,7 @@ PARTS = (
         summary="nGPT block: hidden states on the unit sphere, moved towards each sublayer output by a learned step size per channel.",
         reference="arXiv:2410.01131",
         since="1.1",
-        equation="r = u(r);  r = u(r + α (u(a(r)) − r));  r = u(r + β (u(m(r)) − r)), u(x) = x / |x|, α and β [C] learned",
+        equation="r = u(r);  r = u(r + α (u(attn(r)) − r));  r = u(r + β (u(mlp(r)) − r)), u(x) = x / |x|, α and β [C] learned",
     ),
     feeb.BlockSpec(
         "layerscale",
@@ -82,6 +82,6 @@ PARTS = (
         summary="LayerScale: pre-norm with a learned scale per channel on each sublayer output.",
         reference="arXiv:2103.17239",
         since="1.1",
-        equation="u = r + g * a(norm r);   r' = u + h * m(norm u)      g, h [C] learned, init_value at first",
+        equation="u = r + g * attn(norm(r));   r' = u + h * mlp(norm(u))      g, h [C] learned, init_value at first",
     ),
 )

@@ -9,5 +9,5 @@ PART = feeb.BlockSpec(
     build=f"{__name__}.parallel:Parallel",
     summary="Attention and feedforward in parallel on one normalized stream.",
     reference="https://github.com/kingoflolz/mesh-transformer-jax",
-    equation="r' = r + a(x) + m(x),   x = norm r",
+    equation="r' = r + attn(x) + mlp(x),   x = norm(r)",
 )

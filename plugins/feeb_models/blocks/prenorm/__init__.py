@@ -9,5 +9,5 @@ PART = feeb.BlockSpec(
     build=f"{__name__}.prenorm:PreNorm",
     summary="Pre-norm: attention, then feedforward, each on the normalized stream.",
     reference="arXiv:2002.04745",
-    equation="u = r + a(norm r);   r' = u + m(norm u)",
+    equation="u = r + attn(norm(r));   r' = u + mlp(norm(u))",
 )

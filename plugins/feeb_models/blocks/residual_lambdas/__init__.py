@@ -19,5 +19,5 @@ PART = feeb.BlockSpec(
     summary="Pre-norm with learned residual scalars: each block reads lambda0 * x + lambda1 * x0, x0 the embedding output (modded-nanogpt).",
     reference="https://github.com/KellerJordan/modded-nanogpt",
     since="1.1",
-    equation="v = λ0 r + λ1 r_0;   u = v + a(norm v);   r' = u + m(norm u)      r_0: the stream before the first block",
+    equation="v = λ0 r + λ1 r_0;   u = v + attn(norm(v));   r' = u + mlp(norm(u))      r_0: the stream before the first block",
 )

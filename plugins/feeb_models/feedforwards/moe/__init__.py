@@ -15,7 +15,7 @@ class MoeConfig(ExpansionConfig):
     top_k: int = Field(2, ge=1, description="routed experts per token")
     num_shared: int = Field(2, ge=0, description="shared experts, which every token goes through")
     expansion_ratio: float = Field(2 / 3, gt=0, description="width of one expert / d_model; the width is rounded to a multiple of 32")
-    intermediate_size: int | None = Field(None, ge=1, description="width of one expert; wins over expansion_ratio")
+    intermediate_size: int | None = Field(None, ge=1, description="width of one expert; takes precedence over expansion_ratio")
     activation: Literal["swiglu", "geglu", "gelu", "relu", "relu_squared"] = Field("swiglu", description="activation of an expert")
     router: Literal["softmax", "gumbel", "sigmoid"] = Field(
         "softmax",
@@ -58,6 +58,6 @@ PART = feeb.FeedforwardSpec(
     reference="arXiv:2401.06066",
     since="1.1",
     equation="y = shared(x) + Σ_{e in top_k of p} gate_scale p_e expert_e(x),   p = softmax(W_r x),   expert_e(x) = W2_e (silu(W1_e x) * W3_e x)\n"
-    "loss + balance_loss E Σ_e f_e P_e      f_e: share of a row's choices that fell on e, P_e: mean of p_e over the row",
+    "loss + balance_loss E Σ_e f_e P_e      f_e: fraction of a sequence's choices that fell on e, P_e: mean of p_e over the sequence",
     revision=3,  # the balancing bias moves right after the optimizer step
 )

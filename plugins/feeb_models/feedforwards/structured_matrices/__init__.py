@@ -33,7 +33,7 @@ class ButterflyConfig(ModelPartConfig):
         while power < d_model:
             power *= self.radix
         if power != d_model:
-            raise ValueError(f"d_model {d_model} is no power of radix {self.radix}; set d_model to {power // self.radix} or {power}, or another radix")
+            raise ValueError(f"d_model {d_model} is not a power of radix {self.radix}; set d_model to {power // self.radix} or {power}, or another radix")
 
 
 STRUCTURED = f"{__name__}.structured_matrices"

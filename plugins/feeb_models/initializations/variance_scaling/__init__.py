@@ -23,7 +23,7 @@ class TruncatedConfig(DepthScaledConfig):
 
 class GainConfig(feeb.PartConfig):
     gain: float = Field(1.0, gt=0, description="factor on the weights; 1 keeps the variance of what goes through a matrix")
-    std: float = Field(0.02, gt=0, description="standard deviation of embedding tables, of the LM head and of weights that are no nn.Linear")
+    std: float = Field(0.02, gt=0, description="standard deviation of embedding tables, the LM head and weights outside nn.Linear")
     residual_scale: bool = Field(True, description=RESIDUAL_SCALE)
 
 

@@ -10,7 +10,7 @@ PARTS = (
         "linear",
         HeadConfig,
         build=f"{__name__}.linear:LinearHead",
-        summary="Linear LM head with a matrix of its own.",
+        summary="Untied linear LM head.",
         equation="logits = W z,   W [V, C] of its own",
     ),
     feeb.LMHeadSpec(

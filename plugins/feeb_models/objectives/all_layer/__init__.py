@@ -15,7 +15,7 @@ class AllLayerConfig(NextTokenConfig):
 
 
 class LocalGradientsConfig(AllLayerConfig):
-    stop_change: float = Field(0.0, ge=0.0, description="a position that a layer changes by a smaller share is not trained on in later layers; 0: off")
+    stop_change: float = Field(0.0, ge=0.0, description="a position whose relative change in a layer is smaller is not trained on in later layers; 0: off")
 
 
 ALL_LAYER = f"{__name__}.all_layer"

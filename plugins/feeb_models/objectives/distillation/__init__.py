@@ -15,7 +15,7 @@ from feebcore.train.config import model_digest
 
 class DistillationConfig(feeb.PartConfig):
     teacher: Execution[str] = Field(description="teacher model of the same tokenizer: a model folder, or an artifact with one, relative to the recipe")
-    teacher_content: str = Field("", description="digest of the teacher's weights; filled in")
+    teacher_content: str = Field("", description="hash of the teacher's weights; set automatically")
     temperature: float = Field(2.0, gt=0.0, description="softmax temperature of both models")
     weight: float = Field(0.5, ge=0.0, le=1.0, description="weight of the teacher's term; the rest is that of the next-token cross-entropy")
 

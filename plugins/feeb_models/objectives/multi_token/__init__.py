@@ -9,7 +9,7 @@ from feeb_models.objectives.options import NextTokenConfig
 
 
 class MultiTokenConfig(NextTokenConfig):
-    k: int = Field(2, ge=1, description="predicted tokens, the next one among them; the LM head must predict k - 1 further ones")
+    k: int = Field(2, ge=1, description="number of predicted tokens including the next one; the LM head needs num_mtp >= k - 1")
     weights: tuple[float, ...] = Field((), description="weights of the k losses, the next token's first; empty: 1 each")
 
     @model_validator(mode="after")
@@ -26,6 +26,6 @@ PART = feeb.ObjectiveSpec(
     summary="Multi-token prediction (MTP) loss: next token plus the following k - 1 tokens; needs an LM head with MTP.",
     reference="arXiv:2404.19737",
     since="1.1",
-    equation="loss = Σ_{j=1…k} w_j (1/N) Σ_t −log p_j(token_{t+j})      p_1: the head; p_j: its further token j − 1",
+    equation="loss = Σ_{j=1…k} w_j (1/N) Σ_t −log p_j(token_{t+j})      p_1: the head; p_j: its MTP output j − 1",
     revision=2,  # counts the FLOPs of all that it runs
 )

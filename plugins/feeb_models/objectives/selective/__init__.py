@@ -13,11 +13,11 @@ from feebcore.train.config import model_digest
 
 
 class SelectiveConfig(feeb.PartConfig):
-    keep_ratio: float = Field(0.6, gt=0.0, le=1.0, description="share of each sequence's tokens that are trained on")
+    keep_ratio: float = Field(0.6, gt=0.0, le=1.0, description="fraction of each sequence's tokens that are trained on")
     reference: Execution[str] = Field(
         "", description="reference model whose loss is subtracted: a model folder, or an artifact with one, relative to the recipe; empty: none"
     )
-    reference_content: str = Field("", description="digest of the reference model's weights; filled in")
+    reference_content: str = Field("", description="hash of the reference model's weights; set automatically")
 
     @field_validator("reference")
     @classmethod

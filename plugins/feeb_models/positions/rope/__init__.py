@@ -13,7 +13,7 @@ from feebcore.model.config import ModelPartConfig
 class RopeConfig(ModelPartConfig):
     base: float = Field(10_000.0, gt=1, description="the slowest pair rotates by about 1 / base radians per position (rope_theta)")
     interleaved: bool = Field(False, description="pairs are dimensions 2i and 2i + 1, as in the paper; false: i and i + D/2")
-    partial_rotary_factor: float = Field(1.0, gt=0, le=1, description="share of a head's dimensions that are rotated, the first ones, rounded to pairs")
+    partial_rotary_factor: float = Field(1.0, gt=0, le=1, description="fraction of head dimensions that are rotated, the first ones, rounded to pairs")
 
     def check_shape(self, d_model: int, num_heads: int, head_dim: int) -> None:
         if head_dim % 2:

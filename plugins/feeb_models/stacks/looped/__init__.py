@@ -41,7 +41,7 @@ class ActConfig(LoopedConfig):
 
 
 class EarlyExitConfig(LoopedConfig):
-    threshold: float = Field(0.05, ge=0.0, description="a token exits once a pass changes its stream by less than this share of its norm")
+    threshold: float = Field(0.05, ge=0.0, description="a token exits once a loop changes its hidden state by less than this fraction of its norm")
     while_training: bool = Field(False, description="exit early in training too; false: training runs all passes")
 
 

@@ -20,5 +20,9 @@ class GrpoConfig(PolicyConfig):
 
 
 PART = feeb.AlgorithmSpec(
-    "grpo", GrpoConfig, build=f"{__name__}.grpo:Grpo", summary="Rewards compared within the group of one prompt.", reference="arXiv:2402.03300"
+    "grpo",
+    GrpoConfig,
+    build=f"{__name__}.grpo:Grpo",
+    summary="GRPO: policy gradient with group-relative advantages (reward minus the mean over the completions of a prompt); options for DAPO and Dr. GRPO.",
+    reference="arXiv:2402.03300",
 )

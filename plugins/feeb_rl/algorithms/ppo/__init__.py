@@ -26,5 +26,5 @@ class PpoConfig(PolicyConfig):
 
 
 PART = feeb.AlgorithmSpec(
-    "ppo", PpoConfig, build=f"{__name__}.ppo:Ppo", summary="Clipped policy gradient with a value head and GAE.", reference="arXiv:1707.06347"
+    "ppo", PpoConfig, build=f"{__name__}.ppo:Ppo", summary="PPO: clipped surrogate objective with a value head and GAE.", reference="arXiv:1707.06347"
 )

@@ -10,7 +10,7 @@ import feebcore as feeb
 class MinPConfig(feeb.LogitsProcessorConfig):
     """Min-p truncation."""
 
-    min_p: float = Field(0.05, ge=0, le=1, description="tokens less likely than this share of the most likely token's probability are removed")
+    min_p: float = Field(0.05, ge=0, le=1, description="tokens with a probability below this fraction of the highest one are removed")
 
 
 PART = feeb.LogitsProcessorSpec(
