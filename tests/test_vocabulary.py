@@ -5,6 +5,7 @@ RETIRED lists words that feeb used to have for ideas that PyTorch's, Hugging Fac
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import html
 import importlib.util
@@ -18,7 +19,7 @@ import pytest
 from feebcore.registry import Registry
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [p for p in sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]) if p.name != "lab-notes.md"]
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
 RECIPES = sorted(p for p in (ROOT / "experiments").rglob("*") if p.suffix in (".yaml", ".py", ".sh"))
 
 RETIRED = {
@@ -51,6 +52,14 @@ RETIRED = {
     r"so many|so often": "N",
     r"straight line down|half a cosine|by angles|likeliest": "linear decay, cosine decay, rotary, most likely",
     r"how weights follow|what is minimi[sz]ed": "update rule, training objective",
+    r"rate probes?|own rate": "learning-rate search, own learning rate",
+    r"warm-ups?": "warmup",
+    r"foretold|further (tokens?|heads?)": "MTP outputs, MTP heads",
+    r"(left|right) is better": "lower is better, higher is better",
+    r"per cent|nats a|a (GPU|row|word)(?= (at|each))": "%, per",
+    r"then so with|by itself|(is|are) another one|in the place of|(?<!there )(is|are) no (?!longer\b|more\b|less\b|such\b|better\b|worse\b)[a-z]+": "plain English",
+    r"wins over|filled in|so that another|anew|stands? (at|in|before|after)|tells? nothing": "takes precedence, set automatically, again, is",
+    r"shares? of (the|a|each|its|tokens|sequences|non-blank)": "fraction of",
     r"learnt|behaviours?|colours?|neighbours?|favours?|centred?|labelled|modelled|"
     r"(initial|normal|optim|factor|memor|summar|organ|token|orthogonal|minim|maxim|serial|penal|general|recogn|util|quant|random|parallel)is(e|ed|es|ing|ation|er)s?": "US spelling",
 }
@@ -88,9 +97,19 @@ def commands() -> list[list[str]]:
 
 
 def test_the_patterns_find_what_they_are_for() -> None:
-    for text in ("the seam optimizers", "learns it by heart", "loss on held-out text", "5,000 tokens a second", "so many steps", "two members", "initialised"):
+    for text in (
+        "the seam optimizers",
+        "learns it by heart",
+        "loss on held-out text",
+        "5,000 tokens a second",
+        "so many steps",
+        "two members",
+        "initialised",
+        "x is no number",
+        "a rate probe",
+    ):
         assert retired_words(text), text
-    assert not retired_words("validation loss per token; otherwise the noise would raise it; held-out problems")
+    assert not retired_words("validation loss per token; otherwise the noise would raise it; held-out problems; there is no file; it is no longer")
 
 
 @pytest.mark.parametrize("command", commands(), ids=lambda c: " ".join(c) or "feeb")
@@ -139,6 +158,17 @@ def test_texts_in_figures_use_no_retired_words() -> None:
         source = (ROOT / "feebcore" / "report" / f"{module}.py").read_text(encoding="utf-8")
         literals = "\n".join(re.findall(r'"([^"\n]*)"', source))
         assert not (problems := retired_words(literals)), "\n".join(problems)
+
+
+def test_messages_use_no_retired_words() -> None:
+    """Error messages, log lines and labels: every string of several words in the packages that is not a docstring."""
+    problems = []
+    for path in sorted(p for package in ("feebcore", "plugins", "pipelines") for p in (ROOT / package).rglob("*.py")):
+        nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+        docstrings = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+        texts = [n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str) and " " in n.value and id(n) not in docstrings]
+        problems += [f"{path.relative_to(ROOT)}: {problem}" for problem in retired_words("\n".join(texts))]
+    assert not problems, "\n".join(problems)
 
 
 def test_every_option_of_every_part_and_every_recipe_key_has_a_description() -> None:

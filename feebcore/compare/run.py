@@ -74,7 +74,7 @@ def compare(recipes: Sequence[Recipe], settings: Settings, workspace: Workspace,
         write_atomic(out.path / "figure.png", figure.draw(result))
         write_atomic(out.path / "page.md", page.text(result, name, str(candidates[0].recipe.data.get("description", "")), command, environment))
         if result["missing"]:
-            raise StageFailed(f"{KIND}: {'; '.join(result['missing'])}. {out.path / 'page.md'} rests on the other runs; the same command tries again")
+            raise StageFailed(f"{KIND}: {'; '.join(result['missing'])}. {out.path / 'page.md'} is based on the other runs; run the same command to retry")
         out.content("result.json")
         plugins = {digest_of(p): p for c in candidates for p in describe_plugins(c.recipe, STAGE)}
         return Made(report.headline(result), inputs, settings.model_dump(mode="json"), list(plugins.values()))

@@ -34,7 +34,7 @@ def find_input(named: NamedInput, workspace: Workspace) -> Artifact:
     artifact = _in_folder(Path(named.reference), named, where) if named.reference.startswith("/") else _by_name(named, workspace, where)
     if missing := [kind for kind in named.spec.makes if kind not in artifact.makes]:
         has = ", ".join(artifact.makes) or "nothing that another stage needs"
-        raise RecipeError(f"{where}: {artifact.path} holds {has}; in the place of stage {named.stage} it must hold {missing[0]}")
+        raise RecipeError(f"{where}: {artifact.path} holds {has}; instead of stage {named.stage} it must hold {missing[0]}")
     artifact.check_sizes()
     return artifact
 

@@ -186,9 +186,9 @@ def _surface_at(values: Array, size: Array, tokens: Array) -> Array:
 
 def _refuse(size: Array, tokens: Array, loss: Array) -> None:
     if not (np.isfinite(loss).all() and (loss > 0).all() and (size > 0).all() and (tokens > 0).all()):
-        raise NotIdentifiable("every point needs a positive finite size, token count and loss; leave diverged cells out")
+        raise NotIdentifiable("every point needs a positive finite size, token count and loss; exclude diverged runs")
     if len(loss) < 5:
-        raise NotIdentifiable(f"{len(loss)} points cannot determine 5 parameters; run at least 9 cells over 3 budgets")
+        raise NotIdentifiable(f"{len(loss)} points cannot determine 5 parameters; train at least 9 runs over 3 budgets")
     if len(np.unique(size)) < 2 or len(np.unique(tokens)) < 2:
         raise NotIdentifiable("all points have one size or one token count; vary both")
     together = correlation(size, tokens)

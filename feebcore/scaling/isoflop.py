@@ -90,7 +90,7 @@ def _parabola(x: Array, loss: Array) -> tuple[float, float, str]:
     value = float(level - slope**2 / (4 * curvature))
     if found < x[0] - center or found > x[-1] - center:
         edge = "smallest" if found < x[0] - center else "largest"
-        return found + float(center), value, f"the minimum lies beyond the {edge} size; add cells there"
+        return found + float(center), value, f"the minimum lies beyond the {edge} size; add runs there"
     return found + float(center), value, ""
 
 
@@ -103,7 +103,7 @@ def _akima(x: Array, ln_loss: Array) -> tuple[float, float, str]:
     best = int(curve.argmin())
     problem = ""
     if best in (0, len(fine) - 1):
-        problem = f"the minimum lies at the {'smallest' if best == 0 else 'largest'} size; add cells beyond it"
+        problem = f"the minimum lies at the {'smallest' if best == 0 else 'largest'} size; add runs beyond it"
     return float(fine[best]), float(np.exp(curve[best])), problem
 
 

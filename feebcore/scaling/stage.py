@@ -37,14 +37,14 @@ def check(section: SweepConfig, recipe: Recipe) -> list[str]:
 
     problems = [f"train.{text}" for text in check_training(section.train)]
     if section.train.parallel.strategy != "none":
-        problems.append("train.parallel: a cell of a sweep is trained in one process; leave it out")
+        problems.append("train.parallel: a run of a sweep trains in one process; remove it")
     for overrides in section.planner.build().overrides():
         try:
             with_overrides(section.train, overrides)
         except RecipeError as error:
             problems.append(f"planner: {overrides}: {error}")
         if "seq_len" in overrides:
-            problems.append("planner: seq_len must be the same for all cells, as their losses are compared; set train.seq_len")
+            problems.append("planner: seq_len must be the same for all runs, as their losses are compared; set train.seq_len")
     return list(dict.fromkeys(problems))
 
 

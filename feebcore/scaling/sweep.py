@@ -61,14 +61,14 @@ class Sweep:
         """Everything; returns the metrics of the stage. Raises DataError when there is no validation text to measure cells on, and
         StageFailed when cells failed for good, after law.json is written from the others."""
         if not self.validation_documents:
-            raise DataError(f"sweep: no document is held out, so no cell can be measured; {NO_VALIDATION_TEXT}")
+            raise DataError(f"sweep: the validation split is empty, so no run can be measured; {NO_VALIDATION_TEXT}")
         self.cells = self.section.planner.build().plan(self.measure)
         self.publish({})
         records = run_study(self.propose, self.ledger, self.workspace, self.built, self.record, self.forward, lambda: self.out.stop_requested, self.on_ended)
         self.write_cells(records)  # once more: a kill may have come between the ledger's last entry and this file
         metrics = self.report(records, read_json(self.out.path / "prediction.json")["cells"])
         if sentences := missing(records):
-            raise StageFailed(f"sweep: {'; '.join(sentences)}. {self.out.path / 'law.json'} rests on the other cells; the same command tries again")
+            raise StageFailed(f"sweep: {'; '.join(sentences)}. {self.out.path / 'law.json'} is based on the other runs; run the same command to retry")
         return metrics
 
     def propose(self, records: Mapping[str, RunRecord]) -> list[RunSpec]:
@@ -170,19 +170,19 @@ class Sweep:
         """Flags that the law itself cannot know."""
         flags = []
         if diverged := [r.name for r in records if r.status == "diverged"]:
-            flags.append(f"diverged_cells: {len(diverged)} cells diverged and are not in the fit ({', '.join(diverged)})")
+            flags.append(f"diverged_cells: {len(diverged)} runs diverged and are not in the fit ({', '.join(diverged)})")
         if edges := [m for m in curves if m.problem]:
             flags.append(f"isoflop_edges: {len(edges)} of {len(curves)} budgets have no interior minimum")
         epochs = max((r.result.get("epochs", 0.0) for r in records), default=0.0)
         if epochs > 1.0:
-            flags.append(f"repeated_data: a cell went through the corpus {epochs:.1f} times; the law is for fresh data")
+            flags.append(f"repeated_data: a run made {epochs:.1f} epochs over the corpus; the law is for fresh data")
         return flags
 
     def method(self, points: Sequence[Point]) -> dict[str, Any]:
         """What a reader of a scaling law must be told (Li et al. 2025, 'Misfitting', gives the list)."""
         section = self.section
         return {
-            "loss": "nats per token on held-out documents, the same for all cells",
+            "loss": "nats per token on validation documents, the same for all runs",
             "eval_documents": section.eval_documents or self.validation_documents,
             "N": section.parameter_count,
             "D": "training tokens seen",
@@ -203,9 +203,9 @@ class Sweep:
     def on_ended(self, record: RunRecord) -> None:
         records = {r.name: r for r in self.ledger.records()}
         if record.status == "done":
-            self.out.log(f"cell {record.name}: loss {record.result['loss']:.4f} nats per token, {record.result['seconds']:.1f} s")
+            self.out.log(f"run {record.name}: loss {record.result['loss']:.4f} nats per token, {record.result['seconds']:.1f} s")
         else:
-            self.out.log(f"cell {record.name} {record.status}: {record.reason}")
+            self.out.log(f"run {record.name} {record.status}: {record.reason}")
         self.write_cells(records.values())
         self.publish(records, record)
 

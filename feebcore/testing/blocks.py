@@ -92,7 +92,7 @@ def output_projection_is_last(subject: Candidate) -> None:
     count = len(seen) // 3
     for none, once, twice in zip(seen[:count], seen[count : 2 * count], seen[2 * count :], strict=True):
         require((once - none).abs().max() > 0, "ResidualLinear is not used in what the part returns")
-        require_close(twice - once, once - none, "what a second helping of the last matrix adds, beside the first")
+        require_close(twice - once, once - none, "the change from adding the output projection a second time vs. once")
 
 
 @check("norms", meaning="The norm computes in bf16, so sums and differences of large values lose their digits; raise to fp32 inside, cast back at the end.")
@@ -112,7 +112,7 @@ def routing_is_not_collapsed(subject: Candidate) -> None:
     x_BTC = torch.randn(8, LENGTH, SIZES["d_model"], generator=torch.Generator().manual_seed(6))
     for module in routed:
         share_E = torch.as_tensor(module.expert_load(x_BTC)["share"])
-        require(abs(float(share_E.sum()) - 1) < 1e-5, f"shares of the choices sum to {float(share_E.sum()):.3f}, not to 1")
+        require(abs(float(share_E.sum()) - 1) < 1e-5, f"fractions of the choices sum to {float(share_E.sum()):.3f}, not to 1")
         used = int((share_E > 0).sum())
         require(used > len(share_E) // 2, f"{used} of {len(share_E)} experts get any of {8 * LENGTH} random tokens")
 

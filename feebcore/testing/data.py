@@ -217,7 +217,7 @@ def packing_statistics_are_right(subject: Candidate) -> None:
         text = flat > EOS
         missing, framing = int((text & ~held).sum()), int((~text).sum())
         dropped = round(statistics["dropped_share"] * len(flat))
-        require(missing <= dropped <= missing + framing, f"{missing} text tokens stand in no sequence, dropped_share says {dropped} of {len(flat)} tokens")
+        require(missing <= dropped <= missing + framing, f"{missing} text tokens are in no sequence, but dropped_share is {dropped} of {len(flat)} tokens")
         pairs = zip(store.doc_offsets[:-1].tolist(), store.doc_offsets[1:].tolist(), strict=True)
         rows = [set(row.tolist()) for row in packed.tokens]
         long = [set(flat[a + 1 : b - 1].tolist()) for a, b in pairs if b - a > 2]

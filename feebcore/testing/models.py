@@ -114,7 +114,8 @@ def causality(subject: Candidate) -> None:
 
 
 @check(
-    *KINDS, meaning="A row's result depends on the other rows, so scores change with batch size; look for statistics or softmax over the batch or head axis."
+    *KINDS,
+    meaning="The output for a sequence depends on the rest of the batch, so losses change with batch size; look for statistics or a softmax over the batch or head axis.",
 )
 @torch.no_grad()
 def batch_invariance(subject: Candidate) -> None:

@@ -33,7 +33,7 @@ def removed_stays_removed(subject: Candidate) -> None:
     require((subject.part.build()(logits.clone())[logits == float("-inf")] == float("-inf")).all(), "a removed token is back")
 
 
-@check("logits_processors", meaning="A row depends on its neighbors, so a batch decodes differently from a row alone.")
+@check("logits_processors", meaning="A row depends on the rest of the batch, so batched and single decoding differ.")
 def processor_works_by_row(subject: Candidate) -> None:
     logits, processor = example_logits(), subject.part.build()
     together = processor(logits.clone())
@@ -59,7 +59,7 @@ def chooses_possible_tokens(subject: Candidate) -> None:
     require((logits.gather(-1, tokens[:, None]) > float("-inf")).all(), "a removed token was chosen")
 
 
-@check("samplers", meaning="A row's choice depends on its neighbors or on the call before, so completions change with batch size.")
+@check("samplers", meaning="A row's choice depends on the rest of the batch or on the previous call, so completions change with batch size.")
 def sampler_works_by_row(subject: Candidate) -> None:
     logits, sampler = example_logits().repeat(6, 1), subject.part.build()
     seeds = row_seeds(3, range(len(logits)))

@@ -63,7 +63,7 @@ class RollbackStates(LoopCallback):
             rollbacks=[*before.rollbacks, anomalous],
             data_offset=before.data_offset + anomalous - trainer.state.step,
         )
-        trainer.run.out.log(f"{reason}; rolled back to step {trainer.state.step}, skipping the batches up to the anomalous step")
+        trainer.run.out.log(f"{reason}; rollback to step {trainer.state.step}, skipping the batches up to the anomalous step")
 
     def on_train_end(self) -> None:
         self.checkpointer.wait()

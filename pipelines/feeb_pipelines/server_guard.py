@@ -29,7 +29,7 @@ LOG_LIMIT = 4 << 20
 def guard(home: Path) -> int:
     lock = os.open(home / "guard.lock", os.O_RDWR | os.O_CREAT, 0o644)
     if not _take(lock, seconds=3.0):
-        print("another guard is at work")
+        print("another guard is running")
         return 1
     listener = _listen(home)
     port = listener.getsockname()[1]

@@ -182,7 +182,7 @@ def test_narrow_sizes_and_poor_fits_are_flagged() -> None:
         ([_point(n, 1e18 / n, _law(n, 1e18 / n)) for n in np.geomspace(1e6, 1e9, 12)], "one budget"),
         ([_point(1e6, d, _law(1e6, d)) for d in np.geomspace(1e7, 1e9, 12)], "vary both"),
         (_grid()[:4], "4 points cannot determine 5 parameters"),
-        ([*_grid(), _point(1e6, 1e8, float("nan"))], "leave diverged cells out"),
+        ([*_grid(), _point(1e6, 1e8, float("nan"))], "exclude diverged runs"),
     ],
 )
 def test_what_cannot_be_identified_is_refused(points: list[Point], why: str) -> None:

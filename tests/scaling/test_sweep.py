@@ -174,7 +174,7 @@ def test_a_cell_that_fails_is_named_and_the_law_rests_on_the_others_until_it_is_
 
     works = pretrain.train_model
     monkeypatch.setattr(pretrain, "train_model", fails)
-    with pytest.raises(StageFailed, match=r"3e07-d16 failed 3 times: MemoryError: no memory for this cell.*law\.json rests on the other cells"):
+    with pytest.raises(StageFailed, match=r"3e07-d16 failed 3 times: MemoryError: no memory for this cell.*law\.json is based on the other runs"):
         sweep(root)
     (law,) = root.glob("data/sweep/*/law.json")
     assert len(read_json(law)["points"]) == 6

@@ -225,5 +225,5 @@ def test_an_optimizer_without_the_base_class_is_refused_and_told_how_to_get_it()
         def build(self, groups):
             return torch.optim.SGD([p for g in groups for p in g.parameters], lr=0.1)
 
-    with pytest.raises(FeebError, match=r"optimizer plain: SGD is no .*class SGD\(Optimizer, torch\.optim\.SGD\)"):
+    with pytest.raises(FeebError, match=r"optimizer plain: SGD is not a .*class SGD\(Optimizer, torch\.optim\.SGD\)"):
         build_optimizer(Plain(), make())

@@ -68,7 +68,7 @@ MOST_TAGS = 40
 def _flow_run(space: Workspace, title: str, tags: Sequence[str], jobs: int) -> Iterator[None]:
     """Inside a flow run: it has this title and these tags, this process's lock, and warm workers for the runs of studies."""
     if jobs < 1:
-        raise FeebError(f"jobs: {jobs}; at least one run has to be at work")
+        raise FeebError(f"jobs: {jobs}; at least one run must be in progress")
     flow_run_id = UUID(str(runtime.flow_run.id))
     with lock_run(space.root, flow_run_id):
         for name in reconcile_runs(space.root):

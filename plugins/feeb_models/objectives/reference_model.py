@@ -39,7 +39,7 @@ class ReferenceModel:
         if vocab_size != self.vocab_size:
             raise ValueError(f"{self.name} has {self.vocab_size} tokens, the trained model {vocab_size}; both need the same tokenizer")
         if batch.tokens.shape[1] > self.seq_len:
-            raise ValueError(f"{self.name} was made for seq_len {self.seq_len}, the batch has {batch.tokens.shape[1]} tokens a row")
+            raise ValueError(f"{self.name} was made for seq_len {self.seq_len}, the batch has {batch.tokens.shape[1]} tokens per row")
         return _hidden(self.digest, self.width, batch.tokens, batch.positions, batch.doc_ids, _in_bf16(batch.tokens))
 
     def flops(self, length: int) -> float:

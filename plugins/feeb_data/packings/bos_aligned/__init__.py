@@ -18,7 +18,7 @@ PART = feeb.PackingSpec(
     "bos_aligned",
     BosAlignedConfig,
     build=f"{__name__}.bos_aligned:bos_aligned",
-    summary="Every sequence begins with a document and is full; the rest of cut documents is lost.",
+    summary="Every sequence begins with a document and is full; the rest of cut documents is dropped.",
     reference="https://github.com/karpathy/nanochat",
     since="1.1",
 )

@@ -33,7 +33,7 @@ class IsoflopConfig(feeb.PartConfig):
     budgets: list[Budget] = Field(min_length=1, description="FLOP budgets, numbers or {flops: …, sizes: […]}")
     heldout: list[Heldout] = Field([], description="held-out runs: predicted before they are trained, not used for the fit")
     tolerance: float = Field(0.01, gt=0, lt=0.5, description="largest relative deviation from a budget")
-    min_steps: int = Field(50, ge=1, description="fewest optimizer steps; the batch size is halved until a cell has enough")
+    min_steps: int = Field(50, ge=1, description="minimum optimizer steps; the batch size is halved until a run has enough")
 
     @model_validator(mode="before")
     @classmethod

@@ -29,7 +29,7 @@ class Isoflop:
         for name, overrides, flops, heldout in self._requested():
             cell = self._solve(name, overrides, flops, heldout, measure)
             if (twin := next((c for c in cells if c.overrides == cell.overrides), None)) is not None:
-                raise FeebError(f"planner isoflop: cells {twin.name} and {cell.name} are the same run; leave one out of sizes or budgets")
+                raise FeebError(f"planner isoflop: runs {twin.name} and {cell.name} are the same run; leave one out of sizes or budgets")
             cells.append(cell)
         return cells
 

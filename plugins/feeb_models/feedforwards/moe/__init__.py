@@ -28,7 +28,9 @@ class MoeConfig(ExpansionConfig):
     balance_loss: float | None = Field(None, ge=0, description="weight of the load-balancing loss; default 0.01, for router sigmoid 0.0001")
     z_loss: float = Field(0.0, ge=0, description="weight of the mean squared log-partition of the router's logits; 0.001 is usual")
     capacity: float | None = Field(
-        None, gt=0, description="in training an expert takes at most capacity * top_k / num_experts of a row's tokens, the first ones; default: all of them"
+        None,
+        gt=0,
+        description="in training an expert takes at most capacity * top_k / num_experts of the tokens of a sequence, the first ones; default: no limit",
     )
 
     @property
