@@ -83,4 +83,4 @@ def test_a_negative_control_must_fail_what_it_says_it_breaks() -> None:
     assert not result.passed
     assert "Take the name out" in str(result)
     (unknown,) = iterate(control, ["well_formed"])
-    assert "explodes, which is no check of norms" in str(unknown)
+    assert "explodes, which is not a check of norms" in str(unknown)

@@ -40,7 +40,7 @@ def test_rolling_back_goes_on_from_an_earlier_state_with_later_batches(tmp_path)
     assert data.asked == [*range(61), *range(61, 91)], "steps 51 to 80 have the batches after the bad one"
     assert result.metrics["rollbacks"] == [61]
     assert result.metrics["steps"] == 80
-    assert any("rolled back to step 50" in text for text in logged)
+    assert any("rollback to step 50" in text for text in logged)
 
 
 def test_the_log_after_rolling_back_has_each_step_once(tmp_path):
@@ -78,7 +78,7 @@ def test_a_branch_that_begins_between_two_states_can_roll_back_to_its_begin(tmp_
     changes = {"on_loss_spike": "rollback", "rollback_every": 25, "branch_from": str(tmp_path / "main"), **RULES}
     result = run(tmp_path / "branch", section(**changes), Shocks({60}), logged=logged)
     assert result.metrics["rollbacks"] == [61]
-    assert any("rolled back to step 57" in text for text in logged)
+    assert any("rollback to step 57" in text for text in logged)
 
 
 def test_the_way_that_was_left_leaves_no_checkpoints_and_a_stop_after_it_is_kept(tmp_path):

@@ -28,7 +28,7 @@ def plan(
 ) -> None:
     """Show what `feeb run` would do: which stages run, which are reused, and which keys changed.
 
-    Every run of a study is listed, and every cell of a sweep that is not finished. `feeb compare --plan` lists those of a comparison.
+    Every run of a study is listed, and every run of a sweep that is not finished. `feeb compare --plan` lists those of a comparison.
 
     Examples:
         feeb plan experiments/quickstart.yaml --set pretrain.max_steps=100
