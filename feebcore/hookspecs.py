@@ -86,7 +86,7 @@ def feeb_tokenizers() -> Iterable[specs.TokenizerSpec]:  # type: ignore[empty-bo
 
 @hookspec
 def feeb_packings() -> Iterable[specs.PackingSpec]:  # type: ignore[empty-body]
-    """Documents to training sequences.
+    """Packings: documents to training sequences.
 
     Example::
 
@@ -226,7 +226,7 @@ def feeb_embeddings() -> Iterable[specs.EmbeddingSpec]:  # type: ignore[empty-bo
 
 @hookspec
 def feeb_lm_heads() -> Iterable[specs.LMHeadSpec]:  # type: ignore[empty-body]
-    """Block part: vectors to scores.
+    """Language-model heads: hidden states to logits.
 
     Example::
 
@@ -254,7 +254,7 @@ def feeb_initializations() -> Iterable[specs.InitializationSpec]:  # type: ignor
 
 @hookspec
 def feeb_objectives() -> Iterable[specs.ObjectiveSpec]:  # type: ignore[empty-body]
-    """What is minimized.
+    """Training objectives.
 
     Example::
 

@@ -185,7 +185,7 @@ class DataOrder:
         raise NotImplementedError
 
     def epochs(self, num_samples: int) -> dict[str, float]:
-        """How often a run of so many samples sees each source, by name. Default: not told by source."""
+        """Epochs of each source, by name, in a run of `num_samples` samples. Default: not reported by source."""
         return {}
 
 
@@ -263,7 +263,7 @@ class Batch:
 
 
 class Objective:
-    """What is minimized: `objective(model, batch) -> ObjectiveOutput`. The base class of objectives; `build(config, context)` makes one."""
+    """Training objective: `objective(model, batch) -> ObjectiveOutput`. The base class of objectives; `build(config, context)` makes one."""
 
     selects: bool = False
     """Whether it trains on a choice of the targets: its count may then be less than the mask's."""

@@ -183,12 +183,12 @@ class LMHeadSpec(PartSpec):
 
 
 class InitializationSpec(PartSpec):
-    """build: `(config, context) -> Callable[[nn.Module, int], None]`: initializes a model of so many layers in place. Modules with their
+    """build: `(config, context) -> Callable[[nn.Module, int], None]`: initializes a model with that number of layers in place. Modules with their
     own `init_weights(std, residual_std)` (ModelPart in feebcore/model/counting.py) fill themselves: `draws_own_weights` tells them."""
 
 
 class ObjectiveSpec(PartSpec):
-    """build: `(config, context) -> Objective` (feebcore/protocols.py): what is minimized, called `(model, batch) -> ObjectiveOutput`."""
+    """build: `(config, context) -> Objective` (feebcore/protocols.py): the training objective, called `(model, batch) -> ObjectiveOutput`."""
 
 
 class OptimizerSpec(PartSpec):
@@ -254,8 +254,8 @@ class LawSpec(PartSpec):
 
 
 class ImporterSpec(PartSpec):
-    """build: `(config) -> Callable[[Path source, Path folder], None]`: another format to a feeb model folder."""
+    """build: `(config, context) -> Callable[[Path source, Path folder], None]`: another format to a feeb model folder."""
 
 
 class ExporterSpec(PartSpec):
-    """build: `(config) -> Callable[[Path folder, Path target], None]`: a feeb model folder to another format."""
+    """build: `(config, context) -> Callable[[Path folder, Path target], None]`: a feeb model folder to another format."""

@@ -38,7 +38,7 @@ class Benchmark:
 
     def run(self, target: EvaluatedModel) -> dict[str, Any]:
         """`{metric: {value, low, high, n}, …}` (`dump` of feebcore/evaluate/intervals.py makes one), the headline metric first; plain
-        numbers and texts beside them are details. The key `samples`, a list of `{prompt, text, …}`, goes to samples.json."""
+        other numbers and texts are details. The key `samples`, a list of `{prompt, text, …}`, goes to samples.json."""
         raise NotImplementedError
 
 

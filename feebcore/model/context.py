@@ -27,7 +27,7 @@ EMPTY = -2  # the document id of a cache slot that holds nothing yet
 
 @dataclass
 class ForwardContext:
-    """Handed to embedding, stack, blocks, attentions and feedforwards beside the tensor that they work on.
+    """Passed to embedding, stack, blocks, attentions and feedforwards with the tensor that they process.
 
     position, prepared: the model's Position and what its `prepare` made for this pass. masks: who may attend to whom.
     tokens_BT, positions_BT, doc_ids_BT [B,T] of the tokens of this pass (positions None: 0..T-1; doc_ids None: one document a row).
@@ -85,8 +85,8 @@ class ForwardContext:
         return new_BHTD if self.cache is None else self.cache.update(*new_BHTD)
 
     def attend(self, q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, logit_softcap: float = 0.0, window: int = 0) -> Tensor:
-        """`attend` of feebcore/model/attention.py with this pass's masks and the position's bias. window: each query sees so
-        many tokens, itself among them; 0: all."""
+        """`attend` of feebcore/model/attention.py with this pass's masks and the position's bias. window: number of tokens that each
+        query attends to, including itself; 0: all."""
         T, S = q_BHTD.shape[2], k_BGSD.shape[2]
         window = self.narrowed(window)
         mask_BTS, block_mask = self.masks.dense, None if self.dropout else self.masks.blocks  # FlexAttention knows no dropout
@@ -125,7 +125,7 @@ def detached(value: Any) -> Any:
 
 
 class Cache:
-    """Keys and values of the tokens so far, preallocated for `length` tokens a row.
+    """Keys and values of the tokens so far, preallocated for `length` tokens per row.
 
     The n-th call of `update` in a forward pass owns slot n, so blocks that run several times or hold several attentions need
     no numbering, and those that keep nothing need no slot. A part may keep any tensors [B,H,T,D], as many as it likes. A part
@@ -147,7 +147,7 @@ class Cache:
     def begin(self, length: int, positions_BT: Tensor | None, doc_ids_BT: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Positions and mask of the next `length` tokens. Without doc_ids they continue each row's last document."""
         if self.filled + length > self.length:
-            raise ValueError(f"the cache holds {self.length} tokens a row; {self.filled} are there and {length} more do not fit")
+            raise ValueError(f"the cache holds {self.length} tokens per row; {self.filled} are there and {length} more do not fit")
         start, end = self.filled, self.filled + length
         self.plain = self.plain and doc_ids_BT is None
         last_B = self.doc_ids_BS[:, start - 1] if start else torch.zeros_like(self.next_position_B)

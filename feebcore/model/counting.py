@@ -15,7 +15,7 @@ from feebcore.protocols import Counts, LanguageModel, Objective
 
 
 class ModelPart(nn.Module):
-    """A module of a model, with what the engine asks of it beside its forward pass. Every method has a default.
+    """A module of a model, with what the engine needs besides its forward pass. Every method has a default.
 
     The base classes of the kinds (feebcore/model/parts.py) derive from it; so may any module inside a part.
     """
@@ -31,8 +31,8 @@ class ModelPart(nn.Module):
         return 0
 
     def extra_flops(self, length: int) -> tuple[float, float]:
-        """(full, causal) forward FLOPs of one sequence of `length` tokens beside those of nn.Linear and of child modules; causal leaves
-        out what masks throw away."""
+        """(full, causal) forward FLOPs of one sequence of `length` tokens, without those of nn.Linear and of child modules; causal
+        leaves out what masks discard."""
         return 0.0, 0.0
 
     def flops(self, length: int) -> tuple[float, float]:

@@ -128,7 +128,7 @@ class EmbeddingPart(ModelPart):
 class LMHeadPart(ModelPart):
     """Output head: `lm_head(hidden [...,C]) -> logits [...,V]` of the next token.
 
-    A head that can predict further tokens (multi-token prediction) overrides `mtp_outputs` and `mtp_flops`.
+    A head with MTP outputs (multi-token prediction) overrides `mtp_outputs` and `mtp_flops`.
     """
 
     num_mtp: int = 0

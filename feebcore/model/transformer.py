@@ -78,7 +78,7 @@ class Transformer(nn.Module):
         """What parts are given beside the stream, for arguments as of `forward`. Its start_BTC is still to be set."""
         T, dense_BTS = tokens_BT.shape[1], None
         if self.seq_len < T:
-            raise ValueError(f"{T} tokens a row, but this model was made for seq_len {self.seq_len}")
+            raise ValueError(f"{T} tokens per row, but this model was made for seq_len {self.seq_len}")
         if cache is not None:
             positions, dense_BTS = cache.begin(T, positions, doc_ids)
             doc_ids = cache.newest_doc_ids()

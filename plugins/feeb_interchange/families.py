@@ -168,7 +168,11 @@ class Gpt2:
             "num_heads": config["n_head"],
             "head_dim": config["n_embd"] // config["n_head"],
             "attention": {"name": "mha", "bias": True},
-            "feedforward": {"name": "relu" if activation == "relu" else "gelu", "intermediate_size": config.get("n_inner") or 4 * config["n_embd"], "bias": True},
+            "feedforward": {
+                "name": "relu" if activation == "relu" else "gelu",
+                "intermediate_size": config.get("n_inner") or 4 * config["n_embd"],
+                "bias": True,
+            },
             "norm": {"name": "layernorm", "eps": config.get("layer_norm_epsilon", 1e-5), "bias": True},
             "position": "learned",
             "lm_head": "tied" if config.get("tie_word_embeddings", True) else "linear",

@@ -28,6 +28,8 @@ def plan(
 ) -> None:
     """Show what `feeb run` would do: which stages run, which are reused, and which keys changed.
 
+    Every run of a study is listed, and every cell of a sweep that is not finished. `feeb compare --plan` lists those of a comparison.
+
     Examples:
         feeb plan experiments/quickstart.yaml --set pretrain.max_steps=100
         feeb plan experiments/quickstart.yaml pretrain --json
@@ -36,14 +38,25 @@ def plan(
     from feebcore.recipe import load_study
     from feebcore.run.plan import explain_differences
     from feebcore.run.plan import plan as plan_stages
+    from feebcore.scaling.config import SweepConfig
+    from feebcore.study.planned import row_of
 
-    members = load_study(recipe, with_inputs(set, input))
     space = Workspace(workspace)
     rows: list[dict[str, Any]] = []
-    for member in members:
-        for item in explain_differences(plan_stages(member, space, [stage] if stage else None), space, member.name):
-            row = {"run": member.name, "stage": item.stage, "status": item.status, "fingerprint": item.fingerprint}
-            rows.append(row | {"path": str(item.path) if item.path else None, "differs": list(item.differs)})
+    for member in load_study(recipe, with_inputs(set, input)):
+        items = plan_stages(member, space, [stage] if stage else None)
+        built = {item.stage: item.artifact for item in items if item.artifact is not None}
+        for item in explain_differences(items, space, member.name):
+            if isinstance(member.stages[item.stage].section, SweepConfig) and item.artifact is None:
+                from feebcore.scaling.sweep import planned_cells
+
+                rows += planned_cells(member, item.stage, space, built)
+            rows.append(row_of(member.name, item))
+    print_plan(rows, json)
+
+
+def print_plan(rows: Sequence[dict[str, Any]], json: bool) -> None:
+    """Rows of feebcore.study.planned as a table, or as JSON."""
     if json:
         return _print_json(rows)
     words = {"run": "run", "reuse": "reuse", "continue": "resume"}

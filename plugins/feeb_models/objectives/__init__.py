@@ -1,1 +1,1 @@
-"""What is minimized: a folder per part or family."""
+"""Training objectives: one folder per part or family."""

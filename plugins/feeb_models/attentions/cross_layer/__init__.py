@@ -9,7 +9,7 @@ from feeb_models.attentions.options import AttentionConfig, check_groups
 
 
 class CrossLayerConfig(AttentionConfig):
-    kv_share_layers: int = Field(2, ge=1, description="so many neighboring layers use the keys and values of the first of them")
+    kv_share_layers: int = Field(2, ge=1, description="number of adjacent layers that share the keys and values of the first of them")
     num_kv_heads: int | None = Field(None, ge=1, description="key/value heads; default num_heads")
 
     def check_shape(self, d_model: int, num_heads: int, head_dim: int) -> None:

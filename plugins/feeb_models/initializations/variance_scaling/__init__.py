@@ -17,7 +17,7 @@ class DepthScaledConfig(feeb.PartConfig):
 
 
 class TruncatedConfig(DepthScaledConfig):
-    cut: float = Field(3.0, gt=0, description="truncated at so many standard deviations")
+    cut: float = Field(3.0, gt=0, description="truncate beyond this number of standard deviations")
     residual_scale: bool = Field(True, description=RESIDUAL_SCALE)
 
 

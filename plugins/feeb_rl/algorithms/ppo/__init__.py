@@ -21,7 +21,7 @@ class PpoConfig(PolicyConfig):
     value_clip: float | None = Field(0.2, gt=0, description="clip range of the value; null: not clipped")
     whiten: bool = Field(True, description="advantages to zero mean and unit variance over the step")
     truncation: Literal["terminal", "bootstrap"] = Field(
-        "terminal", description="a completion cut at its limit counts as finished ('terminal'), or goes on with the critic's value ('bootstrap')"
+        "terminal", description="a truncated completion counts as finished ('terminal'), or its return is bootstrapped with the critic's value ('bootstrap')"
     )
 
 
