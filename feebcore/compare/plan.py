@@ -37,9 +37,9 @@ class Settings(PartConfig):
     seeds: int = Field(5, ge=2, description="pairs of runs: each seed trains every candidate once")
     budget: Budget = Field("tokens", description="what is equal: training tokens, counted training FLOPs, or measured seconds of training")
     effect: float = Field(0.01, gt=0, description="smallest difference in bits per byte that matters")
-    rates: Rates = Field("best", description="probe of each recipe's learning rate: use the best, only report it, or leave it out")
+    rates: Rates = Field("best", description="learning-rate probe of each recipe: use the best, only report it, or leave it out")
     rate_factors: tuple[float, ...] = Field((0.5, 1.0, 2.0), description="of the recipe's own rates, that the probe begins with")
-    rate_share: float = Field(0.25, gt=0, le=1, description="of a recipe's steps, that a run of the rate probe has")
+    rate_share: float = Field(0.25, gt=0, le=1, description="of a recipe's steps, that a trial of the learning-rate probe has")
     curve: tuple[float, ...] = Field((0.5, 2.0), description="budgets of the baseline's own curve, as factors of its budget; empty: no curve")
     name: str = Field("", description="of the comparison; empty: the candidates' names")
 
@@ -403,7 +403,7 @@ def choose_rate(candidate: str, tried: Mapping[float, float | None], settings: S
     run a rate is too noisy to prefer one for less."""
     best = _best(tried)
     if best is None:
-        return RateChoice(1.0, 1.0, dict(tried), False, f"{candidate}: every run of the rate probe diverged; its own rate is used.")
+        return RateChoice(1.0, 1.0, dict(tried), False, f"{candidate}: every run of the rate probe diverged; its own learning rate is used.")
     own, reached = tried.get(1.0), tried[best]
     assert reached is not None
     worth = own is None or own - reached > settings.effect / 2
@@ -413,12 +413,12 @@ def choose_rate(candidate: str, tried: Mapping[float, float | None], settings: S
     if worth and best != 1.0:
         gain = "its own diverged" if own is None else f"{own - reached:.4f} bits per byte better than its own"
         use = "used" if settings.rates == "best" else "only reported, as asked"
-        note = f"{candidate}: {best:g} times its own rate was best in the probe ({gain}); {use}."
+        note = f"{candidate}: {best:g} times its own learning rate was best in the probe ({gain}); {use}."
     if at_edge:
         note = (
             f"{note} It is the last one tried, so a better one may lie beyond."
             if note
-            else f"{candidate}: its own rate is the last one tried, so a better one may lie beyond."
+            else f"{candidate}: its own learning rate is the last one tried, so a better one may lie beyond."
         )
     return RateChoice(factor, best, dict(tried), at_edge, note)
 
