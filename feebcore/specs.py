@@ -254,8 +254,8 @@ class LawSpec(PartSpec):
 
 
 class ImporterSpec(PartSpec):
-    """build: `(config) -> Callable[[Path source, Path folder], None]`: another format to a feeb model folder."""
+    """build: `(config, context) -> Callable[[Path source, Path folder], None]`: another format to a feeb model folder."""
 
 
 class ExporterSpec(PartSpec):
-    """build: `(config) -> Callable[[Path folder, Path target], None]`: a feeb model folder to another format."""
+    """build: `(config, context) -> Callable[[Path folder, Path target], None]`: a feeb model folder to another format."""

@@ -22,7 +22,7 @@ OPTIONS = [
     ("norms", {"name": "rmsnorm", "learnable": False}),
     ("norms", {"name": "layernorm", "learnable": False}),
     ("lm_heads", {"name": "tied", "logit_softcap": 15.0}),
-    ("positions", {"name": "rope", "pairing": "adjacent", "fraction": 0.5}),
+    ("positions", {"name": "rope", "interleaved": True, "partial_rotary_factor": 0.5}),
     ("feedforwards", {"name": "swiglu", "intermediate_size": 40, "bias": True}),
     ("objectives", {"name": "next_token", "z_loss": 0.01, "label_smoothing": 0.1}),
 ]
@@ -50,7 +50,7 @@ def test_two_processes_find_the_gradient_of_one_and_slow_checks_wait_to_be_asked
     assert names - {c.name for c in applicable(candidate("norms", nameless))} == {"two_rank_parity"}
     told = replace(control.part, spec=replace(control.part.spec, breaks=()))
     (result,) = iterate(candidate("norms", told), ["two_rank_parity"])
-    assert "from 2 ranks: differs by" in result.message
+    assert "from 2 ranks: max abs difference" in result.message
 
 
 def test_every_check_says_what_a_failure_means() -> None:

@@ -21,8 +21,8 @@ from feebcore.run.build import run_all
 
 def exported_model(folder: Path) -> Path:
     """A small Llama in Hugging Face form, with a codec of bytes."""
-    from feeb_interchange import EXAMPLE_CODEC
-    from feeb_interchange.tokenizer import write_codec_folder
+    from feeb_interchange.imported import EXAMPLE_CODEC
+    from feeb_interchange.imported.tokenizer import write_codec_folder
 
     part = resolve_part("architectures", {"name": "llama", "num_layers": 1, "d_model": 32})
     write_codec_folder(folder / "codec", EXAMPLE_CODEC.read_text(), "<|begin|>", "<|end|>", 0)

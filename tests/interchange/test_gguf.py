@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from feeb_interchange.gguf import TYPES, GgufFile
-from feeb_interchange.gguf_models import hugging_face_name
+from feeb_interchange.gguf.gguf_file import TYPES, GgufFile
+from feeb_interchange.gguf.gguf_models import hugging_face_name
 from feebcore.api import open_model
 from feebcore.errors import DataError
 from feebcore.model.build import build_model

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import sqlite3
 import time
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,7 @@ pytestmark = pytest.mark.e2e
 
 
 def rows(feeb: Feeb, query: str) -> list[tuple[Any, ...]]:
-    """What Prefect's database says once its server has ended."""
-    feeb.wait_for_no_process()
-    with sqlite3.connect(feeb.workspace / ".prefect" / "prefect.db") as database:
-        return database.execute(query).fetchall()
+    return feeb.rows(query)
 
 
 def flow_runs(feeb: Feeb) -> list[tuple[str, str]]:
@@ -101,21 +97,21 @@ def test_a_signal_saves_and_ends_as_cancelled(served: Feeb, number: signal.Signa
     assert task_runs(served)[-1] == ("tiny-slow", "Cancelled")
 
 
-def test_a_killed_run_leaves_no_process_is_settled_and_continues(served: Feeb) -> None:
+def test_a_killed_run_leaves_no_process_is_settled_and_continues(own_server: Feeb) -> None:
     settings = ("--set", "slow.steps=40", "--set", "slow.step_seconds=0.1")
-    process = served.start("run", RECIPE, *settings)
-    wait_until(lambda: slow_state(served) >= 3, 90, "stage slow did not begin")
+    process = own_server.start("run", RECIPE, *settings)
+    wait_until(lambda: slow_state(own_server) >= 3, 90, "stage slow did not begin")
     process.kill()
     process.communicate()
-    served.wait_for_no_process(15)  # worker, server and guard end on their own
-    reached = slow_state(served)
-    assert flow_runs(served) == [("tiny-pipeline", "Running")]
-    done = served("run", RECIPE, *settings)
+    own_server.wait_for_no_process(15)  # worker, server and guard end on their own
+    reached = slow_state(own_server)
+    assert flow_runs(own_server) == [("tiny-pipeline", "Running")]
+    done = own_server("run", RECIPE, *settings)
     assert done.returncode == 0, done.stderr
-    assert served.artifacts()["slow"]["metrics"]["started_at"] == reached >= 3
-    assert flow_runs(served) == [("tiny-pipeline", "Crashed"), ("tiny-pipeline", "Completed")]
-    assert ("tiny-slow", "Crashed") in task_runs(served)
-    assert not {state for _, state in task_runs(served)} & {"Running", "Pending"}
+    assert own_server.artifacts()["slow"]["metrics"]["started_at"] == reached >= 3
+    assert flow_runs(own_server) == [("tiny-pipeline", "Crashed"), ("tiny-pipeline", "Completed")]
+    assert ("tiny-slow", "Crashed") in task_runs(own_server)
+    assert not {state for _, state in task_runs(own_server)} & {"Running", "Pending"}
 
 
 def test_two_runs_of_one_recipe_at_once_build_it_once(served: Feeb) -> None:

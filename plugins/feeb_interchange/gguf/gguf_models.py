@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from feeb_interchange.gguf import GgufFile
-from feeb_interchange.huggingface import import_model
-from feeb_interchange.tokenizer import write_codec_folder
+from feeb_interchange.gguf.gguf_file import GgufFile
+from feeb_interchange.huggingface.huggingface import import_model
+from feeb_interchange.imported.tokenizer import write_codec_folder
 from feebcore.errors import DataError
 
 if TYPE_CHECKING:
-    from feeb_interchange import ImportConfig
+    from feeb_interchange.options import ImportConfig
+    from feebcore.protocols import BuildContext
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
 TOP = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight", "lm_head.weight": "output.weight"}
@@ -45,7 +46,7 @@ LLAMA3_PATTERN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1
 QWEN2_PATTERN = LLAMA3_PATTERN.replace(r"\p{N}{1,3}", r"\p{N}")
 
 
-def build_importer(config: ImportConfig) -> Callable[[Path, Path], None]:
+def build_importer(config: ImportConfig, context: BuildContext) -> Callable[[Path, Path], None]:
     """`run(source, folder)`: the GGUF file `source` as the feeb model folder `folder`, weights in fp32."""
 
     def run(source: Path, folder: Path) -> None:

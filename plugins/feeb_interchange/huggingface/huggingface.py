@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from feeb_interchange.families import FAMILIES, Options, Take, family_of
-from feeb_interchange.tokenizer import copy_codec, special_ids, write_codec_folder
+from feeb_interchange.imported.tokenizer import copy_codec, special_ids, write_codec_folder
 from feebcore.errors import DataError
 from feebcore.files import read_json, write_json
 from feebcore.model.build import build_model
@@ -27,14 +27,16 @@ from feebcore.model.io import DESCRIPTION, TOKENIZER, WEIGHTS, save_model, set_w
 from feebcore.parts import Part, resolve_part
 
 if TYPE_CHECKING:
-    from feeb_interchange import HuggingfaceExportConfig, ImportConfig
+    from feeb_interchange.huggingface import HuggingfaceExportConfig
+    from feeb_interchange.options import ImportConfig
+    from feebcore.protocols import BuildContext
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 NOT_COMPARED = ("dropout", "initialization")  # of training, no matter to a finished model
 
 
-def build_importer(config: ImportConfig) -> Callable[[Path, Path], None]:
+def build_importer(config: ImportConfig, context: BuildContext) -> Callable[[Path, Path], None]:
     """`run(source, folder)`: the Hugging Face folder `source` as the feeb model folder `folder`, weights in fp32."""
 
     def run(source: Path, folder: Path) -> None:
@@ -127,7 +129,7 @@ def _opened(path: Path) -> Any:
         raise DataError(f"{path} is truncated or damaged ({error}); download it again") from None
 
 
-def build_exporter(config: HuggingfaceExportConfig) -> Callable[[Path, Path], None]:
+def build_exporter(config: HuggingfaceExportConfig, context: BuildContext) -> Callable[[Path, Path], None]:
     """`run(folder, target)`: the feeb model folder `folder` as the Hugging Face folder `target`, which must not exist or
     be empty. Raises DataError, naming the option, for a model that no known family can express."""
 

@@ -23,7 +23,7 @@ from feebcore.parts import resolve_part
 from feebcore.protocols import BuildContext, ProgressFn, Tokenizer, TokenizerTrainer
 
 if TYPE_CHECKING:
-    from feeb_interchange import ImportedTokenizerConfig
+    from feeb_interchange.imported import ImportedTokenizerConfig
 
 FILE = "tokenizer.json"
 OWN_BPE = "bpe"  # feeb's own tokenizer that keeps a tokenizer.json, with BOS and EOS after its vocabulary
@@ -70,7 +70,7 @@ class ImportedTokenizer(Tokenizer):
 class ImportedTrainer(TokenizerTrainer):
     """`train` copies the file that the options name."""
 
-    def __init__(self, config: ImportedTokenizerConfig) -> None:
+    def __init__(self, config: ImportedTokenizerConfig, context: BuildContext) -> None:
         self._config = config
 
     def train(self, texts: Callable[[], Iterable[str]], folder: Path, progress: ProgressFn) -> ImportedTokenizer:
@@ -85,10 +85,6 @@ class ImportedTrainer(TokenizerTrainer):
         if not path.is_file():
             raise DataError(f"{path} is missing; make the artifact again")
         return ImportedTokenizer(path.read_text(encoding="utf-8"), config.bos, config.eos, config.num_ids, str(path))
-
-
-def build(config: ImportedTokenizerConfig, context: BuildContext | None = None) -> ImportedTrainer:
-    return ImportedTrainer(config)
 
 
 def write_codec_folder(folder: Path, text: str, bos: str, eos: str, num_ids: int) -> None:
