@@ -60,7 +60,10 @@ def test_a_truncated_file_is_named(saved: Path) -> None:
 
 def test_weights_of_another_architecture_are_refused(saved: Path) -> None:
     description = json.loads((saved / "model.json").read_text())
-    for change, why in (({"norm": "layernorm"}, r"without .*shift"), ({"feedforward": {"name": "gelu", "intermediate_size": 99}}, r"the model wants \(99, 16\)")):
+    for change, why in (
+        ({"norm": "layernorm"}, r"without .*shift"),
+        ({"feedforward": {"name": "gelu", "intermediate_size": 99}}, r"the model wants \(99, 16\)"),
+    ):
         other = description | {"architecture": description["architecture"] | change}
         (saved / "model.json").write_text(json.dumps(other))
         with pytest.raises(ArtifactError, match=why):

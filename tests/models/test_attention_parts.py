@@ -70,7 +70,9 @@ SMALL: dict[str, dict[str, Any]] = {"sliding_window": {"window": 4}, "local_glob
 FORMS = ("causality", "document_isolation", "cache_parity", "left_padding_parity", "counts_are_measured")
 
 
-@pytest.mark.parametrize("position", ["alibi", "learned", {"name": "rope_yarn", "interleaved": True, "partial_rotary_factor": 0.5}], ids=["alibi", "learned", "yarn"])
+@pytest.mark.parametrize(
+    "position", ["alibi", "learned", {"name": "rope_yarn", "interleaved": True, "partial_rotary_factor": 0.5}], ids=["alibi", "learned", "yarn"]
+)
 @pytest.mark.parametrize("name", NAMES)
 def test_packed_padded_and_cached_forms_agree_at_every_position(name: str, position: Any) -> None:
     architecture = transformer({"name": name, **SMALL.get(name, {})}, position=position)
