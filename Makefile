@@ -19,8 +19,8 @@ test: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 	@mkdir -p .mypy_cache; $(BIN)/mypy >.mypy_cache/output.txt 2>&1 & mypy=$$!; \
-	echo "$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder"; \
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder; pytest=$$?; \
+	echo "$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder --durations 20"; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder --durations 20; pytest=$$?; \
 	wait $$mypy; mypy=$$?; echo "$(BIN)/mypy"; cat .mypy_cache/output.txt; \
 	test $$pytest -eq 0 && test $$mypy -eq 0
 

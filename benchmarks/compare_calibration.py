@@ -50,7 +50,7 @@ def one(path: Path, workspace: Workspace, number: int, seeds: int) -> dict[str, 
     """The `number`-th comparison of the recipe with itself: its variant as the result has it."""
     member = load(path, [f"pretrain.seed={2 * seeds * number}"])
     settings = Settings(seeds=seeds, rates="off", curve=(), name=f"calibration-{number}")
-    artifact = compare([member, member], settings, workspace, in_process=True)
+    artifact = compare([member, member], settings, workspace)
     return read_json(artifact.file("result.json"))["variants"][0]
 
 

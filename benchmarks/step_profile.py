@@ -46,7 +46,9 @@ def main() -> None:
     layers, width, heads, window, batch, vocab = SHAPES[args.shape]
     sizes = {"num_layers": layers, "d_model": width, "num_heads": heads, "lm_head": "tied"}
     model = build_model(
-        resolve_part("architectures", {"name": "transformer", **sizes, "feedforward": {"name": "swiglu", "intermediate_size": swiglu_width(width)}}), vocab, window
+        resolve_part("architectures", {"name": "transformer", **sizes, "feedforward": {"name": "swiglu", "intermediate_size": swiglu_width(width)}}),
+        vocab,
+        window,
     )
     cpu = torch.device("cpu")
     module = LossModule(model, resolve_part("objectives", "next_token").build(), resolve_precision("auto", cpu), cpu)

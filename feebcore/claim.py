@@ -73,7 +73,7 @@ class Claim(PartConfig):
     metric: str = Field(
         HELD_OUT,
         min_length=1,
-        description="bits_per_byte (held-out text), a metric of the run or key of its training log, or FILE:PATH in its probes, as repetition:greedy.repeated",
+        description="bits_per_byte of the validation split, …",
     )
 
     stage: str = Field("pretrain", description="whose artifact has the metric")

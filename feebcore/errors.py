@@ -42,7 +42,7 @@ class StageFailed(FeebError):
 
 
 class Diverged(FeebError):
-    """A training run met a loss or gradient that is not finite; a sweep records the cell as censored."""
+    """A training run met a loss or gradient that is not finite; a study records the run as diverged."""
 
 
 class Interrupted(FeebError):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import inspect
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -36,20 +35,10 @@ class Part(Identified):
         """The name a recipe writes: bare for built-in parts that share it with nobody, `distribution/name` for others."""
         return self.spec.name if self.spec.distribution in ("", "feeb") and not self.shared else self.spec.full_name
 
-    def build(self, *args: Any, **fields: Any) -> Any:
+    def build(self, context: BuildContext | None = None, **fields: Any) -> Any:
         """Import the part's factory and call it: `factory(config, context)`. fields: of the BuildContext, over those of `context`."""
-        factory = self.spec.load()
-        if args and not isinstance(args[0], BuildContext):  # TRANSITION: kinds whose factories are not moved to BuildContext yet
-            return factory(self.config, *args, **fields)
-        if not args and len(inspect.signature(factory).parameters) == 1:  # TRANSITION
-            return factory(self.config)
-        context = args[0] if args else BuildContext()
-        return factory(self.config, dataclasses.replace(context, **fields) if fields else context)
-
-    def build_with(self, *args: Any, **offered: Any) -> Any:
-        """TRANSITION: as `build`, with those of `offered` that the factory names among its arguments."""
-        named = inspect.signature(self.spec.load()).parameters
-        return self.spec.load()(self.config, *args, **{name: value for name, value in offered.items() if name in named})
+        context = context or BuildContext()
+        return self.spec.load()(self.config, dataclasses.replace(context, **fields) if fields else context)
 
     def identity(self) -> dict[str, Any]:
         """Full name, revision and the options that differ from their defaults."""

@@ -19,7 +19,7 @@ for name in ("FEEB_PLUGINS_BLOCK", "FEEB_PLUGINS_ALLOW", "FEEB_PLUGINS_STRICT", 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with slow tests first: with two workers, one of them would otherwise end with them alone."""
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    slow = {item.path for item in items if item.get_closest_marker("slow") or item.get_closest_marker("e2e")}
     items.sort(key=lambda item: item.path not in slow)
 
 

@@ -37,9 +37,9 @@ class Settings(PartConfig):
     seeds: int = Field(5, ge=2, description="pairs of runs: each seed trains every candidate once")
     budget: Budget = Field("tokens", description="what is equal: training tokens, counted training FLOPs, or measured seconds of training")
     effect: float = Field(0.01, gt=0, description="smallest difference in bits per byte that matters")
-    rates: Rates = Field("best", description="probe of each recipe's learning rate: use the best, only report it, or leave it out")
+    rates: Rates = Field("best", description="learning-rate probe of each recipe: use the best, only report it, or leave it out")
     rate_factors: tuple[float, ...] = Field((0.5, 1.0, 2.0), description="of the recipe's own rates, that the probe begins with")
-    rate_share: float = Field(0.25, gt=0, le=1, description="of a recipe's steps, that a run of the rate probe has")
+    rate_share: float = Field(0.25, gt=0, le=1, description="of a recipe's steps, that a trial of the learning-rate probe has")
     curve: tuple[float, ...] = Field((0.5, 2.0), description="budgets of the baseline's own curve, as factors of its budget; empty: no curve")
     name: str = Field("", description="of the comparison; empty: the candidates' names")
 
@@ -187,11 +187,11 @@ def check_same_data(recipes: Sequence[Recipe]) -> None:
             )
         for stage in before:
             pairs = [(r.stages[stage].spec.full_name, identity_of(r.stages[stage].section), plugin_sources(r, stage)) for r in (base, other)]
-            found = first_difference({stage: pairs[0][1]}, {stage: pairs[1][1]}) if pairs[0][0] == pairs[1][0] else (stage, pairs[0][0], pairs[1][0])
-            if found is None and pairs[0][2] != pairs[1][2]:
-                found = (f"{stage}: plugin sources", "those of the one recipe", "those of the other")
-            if found is not None:
-                key, one, two = found
+            difference = first_difference({stage: pairs[0][1]}, {stage: pairs[1][1]}) if pairs[0][0] == pairs[1][0] else (stage, pairs[0][0], pairs[1][0])
+            if difference is None and pairs[0][2] != pairs[1][2]:
+                difference = (f"{stage}: plugin sources", "those of the one recipe", "those of the other")
+            if difference is not None:
+                key, one, two = difference
                 raise RecipeError(
                     f"{key}: {_short(one)} in {base.path} and {_short(two)} in {other.path}; recipes are compared on the same data, so make them equal"
                 )
@@ -206,12 +206,12 @@ def first_difference(one: Any, other: Any, prefix: str = "") -> tuple[str, Any, 
             return prefix, one["part"], other["part"]
         for key in dict.fromkeys([*one, *other]):
             inner = prefix if key == "options" and "part" in one else f"{prefix}.{key}" if prefix else key
-            if (found := first_difference(one.get(key), other.get(key), inner)) is not None:
-                return found
+            if (difference := first_difference(one.get(key), other.get(key), inner)) is not None:
+                return difference
     if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
         for i, (a, b) in enumerate(zip(one, other, strict=True)):
-            if (found := first_difference(a, b, f"{prefix}.{i}")) is not None:
-                return found
+            if (difference := first_difference(a, b, f"{prefix}.{i}")) is not None:
+                return difference
     return prefix, one, other
 
 
@@ -240,13 +240,13 @@ def order_differences(candidates: Sequence[Candidate]) -> list[str]:
 
 def study_identity(candidates: Sequence[Candidate], settings: Settings, inputs: Mapping[str, Mapping[str, Artifact]]) -> dict[str, Any]:
     """All that decides the outcome of a comparison, but for the machine: plain JSON. inputs: of stage pretrain, by recipe."""
-    found = []
+    entries = []
     for candidate in candidates:
         alike = with_section(candidate.recipe, candidate.recipe.name, candidate.section.model_copy(update={"seed": 0}))
         own = identity(alike, STAGE, inputs[candidate.name])
-        found.append({"name": candidate.name, "seeds": list(candidate.seeds), "identity": own})
+        entries.append({"name": candidate.name, "seeds": list(candidate.seeds), "identity": own})
     options = settings.model_dump(mode="json", exclude={"name"})
-    return {"compare": REVISION, "settings": options, "recipes": found}
+    return {"compare": REVISION, "settings": options, "recipes": entries}
 
 
 # --- sections of runs ---------------------------------------------------------------------------------------------------
@@ -323,9 +323,9 @@ def _scaled(value: Any, factor: float, picks: Any, whole: bool = True) -> Any:
 
 def with_section(recipe: Recipe, name: str, section: PretrainConfig) -> Recipe:
     """The recipe up to pretrain, called `name`, with this section."""
-    kept = {stage: recipe.stages[stage] for stage in stages_for(recipe, [STAGE])}
-    kept[STAGE] = StageEntry(STAGE, recipe.stages[STAGE].spec, section)
-    return dataclasses.replace(recipe, name=name, stages=kept)
+    stages = {stage: recipe.stages[stage] for stage in stages_for(recipe, [STAGE])}
+    stages[STAGE] = StageEntry(STAGE, recipe.stages[STAGE].spec, section)
+    return dataclasses.replace(recipe, name=name, stages=stages)
 
 
 # --- which runs -----------------------------------------------------------------------------------------------------------
@@ -403,7 +403,7 @@ def choose_rate(candidate: str, tried: Mapping[float, float | None], settings: S
     run a rate is too noisy to prefer one for less."""
     best = _best(tried)
     if best is None:
-        return RateChoice(1.0, 1.0, dict(tried), False, f"{candidate}: every run of the rate probe diverged; its own rate is used.")
+        return RateChoice(1.0, 1.0, dict(tried), False, f"{candidate}: every run of the rate probe diverged; its own learning rate is used.")
     own, reached = tried.get(1.0), tried[best]
     assert reached is not None
     worth = own is None or own - reached > settings.effect / 2
@@ -413,12 +413,12 @@ def choose_rate(candidate: str, tried: Mapping[float, float | None], settings: S
     if worth and best != 1.0:
         gain = "its own diverged" if own is None else f"{own - reached:.4f} bits per byte better than its own"
         use = "used" if settings.rates == "best" else "only reported, as asked"
-        note = f"{candidate}: {best:g} times its own rate was best in the probe ({gain}); {use}."
+        note = f"{candidate}: {best:g} times its own learning rate was best in the probe ({gain}); {use}."
     if at_edge:
         note = (
             f"{note} It is the last one tried, so a better one may lie beyond."
             if note
-            else f"{candidate}: its own rate is the last one tried, so a better one may lie beyond."
+            else f"{candidate}: its own learning rate is the last one tried, so a better one may lie beyond."
         )
     return RateChoice(factor, best, dict(tried), at_edge, note)
 

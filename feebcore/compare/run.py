@@ -258,8 +258,8 @@ class Comparison:
 
     def artifacts(self) -> dict[str, Artifact]:
         """Of every run that finished, by the run's name: the comparison's inputs, which gc then keeps."""
-        found = {r.name: self.workspace.find(STAGE, r.result["fingerprint"]) for r in self.ledger.records() if r.status == "done"}
-        return {name: artifact for name, artifact in found.items() if artifact is not None}
+        artifacts = {r.name: self.workspace.find(STAGE, r.result["fingerprint"]) for r in self.ledger.records() if r.status == "done"}
+        return {name: artifact for name, artifact in artifacts.items() if artifact is not None}
 
     def forward(self, row: dict[str, Any]) -> None:
         """Progress of runs to whoever follows the comparison; their own logs stay in their folders."""

@@ -26,16 +26,18 @@ class RlConfig(StageConfig):
     algorithm: Annotated[Part, PartKey("algorithms")] = Field(default_part("grpo"), description="algorithm part: advantages and losses")
     optimizer: Annotated[Part, PartKey("optimizers")] = Field(default_part("adamw", lr=1e-4), description="optimizer part of the policy")
     schedule: Annotated[Part, PartKey("schedules")] = Field(default_part("constant"), description="learning rate schedule part")
-    logits_processors: list[Annotated[Part, PartKey("logits_processors")]] = Field(default_factory=list, description="before sampling; none: temperature 1")
+    logits_processors: list[Annotated[Part, PartKey("logits_processors")]] = Field(
+        default_factory=list, description="logits processors applied before sampling; default: none (temperature 1)"
+    )
     value_optimizer: Literal["sequential", "shared"] = Field("sequential", description="of the value head: an AdamW of its own, or the policy's optimizer")
     value_learning_rate: float = Field(1e-3, gt=0, description="of the value head's own optimizer")
     group_size: int = Field(8, ge=1, description="completions per prompt")
     prompts_per_step: int = Field(16, ge=1, description="prompts per step")
-    max_steps: int = Field(60, ge=1, description="steps: rollouts, then the algorithm's optimizer steps on them")
+    max_steps: int = Field(60, ge=1, description="RL steps: sample rollouts, then run the optimizer steps of the algorithm")
     grad_clip: float = Field(1.0, ge=0.0, description="largest global gradient norm; 0: no clipping")
-    eval_prompts: int = Field(512, ge=1, description="held-out problems of the accuracies before and after")
-    seed: int = Field(0, ge=0, description="of prompts and sampling")
-    precision: Literal["auto", "fp32", "bf16"] = Field("fp32", description="of matrix products; auto: bf16 where the device has it in hardware")
+    eval_prompts: int = Field(512, ge=1, description="held-out prompts for the accuracy before and after training")
+    seed: int = Field(0, ge=0, description="random seed of prompts and sampling")
+    precision: Literal["auto", "fp32", "bf16"] = Field("fp32", description="matmul precision; weights stay fp32; auto: bf16 if the hardware supports it")
 
     device: Execution[Literal["auto", "cpu", "cuda"]] = Field("auto", description="auto: cuda where there is one")
     threads: Execution[Annotated[int, Field(ge=0)]] = Field(0, description="CPU threads; 0: every CPU this process may use")
@@ -43,10 +45,12 @@ class RlConfig(StageConfig):
     micro_batch: Execution[Annotated[int, Field(ge=0)]] = Field(0, description="rollouts per forward pass; 0: a whole minibatch")
 
     checkpoint_every: Observation[Annotated[int, Field(ge=0)]] = Field(20, description="steps between checkpoints; 0: only at the end")
-    keep_checkpoints: Observation[Annotated[int, Field(ge=1)]] = Field(2, description="newest checkpoints that stay")
+    keep_checkpoints: Observation[Annotated[int, Field(ge=1)]] = Field(2, description="number of latest checkpoints to keep")
     log_every: Observation[Annotated[int, Field(ge=1)]] = Field(1, description="steps between rows of metrics.jsonl")
     log_rollouts: Observation[Annotated[int, Field(ge=0)]] = Field(4, description="rollouts written per logged step")
-    validation_every: Observation[Annotated[int, Field(ge=0)]] = Field(0, description="steps between held-out accuracies; 0: before and after only")
+    validation_every: Observation[Annotated[int, Field(ge=0)]] = Field(
+        0, description="evaluate held-out accuracy every N steps; 0: only before and after training"
+    )
 
 
 def context_problems(section: RlConfig | SftConfig, recipe: Recipe) -> list[str]:

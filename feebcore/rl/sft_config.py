@@ -17,14 +17,14 @@ class SftConfig(StageConfig):
     answer and the end token.
     """
 
-    task: Annotated[Part, PartKey("tasks")] = Field(default_part("sort"), description="task part whose solved problems are the examples")
+    task: Annotated[Part, PartKey("tasks")] = Field(default_part("sort"), description="task that supplies the prompts and reference answers")
     objective: Annotated[Part, PartKey("objectives")] = Field(default_part("completion_only"), description="objective part")
     optimizer: Annotated[Part, PartKey("optimizers")] = Field(default_part("adamw", lr=1e-3), description="optimizer part")
     schedule: Annotated[Part, PartKey("schedules")] = Field(default_part("cosine"), description="learning rate schedule part")
     batch_size: int = Field(128, ge=1, description="examples per optimizer step")
     max_steps: int = Field(200, ge=1, description="optimizer steps")
     grad_clip: float = Field(1.0, ge=0.0, description="largest global gradient norm; 0: no clipping")
-    eval_prompts: int = Field(512, ge=1, description="held-out problems of the accuracies at the end")
+    eval_prompts: int = Field(512, ge=1, description="held-out prompts for the accuracy at the end")
     seed: int = Field(0, ge=0, description="of the examples and of sampling")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="of matrix products; auto: bf16 where the device has it in hardware")
     on_nonfinite: Literal["stop", "skip"] = Field("stop", description="when the loss or the gradient is not finite")

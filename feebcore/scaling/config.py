@@ -16,21 +16,18 @@ CELL_DEFAULTS: dict[str, Any] = {"callbacks": ["metrics"], "compile": "off", "ch
 
 
 class SweepConfig(StageConfig):
-    """Which cells to train, how, and what to fit.
+    """Options of stage sweep: which runs (cells) to train, how, and the law to fit. A cell whose `train:` sets checkpoint_every can
+    resume from a checkpoint."""
 
-    train: what all cells share; the planner overrides sizes and steps. parameter_count: which parameters N counts.
-    bootstrap: resamples for intervals. eval_documents: held-out documents, evenly spaced and the same for all cells, that
-    the loss (nats per token) is measured on; 0: the whole split. A cell whose `train:` has checkpoint_every
-    resumes within itself.
-    """
-
-    train: TrainSection = Field(default_factory=lambda: TrainSection(**CELL_DEFAULTS))
-    planner: Annotated[Part, PartKey("planners")]
-    law: Annotated[Part, PartKey("laws")] = default_part("chinchilla")
-    parameter_count: ParameterCount = "non_embedding"
-    bootstrap: int = Field(default=200, ge=0)
-    eval_documents: int = Field(default=16, ge=0)
-    seed: int = Field(default=0, ge=0)
+    train: TrainSection = Field(default_factory=lambda: TrainSection(**CELL_DEFAULTS), description="training settings shared by all cells")
+    planner: Annotated[Part, PartKey("planners")] = Field(description="decides which cells to train; sets their sizes and steps")
+    law: Annotated[Part, PartKey("laws")] = Field(default_part("chinchilla"), description="functional form to fit")
+    parameter_count: ParameterCount = Field("non_embedding", description="which parameters N counts")
+    bootstrap: int = Field(default=200, ge=0, description="bootstrap resamples for confidence intervals; 0: none")
+    eval_documents: int = Field(
+        default=16, ge=0, description="validation documents, evenly spaced and the same for all cells, for the loss in nats per token; 0: the whole split"
+    )
+    seed: int = Field(default=0, ge=0, description="random seed of the cells; default: the recipe's seed")
 
     @model_validator(mode="before")
     @classmethod

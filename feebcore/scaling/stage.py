@@ -26,7 +26,7 @@ PART = StageSpec(
     needs=(Need("tokens"), Need("tokenizer")),
     makes=("law",),
     process="inline",
-    summary="Runs many small trainings, fits a scaling law and predicts a held-out cell.",
+    summary="Trains a sweep of small models, fits a scaling law and predicts the loss of a held-out run.",
 )
 
 

@@ -20,12 +20,14 @@ from feebcore.errors import NO_VALIDATION_TEXT, DataError, Diverged, StageFailed
 from feebcore.files import read_json, write_atomic, write_json
 from feebcore.protocols import Cell
 from feebcore.recipe import Recipe, StageEntry
+from feebcore.run.inputs import finished_inputs
 from feebcore.run.plan import stages_for
 from feebcore.scaling import isoflop
 from feebcore.scaling.cells import measure_with, with_overrides
 from feebcore.scaling.config import SweepConfig
 from feebcore.scaling.points import Law, LawFit, NotIdentifiable, Point
 from feebcore.study.ledger import Ledger
+from feebcore.study.planned import rows_of, unknown
 from feebcore.study.run import run_study
 from feebcore.study.runs import RunRecord, RunSpec, missing, run_id
 from feebcore.train.pretrain_config import PretrainConfig
@@ -71,24 +73,12 @@ class Sweep:
 
     def propose(self, records: Mapping[str, RunRecord]) -> list[RunSpec]:
         """The cells that are fitted; once they have ended, and what is predicted is written down, those that are held out."""
-        specs = [self.spec(cell) for cell in self.cells]
+        specs = [cell_run(self.section, self.recipe, self.key, cell) for cell in self.cells]
         fitted = [spec for spec in specs if not spec.heldout]
         if not all(spec.name in records and records[spec.name].ended for spec in fitted):
             return fitted
         self.predict(records, [spec for spec in specs if spec.heldout])
         return specs
-
-    def spec(self, cell: Cell) -> RunSpec:
-        """The cell as a run of stage pretrain, on the tokens of the sweep."""
-        section = with_overrides(self.section.train, cell.overrides)
-        values = {key: getattr(section, key) for key in type(section).model_fields}
-        pretrain = PretrainConfig.model_validate(values | {"score_documents": self.section.eval_documents})
-        spec = self.recipe.registry.resolve("stages", "feeb/pretrain")
-        stages = {key: self.recipe.stages[key] for key in stages_for(self.recipe, [self.key]) if key != self.key}
-        stages["pretrain"] = StageEntry("pretrain", spec, pretrain)  # type: ignore[arg-type]
-        name = re.sub(r"[^\w.-]+", "-", f"{self.recipe.name}-{cell.name}")[:120]  # it becomes a folder's name
-        recipe = dataclasses.replace(self.recipe, name=name, stages=stages)
-        return RunSpec(cell.name, recipe, ("pretrain",), "cell", cell.overrides, cell.flops, cell.budget, heldout=cell.heldout)
 
     def record(self, spec: RunSpec, artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
         """What the law needs of a cell. Raises Diverged when its loss is no measurement."""
@@ -233,6 +223,31 @@ class Sweep:
             self.out.event("progress", **{k: v for k, v in row.items() if k not in ("kind", "time")})
 
 
+def cell_run(section: SweepConfig, recipe: Recipe, key: str, cell: Cell) -> RunSpec:
+    """A cell as a run of stage pretrain, on the tokens of the sweep, which is stage `key` of the recipe."""
+    train = with_overrides(section.train, cell.overrides)
+    values = {name: getattr(train, name) for name in type(train).model_fields}
+    pretrain = PretrainConfig.model_validate(values | {"score_documents": section.eval_documents})
+    stages = {name: recipe.stages[name] for name in stages_for(recipe, [key]) if name != key}
+    stages["pretrain"] = StageEntry("pretrain", recipe.registry.resolve("stages", "feeb/pretrain"), pretrain)  # type: ignore[arg-type]
+    name = re.sub(r"[^\w.-]+", "-", f"{recipe.name}-{cell.name}")[:120]  # it becomes a folder's name
+    own = dataclasses.replace(recipe, name=name, stages=stages)
+    return RunSpec(cell.name, own, ("pretrain",), "cell", cell.overrides, cell.flops, cell.budget, heldout=cell.heldout)
+
+
+def planned_cells(recipe: Recipe, key: str, workspace: Workspace, built: Mapping[str, Artifact]) -> list[dict[str, Any]]:
+    """Rows as of `feeb plan`: the cells of the sweep that is stage `key`. built: finished stages of the recipe."""
+    section = recipe.stages[key].section
+    assert isinstance(section, SweepConfig)
+    needs = recipe.needs(key)
+    if not {needs["tokens"], needs["tokenizer"]} <= {*built, *recipe.inputs}:
+        number = len(section.planner.build().overrides())
+        return [unknown(f"{recipe.name}-cell{i + 1}", "pretrain", "the stages before it are not built yet") for i in range(number)]
+    vocab_size = read_json(finished_inputs(recipe, key, workspace, built)["tokens"].file("tokens.json"))["vocab_size"]
+    cells = section.planner.build().plan(measure_with(section.train, vocab_size))
+    return rows_of([cell_run(section, recipe, key, cell) for cell in cells], workspace, built)
+
+
 def distance(point: Point, size: float, tokens: float, flops: float, parameter_count: Any) -> float:
     """How far a cell is from (N, D, C), in logarithms."""
     return math.dist(
@@ -258,7 +273,7 @@ def _point(record: RunRecord) -> Point:
 
 
 def _cell_line(record: RunRecord) -> dict[str, Any]:
-    kept = {k: record.result[k] for k in ("loss", "bits_per_byte", "seconds", "tokens", "steps", "final_loss", "epochs") if k in record.result}
+    numbers = {k: record.result[k] for k in ("loss", "bits_per_byte", "seconds", "tokens", "steps", "final_loss", "epochs") if k in record.result}
     line: dict[str, Any] = {
         "name": record.name,
         "status": record.status,
@@ -269,7 +284,7 @@ def _cell_line(record: RunRecord) -> dict[str, Any]:
         "N": record.result.get("parameters"),
         "D": record.result.get("tokens"),
     }
-    return line | kept | ({"reason": record.reason} if record.reason else {})
+    return line | numbers | ({"reason": record.reason} if record.reason else {})
 
 
 def _outcome(entry: dict[str, Any], record: RunRecord) -> dict[str, Any]:

@@ -33,7 +33,7 @@ class EvaluateConfig(StageConfig):
         default_factory=lambda: [default_part("bits_per_byte")], min_length=1, validate_default=True, description="benchmark parts"
     )
     models: dict[str, list[str]] = Field(default_factory=dict, description="by benchmark, the stages whose models it runs on; default: every model")
-    seed: int = Field(0, ge=0, description="of everything drawn")
+    seed: int = Field(0, ge=0, description="random seed for sampling")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="of matrix products; auto: bf16 where the device has it in hardware")
 
     device: Execution[Literal["auto", "cpu", "cuda"]] = Field("auto", description="auto: cuda where there is one")

@@ -188,6 +188,7 @@ class _Study:
         try:
             if isinstance(outcome, Diverged):
                 self.ledger.diverged(name, str(outcome), self.owner)
+                self.on_progress({"kind": "log", "time": time.time(), "text": f"{name} diverged, the other runs continue: {outcome}"})
             elif isinstance(outcome, Exception):
                 reason = str(outcome) if isinstance(outcome, FeebError) else f"{type(outcome).__name__}: {outcome}"
                 final = self.ledger.fail(name, reason, self.owner, self.max_attempts)

@@ -26,10 +26,10 @@ from feebcore.train.probing import find_places
 @check(
     "attentions",
     "architectures",
-    meaning="No token reaches a later one, so the model knows the last token alone; look for attention among heads or channels in place of positions.",
+    meaning="No information flows from earlier tokens; the model is a bigram model. Look for attention over heads or channels instead of positions.",
 )
 @torch.no_grad()
-def looks_back(subject: Candidate) -> None:
+def attends_to_past(subject: Candidate) -> None:
     model, tokens = small_model(subject), some_tokens()
     changed = tokens.clone()
     changed[:, 3] = (changed[:, 3] + 7) % VOCAB
@@ -39,10 +39,10 @@ def looks_back(subject: Candidate) -> None:
 
 @check(
     "attentions",
-    meaning="Attention is no mean of values: its size grows or falls with the tokens seen; look for a softmax over heads, or a mask put on after the softmax.",
+    meaning="The output is not a weighted mean of the values; look for a softmax over the wrong axis or a mask applied after the softmax.",
 )
 @torch.no_grad()
-def averages_values(subject: Candidate) -> None:
+def attention_weights_sum_to_one(subject: Candidate) -> None:
     part = resolve_part("architectures", {"name": "transformer", **SIZES, "num_layers": 2, "attention": subject.part, "position": "none"}, subject.registry)
     model = build_model(part, VOCAB, LENGTH, seed=1)
     enliven(model)
@@ -56,7 +56,7 @@ def averages_values(subject: Candidate) -> None:
     meaning="Shifting all positions changes the result, though they are relative; look for queries rotated without keys, values rotated too, or wrong pairs.",
 )
 @torch.no_grad()
-def only_distance_counts(subject: Candidate) -> None:
+def relative_positions_shift_invariant(subject: Candidate) -> None:
     model, tokens = small_model(subject), some_tokens(ROWS, 7)
     if type(model.position).add is not Position.add:
         return  # places are added to the stream: they are absolute
@@ -69,10 +69,10 @@ def only_distance_counts(subject: Candidate) -> None:
 @check(
     "attentions",
     "feedforwards",
-    meaning="What is added to the stream is not linear in the part's last matrix (ResidualLinear), so initialization cannot scale it; look for a norm after it.",
+    meaning="The sublayer output is not linear in its output projection (ResidualLinear), so the initialization cannot scale it; look for a norm after it.",
 )
 @torch.no_grad()
-def residual_maps_are_last(subject: Candidate) -> None:
+def output_projection_is_last(subject: Candidate) -> None:
     model, tokens = small_model(subject, num_layers=1), some_tokens()
     assert isinstance(model, Transformer)
     places = find_places(model)
@@ -105,8 +105,8 @@ def computes_in_fp32(subject: Candidate) -> None:
     require(error < 2.2e-3, f"relative error {error:.2g} on bf16 input; rounding the result alone makes 1.7e-3")
 
 
-@check("feedforwards", meaning="The router sends all tokens to the same experts, so the others are dead weight; look for a constant or detached choice.")
-def tokens_are_routed(subject: Candidate) -> None:
+@check("feedforwards", meaning="Router collapse: all tokens go to the same experts; look for a constant or detached router output.")
+def routing_is_not_collapsed(subject: Candidate) -> None:
     model = small_model(subject, num_layers=1)
     routed = [m for m in model.modules() if isinstance(m, FeedforwardPart) and m.num_experts]
     x_BTC = torch.randn(8, LENGTH, SIZES["d_model"], generator=torch.Generator().manual_seed(6))
@@ -123,9 +123,9 @@ def _further_logits(model: Transformer, stream_BT: Tensor) -> list[Tensor]:
     return [head(hidden) for hidden, head in model.lm_head.mtp_outputs(model, batch, model(batch.tokens))]
 
 
-@check("lm_heads", meaning="An MTP output reads the token that it predicts, so its loss is too good to be true; count which targets are its inputs.")
+@check("lm_heads", meaning="An MTP head reads the token that it predicts, so its loss is too low; check which targets are its inputs.")
 @torch.no_grad()
-def further_tokens_do_not_leak(subject: Candidate) -> None:
+def mtp_does_not_leak(subject: Candidate) -> None:
     model, stream = small_model(subject), some_tokens()
     if not model.lm_head.num_mtp:
         return
@@ -175,9 +175,9 @@ def streams_are_counted(subject: Candidate) -> None:
 
 @check(
     *BLOCK_KEYS,
-    meaning="The part bears the name of a known one, but does not compute its formula: look at a scale (1/sqrt(head_dim)), pairs and direction of rotation.",
+    meaning="The part has the name of a known one but does not match its NumPy reference: check the scale (1/sqrt(head_dim)) and the rotary pairing and direction.",
 )
 @torch.no_grad()
-def agrees_with_numpy(subject: Candidate) -> None:
+def matches_reference(subject: Candidate) -> None:
     if reference := REFERENCES.get((subject.kind, subject.part.name)):
         reference(subject.part)

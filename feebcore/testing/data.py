@@ -74,8 +74,8 @@ def batch_equals_single(subject: Candidate) -> None:
             require(np.asarray(ids).tolist() == list(tokenizer.encode(text)), f"{text[:40]!r} differs in a batch")
 
 
-@check("tokenizers", meaning="Long texts are cut at other places alone than among others, or by another library that does not give the same ids.")
-def long_texts_agree_with_themselves(subject: Candidate) -> None:
+@check("tokenizers", meaning="A long text gets other ids alone than in a batch.")
+def long_texts_encode_consistently(subject: Candidate) -> None:
     long = ["".join(TEXTS) * 400, "word " * 30_000, "x" * 70_000, "\u6771" * 70_000]
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = train_tokenizer(subject, Path(folder))
@@ -94,7 +94,7 @@ def any_ids_decode(subject: Candidate) -> None:
         require(tokenizer.decode([tokenizer.bos_id, tokenizer.eos_id]) == "", "the special ids decode to text; they stand for none")
 
 
-@check("tokenizers", meaning="A lone surrogate is no character; a tokenizer that replaces it in silence loses what it was given.")
+@check("tokenizers", meaning="A lone surrogate is not a valid character; replacing it silently changes the text.")
 def lone_surrogates_are_refused(subject: Candidate) -> None:
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = train_tokenizer(subject, Path(folder))
@@ -204,7 +204,7 @@ def packing_isolates_documents(subject: Candidate) -> None:
                 require(not len(across), f"a target of sequence {row} lies in another document than its input")
 
 
-@check("packings", meaning="The waste that is reported is not the waste there is.")
+@check("packings", meaning="The reported padding or dropped fraction is wrong.")
 def packing_statistics_are_right(subject: Candidate) -> None:
     with small_store() as store:
         packing = subject.part.build(store=store, seq_len=16)
@@ -233,7 +233,7 @@ def packing_statistics_are_right(subject: Candidate) -> None:
 
 @check(
     "data_orders",
-    meaning="Training fails late, or a resumed run sees other data: an order must name sequences that there are, for any sample, always the same.",
+    meaning="Training fails late, or a resumed run sees other data: a data order must return valid sequence indices, deterministically for every sample index.",
 )
 def order_works_in_the_loader(subject: Candidate) -> None:
     with small_store() as store:
@@ -269,8 +269,8 @@ def order_is_stateless(subject: Candidate) -> None:
     require(np.array_equal(whole, np.concatenate([pieces[10:], pieces[:10]])), "asking in other pieces gives other sequences")
 
 
-@check("filters", meaning="A filter changes the columns, or rows depend on how the table is cut.")
-def filter_keeps_the_table(subject: Candidate) -> None:
+@check("filters", meaning="The filter changes the columns, or its result depends on the batch size.")
+def filter_keeps_the_schema(subject: Candidate) -> None:
     import polars as pl
 
     texts = [f"Document {i} says that the number {i * 7} is written here, in a sentence of ordinary length.\n" * 3 for i in range(40)] + ["", "x"]

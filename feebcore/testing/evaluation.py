@@ -34,8 +34,8 @@ def first_documents(subject: Candidate, folder: Path) -> tuple[Any, list[Documen
     return source, list(itertools.islice(source.documents(folder), MOST))
 
 
-@check("sources", meaning="Documents differ from one reading to the next, so shards and splits do; sort what a folder or a server lists.")
-def documents_come_back_alike(subject: Candidate) -> None:
+@check("sources", meaning="Two reads give different documents or another order, so shards and splits differ; sort directory listings.")
+def documents_are_deterministic(subject: Candidate) -> None:
     with tempfile.TemporaryDirectory() as folder:
         source, first = first_documents(subject, Path(folder))
         require(first, "there are no documents")
@@ -85,8 +85,10 @@ def small_benchmark(subject: Candidate, **options: Any) -> Any:
     return dataclasses.replace(subject.part, config=subject.part.config.model_copy(update=changed)).build()
 
 
-@check("benchmarks", meaning="A result cannot be shown or compared: metrics are {value, low, high, n} with low <= value <= high, and everything else is JSON.")
-def result_is_whole(subject: Candidate) -> None:
+@check(
+    "benchmarks", meaning="The result cannot be displayed or compared: metrics are {value, low, high, n} with low <= value <= high; other values must be JSON."
+)
+def result_is_valid(subject: Candidate) -> None:
     benchmark = small_benchmark(subject)
     require(benchmark.better in ("lower", "higher"), f"title {benchmark.title!r}, better {benchmark.better!r}")
     with small_target() as model:

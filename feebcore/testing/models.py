@@ -230,7 +230,7 @@ def counts_are_measured(subject: Candidate) -> None:
 
 @check(
     *KINDS,
-    meaning="With activation_checkpointing the gradient is another one; look for what a block leaves outside of `context.shared`, or changes in place.",
+    meaning="Gradients differ with activation_checkpointing; look for state stored outside `context.shared`, or in-place changes.",
 )
 def recomputation_parity(subject: Candidate) -> None:
     model, tokens = small_model(subject), some_tokens()

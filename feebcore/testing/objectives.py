@@ -143,8 +143,8 @@ def targets_are_aligned(subject: Candidate) -> None:
     require(right < min(others) - 1, f"a model that knows the next token has loss {right:.2f}; one that knows the wrong place {min(others):.2f}")
 
 
-@check("objectives", meaning="A planted rule of what comes next is not learned from `batch.targets`; check which place of the targets belongs to which output.")
-def learns_what_comes_next(subject: Candidate) -> None:
+@check("objectives", meaning="A planted next-token rule is not learned from `batch.targets`; check the alignment of outputs and targets.")
+def learns_next_token(subject: Candidate) -> None:
     following_V = (torch.arange(VOCAB) * 2 + 3) % VOCAB  # a rule that is neither its own inverse nor its own square
     starts = torch.arange(VOCAB).repeat(2)
     columns = [starts]
@@ -171,17 +171,17 @@ def learns_what_comes_next(subject: Candidate) -> None:
 
 @check(
     "objectives",
-    meaning="A model that is sure and wrong pays hardly more than one that is less sure, so it stops learning; softmax before cross-entropy is the usual cause.",
+    meaning="A confidently wrong prediction is penalized hardly more than an uncertain one, so the model stops learning; the usual cause is a softmax before cross-entropy (double softmax).",
 )
-def being_sure_and_wrong_costs(subject: Candidate) -> None:
+def confident_errors_are_penalized(subject: Candidate) -> None:
     objective, batch = subject.part.build(), everywhere(example()[1])
     wrong = (batch.targets + 1) % VOCAB
     less, more = (float((out := evaluate(objective, sure_of(wrong, sureness), batch)).loss_sum.detach() / out.count) for sureness in (10.0, 20.0))
     require(more > less + 1, f"wrong by 10 nats costs {less:.2f}, by 20 nats {more:.2f}")
 
 
-@check("objectives", meaning="Scores do not compete: raising all of them alike lowers the loss; a log-sum-exp (softmax) is missing.")
-def scores_compete(subject: Candidate) -> None:
+@check("objectives", meaning="Raising all logits by a constant changes the loss: the softmax (logsumexp) is missing.")
+def logits_are_normalized(subject: Candidate) -> None:
     objective, (logits, batch) = subject.part.build(), example()
     table = Table(logits)
     evaluate(objective, table, batch).loss_sum.backward()
@@ -216,9 +216,9 @@ def logits_are_raised_to_fp32(subject: Candidate) -> None:
 
 @check(
     "objectives",
-    meaning="Targets that do not count change the loss, so padding or prompts are trained on; multiply by the mask before summing, divide by its sum.",
+    meaning="Masked targets change the loss, so padding or prompts are trained on; multiply by the mask before summing and divide by its sum.",
 )
-def mask_decides(subject: Candidate) -> None:
+def loss_mask_is_respected(subject: Candidate) -> None:
     objective, (logits, batch) = subject.part.build(), example()
     assert batch.mask is not None
     before = evaluate(objective, Table(logits), batch)
@@ -248,8 +248,11 @@ def padding_is_left_out(subject: Candidate) -> None:
             require(torch.allclose(padded.loss_sum, out.loss_sum, rtol=1e-5) and padded.count == out.count, "padding changes the loss or the count")
 
 
-@check("objectives", meaning="What is learned in one document depends on the next one in the window; compare doc_ids of input and target where they are apart.")
-def documents_add_up(subject: Candidate) -> None:
+@check(
+    "objectives",
+    meaning="The loss of a document depends on its neighbor in the sequence; mask targets across document boundaries (doc_ids of input and target differ).",
+)
+def documents_are_independent(subject: Candidate) -> None:
     objective, (logits, batch) = subject.part.build(), example()
     if objective.selects:
         return
@@ -315,7 +318,10 @@ def _slopes(objective: Callable[..., ObjectiveOutput], logits: Tensor, batch: Ba
     return (table.logits.grad * direction).sum().item(), (there - back).item() / 1e-2
 
 
-@check("objectives", meaning="It computes more, or less, than is counted, so comparisons at equal FLOPs are off; say what it runs besides in `extra_flops`.")
+@check(
+    "objectives",
+    meaning="The FLOPs of the objective do not match `extra_flops`, so comparisons at matched FLOPs are wrong; declare what it computes beyond one forward pass.",
+)
 @torch.no_grad()
 def extra_flops_are_declared(subject: Candidate) -> None:
     from feebcore.model.build import build_model

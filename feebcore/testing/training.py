@@ -41,8 +41,8 @@ def take_steps(optimizer: Any, groups: list[ParamGroup], steps: int) -> None:
         optimizer.step()
 
 
-@check("optimizers", meaning="It does not go downhill, or leaves a role behind; look for a wrong sign or parameter groups that are dropped.")
-def descends(subject: Candidate) -> None:
+@check("optimizers", meaning="The optimizer does not decrease the loss, or does not update some role; look for a wrong sign or dropped parameter groups.")
+def decreases_the_loss(subject: Candidate) -> None:
     groups = toy_groups()
     before = [p.detach().clone() for g in groups for p in g.parameters]
     start = float(distance(groups).detach())
@@ -93,7 +93,7 @@ def displacement(subject: Candidate, change: Callable[[dict[str, Any]], None], s
     return {g.role: (before[g.role], g.parameters[0].detach()) for g in groups}
 
 
-@check("optimizers", meaning="A parameter is trained twice, or never; look for roles that no group, or more than one, takes up.")
+@check("optimizers", meaning="A parameter is updated twice or never; every role must be in exactly one param group.")
 def each_parameter_in_one_group(subject: Candidate) -> None:
     groups = toy_groups()
     held = [id(p) for torch_group in subject.part.build(groups=groups).param_groups for p in torch_group["params"]]
@@ -105,16 +105,17 @@ def each_parameter_in_one_group(subject: Candidate) -> None:
     "optimizers",
     meaning="Weights move at learning rate 0, so warm-up and decay do not reach that path; it has a learning rate of its own instead of reading group['lr'].",
 )
-def rate_zero_changes_nothing(subject: Candidate) -> None:
+def zero_lr_changes_nothing(subject: Candidate) -> None:
     paths = displacement(subject, lambda g: g.update(lr=0.0))
     moved = [role for role, (before, after) in paths.items() if not torch.equal(before, after)]
     require(not moved, f"role {', '.join(moved)} moved at learning rate 0")
 
 
 @check(
-    "optimizers", meaning="Half the learning rate is not half the step, so a schedule has no effect; the learning rate was copied when the optimizer was made."
+    "optimizers",
+    meaning="Halving the learning rate does not halve the update, so schedules have no effect; read group['lr'] at every step instead of copying it at construction.",
 )
-def steps_follow_the_rate(subject: Candidate) -> None:
+def update_scales_with_lr(subject: Candidate) -> None:
     def small(part: float) -> Callable[[dict[str, Any]], None]:
         return lambda g: g.update(lr=1e-3 * part, **({"weight_decay": 0.0} if "weight_decay" in g else {}))
 
@@ -174,8 +175,8 @@ def missing_gradients_are_skipped(subject: Candidate) -> None:
         require(moved == bool(number % 2), f"role {group.role} {'moved without' if moved else 'stood still with'} a gradient")
 
 
-@check("optimizers", meaning="Validation changes the training: weights swapped by use_eval_weights() do not come back bit for bit from use_train_weights().")
-def evaluation_is_undone(subject: Candidate) -> None:
+@check("optimizers", meaning="Validation changes training: use_train_weights() does not restore the weights bit for bit after use_eval_weights().")
+def eval_weights_are_restored(subject: Candidate) -> None:
     groups = toy_groups()
     optimizer = subject.part.build(groups=groups)
     own = {name: getattr(type(optimizer), name) is not getattr(Optimizer, name) for name in ("use_eval_weights", "use_train_weights")}
@@ -249,7 +250,7 @@ def factors_are_positive(subject: Candidate) -> None:
             require(math.isfinite(factor) and factor > 0, f"{name} is multiplied by {factor} at width, layers, batch, steps {shape}")
 
 
-@check("lr_scalings", meaning="At the size where learning rates were tuned they change anyway; a constant slipped in, or a ratio stands upside down.")
+@check("lr_scalings", meaning="At the reference size the factors are not 1; look for a stray constant or an inverted ratio.")
 def identity_at_the_reference(subject: Candidate) -> None:
     sizes = {"d_model": "reference_width", "num_layers": "reference_layers", "batch_tokens": "reference_batch_tokens", "steps": "reference_steps"}
     known = {size: getattr(subject.part.config, option, 0) for size, option in sizes.items()}

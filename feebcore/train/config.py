@@ -37,7 +37,7 @@ class TrainSection(StageConfig):
     depth: int | None = Field(
         None,
         ge=1,
-        description="sets the rest: passed to the architecture (default depth_scaled); batch_size, max_steps and lr_scaling follow where they are not given",
+        description="sizes everything by depth: passed to the architecture (default depth_scaled); batch_size, max_steps and lr_scaling are derived unless given",
     )
     tokens_per_parameter: float = Field(20.0, gt=0.0, description="with depth: training tokens per block parameter (12 num_layers d_model^2 of them)")
     seq_len: int = Field(128, ge=1, description="tokens per sequence, and the model's context length")
@@ -74,7 +74,7 @@ class TrainSection(StageConfig):
     validation_stride: int = Field(0, ge=0, description="stride of the final validation in tokens; 0: half of seq_len")
 
     device: Execution[Literal["auto", "cpu", "cuda"]] = Field("auto", description="device; auto: CUDA if available")
-    compile: Execution[Literal["auto", "on", "off"]] = Field("auto", description="torch.compile; auto: if the run is long enough to earn the compile time back")
+    compile: Execution[Literal["auto", "on", "off"]] = Field("auto", description="auto: if the run is long enough to amortize compilation")
     parallel: Execution[ParallelConfig] = Field(default_factory=ParallelConfig, description="data-parallel training over several processes")
     micro_batch: Execution[int] = Field(
         0, ge=0, description="sequences per forward pass and process, gradients are accumulated; 0: all, or as many as fit in memory"

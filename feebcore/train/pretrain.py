@@ -85,7 +85,7 @@ def train_model(
         counts = model.count()  # type: ignore[operator]
         objective = section.objective.build()
         objective.check(model)
-        flops_per_token = training_flops(model, objective, section.seq_len)
+        flops_per_token = training_flops(model, objective, section.seq_len)  # type: ignore[arg-type]
         data = Repeated(data, section.overfit_batches) if section.overfit_batches else data
         run = RunContext(section, model, device, Path(folder), out, name, tokenizer_folder=tokenizer_folder, data=data)
         run.precision, run.flops_per_token = resolve_precision(section.precision, device), flops_per_token

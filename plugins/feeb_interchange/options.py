@@ -10,4 +10,4 @@ from feebcore import PartConfig
 class ImportConfig(PartConfig):
     """How much context the model keeps."""
 
-    seq_len: int | None = Field(None, ge=1, description="longest row of tokens; default: the model's own context length")
+    seq_len: int | None = Field(None, ge=1, description="context length; default: that of the model")

@@ -55,7 +55,7 @@ def study(tmp_path: Path) -> Path:
 def test_the_page_says_what_the_runs_said(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     space = tmp_path / "data"
     assert run(str(study), workspace=space, in_process=True) == 0
-    assert "exploding-seed0 failed, the others go on" in capsys.readouterr().out
+    assert "exploding-seed0 diverged, the other runs continue" in capsys.readouterr().out
     (folder,) = (space / "claims").glob("study-*")
     result = json.loads((folder / "result.json").read_text())
     kinds = {claim["name"]: claim["kind"] for claim in result["claims"]}
@@ -83,6 +83,6 @@ def test_the_page_says_what_the_runs_said(study: Path, tmp_path: Path, capsys: p
 
 def test_without_findings_a_member_that_failed_is_an_error_at_the_end(study: Path, tmp_path: Path) -> None:
     study.write_text(STUDY[: STUDY.index("claims:")].replace("seeds: [0, 1]", "seeds: [0]"))
-    with pytest.raises(StageFailed, match=r"1 of 3 members failed(.|\n)*study-exploding"):
+    with pytest.raises(StageFailed, match=r"1 of 3 runs failed(.|\n)*study-exploding"):
         run(str(study), workspace=tmp_path / "data", in_process=True)
     assert len(list((tmp_path / "data" / "pretrain").glob("*/manifest.json"))) == 2

@@ -125,6 +125,21 @@ def test_the_command_prints_json_and_a_table(done, capsys):
     assert "nothing to do" in shown
 
 
+def test_plan_lists_the_runs_of_a_comparison(done, result, tmp_path, capsys):
+    from feeb_pipelines.cli import run_command
+
+    command = ["compare", str(done[0] / "base.yaml"), str(done[0] / "wide.yaml"), "--seeds", "2", "--budget", "flops", "--plan", "--json", "--workspace"]
+    assert run_command([*command, str(done[0] / "data"), "--own-rate", "--curve", "2"]) == 0
+    rows = {row["run"]: row for row in json.loads(capsys.readouterr().out) if row["stage"] == "pretrain"}
+    assert {name for name, row in rows.items() if row["status"] == "run"} == {"base-rate2-seed0", "wide-rate2-seed0"}  # this probe has one rate more
+    paths = {r["name"]: r["path"] for r in result["runs"]}
+    assert all(row["path"] == paths[name] for name, row in rows.items() if row["status"] == "reuse")
+    assert run_command([*command, str(tmp_path), "--no-rate-probe", "--curve", "none"]) == 0
+    rows = [row for row in json.loads(capsys.readouterr().out) if row["stage"] == "pretrain"]
+    assert [(row["run"], row["status"]) for row in rows] == [(f"{n}-seed{s}", "run") for n, s in (("base", 0), ("wide", 0), ("wide", 1), ("base", 1))]
+    assert not (tmp_path / "pretrain").exists()
+
+
 def test_a_killed_comparison_continues_and_ends_the_same(result, tmp_path):
     script = Path(__file__).parent / "small_compare.py"
     killed = subprocess.run([sys.executable, str(script), str(tmp_path), "2"], check=False)

@@ -133,22 +133,22 @@ ATTENTIONS = {
     "FLOPs declared twice": (mutant_attention(mix, extra_flops=lambda self, T: (8.0 * T * T * 32, 4.0 * T * T * 32)), "counts_are_measured"),
     "FLOPs of attention not declared": (mutant_attention(mix, extra_flops=lambda self, T: (0.0, 0.0)), "counts_are_measured"),
     "cache declared half as large": (mutant_attention(mix, cache_bytes_per_token=4 * 32), "counts_are_measured"),
-    "attention among heads": (mutant_attention(among_heads), "looks_back"),
+    "attention among heads": (mutant_attention(among_heads), "attends_to_past"),
     "scores over channels": (mutant_attention(among_channels), "causality"),
     "softmax over heads": (mutant_attention(lambda *a: mix(*a, axis=1)), "causality"),
-    "softmax over heads, then masked": (mutant_attention(lambda *a: weights_not_renormalized(*a, axis=1)), "averages_values"),
-    "masked after the softmax": (mutant_attention(weights_not_renormalized), "averages_values"),
-    "scores not scaled": (mutant_attention(lambda *a: mix(*a, power=0.0)), "agrees_with_numpy"),
-    "scores over head_dim, not its root": (mutant_attention(lambda *a: mix(*a, power=1.0)), "agrees_with_numpy"),
+    "softmax over heads, then masked": (mutant_attention(lambda *a: weights_not_renormalized(*a, axis=1)), "attention_weights_sum_to_one"),
+    "masked after the softmax": (mutant_attention(weights_not_renormalized), "attention_weights_sum_to_one"),
+    "scores not scaled": (mutant_attention(lambda *a: mix(*a, power=0.0)), "matches_reference"),
+    "scores over head_dim, not its root": (mutant_attention(lambda *a: mix(*a, power=1.0)), "matches_reference"),
     "heads split without transposing": (
         mutant_attention(mix, split=lambda self, x: tuple(z.reshape(len(z), 4, -1, 8).transpose(1, 2) for z in x.chunk(3, -1))),
         "causality",
     ),
     "heads joined without transposing": (mutant_attention(mix, merge=lambda y: y.reshape(len(y), y.shape[2], -1)), "causality"),
-    "keys not turned": (mutant_attention(mix, turn=lambda q, k, v, c: (c.rotate(q), k, v)), "only_distance_counts"),
-    "values turned too": (mutant_attention(mix, turn=lambda q, k, v, c: (c.rotate(q), c.rotate(k), c.rotate(v))), "only_distance_counts"),
+    "keys not turned": (mutant_attention(mix, turn=lambda q, k, v, c: (c.rotate(q), k, v)), "relative_positions_shift_invariant"),
+    "values turned too": (mutant_attention(mix, turn=lambda q, k, v, c: (c.rotate(q), c.rotate(k), c.rotate(v))), "relative_positions_shift_invariant"),
     "cached keys turned when read": (mutant_attention(keys_turned_when_read, turn=lambda q, k, v, c: (c.rotate(q), k, v)), "cache_parity"),
-    "norm on what attention returns": (mutant_attention(mix, finish=lambda self, y: F.rms_norm(y, y.shape[-1:])), "residual_maps_are_last"),
+    "norm on what attention returns": (mutant_attention(mix, finish=lambda self, y: F.rms_norm(y, y.shape[-1:])), "output_projection_is_last"),
     "another result when computed again": (mutant_attention(mix, finish=weaker_each_time), "recomputation_parity"),
     "keys and queries detached": (mutant_attention(lambda q, k, v, c: v.cumsum(2) * 0 + mix(q, k, v * 0, c)), "gradient_everywhere"),
 }
@@ -157,7 +157,7 @@ ATTENTIONS = {
 def mutant_recurrence(**members: Any) -> Part:
     """gated_delta with some of its methods replaced."""
     broken = type("Mutant", (GatedDelta,), members)
-    spec = feeb.AttentionSpec("mutant", GatedDeltaConfig, build=broken, summary="A broken part.", breaks=("averages_values",))
+    spec = feeb.AttentionSpec("mutant", GatedDeltaConfig, build=broken, summary="A broken part.", breaks=("attention_weights_sum_to_one",))
     return Part("attentions", spec, GatedDeltaConfig(chunk=5))
 
 
@@ -235,7 +235,7 @@ def shifted(batch: Batch, by: int) -> Batch:
 OBJECTIVES = {
     "targets not shifted": (mutant_objective(lambda b: dataclasses.replace(b, targets=b.tokens)), "targets_are_aligned"),
     "targets shifted twice": (mutant_objective(lambda b: shifted(b, 1)), "targets_are_aligned"),
-    "mask ignored": (mutant_objective(lambda b: dataclasses.replace(b, targets=b.targets.clamp(min=0), mask=None)), "mask_decides"),
+    "mask ignored": (mutant_objective(lambda b: dataclasses.replace(b, targets=b.targets.clamp(min=0), mask=None)), "loss_mask_is_respected"),
     "padding trained on": (mutant_objective(lambda b: dataclasses.replace(b, doc_ids=None)), "padding_is_left_out"),
     "mean, not sum": (mutant_objective(lambda b: b, lambda o: dataclasses.replace(o, loss_sum=o.loss_sum / o.count)), "adds_up_over_rows"),
     "half the gradient": (

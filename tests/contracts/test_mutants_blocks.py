@@ -115,9 +115,9 @@ def gate_forgotten(module: MixtureOfExperts, x_BTC: Tensor, experts_BTK: Tensor,
 
 
 FEEDFORWARDS = {
-    "norm on the feedforward's output": (feedforward(lambda y: F.rms_norm(y, y.shape[-1:])), "residual_maps_are_last"),
-    "norm on the feedforward's output, by its formula": (feedforward(lambda y: F.rms_norm(y, y.shape[-1:])), "agrees_with_numpy"),
-    "activation on the output": (feedforward(gelu), "residual_maps_are_last"),
+    "norm on the feedforward's output": (feedforward(lambda y: F.rms_norm(y, y.shape[-1:])), "output_projection_is_last"),
+    "norm on the feedforward's output, by its formula": (feedforward(lambda y: F.rms_norm(y, y.shape[-1:])), "matches_reference"),
+    "activation on the output": (feedforward(gelu), "output_projection_is_last"),
     "input detached": (feedforward(start=lambda x: x.detach(), finish=lambda y: y.detach()), "gradient_everywhere"),
     "one token back and one ahead mixed in": (feedforward(start=lambda x: x + x.roll(-1, 1)), "causality"),
     "the token before, of whatever document": (feedforward(start=lambda x: x + F.pad(x[:, :-1], (0, 0, 1, 0))), "document_isolation"),
@@ -126,7 +126,7 @@ FEEDFORWARDS = {
     "router's gate forgotten": (moe(made=gate_forgotten), "gradient_everywhere"),
     "one expert, its gate divided by itself": (moe(lambda router, r: r._replace(gates_BTK=r.gates_BTK / r.gates_BTK), top_k=1), "gradient_everywhere"),
     "router that routes nothing": (moe(lambda router, r: r._replace(gates_BTK=r.gates_BTK * 0)), "gradient_everywhere"),
-    "router that always takes the same": (moe(to_the_first), "tokens_are_routed"),
+    "router that always takes the same": (moe(to_the_first), "routing_is_not_collapsed"),
     "experts balanced over the batch": (moe(balanced_over_the_batch), "batch_invariance"),
     "experts choose tokens": (moe(chosen_by_experts), "causality"),
     "results in the experts' order": (moe(made=left_in_experts_order), "batch_invariance"),
@@ -175,10 +175,10 @@ def one_further(positions: Tensor | None, length: int) -> Tensor | None:
 
 
 POSITIONS = {
-    "pairs of one kind, angles of the other": (rope(halves_with_angles_of_neighbors), "only_distance_counts"),
-    "neighbors turned where halves are promised": (rope(interleaved=True), "agrees_with_numpy"),
-    "turned backwards": (rope(backwards), "agrees_with_numpy"),
-    "frequencies of a head twice as wide": (rope(frequencies=lambda dim, base: plain(2 * dim, base)[: dim // 2]), "agrees_with_numpy"),
+    "pairs of one kind, angles of the other": (rope(halves_with_angles_of_neighbors), "relative_positions_shift_invariant"),
+    "neighbors turned where halves are promised": (rope(interleaved=True), "matches_reference"),
+    "turned backwards": (rope(backwards), "matches_reference"),
+    "frequencies of a head twice as wide": (rope(frequencies=lambda dim, base: plain(2 * dim, base)[: dim // 2]), "matches_reference"),
     "cache offset by one": (learned(one_further), "cache_parity"),
     "cache begins at 0 again": (learned(lambda positions, length: None), "cache_parity"),
     "positions run on over documents": (learned(lambda positions, length: None), "document_isolation"),
@@ -248,7 +248,7 @@ HEADS = {
     "tied weights untied on load": (untied_on_load(), "saves_and_loads"),
     "table copied, not shared": (head(CopyOfTheTable), "saves_and_loads"),
     "FLOPs of the head twice": (tied(extra_flops=lambda self, T: (4.0 * T * self.weight.numel(),) * 2), "counts_are_measured"),
-    "further tokens read as inputs": (sequential(one_token_on), "further_tokens_do_not_leak"),
+    "further tokens read as inputs": (sequential(one_token_on), "mtp_does_not_leak"),
     "further tokens cost nothing": (sequential(flops=lambda model, length: [0.0, 0.0]), "mtp_flops_are_measured"),
     "heads for further tokens never learn": (sequential(detach=True), "further_tokens_learn"),
 }

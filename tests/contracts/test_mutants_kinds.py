@@ -89,9 +89,9 @@ def sound_documents(reading: int) -> Iterator[Document]:
 SOURCES = {
     "another sequence each time": (
         source(lambda n: (Document(f"text {i ^ (n & 1)}", "mutant", str(i ^ (n & 1))) for i in range(4))),
-        "documents_come_back_alike",
+        "documents_are_deterministic",
     ),
-    "nothing the second time": (source(lambda n: (d for d in sound_documents(n) if n == 0)), "documents_come_back_alike"),
+    "nothing the second time": (source(lambda n: (d for d in sound_documents(n) if n == 0)), "documents_are_deterministic"),
     "one key for all": (source(lambda n: (dataclasses.replace(d, key="row") for d in sound_documents(n))), "documents_are_texts_with_names"),
     "bytes smuggled in as surrogates": (
         source(lambda n: (dataclasses.replace(d, text="\udc80") for d in sound_documents(n))),
@@ -145,10 +145,10 @@ def guesses(target: EvaluatedModel, seed: int | None = None) -> dict[str, Any]:
 counter = itertools.count()
 
 BENCHMARKS = {
-    "plain number": (benchmark(lambda subject: {"right": 0.5}), "result_is_whole"),
-    "interval beside its value": (benchmark(lambda subject: {"right": {"value": 0.9, "low": 0.1, "high": 0.5, "n": 9}}), "result_is_whole"),
-    "per cent in place of shares": (benchmark(lambda subject: {"right": {"value": 50.0, "low": 40.0, "high": 60.0, "n": 9}}), "result_is_whole"),
-    "no observations": (benchmark(lambda subject: {"right": {"value": float("nan"), "low": 0.0, "high": 1.0, "n": 0}}), "result_is_whole"),
+    "plain number": (benchmark(lambda subject: {"right": 0.5}), "result_is_valid"),
+    "interval beside its value": (benchmark(lambda subject: {"right": {"value": 0.9, "low": 0.1, "high": 0.5, "n": 9}}), "result_is_valid"),
+    "per cent in place of shares": (benchmark(lambda subject: {"right": {"value": 50.0, "low": 40.0, "high": 60.0, "n": 9}}), "result_is_valid"),
+    "no observations": (benchmark(lambda subject: {"right": {"value": float("nan"), "low": 0.0, "high": 1.0, "n": 0}}), "result_is_valid"),
     "seed of its own": (benchmark(lambda subject: guesses(subject, next(counter))), "result_is_repeatable"),
     "global random numbers": (benchmark(lambda subject: {"right": dump(wilson(int(torch.rand(50).gt(0.5).sum()), 50))}), "result_is_repeatable"),
     "trains on its questions": (benchmark(lambda subject: [p.data.mul_(0.9) for p in subject.model.parameters()] and guesses(subject)), "result_is_repeatable"),  # type: ignore[attr-defined]

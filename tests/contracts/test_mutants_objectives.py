@@ -103,18 +103,18 @@ def rolled(batch: Batch, by: int) -> Batch:
 
 
 NEXT_TOKEN = {
-    "loss averaged over padding too": (mutant(finish=over_padding), "mask_decides"),
+    "loss averaged over padding too": (mutant(finish=over_padding), "loss_mask_is_respected"),
     "padded targets counted": (mutant(finish=padded_targets_counted), "padding_is_left_out"),
     "rows averaged before the batch": (mutant(finish=mean_of_row_means), "adds_up_over_rows"),
-    "softmax before cross-entropy": (mutant(nats=double_softmax), "being_sure_and_wrong_costs"),
+    "softmax before cross-entropy": (mutant(nats=double_softmax), "confident_errors_are_penalized"),
     "no upcast before softmax": (mutant(upcast=False), "logits_are_raised_to_fp32"),
-    "bounded score": (mutant(nats=squared_error), "being_sure_and_wrong_costs"),
+    "bounded score": (mutant(nats=squared_error), "confident_errors_are_penalized"),
     "log of softmax": (mutant(nats=log_of_softmax), "large_logits_stay_finite"),
-    "no log-sum-exp": (mutant(nats=score_alone), "scores_compete"),
+    "no log-sum-exp": (mutant(nats=score_alone), "logits_are_normalized"),
     "targets shifted by two": (mutant(prepare=lambda b: rolled(b, 2)), "targets_are_aligned"),
-    "targets shifted by two, learning": (mutant(prepare=lambda b: rolled(b, 2)), "learns_what_comes_next"),
-    "inputs as targets, learning": (mutant(prepare=lambda b: dataclasses.replace(b, targets=b.tokens)), "learns_what_comes_next"),
-    "targets made from the inputs": (mutant(prepare=targets_of_its_own), "learns_what_comes_next"),
+    "targets shifted by two, learning": (mutant(prepare=lambda b: rolled(b, 2)), "learns_next_token"),
+    "inputs as targets, learning": (mutant(prepare=lambda b: dataclasses.replace(b, targets=b.tokens)), "learns_next_token"),
+    "targets made from the inputs": (mutant(prepare=targets_of_its_own), "learns_next_token"),
     "auxiliary losses dropped": (mutant(auxiliary=False), "auxiliary_losses_are_added"),
 }
 
@@ -146,9 +146,9 @@ def around_the_window(batch: Batch, distance: int) -> tuple[Tensor, Tensor]:
 
 
 FURTHER = {
-    "further tokens of the next document": (multi_token(targets_at=across_documents), "documents_add_up"),
+    "further tokens of the next document": (multi_token(targets_at=across_documents), "documents_are_independent"),
     "further tokens one place too near": (multi_token(targets_at=lambda batch, distance: right_targets(batch, distance - 1)), "targets_are_aligned"),
-    "further tokens around the window's end": (multi_token(targets_at=around_the_window), "mask_decides"),
+    "further tokens around the window's end": (multi_token(targets_at=around_the_window), "loss_mask_is_respected"),
 }
 
 

@@ -10,7 +10,6 @@ import feebcore
 ROOT = Path(feebcore.__file__).parent
 
 ALLOWED = {
-    "data/encode.py": {"key"},  # of a threading.local
     "model/loss.py": {"placements"},  # tensors of torch: DTensor, without importing it
     "model/precision.py": {"sched_getaffinity"},  # Linux has it, macOS does not
     "recipe.py": {"__args__", "annotation", "model_fields"},  # typing and pydantic, for the keys that a message lists

@@ -160,4 +160,4 @@ def test_a_broken_order_is_caught(mutant: Part, caught_by: str) -> None:
 
 def test_a_filter_that_keeps_dropping_is_caught() -> None:
     spec = feeb.FilterSpec("mutant", build=lambda config, context: lambda frame: frame.slice(1), summary="A broken part.")
-    assert failed_checks("filters", Part("filters", spec, spec.config()), "filter_keeps_the_table") == {"filter_keeps_the_table"}
+    assert failed_checks("filters", Part("filters", spec, spec.config()), "filter_keeps_the_schema") == {"filter_keeps_the_schema"}

@@ -82,9 +82,9 @@ def test_other_options_keep_the_contract_too(options: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("options", "breaks"),
     [
-        ({"form": 2}, {"adds_up_over_rows", "documents_add_up"}),
-        ({"form": 4}, {"learns_what_comes_next"}),
-        ({"form": 5}, {"learns_what_comes_next"}),
+        ({"form": 2}, {"adds_up_over_rows", "documents_are_independent"}),
+        ({"form": 4}, {"learns_next_token"}),
+        ({"form": 5}, {"learns_next_token"}),
     ],
     ids=["form 2", "form 4", "form 5"],
 )

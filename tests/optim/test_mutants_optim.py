@@ -178,19 +178,19 @@ class SwapsInSecret(SwapsTwice):
 OPTIMIZERS = {
     "a role left out": (optimizer(left_out="vector"), "each_parameter_in_one_group"),
     "a role taken up twice": (optimizer(twice="lm_head"), "each_parameter_in_one_group"),
-    "rate copied when it was made": (optimizer(RateCopied), "rate_zero_changes_nothing"),
-    "rate copied, seen by half steps": (optimizer(RateCopied), "steps_follow_the_rate"),
-    "rate applied twice": (optimizer(RateSquared), "steps_follow_the_rate"),
+    "rate copied when it was made": (optimizer(RateCopied), "zero_lr_changes_nothing"),
+    "rate copied, seen by half steps": (optimizer(RateCopied), "update_scales_with_lr"),
+    "rate applied twice": (optimizer(RateSquared), "update_scales_with_lr"),
     "decay of its own": (optimizer(DecayWithoutRate), "weight_decay_shrinks"),
     "decay forgotten": (optimizer(DecayForgotten), "weight_decay_shrinks"),
     "decay with the wrong sign": (optimizer(DecayGrows), "weight_decay_shrinks"),
     "state in an attribute": (optimizer(StateBeside), "state_fits_checkpoints"),
     "state in bf16": (optimizer(HalfState), "state_fits_checkpoints"),
     "moves without a gradient": (optimizer(NeedsGradients), "missing_gradients_are_skipped"),
-    "swap by arithmetic": (optimizer(SwapsByArithmetic), "evaluation_is_undone"),
-    "eval without train": (optimizer(OnlyEval), "evaluation_is_undone"),
-    "eval twice forgets": (optimizer(SwapsTwice), "evaluation_is_undone"),
-    "other weights, not declared": (optimizer(SwapsInSecret), "evaluation_is_undone"),
+    "swap by arithmetic": (optimizer(SwapsByArithmetic), "eval_weights_are_restored"),
+    "eval without train": (optimizer(OnlyEval), "eval_weights_are_restored"),
+    "eval twice forgets": (optimizer(SwapsTwice), "eval_weights_are_restored"),
+    "other weights, not declared": (optimizer(SwapsInSecret), "eval_weights_are_restored"),
 }
 
 

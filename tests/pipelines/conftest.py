@@ -1,4 +1,5 @@
-"""One migrated Prefect database for all tests (making it takes seconds), and helpers to run `feeb` as users do."""
+"""Helpers to run `feeb` as users do, and two things that many tests share, because making them takes seconds: a migrated Prefect
+database, and a running Prefect server for tests that do not look at a server's own life."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -31,8 +33,17 @@ def clean_environment(**extra: str) -> dict[str, str]:
 class Feeb:
     """The command line in a workspace of its own."""
 
-    def __init__(self, workspace: Path) -> None:
+    def __init__(self, workspace: Path, server: int = 0) -> None:
         self.workspace = workspace
+        self.server = server  # pid of the Prefect server where it outlives this workspace's runs
+
+    def rows(self, query: str) -> list[tuple[Any, ...]]:
+        """What Prefect's database says once no process of this workspace is left, and the server has written all that it was sent."""
+        self.wait_for_no_process()
+        with sqlite3.connect(self.workspace / ".prefect" / "prefect.db") as database:
+            if self.server:
+                wait_until_quiet(database, self.server)
+            return database.execute(query).fetchall()
 
     def command(self, *arguments: object) -> list[str]:
         return [sys.executable, "-c", "from feeb_pipelines.cli import main; main()", *map(str, arguments)]
@@ -99,6 +110,18 @@ def wait_until(what: Callable[[], Any], seconds: float, why: str) -> Any:
     return value
 
 
+def wait_until_quiet(database: sqlite3.Connection, server: int, seconds: float = 0.7, limit: float = 20.0) -> None:
+    """Until nobody has written to the database, and the server has slept, for so many seconds on end."""
+    version, quiet_since, deadline = None, time.monotonic(), time.monotonic() + limit
+    while time.monotonic() - quiet_since < seconds:
+        assert time.monotonic() < deadline, "the Prefect server does not come to rest"
+        seen = database.execute("PRAGMA data_version").fetchone()
+        running = (Path("/proc") / str(server) / "stat").read_text().rpartition(")")[2].split()[0] == "R"
+        if seen != version or running:
+            version, quiet_since = seen, time.monotonic()
+        time.sleep(0.05)
+
+
 @pytest.fixture(scope="session")
 def migrated_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Prefect database as the embedded server leaves it after its first start."""
@@ -126,11 +149,53 @@ def inside(tmp_path: Path) -> Inside:
     return Inside(tmp_path / "data")
 
 
-@pytest.fixture
-def served(feeb: Feeb, migrated_database: Path) -> Feeb:
-    """The same, in a workspace whose Prefect database exists, so that its server starts in two or three seconds."""
-    home = feeb.workspace / ".prefect"
+def copy_database(database: Path, home: Path) -> None:
     home.mkdir(parents=True)
-    for file in migrated_database.parent.glob("prefect.db*"):
+    for file in database.parent.glob("prefect.db*"):
         shutil.copy(file, home / file.name)
+
+
+@pytest.fixture
+def own_server(feeb: Feeb, migrated_database: Path) -> Feeb:
+    """`feeb` in a workspace whose Prefect database exists, so that its server starts in two or three seconds."""
+    copy_database(migrated_database, feeb.workspace / ".prefect")
+    return feeb
+
+
+HOLDER = """
+import sys
+from feeb_pipelines.server import connect
+with connect(sys.argv[1]):
+    print("ready", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture(scope="session")
+def shared_server(migrated_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, int]]:
+    """(home, pid) of an embedded server that a client of its own keeps alive until the last test."""
+    workspace = tmp_path_factory.mktemp("shared-server")
+    copy_database(migrated_database, workspace / ".prefect")
+    command = [sys.executable, "-c", HOLDER, str(workspace)]
+    client = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=clean_environment())
+    assert client.stdin is not None
+    assert client.stdout is not None
+    assert client.stdout.readline() == "ready\n"
+    yield workspace / ".prefect", json.loads((workspace / ".prefect" / "server.json").read_text())["pid"]
+    client.stdin.close()
+    client.wait(20)
+    Feeb(workspace).wait_for_no_process()
+
+
+@pytest.fixture
+def served(feeb: Feeb, shared_server: tuple[Path, int]) -> Feeb:
+    """`feeb` in an empty workspace whose `.prefect` is that of the shared server, emptied of the runs of other tests."""
+    home, server = shared_server
+    feeb.workspace.mkdir(parents=True)
+    (feeb.workspace / ".prefect").symlink_to(home)
+    feeb.server = server
+    with sqlite3.connect(home / "prefect.db", timeout=20) as database:
+        wait_until_quiet(database, server)
+        for table in ("artifact", "artifact_collection", "log", "task_run_state", "task_run", "flow_run_state", "flow_run"):
+            database.execute(f"delete from {table}")
     return feeb

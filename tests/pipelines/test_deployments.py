@@ -54,16 +54,16 @@ def test_every_flow_has_a_deployment_whose_entrypoint_is_it() -> None:
 
 
 @pytest.mark.e2e
-def test_deployments_run_on_a_process_work_pool(served: Feeb) -> None:
-    ui = served.start("ui", "--no-open")
+def test_deployments_run_on_a_process_work_pool(own_server: Feeb) -> None:
+    ui = own_server.start("ui", "--no-open")
     worker = None
     try:
         assert ui.stdout is not None
         line = wait_until(lambda: re.search(r"PREFECT_API_URL=(\S+)", ui.stdout.readline()), 120, "feeb ui printed no address")  # type: ignore[union-attr]
         environment = clean_environment(
             PREFECT_API_URL=line[1],
-            PREFECT_HOME=str(served.workspace / ".prefect-client"),
-            FEEB_WORKSPACE=str(served.workspace),
+            PREFECT_HOME=str(own_server.workspace / ".prefect-client"),
+            FEEB_WORKSPACE=str(own_server.workspace),
             PREFECT_WORKER_QUERY_SECONDS="1",
         )
 
@@ -96,13 +96,13 @@ def test_deployments_run_on_a_process_work_pool(served: Feeb) -> None:
         assert "'stage' is taken as the deployment stage/stage" in said
 
         def states() -> list[tuple[str, str]]:
-            with sqlite3.connect(served.workspace / ".prefect" / "prefect.db") as database:
+            with sqlite3.connect(own_server.workspace / ".prefect" / "prefect.db") as database:
                 return sorted(database.execute("select name, state_name from flow_run").fetchall())
 
         wanted = [("tiny-pipeline", "Completed"), ("tiny-sum_numbers", "Completed")]
         wait_until(lambda: states() == wanted or any(s in ("Failed", "Crashed") for _, s in states()), 120, f"the runs did not end: {states()}")
         assert states() == wanted
-        assert {r["stage"] for r in served.json("runs")} == {"make_numbers", "sum_numbers", "slow", "page"}
+        assert {r["stage"] for r in own_server.json("runs")} == {"make_numbers", "sum_numbers", "slow", "page"}
     finally:
         for process in (worker, ui):
             if process is not None:

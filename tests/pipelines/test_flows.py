@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import sqlite3
 import time
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,7 @@ pytestmark = pytest.mark.e2e
 
 
 def rows(feeb: Feeb, query: str) -> list[tuple[Any, ...]]:
-    """What Prefect's database says once its server has ended."""
-    feeb.wait_for_no_process()
-    with sqlite3.connect(feeb.workspace / ".prefect" / "prefect.db") as database:
-        return database.execute(query).fetchall()
+    return feeb.rows(query)
 
 
 def flow_runs(feeb: Feeb) -> list[tuple[str, str]]:
@@ -101,21 +97,21 @@ def test_a_signal_saves_and_ends_as_cancelled(served: Feeb, number: signal.Signa
     assert task_runs(served)[-1] == ("tiny-slow", "Cancelled")
 
 
-def test_a_killed_run_leaves_no_process_is_settled_and_continues(served: Feeb) -> None:
+def test_a_killed_run_leaves_no_process_is_settled_and_continues(own_server: Feeb) -> None:
     settings = ("--set", "slow.steps=40", "--set", "slow.step_seconds=0.1")
-    process = served.start("run", RECIPE, *settings)
-    wait_until(lambda: slow_state(served) >= 3, 90, "stage slow did not begin")
+    process = own_server.start("run", RECIPE, *settings)
+    wait_until(lambda: slow_state(own_server) >= 3, 90, "stage slow did not begin")
     process.kill()
     process.communicate()
-    served.wait_for_no_process(15)  # worker, server and guard end on their own
-    reached = slow_state(served)
-    assert flow_runs(served) == [("tiny-pipeline", "Running")]
-    done = served("run", RECIPE, *settings)
+    own_server.wait_for_no_process(15)  # worker, server and guard end on their own
+    reached = slow_state(own_server)
+    assert flow_runs(own_server) == [("tiny-pipeline", "Running")]
+    done = own_server("run", RECIPE, *settings)
     assert done.returncode == 0, done.stderr
-    assert served.artifacts()["slow"]["metrics"]["started_at"] == reached >= 3
-    assert flow_runs(served) == [("tiny-pipeline", "Crashed"), ("tiny-pipeline", "Completed")]
-    assert ("tiny-slow", "Crashed") in task_runs(served)
-    assert not {state for _, state in task_runs(served)} & {"Running", "Pending"}
+    assert own_server.artifacts()["slow"]["metrics"]["started_at"] == reached >= 3
+    assert flow_runs(own_server) == [("tiny-pipeline", "Crashed"), ("tiny-pipeline", "Completed")]
+    assert ("tiny-slow", "Crashed") in task_runs(own_server)
+    assert not {state for _, state in task_runs(own_server)} & {"Running", "Pending"}
 
 
 def test_two_runs_of_one_recipe_at_once_build_it_once(served: Feeb) -> None:
@@ -131,7 +127,7 @@ def test_two_runs_of_one_recipe_at_once_build_it_once(served: Feeb) -> None:
     assert flow_runs(served) == [("tiny-pipeline", "Completed")] * 2
 
 
-def test_a_study_runs_every_member_in_one_flow_run(served: Feeb, tmp_path: Path) -> None:
+def test_a_study_runs_every_recipe_in_one_flow_run(served: Feeb, tmp_path: Path) -> None:
     study = tmp_path / "study.yaml"
     study.write_text(f"extends: {RECIPE}\nname: study\nvariants: {{few: {{make_numbers.count: 3}}, many: {{make_numbers.count: 5}}}}\n")
     result = served.json("run", study)
@@ -139,7 +135,7 @@ def test_a_study_runs_every_member_in_one_flow_run(served: Feeb, tmp_path: Path)
     assert flow_runs(served) == [("study-pipeline", "Completed")]
 
 
-def test_members_side_by_side_outlive_one_that_fails_and_the_study_ends_with_its_page(served: Feeb, tmp_path: Path) -> None:
+def test_runs_of_a_study_outlive_one_that_fails_and_the_study_ends_with_its_page(served: Feeb, tmp_path: Path) -> None:
     study = tmp_path / "study.yaml"
     study.write_text(
         f"extends: {RECIPE}\nname: study\nseeds: [0, 1, 2]\nquick: {{seeds: [0, 1]}}\n"
@@ -154,16 +150,17 @@ def test_members_side_by_side_outlive_one_that_fails_and_the_study_ends_with_its
     assert "| more | more numbers are more | `few < many (total)` |" in page.read_text()
     assert "| -7 (-7 to -7)" in page.read_text()
     finished = [name for name, state in task_runs(served) if state == "Completed" and name.endswith("-page")]
-    assert sorted(finished) == sorted(f"study-quick-{variant}-seed{seed}-page" for variant in ("few", "many") for seed in (0, 1))
+    assert sorted(finished) == ["study-quick-few-seed0-page", "study-quick-many-seed0-page"]  # these stages have no seed: equal runs are made once
+    assert len([name for name, _ in task_runs(served) if name == "study-quick-wrong-seed0-sum_numbers"]) == 3, "it is retried twice"
 
 
-def test_members_side_by_side_stop_together_and_go_on(served: Feeb, tmp_path: Path) -> None:
+def test_parallel_runs_stop_together_and_go_on(served: Feeb, tmp_path: Path) -> None:
     study = tmp_path / "study.yaml"
     study.write_text(
         f"extends: {RECIPE}\nname: study\nslow: {{steps: 60, step_seconds: 0.1}}\nvariants: {{few: {{slow.steps: 61}}, many: {{slow.steps: 62}}, last: {{}}}}\n"
     )
     process = served.start("run", study, "--jobs", "2")
-    wait_until(lambda: sum(json.loads(p.read_text()) > 3 for p in served.workspace.glob("slow/*/state.json")) == 2, 60, "two members at work")
+    wait_until(lambda: sum(json.loads(p.read_text()) > 3 for p in served.workspace.glob("slow/*/state.json")) == 2, 60, "two runs at work")
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130, output
@@ -173,3 +170,27 @@ def test_members_side_by_side_stop_together_and_go_on(served: Feeb, tmp_path: Pa
     begun = sorted(stages["slow"]["metrics"]["started_at"] for stages in result["runs"].values())
     assert begun == sorted([0, *saved.values()])
     assert flow_runs(served) == [("study-pipeline", "Cancelled"), ("study-pipeline", "Completed")]
+
+
+@pytest.mark.slow
+def test_a_comparison_is_a_flow_run_with_a_task_per_run(served: Feeb, tmp_path: Path) -> None:
+    sections = {
+        "download": {"sources": [{"name": "files", "paths": ["text"]}], "split_modulus": 4},
+        "tokenizer": {"tokenizer": "byte"},
+        "pretrain": {"architecture": {"name": "transformer", "num_layers": 1, "d_model": 8, "num_heads": 1}, "seq_len": 16, "batch_size": 2, "max_steps": 3},
+    }
+    (tmp_path / "text").mkdir()
+    for i in range(40):
+        (tmp_path / "text" / f"{i}.txt").write_text(f"document {i} says what it says\n" * 3)
+    (tmp_path / "base.yaml").write_text(json.dumps({"name": "base", "stages": ["download", "tokenizer", "shard", "pretrain"], **sections}))
+    (tmp_path / "wide.yaml").write_text("extends: base.yaml\nname: wide\npretrain: {architecture: {d_model: 16}, compile: 'off'}\n")
+    command = ["compare", tmp_path / "base.yaml", tmp_path / "wide.yaml", "--seeds", "2", "--no-rate-probe", "--curve", "none", "--jobs", "2"]
+    done = served(*command, "--set", "pretrain.schedule.warmup_steps=1", "--json", timeout=280)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert len(result["verdict"]) == 1
+    assert flow_runs(served) == [("compare-base-vs-wide", "Completed")]
+    shared = ["base-download", "base-tokenizer", "base-shard"]
+    assert sorted(task_runs(served)) == sorted((n, "Completed") for n in [*shared, *(f"{r}-seed{s}-pretrain" for r in ("base", "wide") for s in (0, 1))])
+    again = served.json(*command, "--set", "pretrain.schedule.warmup_steps=1", PREFECT_API_URL="http://127.0.0.1:9/api")
+    assert again["path"] == result["path"], "a finished comparison needs no server"

@@ -47,9 +47,9 @@ def test_an_address_in_the_environment_is_used_and_nothing_started(tmp_path: Pat
 
 
 @pytest.mark.e2e
-def test_clients_share_a_server_that_outlives_the_first_and_not_the_last(served: Feeb) -> None:
-    first, url = client(served)
-    second, same = client(served)
+def test_clients_share_a_server_that_outlives_the_first_and_not_the_last(own_server: Feeb) -> None:
+    first, url = client(own_server)
+    second, same = client(own_server)
     assert url == same
     os.kill(first.pid, signal.SIGKILL)
     first.wait()
@@ -58,23 +58,23 @@ def test_clients_share_a_server_that_outlives_the_first_and_not_the_last(served:
     assert healthy(url)
     os.kill(second.pid, signal.SIGKILL)
     second.wait()
-    served.wait_for_no_process(10)
+    own_server.wait_for_no_process(10)
     assert not healthy(url)
-    assert not (home_of(served.workspace) / "server.json").exists()
+    assert not (home_of(own_server.workspace) / "server.json").exists()
 
 
 @pytest.mark.e2e
-def test_a_server_dies_with_its_guard_and_the_next_client_gets_a_new_one(served: Feeb) -> None:
-    process, _ = client(served)
-    info = json.loads((home_of(served.workspace) / "server.json").read_text())
+def test_a_server_dies_with_its_guard_and_the_next_client_gets_a_new_one(own_server: Feeb) -> None:
+    process, _ = client(own_server)
+    info = json.loads((home_of(own_server.workspace) / "server.json").read_text())
     os.kill(info["guard"], signal.SIGKILL)
-    wait_until(lambda: info["pid"] not in served.processes(), 5, "the server outlived its guard")
-    other, url = client(served)
+    wait_until(lambda: info["pid"] not in own_server.processes(), 5, "the server outlived its guard")
+    other, url = client(own_server)
     assert healthy(url)
     for each in (process, other):
         each.kill()
         each.wait()
-    served.wait_for_no_process(10)
+    own_server.wait_for_no_process(10)
 
 
 @pytest.mark.e2e

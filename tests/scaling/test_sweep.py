@@ -22,7 +22,7 @@ from feebcore.study.executors import WarmWorkers, executing
 from feebcore.study.ledger import Ledger
 
 sys.path.insert(0, str(Path(__file__).parent))
-from small_sweep import VOCAB, section, sweep
+from small_sweep import VOCAB, recipe, section, sweep
 
 
 @pytest.fixture(scope="module")
@@ -222,3 +222,21 @@ def test_overrides_keep_everything_else_and_are_checked() -> None:
         with_overrides(train, {"max_steps": 0})
     with pytest.raises(RecipeError, match="seq_len is 16, which has no key"):
         with_overrides(train, {"seq_len.x": 3})
+
+
+def test_plan_lists_every_cell_of_a_sweep_that_is_not_finished(finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import json
+
+    from feeb_pipelines.cli import run_command
+
+    def planned(workspace: Path, *overrides: str) -> list[tuple[str, str, str]]:
+        assert run_command(["plan", str(finished[0] / "r.yaml"), "--workspace", str(workspace), "--json", *overrides]) == 0
+        return [(row["run"], row["stage"], row["status"]) for row in json.loads(capsys.readouterr().out)]
+
+    recipe(finished[0])
+    inputs = [("tiny", stage, "reuse") for stage in ("download", "tokenizer", "shard")]
+    assert planned(finished[0] / "data") == [*inputs, ("tiny", "sweep", "reuse")]
+    cells = [(c["name"], "pretrain", "reuse") for c in read_jsonl(finished[1].path / "cells.jsonl")]
+    assert planned(finished[0] / "data", "--set", "sweep.bootstrap=3") == [*inputs, *cells, ("tiny", "sweep", "run")]
+    nothing = planned(tmp_path)
+    assert [row[1:] for row in nothing].count(("pretrain", "run")) == len(cells)

@@ -73,9 +73,9 @@ def test_fewer_steps_between_states_than_one_are_refused():
 
 
 def test_a_branch_that_begins_between_two_states_can_roll_back_to_its_begin(tmp_path):
-    run(tmp_path / "trunk", section(**RULES | {"max_steps": 57}))
+    run(tmp_path / "main", section(**RULES | {"max_steps": 57}))
     logged: list[str] = []
-    changes = {"on_loss_spike": "rollback", "rollback_every": 25, "branch_from": str(tmp_path / "trunk"), **RULES}
+    changes = {"on_loss_spike": "rollback", "rollback_every": 25, "branch_from": str(tmp_path / "main"), **RULES}
     result = run(tmp_path / "branch", section(**changes), Shocks({60}), logged=logged)
     assert result.metrics["rollbacks"] == [61]
     assert any("rolled back to step 57" in text for text in logged)

@@ -64,15 +64,15 @@ def test_rate_momentum_and_decay_follow_their_schedules_in_every_group():
 
 def test_values_that_come_with_a_checkpoint_never_last():
     groups = make()
-    trunk = build_optimizer(resolve_part("optimizers", {"name": "adamw", "lr": 0.1, "betas": [0.5, 0.9], "weight_decay": 0.7}), groups)
-    OptimizerSchedules(trunk, lambda s: 0.25, lambda s: 0.5, lambda s: 0.5).apply(0)
-    step(trunk, groups)
+    main_run = build_optimizer(resolve_part("optimizers", {"name": "adamw", "lr": 0.1, "betas": [0.5, 0.9], "weight_decay": 0.7}), groups)
+    OptimizerSchedules(main_run, lambda s: 0.25, lambda s: 0.5, lambda s: 0.5).apply(0)
+    step(main_run, groups)
     names = nn.ParameterDict({n.replace(".", "_"): p for n, p in by_name(groups).items()})
-    saved = copy.deepcopy(optimizer_state(names, trunk))
+    saved = copy.deepcopy(optimizer_state(names, main_run))
     branch = build_optimizer(resolve_part("optimizers", {"name": "adamw", "lr": 0.01, "betas": [0.9, 0.9], "weight_decay": 0.2}), groups)
     follow = OptimizerSchedules(branch, lambda s: 1.0)
     restore_optimizer(names, branch, *saved)
-    assert branch.param_groups[0]["lr"] == 0.025, "restoring brings the trunk's rate"
+    assert branch.param_groups[0]["lr"] == 0.025, "restoring brings the main_run's rate"
     follow.apply(1)
     assert [branch.param_groups[0][k] for k in ("lr", "betas", "weight_decay")] == [0.01, (0.9, 0.9), 0.2]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json as json_module
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -15,9 +15,7 @@ from feeb_pipelines.cli.options import Input, Json, Set, WorkspaceOption, with_i
 
 if TYPE_CHECKING:
     from feeb_pipelines.cli.display import Display
-    from feebcore.artifacts import Workspace
     from feebcore.compare.plan import Settings
-    from feebcore.recipe import Recipe
 
 
 def compare(
@@ -53,9 +51,11 @@ def compare(
         feeb compare experiments/k-heads.yaml --quick --budget flops
     """
     from feeb_pipelines.cli.display import Display
+    from feeb_pipelines.cli.inspection import print_plan
     from feeb_pipelines.cli.run import as_flow, interruptible
     from feebcore.artifacts import Workspace, read_artifact
     from feebcore.compare.plan import load_candidates
+    from feebcore.compare.planned import finished_comparison, planned_runs
     from feebcore.compare.run import compare as run_comparison
     from feebcore.errors import FeebError
     from feebcore.files import read_json
@@ -69,17 +69,20 @@ def compare(
     overrides, space = with_inputs(set, input), Workspace(workspace)
     started = time.monotonic()
     display = Display(quiet=json)
-    if in_process or plan:
-        chosen, members, command = load_candidates(recipes, settings, overrides, quick)
-        if plan:
-            return _show_plan(members, chosen, space, json)
+    chosen, variants, command = load_candidates(recipes, settings, overrides, quick)
+    if plan:
+        print_plan(planned_runs(variants, chosen, space), json)
+        return 0
+    if (finished := finished_comparison(variants, chosen, space)) is not None:
+        artifact = finished
+    elif in_process:
         with display, interruptible(), executing(InProcess()):
-            artifact = run_comparison(members, chosen, space, display, command)
+            artifact = run_comparison(variants, chosen, space, display, command)
     else:
         parameters = {"recipes": [str(r) for r in recipes], "settings": settings.model_dump(mode="json"), "overrides": overrides, "quick": quick}
-        finished = read_artifact(Path(as_flow("compare", space, display, **parameters, jobs=jobs)["path"]))
-        assert finished is not None
-        artifact = finished
+        made = read_artifact(Path(as_flow("compare", space, display, **parameters, jobs=jobs)["path"]))
+        assert made is not None
+        artifact = made
     result = read_json(artifact.file("result.json"))
     seconds = time.monotonic() - started
     if json:
@@ -109,15 +112,6 @@ def _settings(**options: Any) -> Settings:
     except ValidationError as error:
         problems = [f"--{'.'.join(map(str, e['loc'][:1]))}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors(include_url=False)]
         raise FeebError("\n".join(problems)) from None
-
-
-def _show_plan(members: Sequence[Recipe], settings: Settings, space: Workspace, json: bool) -> int:
-    from feebcore.compare.planned import planned_runs
-
-    from feeb_pipelines.cli.inspection import print_plan
-
-    print_plan(planned_runs(members, settings, space), json)
-    return 0
 
 
 def _show(result: Mapping[str, Any], path: str, display: Display, reused: bool) -> None:

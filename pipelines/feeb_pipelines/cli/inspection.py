@@ -28,6 +28,8 @@ def plan(
 ) -> None:
     """Show what `feeb run` would do: which stages run, which are reused, and which keys changed.
 
+    Every run of a study is listed, and every cell of a sweep that is not finished. `feeb compare --plan` lists those of a comparison.
+
     Examples:
         feeb plan experiments/quickstart.yaml --set pretrain.max_steps=100
         feeb plan experiments/quickstart.yaml pretrain --json
@@ -36,14 +38,25 @@ def plan(
     from feebcore.recipe import load_study
     from feebcore.run.plan import explain_differences
     from feebcore.run.plan import plan as plan_stages
+    from feebcore.scaling.config import SweepConfig
+    from feebcore.study.planned import row_of
 
-    members = load_study(recipe, with_inputs(set, input))
     space = Workspace(workspace)
     rows: list[dict[str, Any]] = []
-    for member in members:
-        for item in explain_differences(plan_stages(member, space, [stage] if stage else None), space, member.name):
-            row = {"run": member.name, "stage": item.stage, "status": item.status, "fingerprint": item.fingerprint}
-            rows.append(row | {"path": str(item.path) if item.path else None, "differs": list(item.differs)})
+    for run in load_study(recipe, with_inputs(set, input)):
+        items = plan_stages(run, space, [stage] if stage else None)
+        built = {item.stage: item.artifact for item in items if item.artifact is not None}
+        for item in explain_differences(items, space, run.name):
+            if isinstance(run.stages[item.stage].section, SweepConfig) and item.artifact is None:
+                from feebcore.scaling.sweep import planned_cells
+
+                rows += planned_cells(run, item.stage, space, built)
+            rows.append(row_of(run.name, item))
+    print_plan(rows, json)
+
+
+def print_plan(rows: Sequence[dict[str, Any]], json: bool) -> None:
+    """Rows of feebcore.study.planned as a table, or as JSON."""
     if json:
         return _print_json(rows)
     words = {"run": "run", "reuse": "reuse", "continue": "resume"}
@@ -64,11 +77,11 @@ def show(recipe: RecipePath, /, *, set: Set = [], json: Json = False) -> None:  
     """
     from feebcore.recipe import load_study, to_yaml
 
-    members = load_study(recipe, set)
+    recipes = load_study(recipe, set)
     if json:
-        resolved = [m.resolved() for m in members]
+        resolved = [r.resolved() for r in recipes]
         return _print_json(resolved if len(resolved) > 1 else resolved[0])
-    sys.stdout.write("---\n".join(to_yaml(m) for m in members))
+    sys.stdout.write("---\n".join(to_yaml(r) for r in recipes))
     return None
 
 

@@ -21,7 +21,7 @@ PART = feeb.OptimizerSpec(
     "lion",
     LionConfig,
     build=f"{__name__}.lion:Lion",
-    summary="Sign of the momentum; half of Adam's state.",
+    summary="Lion: sign of an interpolated momentum; half of Adam's optimizer state.",
     reference="arXiv:2302.06675",
     since="1.1",
     equation="c = lerp(m, g, 1 − β1);   w −= η (sign(c) + λ w);   m = lerp(m, g, 1 − β2)",

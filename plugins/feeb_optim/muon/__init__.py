@@ -39,7 +39,7 @@ PARTS = (
         "muon",
         MuonConfig,
         build=f"{__name__}.muon:Muon",
-        summary="Orthogonalized momentum for matrices, AdamW for the rest.",
+        summary="Muon: momentum orthogonalized by Newton-Schulz for matrices, AdamW for everything else.",
         reference="https://kellerjordan.github.io/posts/muon/",
         equation="m = lerp(m, g, 1 − μ);   u = lerp(g, m, μ);   matrices: W −= η (√max(1, rows / columns) NS(u) + λ W)\n"
         "NS(U S Vᵀ) ≈ U Vᵀ by ns_steps of X ← a X + (b X Xᵀ + c (X Xᵀ)²) X;   the other roles: adamw",

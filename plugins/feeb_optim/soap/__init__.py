@@ -21,7 +21,7 @@ PART = feeb.OptimizerSpec(
     "soap",
     SoapConfig,
     build=f"{__name__}.soap:Soap",
-    summary="Adam in the eigenbases of Shampoo for matrices, AdamW for the rest.",
+    summary="SOAP: Adam in the eigenbasis of Shampoo's preconditioner for matrices, AdamW for everything else.",
     reference="arXiv:2409.11321",
     since="1.1",
     equation="L = lerp(L, G Gᵀ, 1 − β);   R = lerp(R, Gᵀ G, 1 − β);   Q_L, Q_R: their eigenvectors, renewed every precondition_every steps\n"

@@ -8,6 +8,6 @@ PART = feeb.CallbackSpec(
     ProbeConfig,
     build=f"{__name__}.expert_load:ExpertLoad",
     since="1.1",
-    summary="Share of tokens per expert, layer by layer.",
+    summary="MoE load: fraction of tokens per expert and layer.",
     reference="arXiv:2101.03961",
 )

@@ -17,7 +17,7 @@ PART = feeb.PackingSpec(
     "bestfit",
     BestfitConfig,
     build=f"{__name__}.bestfit:bestfit",
-    summary="Documents stay whole where they fit, packed tightly; nothing is lost.",
+    summary="Best-fit packing: documents are packed whole where possible; no tokens are dropped.",
     reference="arXiv:2404.10830",
     since="1.1",
 )

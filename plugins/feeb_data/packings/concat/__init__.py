@@ -14,5 +14,8 @@ class ConcatConfig(feeb.PartConfig):
 
 
 PART = feeb.PackingSpec(
-    "concat", ConcatConfig, build=f"{__name__}.concat:ConcatPacking", summary="One stream of tokens cut into equal sequences; nothing is lost."
+    "concat",
+    ConcatConfig,
+    build=f"{__name__}.concat:ConcatPacking",
+    summary="Concatenate and chunk: one token stream cut into sequences of seq_len; no tokens are dropped.",
 )

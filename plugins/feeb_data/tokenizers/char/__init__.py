@@ -14,4 +14,6 @@ class CharConfig(feeb.PartConfig):
     max_characters: int = Field(4096, ge=1, description="most characters with an id, the most frequent ones")
 
 
-PART = feeb.TokenizerSpec("char", CharConfig, build=f"{__name__}.char:CharTrainer", summary="An id per known character, bytes for the others.")
+PART = feeb.TokenizerSpec(
+    "char", CharConfig, build=f"{__name__}.char:CharTrainer", summary="Character-level tokenizer with byte fallback for unknown characters."
+)

@@ -20,7 +20,7 @@ PART = feeb.TokenizerSpec(
     "trie",
     TrieConfig,
     build=f"{__name__}.trie:TrieTrainer",
-    summary="Greedy longest match over learned pieces; characters and bytes for the rest.",
+    summary="WordPiece-style tokenizer: greedy longest-match-first (MaxMatch) over a frequency-based vocabulary, with byte fallback.",
     reference="arXiv:2012.15524",
     since="1.1",
 )

@@ -23,7 +23,7 @@ PART = feeb.TokenizerSpec(
     "unigram",
     UnigramConfig,
     build=f"{__name__}.unigram:UnigramTrainer",
-    summary="The most probable cut into pieces of bytes, each with a learned probability.",
+    summary="Unigram language-model tokenizer, as in SentencePiece, on bytes.",
     reference="arXiv:1804.10959",
     since="1.1",
 )

@@ -31,7 +31,7 @@ class IsoflopConfig(feeb.PartConfig):
 
     sizes: list[Size] = Field([], description="model sizes, as {d_model: 64, num_layers: 2}; dotted keys are of the train section")
     budgets: list[Budget] = Field(min_length=1, description="FLOP budgets, numbers or {flops: …, sizes: […]}")
-    heldout: list[Heldout] = Field([], description="cells that are predicted before they are run, and never fitted")
+    heldout: list[Heldout] = Field([], description="held-out runs: predicted before they are trained, not used for the fit")
     tolerance: float = Field(0.01, gt=0, lt=0.5, description="largest relative deviation from a budget")
     min_steps: int = Field(50, ge=1, description="fewest optimizer steps; the batch size is halved until a cell has enough")
 
@@ -55,6 +55,6 @@ PART = feeb.PlannerSpec(
     "isoflop",
     IsoflopConfig,
     build=f"{__name__}.isoflop:Isoflop",
-    summary="Several sizes at each of several FLOP budgets, and held-out cells.",
+    summary="IsoFLOP sweep (Chinchilla approach 2): several model sizes per FLOP budget, plus held-out runs to predict.",
     reference="arXiv:2203.15556",
 )

@@ -28,7 +28,7 @@ PART = feeb.ArchitectureSpec(
     "ngpt",
     NgptConfig,
     build=BUILD,
-    summary="nGPT: everything on the unit sphere, with learned step sizes.",
+    summary="nGPT: normalized transformer; weights and hidden states on the unit hypersphere, learned step sizes.",
     reference="arXiv:2410.01131",
     since="1.1",
 )

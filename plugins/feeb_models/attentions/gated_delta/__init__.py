@@ -22,10 +22,10 @@ PART = feeb.AttentionSpec(
     "gated_delta",
     GatedDeltaConfig,
     build=f"{__name__}.gated_delta:GatedDelta",
-    summary="Gated DeltaNet: a linear recurrence that forgets by a gate and overwrites by the delta rule; a state of fixed size instead of a cache.",
+    summary="Gated DeltaNet: linear attention with a gated delta rule; constant-size recurrent state instead of a KV cache.",
     reference="arXiv:2412.06464",
     since="1.1",
-    breaks=("averages_values",),
+    breaks=("attention_weights_sum_to_one",),
     equation="S_t = a_t S_{t−1} + k_t (b_t (v_t − a_t S_{t−1}ᵀ k_t))ᵀ, o_t = S_tᵀ q_t, y = W_out (rms(o) gain * silu(W_g x)), per head\n"
     "q, k, v = silu(conv(W x)), q and k of unit norm;  a = exp(−A softplus(W_a x + d)), b = σ(W_b x)",
 )

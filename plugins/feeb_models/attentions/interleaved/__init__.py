@@ -22,9 +22,9 @@ PART = feeb.AttentionSpec(
     "interleaved",
     InterleavedConfig,
     build=f"{__name__}.interleaved:build_interleaved",
-    summary="Hybrid of two attentions in a pattern over layers, such as three linear ones to one full one.",
+    summary="Hybrid layers: two attention types alternate in a layer pattern, e.g. three linear-attention layers per full-attention layer.",
     reference="arXiv:2403.19887",
     since="1.1",
-    breaks=("averages_values",),
+    breaks=("attention_weights_sum_to_one",),
     equation="y = a(x) in layers where the pattern, repeated, has an A, else b(x)",
 )

@@ -26,7 +26,7 @@ PART = feeb.AttentionSpec(
     "mla",
     LatentConfig,
     build=f"{__name__}.latent:LatentAttention",
-    summary="Multi-head latent attention: keys and values are made from a narrow latent, which is all that is cached.",
+    summary="Multi-head latent attention (MLA): keys and values are projected from a low-rank latent, and only the latent is cached.",
     reference="arXiv:2405.04434",
     since="1.1",
     equation="c = norm(W_dkv x);   q_h = [W_uq,h x; rot(W_qr,h x)],   k_h = [W_uk,h c; rot(W_kr x)],   v_h = W_uv,h c\n"

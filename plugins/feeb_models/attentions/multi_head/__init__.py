@@ -115,7 +115,7 @@ PARTS = (
         "local_global",
         LocalGlobalConfig,
         build=BUILD,
-        summary="Sliding-window layers and full-attention layers, in a pattern.",
+        summary="Alternating sliding-window (local) and full (global) attention layers, as in Gemma.",
         reference="arXiv:2408.00118",
         since="1.1",
         equation="layer l, letter = pattern[l mod length of pattern]:\nL: as sliding_window;   G: att over all s ≤ t, without rot if rotate_global is false",

@@ -16,7 +16,7 @@ PART = feeb.AttentionSpec(
     "no_value",
     NoValueConfig,
     build=f"{__name__}.no_value:NoValueAttention",
-    summary="The sum of the heads' attention weights times the input itself: no value matrix.",
+    summary="Attention without value projection: the summed attention weights of all heads are applied to the input (simplified attention).",
     reference="arXiv:2311.01906",
     since="1.1",
     equation="A_h = softmax(rot(q_h) rot(k_h)ᵀ / √D + b_h);   y = W_o (Σ_h A_h) x",

@@ -9,6 +9,6 @@ PART = feeb.AttentionSpec(
     build=f"{__name__}.no_attention:NoAttention",
     summary="No attention: adds nothing, so no token sees another.",
     since="1.1",
-    breaks=("gradient_everywhere", "overfits_one_batch", "looks_back"),
+    breaks=("gradient_everywhere", "overfits_one_batch", "attends_to_past"),
     equation="y = 0",
 )

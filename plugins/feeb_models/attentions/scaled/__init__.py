@@ -19,7 +19,7 @@ PART = feeb.AttentionSpec(
     "scaled",
     ScaledConfig,
     build=f"{__name__}.scaled_attention:ScaledAttention",
-    summary="Another attention, its result multiplied by a constant.",
+    summary="Wrapper: multiplies the output of another attention by a constant.",
     since="1.1",
     equation="y = scale inner(x)",
 )

@@ -16,7 +16,7 @@ PART = feeb.BlockSpec(
     "residual_lambdas",
     ResidualLambdasConfig,
     build=f"{__name__}.residual_lambdas:ResidualLambdas",
-    summary="Pre-norm on l0 r + l1 s, s the stream before the first block, l0 and l1 learned.",
+    summary="Pre-norm with learned residual scalars: each block reads lambda0 * x + lambda1 * x0, x0 the embedding output (modded-nanogpt).",
     reference="https://github.com/KellerJordan/modded-nanogpt",
     since="1.1",
     equation="v = λ0 r + λ1 r_0;   u = v + a(norm v);   r' = u + m(norm u)      r_0: the stream before the first block",

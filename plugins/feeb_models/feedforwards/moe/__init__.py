@@ -18,7 +18,8 @@ class MoeConfig(ExpansionConfig):
     intermediate_size: int | None = Field(None, ge=1, description="width of one expert; wins over expansion_ratio")
     activation: Literal["swiglu", "geglu", "gelu", "relu", "relu_squared"] = Field("swiglu", description="activation of an expert")
     router: Literal["softmax", "gumbel", "sigmoid"] = Field(
-        "softmax", description="gumbel: softmax with noise in training; sigmoid: each expert by itself, balanced by a bias without gradient"
+        "softmax",
+        description="softmax: softmax gates; gumbel: softmax with Gumbel noise in training; sigmoid: independent sigmoid gates with auxiliary-loss-free bias balancing (DeepSeek-V3)",
     )
     normalize: bool | None = Field(None, description="the gates of a token's experts sum to 1; default: with router sigmoid, where top_k is above 1")
     gate_scale: float = Field(1.0, gt=0, description="factor on the gates")

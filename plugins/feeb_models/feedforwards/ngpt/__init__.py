@@ -12,6 +12,6 @@ PART = feeb.FeedforwardSpec(
     summary="Feedforward of nGPT: W2 (s_u W1 x * silu(s_v W3 x)) with unit rows or columns and learned gains.",
     reference="arXiv:2410.01131",
     since="1.1",
-    breaks=("residual_maps_are_last",),  # the last matrix is normed as it is used
+    breaks=("output_projection_is_last",),  # the last matrix is normed as it is used
     equation="y = W_2 (s_u W_1 x * silu(√C s_v W_3 x)), s_u and s_v learned, 1 at first; rows of W_1, W_3 and columns of W_2 have unit norm",
 )

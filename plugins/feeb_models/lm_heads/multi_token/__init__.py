@@ -14,7 +14,7 @@ class SequentialConfig(HeadConfig):
 
 class MultiTokenHeadConfig(SequentialConfig):
     num_mtp: int = Field(3, ge=1, description="tokens after the next one that are predicted too")
-    num_blocks: int = Field(1, ge=0, description="residual blocks per further token before the shared matrix; 0: a matrix of its own and no block")
+    num_blocks: int = Field(1, ge=0, description="transformer blocks per MTP head before the shared unembedding; 0: a separate unembedding matrix and no block")
 
 
 # what predicts further gets no gradient from the next token's loss, by which the contract judges

@@ -35,7 +35,7 @@ PARTS = (
         "local_gradients",
         LocalGradientsConfig,
         build=f"{ALL_LAYER}:LocalGradients",
-        summary="Greedy layer-wise training: as all_layer, with gradients that reach one layer only.",
+        summary="Decoupled greedy learning: all_layer loss with gradients stopped between layers, so each layer is trained by its own loss only.",
         reference="arXiv:1901.08164",
         since="1.1",
         equation="as all_layer, with r_{l+1} = B_l(sg(r_l)) for every block but the first",

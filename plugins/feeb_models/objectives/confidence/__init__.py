@@ -22,7 +22,7 @@ class ConfidenceConfig(feeb.PartConfig):
     reward: bool = Field(False, description="forms 4 and 5: live positions that do not stop are rewarded for their confidence (-1 in place of 1)")
     penalise_last: bool = Field(
         False,
-        description="forms 4 and 5: in the last layer, too, positions stop at random, and those that do not are charged their confidence; else all stop there",
+        description="forms 4 and 5: sample exits in the last layer too and penalize positions that do not exit; false: every position exits in the last layer",
     )
 
     @model_validator(mode="after")
@@ -37,7 +37,7 @@ PART = feeb.ObjectiveSpec(
     "confidence",
     ConfidenceConfig,
     build=f"{__name__}.confidence:Confidence",
-    summary="Early-exit training: each layer is charged for its confidence, with which positions exit early at random.",
+    summary="Ablation: five losses on intermediate layers that penalize confidence (top-1 probability) or train stochastic early exit with that probability.",
     since="1.1",
     equation="ce_l = −log p_l(token_{t+1}),   p_l = max softmax(head(norm(r_l)));   form 1: loss = ce_L − Σ_l ce_l / L\n"
     "form 2: ce_L + Σ_l log(1 − exp(−ce_l)) / L with mean ce_l;   3: Σ_l live_l p_l ce_l;   4: Σ_l live_l p_l (ce_l where it stops, else 1)\n"

@@ -23,7 +23,7 @@ PART = feeb.ObjectiveSpec(
     "multi_token",
     MultiTokenConfig,
     build=f"{__name__}.multi_token:MultiToken",
-    summary="Multi-token prediction: the next token and further ones, with a head that predicts them.",
+    summary="Multi-token prediction (MTP) loss: next token plus the following k - 1 tokens; needs an LM head with MTP.",
     reference="arXiv:2404.19737",
     since="1.1",
     equation="loss = Σ_{j=1…k} w_j (1/N) Σ_t −log p_j(token_{t+j})      p_1: the head; p_j: its further token j − 1",

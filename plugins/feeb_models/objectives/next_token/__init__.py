@@ -19,7 +19,7 @@ PARTS = (
         "completion_only",
         NextTokenConfig,
         build=f"{NEXT_TOKEN}:CompletionOnly",
-        summary="Next-token cross-entropy on the completion alone, given the prompt.",
+        summary="Next-token cross-entropy on completion tokens only; prompt tokens are masked.",
         equation="as next_token; t over the positions whose next token belongs to the completion, N of them",
     ),
 )

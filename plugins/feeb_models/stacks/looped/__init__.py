@@ -61,7 +61,7 @@ PARTS = (
         "act",
         ActConfig,
         build=f"{LOOPED}:AdaptiveComputationTime",
-        summary="Adaptive computation time: looped, the result a mean over passes weighted by learned halting probabilities.",
+        summary="Adaptive computation time (ACT) on a looped transformer: output averaged over loops by learned halting probabilities.",
         reference="arXiv:1603.08983",
         since="1.1",
         equation="r = Σ_n p_n r_n,   p_n = λ_n Π_{j<n} (1 − λ_j),   λ_n = sigmoid(w·r_n + c),  of the last pass 1\n"
@@ -71,7 +71,7 @@ PARTS = (
         "early_exit",
         EarlyExitConfig,
         build=f"{LOOPED}:EarlyExit",
-        summary="Early exit: looped, and outside training a token exits when a pass hardly changes it.",
+        summary="Looped transformer with early exit at inference: a token exits when a loop changes its hidden state by less than a threshold.",
         since="1.1",
         equation="as looped; outside training token t keeps r_n,t from the first n on with |r_n,t − r_{n−1},t| < threshold |r_{n−1},t|",
     ),

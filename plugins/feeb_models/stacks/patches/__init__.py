@@ -34,7 +34,7 @@ PART = feeb.StackSpec(
     "patches",
     PatchesConfig,
     build=f"{__name__}.patches:Patches",
-    summary="Most layers run on patches of tokens, one step for several bytes; a few before and after run on each.",
+    summary="Byte-patch transformer (SpaceByte, BLT): a few layers run on every byte, most layers run once per patch.",
     reference="arXiv:2404.14408, arXiv:2412.09871",
     since="1.1",
     equation="x = before(r);   g = B_L ∘ … ∘ B_1 (x at boundaries);   r' = after(x_t + g_b − x_b),  b the last boundary ≤ t\n"
