@@ -128,7 +128,7 @@ def feeb_architectures() -> Iterable[specs.ArchitectureSpec]:  # type: ignore[em
 
 @hookspec
 def feeb_attentions() -> Iterable[specs.AttentionSpec]:  # type: ignore[empty-body]
-    """Block part: token mixing.
+    """Attention: token mixing.
 
     Example::
 
@@ -142,7 +142,7 @@ def feeb_attentions() -> Iterable[specs.AttentionSpec]:  # type: ignore[empty-bo
 
 @hookspec
 def feeb_feedforwards() -> Iterable[specs.FeedforwardSpec]:  # type: ignore[empty-body]
-    """Block part: channel mixing.
+    """Feedforward: channel mixing.
 
     Example::
 
@@ -156,7 +156,7 @@ def feeb_feedforwards() -> Iterable[specs.FeedforwardSpec]:  # type: ignore[empt
 
 @hookspec
 def feeb_norms() -> Iterable[specs.NormSpec]:  # type: ignore[empty-body]
-    """Block part: normalization.
+    """Normalization.
 
     Example::
 
@@ -170,7 +170,7 @@ def feeb_norms() -> Iterable[specs.NormSpec]:  # type: ignore[empty-body]
 
 @hookspec
 def feeb_positions() -> Iterable[specs.PositionSpec]:  # type: ignore[empty-body]
-    """Block part: where a token stands.
+    """Position encoding.
 
     Example::
 
@@ -184,7 +184,7 @@ def feeb_positions() -> Iterable[specs.PositionSpec]:  # type: ignore[empty-body
 
 @hookspec
 def feeb_blocks() -> Iterable[specs.BlockSpec]:  # type: ignore[empty-body]
-    """Block part: residual topology and norm placement.
+    """Residual block: how attention, feedforward and norms are connected.
 
     Example::
 
@@ -198,7 +198,7 @@ def feeb_blocks() -> Iterable[specs.BlockSpec]:  # type: ignore[empty-body]
 
 @hookspec
 def feeb_stacks() -> Iterable[specs.StackSpec]:  # type: ignore[empty-body]
-    """Block part: how blocks are stacked.
+    """How blocks are stacked.
 
     Example::
 
@@ -212,7 +212,7 @@ def feeb_stacks() -> Iterable[specs.StackSpec]:  # type: ignore[empty-body]
 
 @hookspec
 def feeb_embeddings() -> Iterable[specs.EmbeddingSpec]:  # type: ignore[empty-body]
-    """Block part: tokens to vectors.
+    """Token embedding.
 
     Example::
 
@@ -240,7 +240,7 @@ def feeb_lm_heads() -> Iterable[specs.LMHeadSpec]:  # type: ignore[empty-body]
 
 @hookspec
 def feeb_initializations() -> Iterable[specs.InitializationSpec]:  # type: ignore[empty-body]
-    """Block part: initial weights.
+    """Initial weights.
 
     Example::
 
