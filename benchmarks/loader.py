@@ -1,13 +1,13 @@
-"""What reading training windows costs, and how it grows with the corpus.
+"""What reading training sequences costs, and how it grows with the corpus.
 
     python benchmarks/loader.py [--megabytes 10 100 1000] [--seq-len 1024] [--batch 32] [--rounds 11]
 
 Synthetic tokens (4 bytes of text a token, documents of 600 tokens on average), warm files, one process:
-windows   random windows from the mapped store, interleaved rounds beside a loop over np.memmap of a flat file of the same
+rows      random rows from the mapped store, interleaved rounds beside a loop over np.memmap of a flat file of the same
           tokens (as nanoGPT reads), processor time of this thread; median ratio, above 1: the store is faster
 batches   whole batches, order and packing included (processor time), and the seconds that opening and indexing takes
 waiting   share of a step that a loop of 100 ms steps waits for data, the median step's and all of them
-remote    compressed, and from a web server on this machine, first (nothing cached) and second time over the same windows
+remote    compressed, and from a web server on this machine, first (nothing cached) and second time over the same rows
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def seconds(call: Callable[[], object], rounds: int = 1, clock: Callable[[], flo
     return statistics.median(times)
 
 
-def windows(store: TokenStore, flat: np.memmap, batch: int, length: int, rounds: int) -> None:
+def rows(store: TokenStore, flat: np.memmap, batch: int, length: int, rounds: int) -> None:
     random = np.random.default_rng(1)
     ratios, speeds = [], []
     for _ in range(rounds):
@@ -74,7 +74,7 @@ def windows(store: TokenStore, flat: np.memmap, batch: int, length: int, rounds:
         assert np.array_equal(store.read_batch(starts[0], length), np.stack([flat[s : s + length] for s in starts[0]]))
         ratios.append(loop / own)
         speeds.append(starts.size * length / own)
-    print(f"  windows of {length:5} x {batch:4}: {statistics.median(ratios):5.2f} x np.memmap ({min(ratios):.2f} to {max(ratios):.2f}), ", end="")
+    print(f"  rows of {length:5} x {batch:4}: {statistics.median(ratios):5.2f} x np.memmap ({min(ratios):.2f} to {max(ratios):.2f}), ", end="")
     print(f"{statistics.median(speeds) / 1e6:.0f} M tokens/s")
 
 
@@ -89,7 +89,7 @@ def measure(folder: Path, megabytes: int, seq_len: int, batch: int, rounds: int)
     store = TokenStore.open(path, "train", verify=False)
     size = f"{megabytes} MB of text, {store.num_tokens / 1e6:.1f} M tokens, {store.num_documents} documents"
     print(f"{size}: opened in {opened * 1e3:.0f} ms, with all tokens hashed {checked * 1e3:.0f} ms")
-    windows(store, flat, batch, seq_len + 1, rounds)
+    rows(store, flat, batch, seq_len + 1, rounds)
     for packing, order in (("concat", "shuffled"), ("bestfit", "shuffled"), ("bos_aligned", "shuffled"), ("concat", "curriculum")):
         chosen = part("packings", packing), part("data_orders", order)
         build = functools.partial(make_batches, store, *chosen, batch, seq_len, 0, 10_000)
@@ -97,7 +97,7 @@ def measure(folder: Path, megabytes: int, seq_len: int, batch: int, rounds: int)
         data = build()
         numbers = iter(range(10_000))
         each = seconds(lambda data=data, numbers=numbers: data.batch(next(numbers)), 100, time.thread_time)
-        waste = {k: round(v, 4) for k, v in getattr(data.packing, "statistics", {}).items() if k.endswith("share")}
+        waste = {k: round(v, 4) for k, v in data.packing.statistics.items() if k.endswith("share")}
         print(f"  {packing:11} {order:10}: made in {made:6.2f} s, again in {loaded:5.2f} s; {each * 1e3:5.2f} ms a batch; {waste}")
     waiting(store, seq_len, batch)
 

@@ -73,8 +73,8 @@ def make(recipes: Sequence[Recipe], claims: Mapping[str, Claim], runs: Runs, los
             judged[name] = judge(claim.expectation, seeds, functools.partial(value, claim=claim))
         except FeebError as error:
             judged[name] = Judgment("cannot tell", str(error))
-    tested = [name for name, judgment in judged.items() if judgment.found is not None and judgment.margin is None]
-    adjusted = dict(zip(tested, holm([judged[name].found.p for name in tested])[0], strict=True))  # type: ignore[union-attr]
+    tested = [name for name, judgment in judged.items() if judgment.difference is not None and judgment.margin is None]
+    adjusted = dict(zip(tested, holm([judged[name].difference.p for name in tested])[0], strict=True))  # type: ignore[union-attr]
     metrics = [runs[r.name][STAGE].metrics for r in recipes if STAGE in runs.get(r.name, {})]
     return {
         "name": recipes[0].data.get("name") or recipes[0].path.stem,
@@ -88,12 +88,12 @@ def make(recipes: Sequence[Recipe], claims: Mapping[str, Claim], runs: Runs, los
 
 
 def _row(name: str, claim: Claim, judgment: Judgment, p_holm: float | None) -> dict[str, Any]:
-    found = judgment.found
+    difference = judgment.difference
     numbers: dict[str, Any] = {}
-    if found is not None:
-        numbers = {"difference": found.mean, "low": found.low, "high": found.high, "pairs": found.num_pairs}
-    if found is not None and p_holm is not None:
-        numbers |= {"p": found.p, "p_holm": p_holm}
+    if difference is not None:
+        numbers = {"difference": difference.mean, "low": difference.low, "high": difference.high, "pairs": difference.num_pairs}
+    if difference is not None and p_holm is not None:
+        numbers |= {"p": difference.p, "p_holm": p_holm}
     return {
         "name": name,
         **claim.model_dump(mode="json"),
@@ -107,19 +107,19 @@ def _row(name: str, claim: Claim, judgment: Judgment, p_holm: float | None) -> d
 
 
 def _variant(variant: str, seeds: Sequence[int], by_place: Mapping[tuple[str, int], str], runs: Runs, lost: Mapping[str, str]) -> dict[str, Any]:
-    found = [runs.get(by_place[variant, seed], {}).get(STAGE) for seed in seeds]
-    losses = [None if a is None else a.metrics.get("val_bits_per_byte") for a in found]
+    artifacts = [runs.get(by_place[variant, seed], {}).get(STAGE) for seed in seeds]
+    losses = [None if a is None else a.metrics.get("val_bits_per_byte") for a in artifacts]
     numbers = [loss for loss in losses if loss is not None]
-    speeds = [a.metrics["tokens_per_second"] for a in found if a is not None and a.metrics.get("tokens_per_second")]
-    sizes = [a.metrics["parameters"]["total"] for a in found if a is not None]
+    speeds = [a.metrics["tokens_per_second"] for a in artifacts if a is not None and a.metrics.get("tokens_per_second")]
+    sizes = [a.metrics["parameters"]["total"] for a in artifacts if a is not None]
     return {
         "name": variant or "recipe",
         "seeds": list(seeds),
         "bits_per_byte": losses,
         "mean": plain.fmean(numbers) if numbers else None,
         "sd": plain.stdev(numbers) if len(numbers) > 1 else None,
-        "curve": _curve([a for a in found if a is not None]),
-        "final_loss": [None if a is None else a.metrics.get("final_loss") for a in found],
+        "curve": _curve([a for a in artifacts if a is not None]),
+        "final_loss": [None if a is None else a.metrics.get("final_loss") for a in artifacts],
         "tokens_per_second": plain.median(speeds) if speeds else None,
         "parameters": sizes[0] if sizes else None,
         "diverged": {str(seed): lost[by_place[variant, seed]] for seed in seeds if by_place[variant, seed] in lost},

@@ -24,8 +24,8 @@ def conclude(
 
     runs: dict[str, dict[str, Artifact]] = {}
     for name, stages in results.items():
-        found = {stage: read_artifact(Path(row["path"])) for stage, row in stages.items()}
-        runs[name] = {stage: artifact for stage, artifact in found.items() if artifact is not None}
+        finished = {stage: read_artifact(Path(row["path"])) for stage, row in stages.items()}
+        runs[name] = {stage: artifact for stage, artifact in finished.items() if artifact is not None}
     page = write_page(recipes, runs, {name: str(error) for name, error in failures.items() if isinstance(error, Diverged)}, workspace, command)
     wrong = {name: error for name, error in failures.items() if page is None or not isinstance(error, Diverged)}
     if wrong:

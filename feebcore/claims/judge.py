@@ -21,11 +21,11 @@ Value = Callable[[str, int, "int | None"], "float | None"]
 
 @dataclass(frozen=True)
 class Judgment:
-    """why: one clause for the reader. found: of left - right; None where there is no interval. margin: of `=`, in the metric's unit."""
+    """why: one clause for the reader. difference: of left - right; None where there is no interval. margin: of `=`, in the metric's unit."""
 
     kind: Kind
     why: str
-    found: Paired | None = None
+    difference: Paired | None = None
     margin: float | None = None
     values: tuple[float, ...] = ()
     lost: int = 0
@@ -61,27 +61,27 @@ def _relation(expectation: Relation, seeds: Sequence[int], value: Value) -> Judg
     if len(whole) < 2:
         return Judgment("cannot tell", "a single seed gives no variance estimate")
     differences = [left - right for left, right in whole]
-    found = paired(differences)
+    difference = paired(differences)
     if expectation.sign == "=":
         scale = abs(sum(right for _, right in whole) / len(whole)) / 100 if expectation.in_percent else 1.0
-        return _same(found, expectation.within * scale, tuple(differences))
-    wanted = -1.0 if expectation.sign == "<" else 1.0
-    if found.sd == 0.0:
-        if len(variants_of(expectation)) > 1 or found.mean == 0.0:
-            return Judgment("cannot tell", "every seed gives the same difference, so there is no variance estimate", found, None, tuple(differences))
-        return Judgment("agrees" if wanted * found.mean > 0 else "disagrees", "every seed gives the same number", found, None, tuple(differences))
-    kind: Kind = "cannot tell" if found.p > found.alpha else "agrees" if wanted * found.mean > 0 else "disagrees"
+        return _same(difference, expectation.within * scale, tuple(differences))
+    expected = -1.0 if expectation.sign == "<" else 1.0
+    if difference.sd == 0.0:
+        if len(variants_of(expectation)) > 1 or difference.mean == 0.0:
+            return Judgment("cannot tell", "every seed gives the same difference, so there is no variance estimate", difference, None, tuple(differences))
+        return Judgment("agrees" if expected * difference.mean > 0 else "disagrees", "every seed gives the same number", difference, None, tuple(differences))
+    kind: Kind = "cannot tell" if difference.p > difference.alpha else "agrees" if expected * difference.mean > 0 else "disagrees"
     why = {"agrees": "the interval excludes 0", "disagrees": "the interval lies on the other side of 0"}.get(kind, "the interval contains 0")
-    return Judgment(kind, why, found, None, tuple(differences))
+    return Judgment(kind, why, difference, None, tuple(differences))
 
 
-def _same(found: Paired, margin: float, differences: tuple[float, ...]) -> Judgment:
+def _same(difference: Paired, margin: float, differences: tuple[float, ...]) -> Judgment:
     """Agrees when the whole interval lies within the margin, which is two one-sided tests at 2.5 % (Schuirmann 1987)."""
-    if max(-found.low, found.high) <= margin:
-        return Judgment("agrees", "the interval lies within the margin", found, margin, differences)
-    if found.low > margin or found.high < -margin:
-        return Judgment("disagrees", "the interval lies outside the margin", found, margin, differences)
-    return Judgment("cannot tell", "the interval crosses the margin", found, margin, differences)
+    if max(-difference.low, difference.high) <= margin:
+        return Judgment("agrees", "the interval lies within the margin", difference, margin, differences)
+    if difference.low > margin or difference.high < -margin:
+        return Judgment("disagrees", "the interval lies outside the margin", difference, margin, differences)
+    return Judgment("cannot tell", "the interval crosses the margin", difference, margin, differences)
 
 
 def _sum(terms: Sequence[Term], seed: int, value: Value) -> float | None:

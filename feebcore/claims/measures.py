@@ -38,8 +38,8 @@ def measure(artifact: Artifact, metric: str, step: int | None = None) -> float:
 
 
 def _at(rows: list[dict[str, Any]], step: int | None) -> dict[str, Any] | None:
-    wanted = rows if step is None else [row for row in rows if row["step"] == step]
-    return wanted[-1] if wanted else None
+    chosen = rows if step is None else [row for row in rows if row["step"] == step]
+    return chosen[-1] if chosen else None
 
 
 def _walk(value: Any, path: str, metric: str) -> Any:

@@ -187,11 +187,11 @@ def check_same_data(recipes: Sequence[Recipe]) -> None:
             )
         for stage in before:
             pairs = [(r.stages[stage].spec.full_name, identity_of(r.stages[stage].section), plugin_sources(r, stage)) for r in (base, other)]
-            found = first_difference({stage: pairs[0][1]}, {stage: pairs[1][1]}) if pairs[0][0] == pairs[1][0] else (stage, pairs[0][0], pairs[1][0])
-            if found is None and pairs[0][2] != pairs[1][2]:
-                found = (f"{stage}: plugin sources", "those of the one recipe", "those of the other")
-            if found is not None:
-                key, one, two = found
+            difference = first_difference({stage: pairs[0][1]}, {stage: pairs[1][1]}) if pairs[0][0] == pairs[1][0] else (stage, pairs[0][0], pairs[1][0])
+            if difference is None and pairs[0][2] != pairs[1][2]:
+                difference = (f"{stage}: plugin sources", "those of the one recipe", "those of the other")
+            if difference is not None:
+                key, one, two = difference
                 raise RecipeError(
                     f"{key}: {_short(one)} in {base.path} and {_short(two)} in {other.path}; recipes are compared on the same data, so make them equal"
                 )
@@ -206,12 +206,12 @@ def first_difference(one: Any, other: Any, prefix: str = "") -> tuple[str, Any, 
             return prefix, one["part"], other["part"]
         for key in dict.fromkeys([*one, *other]):
             inner = prefix if key == "options" and "part" in one else f"{prefix}.{key}" if prefix else key
-            if (found := first_difference(one.get(key), other.get(key), inner)) is not None:
-                return found
+            if (difference := first_difference(one.get(key), other.get(key), inner)) is not None:
+                return difference
     if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
         for i, (a, b) in enumerate(zip(one, other, strict=True)):
-            if (found := first_difference(a, b, f"{prefix}.{i}")) is not None:
-                return found
+            if (difference := first_difference(a, b, f"{prefix}.{i}")) is not None:
+                return difference
     return prefix, one, other
 
 
@@ -240,13 +240,13 @@ def order_differences(candidates: Sequence[Candidate]) -> list[str]:
 
 def study_identity(candidates: Sequence[Candidate], settings: Settings, inputs: Mapping[str, Mapping[str, Artifact]]) -> dict[str, Any]:
     """All that decides the outcome of a comparison, but for the machine: plain JSON. inputs: of stage pretrain, by recipe."""
-    found = []
+    entries = []
     for candidate in candidates:
         alike = with_section(candidate.recipe, candidate.recipe.name, candidate.section.model_copy(update={"seed": 0}))
         own = identity(alike, STAGE, inputs[candidate.name])
-        found.append({"name": candidate.name, "seeds": list(candidate.seeds), "identity": own})
+        entries.append({"name": candidate.name, "seeds": list(candidate.seeds), "identity": own})
     options = settings.model_dump(mode="json", exclude={"name"})
-    return {"compare": REVISION, "settings": options, "recipes": found}
+    return {"compare": REVISION, "settings": options, "recipes": entries}
 
 
 # --- sections of runs ---------------------------------------------------------------------------------------------------
@@ -323,9 +323,9 @@ def _scaled(value: Any, factor: float, picks: Any, whole: bool = True) -> Any:
 
 def with_section(recipe: Recipe, name: str, section: PretrainConfig) -> Recipe:
     """The recipe up to pretrain, called `name`, with this section."""
-    kept = {stage: recipe.stages[stage] for stage in stages_for(recipe, [STAGE])}
-    kept[STAGE] = StageEntry(STAGE, recipe.stages[STAGE].spec, section)
-    return dataclasses.replace(recipe, name=name, stages=kept)
+    stages = {stage: recipe.stages[stage] for stage in stages_for(recipe, [STAGE])}
+    stages[STAGE] = StageEntry(STAGE, recipe.stages[STAGE].spec, section)
+    return dataclasses.replace(recipe, name=name, stages=stages)
 
 
 # --- which runs -----------------------------------------------------------------------------------------------------------

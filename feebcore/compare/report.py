@@ -48,9 +48,9 @@ def make(
         for candidate in candidates
     }
     curve, points = _curve(base, losses[base.name], rows, summaries[base.name])
-    found = [_variant(d, base.name, settings, points, summaries) for d in differences]
+    verdicts = [_variant(d, base.name, settings, points, summaries) for d in differences]
     notes = [
-        *(_compute(v, base.name) for v in found if settings.curve),
+        *(_compute(v, base.name) for v in verdicts if settings.curve),
         *order_differences(candidates),
         *_uneven(summaries, base.name, settings),
         *(choice.note for choice in choices.values() if choice.note),
@@ -67,8 +67,8 @@ def make(
             "effect": settings.effect,
             "alpha": statistics.ALPHA,
             "seeds": settings.seeds,
-            "verdict": [v["sentence"] for v in found],
-            "variants": found,
+            "verdict": [v["sentence"] for v in verdicts],
+            "variants": verdicts,
             "recipes": list(summaries.values()),
             "curve": curve,
             "notes": notes,
@@ -96,12 +96,12 @@ def numbers_of(candidate: Mapping[str, Any], variant: Mapping[str, Any] | None) 
     return [measured, f"{variant['difference']:+.4f}", interval, p_text(variant["p"]), _multiplier(variant["multiplier"]["compute"])]
 
 
-def _multiplier(found: Mapping[str, float | None]) -> str:
+def _multiplier(ratio: Mapping[str, float | None]) -> str:
     """1.4 (1.2 to 1.7); an end that lies outside the baseline's curve is a question mark."""
-    if found["value"] is None:
+    if ratio["value"] is None:
         return "cannot tell"
-    ends = " to ".join("?" if found[end] is None else f"{found[end]:.2f}" for end in ("low", "high"))
-    return f"{found['value']:.2f} ({ends})"
+    ends = " to ".join("?" if ratio[end] is None else f"{ratio[end]:.2f}" for end in ("low", "high"))
+    return f"{ratio['value']:.2f} ({ends})"
 
 
 def text(result: Mapping[str, Any]) -> str:
@@ -151,7 +151,7 @@ def _candidate(
 
 
 def _curve(
-    base: Candidate, losses: Sequence[float | None], rows: Sequence[RunRecord], told: Mapping[str, Any]
+    base: Candidate, losses: Sequence[float | None], rows: Sequence[RunRecord], summary: Mapping[str, Any]
 ) -> tuple[list[dict[str, Any]], list[CurvePoint]]:
     """The baseline's loss at other budgets, each trained with its whole schedule under the first seed, beside the same seed at 1.
 
@@ -159,36 +159,36 @@ def _curve(
     """
     points, plotted = [], []
     own = losses[0]
-    error = math.sqrt(2.0) * told["sd"] if told["sd"] is not None else math.nan
+    error = math.sqrt(2.0) * summary["sd"] if summary["sd"] is not None else math.nan
     for row in rows:
         if row.overrides["role"] != "curve":
             continue
-        factor = row.overrides["max_steps"] / told["steps"]
+        factor = row.overrides["max_steps"] / summary["steps"]
         loss = float(row.result["bits_per_byte"]) if row.status == "done" else None
-        plotted.append({"factor": factor, "flops": factor * told["flops"], "bits_per_byte": loss, "why": row.reason})
+        plotted.append({"factor": factor, "flops": factor * summary["flops"], "bits_per_byte": loss, "why": row.reason})
         if loss is not None and own is not None and math.isfinite(error):
             points.append(CurvePoint(factor, own - loss, error))
     return plotted, points
 
 
-def _variant(difference: Difference, base: str, settings: Settings, points: Sequence[CurvePoint], told: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def _variant(difference: Difference, base: str, settings: Settings, points: Sequence[CurvePoint], summaries: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     verdict = judge(difference, base, settings.effect)
-    found = difference.paired
-    times = statistics.multiplier(points, found)
-    by_flops = told[base]["flops"] / told[difference.name]["flops"]
-    speeds = told[difference.name]["tokens_per_second"], told[base]["tokens_per_second"]
-    memory = told[difference.name]["memory_bytes"], told[base]["memory_bytes"]
+    pairs = difference.paired
+    times = statistics.multiplier(points, pairs)
+    by_flops = summaries[base]["flops"] / summaries[difference.name]["flops"]
+    speeds = summaries[difference.name]["tokens_per_second"], summaries[base]["tokens_per_second"]
+    memory = summaries[difference.name]["memory_bytes"], summaries[base]["memory_bytes"]
     numbers: dict[str, Any] = dict.fromkeys(("difference", "low", "high", "confidence", "sd", "p_alone", "p_sign_flip", "smallest_effect"))
-    if found is not None:
+    if pairs is not None:
         numbers = {
-            "difference": found.mean,
-            "low": found.low,
-            "high": found.high,
-            "confidence": 1 - found.alpha,
-            "sd": found.sd,
-            "p_alone": found.p,
-            "p_sign_flip": found.p_flips,
-            "smallest_effect": statistics.smallest_effect(found.sd, found.num_pairs, found.alpha),
+            "difference": pairs.mean,
+            "low": pairs.low,
+            "high": pairs.high,
+            "confidence": 1 - pairs.alpha,
+            "sd": pairs.sd,
+            "p_alone": pairs.p,
+            "p_sign_flip": pairs.p_flips,
+            "smallest_effect": statistics.smallest_effect(pairs.sd, pairs.num_pairs, pairs.alpha),
         }
     return {
         "name": difference.name,
@@ -197,7 +197,7 @@ def _variant(difference: Difference, base: str, settings: Settings, points: Sequ
         **numbers,
         "low_95_alone": difference.low_95,
         "high_95_alone": difference.high_95,
-        "num_pairs": found.num_pairs if found else 0,
+        "num_pairs": pairs.num_pairs if pairs else 0,
         "p": difference.p,
         "diverged": difference.diverged,
         "baseline_diverged": difference.baseline_diverged,
@@ -224,13 +224,13 @@ def _compute(variant: Mapping[str, Any], base: str) -> str:
     return f"For the loss of {variant['name']}, {base} needs {times['value']:.2f} times the training FLOPs of {variant['name']} ({ends[0]})."
 
 
-def _uneven(told: Mapping[str, Mapping[str, Any]], base: str, settings: Settings) -> list[str]:
+def _uneven(summaries: Mapping[str, Mapping[str, Any]], base: str, settings: Settings) -> list[str]:
     """A sentence for each candidate whose budget came out otherwise than the baseline's."""
     key = {"tokens": "tokens", "flops": "flops", "time": "training_seconds"}[settings.budget]
     words = {"tokens": "tokens", "flops": "training FLOPs", "time": "training time"}[settings.budget]
     notes = []
-    for candidate in told.values():
-        ours, its = told[base][key], candidate[key]
+    for candidate in summaries.values():
+        ours, its = summaries[base][key], candidate[key]
         if ours and its and abs(its / ours - 1) > UNEVEN[settings.budget]:
             notes.append(f"{candidate['name']} had {100 * (its / ours - 1):+.1f}% {words} relative to {base}: the budgets are not exactly matched.")
     return notes
@@ -251,8 +251,8 @@ def _doubts(differences: Sequence[Difference]) -> list[str]:
 
 
 def _run(row: RunRecord) -> dict[str, Any]:
-    kept = {key: row.result.get(key) for key in ("bits_per_byte", "tokens", "flops", "seconds", "tokens_per_second", "path")}
-    return {"name": row.name, **row.overrides, "status": row.status, "why": row.reason, **kept}
+    numbers = {key: row.result.get(key) for key in ("bits_per_byte", "tokens", "flops", "seconds", "tokens_per_second", "path")}
+    return {"name": row.name, **row.overrides, "status": row.status, "why": row.reason, **numbers}
 
 
 def _finite(value: Any) -> Any:

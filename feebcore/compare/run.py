@@ -79,7 +79,7 @@ def compare(recipes: Sequence[Recipe], settings: Settings, workspace: Workspace,
         plugins = {digest_of(p): p for c in candidates for p in describe_plugins(c.recipe, STAGE)}
         return Made(report.headline(result), inputs, settings.model_dump(mode="json"), list(plugins.values()))
 
-    resolved = {"name": name, "plugins": sorted({str(p) for c in candidates for p in c.recipe.plugins})}
+    resolved: dict[str, Any] = {"name": name, "plugins": sorted({str(p) for c in candidates for p in c.recipe.plugins})}
     resolved |= {KIND: settings.model_dump(mode="json"), "recipes": {c.name: c.recipe.resolved() for c in candidates}}
     inputs = {c.name: finished_inputs(c.recipe, STAGE, workspace, shared) for c in candidates}
     return build_artifact(workspace, KIND, name, study_identity(candidates, settings, inputs), make, on_progress, resolved, shared)
@@ -258,8 +258,8 @@ class Comparison:
 
     def artifacts(self) -> dict[str, Artifact]:
         """Of every run that finished, by the run's name: the comparison's inputs, which gc then keeps."""
-        found = {r.name: self.workspace.find(STAGE, r.result["fingerprint"]) for r in self.ledger.records() if r.status == "done"}
-        return {name: artifact for name, artifact in found.items() if artifact is not None}
+        artifacts = {r.name: self.workspace.find(STAGE, r.result["fingerprint"]) for r in self.ledger.records() if r.status == "done"}
+        return {name: artifact for name, artifact in artifacts.items() if artifact is not None}
 
     def forward(self, row: dict[str, Any]) -> None:
         """Progress of runs to whoever follows the comparison; their own logs stay in their folders."""

@@ -110,8 +110,8 @@ def power_of(effect: float, sd: float, num_pairs: int, alpha: float = ALPHA) -> 
     if sd == 0.0:
         return 1.0
     shift, edge = abs(effect) / sd * math.sqrt(num_pairs), float(special.stdtrit(num_pairs - 1, 1 - alpha / 2))
-    found = 1.0 - float(special.nctdtr(num_pairs - 1, shift, edge) - special.nctdtr(num_pairs - 1, shift, -edge))
-    return min(1.0, found) if math.isfinite(found) else 1.0  # far beyond the edge SciPy's tail is nan
+    probability = 1.0 - float(special.nctdtr(num_pairs - 1, shift, edge) - special.nctdtr(num_pairs - 1, shift, -edge))
+    return min(1.0, probability) if math.isfinite(probability) else 1.0  # far beyond the edge SciPy's tail is nan
 
 
 def seeds_needed(effect: float, sd: float, alpha: float = ALPHA, power: float = POWER) -> int | None:
@@ -174,11 +174,11 @@ def differences_of(baseline: Sequence[float | None], variants: Mapping[str, Sequ
     the interval, and counted."""
     pairs = {name: [v - b for b, v in zip(baseline, losses, strict=True) if b is not None and v is not None] for name, losses in variants.items()}
     alone = {name: paired(values, alpha) if len(values) > 1 else None for name, values in pairs.items()}
-    adjusted, levels = holm([1.0 if found is None else found.p for found in alone.values()], alpha)
+    adjusted, levels = holm([1.0 if difference is None else difference.p for difference in alone.values()], alpha)
     differences = []
-    for (name, found), p, level in zip(alone.items(), adjusted, levels, strict=True):
-        ends = (math.nan, math.nan) if found is None else (found.low, found.high)
-        again = None if found is None else paired(pairs[name], level)
+    for (name, difference), p, level in zip(alone.items(), adjusted, levels, strict=True):
+        ends = (math.nan, math.nan) if difference is None else (difference.low, difference.high)
+        again = None if difference is None else paired(pairs[name], level)
         lost = [sum(loss is None for loss in losses) for losses in (variants[name], baseline)]
         differences.append(Difference(name, again, p, *ends, lost[0], lost[1], len(baseline)))
     return differences
@@ -221,10 +221,10 @@ def multiplier(curve: Sequence[CurvePoint], difference: Paired | None, draws: in
     gain, error = np.array([point.gain for point in points]), np.array([point.error for point in points])
     if gain[-1] - gain[0] <= 2 * math.hypot(error[-1], error[0]):
         return Multiplier(None, why="the baseline's loss does not fall with its budget by more than its noise")
-    wanted = -difference.mean
-    center = _reach(ln_factor, gain, wanted)
+    target = -difference.mean
+    center = _reach(ln_factor, gain, target)
     rng = np.random.default_rng(0)
-    sampled = wanted + difference.error * rng.standard_t(difference.num_pairs - 1, draws)
+    sampled = target + difference.error * rng.standard_t(difference.num_pairs - 1, draws)
     curves = gain + error * rng.standard_normal((draws, len(points)))
     ends = np.quantile([_reach(ln_factor, row, value) for row, value in zip(curves, sampled, strict=True)], (0.025, 0.975), method="nearest")
     low, high = (float(np.exp(end)) if math.isfinite(end) else None for end in ends)
@@ -234,11 +234,11 @@ def multiplier(curve: Sequence[CurvePoint], difference: Paired | None, draws: in
     return Multiplier(float(np.exp(center)), low, high)
 
 
-def _reach(ln_factor: Array, gain: Array, wanted: float) -> float:
+def _reach(ln_factor: Array, gain: Array, target: float) -> float:
     """ln factor at which the monotone curve gains `wanted`; -inf, inf outside."""
     from scipy.optimize import isotonic_regression
 
     rising = isotonic_regression(gain).x + 1e-12 * (ln_factor - ln_factor[0])  # never flat, so that a place is one place
-    if wanted < rising[0] or wanted > rising[-1]:
-        return -math.inf if wanted < rising[0] else math.inf
-    return float(np.interp(wanted, rising, ln_factor))
+    if target < rising[0] or target > rising[-1]:
+        return -math.inf if target < rising[0] else math.inf
+    return float(np.interp(target, rising, ln_factor))

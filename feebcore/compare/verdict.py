@@ -31,44 +31,42 @@ class Verdict:
 
 def judge(difference: Difference, baseline: str, effect: float, alpha: float = statistics.ALPHA, power: float = statistics.POWER) -> Verdict:
     """The verdict on one variant. effect: the smallest difference in bits per byte that matters to the reader."""
-    name, found = difference.name, difference.paired
+    name, paired = difference.name, difference.paired
     lost = _lost(difference, baseline)
-    if found is None:
+    if paired is None:
         return Verdict("cannot tell", f"cannot tell whether {name} differs from {baseline}: fewer than 2 pairs of runs finished{lost}.")
     needed = at_most = None
-    if found.sd > 0:
-        needed = statistics.seeds_needed(effect, found.sd, found.alpha, power)
-        at_most = statistics.seeds_needed(effect, statistics.sd_at_most(found.sd, found.num_pairs), found.alpha, power)
+    if paired.sd > 0:
+        needed = statistics.seeds_needed(effect, paired.sd, paired.alpha, power)
+        at_most = statistics.seeds_needed(effect, statistics.sd_at_most(paired.sd, paired.num_pairs), paired.alpha, power)
     against_variant, against_baseline = difference.diverged > difference.baseline_diverged, difference.baseline_diverged > difference.diverged
-    evidence = (
-        f"{100 * (1 - found.alpha):.3g}% interval {_interval(found.low, found.high)} bits per byte, {found.num_pairs} paired seeds, p {p_text(difference.p)}"
-    )
-    largest = max(abs(found.low), abs(found.high))
+    evidence = f"{100 * (1 - paired.alpha):.3g}% interval {_interval(paired.low, paired.high)} bits per byte, {paired.num_pairs} paired seeds, p {p_text(difference.p)}"
+    largest = max(abs(paired.low), abs(paired.high))
     kind: Kind
-    if found.p <= found.alpha and found.low * found.high > 0:
-        kind = "better" if found.mean < 0 else "worse"
+    if paired.p <= paired.alpha and paired.low * paired.high > 0:
+        kind = "better" if paired.mean < 0 else "worse"
         if (kind == "better" and against_variant) or (kind == "worse" and against_baseline):
             loser = name if kind == "better" else baseline
-            sentence = f"cannot tell: where both finished, {name} is {abs(found.mean):.4f} {_lower(found.mean)} than {baseline} ({evidence}), but {loser} diverges{lost}."
+            sentence = f"cannot tell: where both finished, {name} is {abs(paired.mean):.4f} {_lower(paired.mean)} than {baseline} ({evidence}), but {loser} diverges{lost}."
             return Verdict("cannot tell", sentence, needed, at_most)
         small = f", less than the smallest effect of interest, {effect:g}" if largest < effect else ""
         return Verdict(
-            kind, f"{name} is {kind} than {baseline}: {abs(found.mean):.4f} bits per byte {_lower(found.mean)}{small} ({evidence}){lost}.", needed, at_most
+            kind, f"{name} is {kind} than {baseline}: {abs(paired.mean):.4f} bits per byte {_lower(paired.mean)}{small} ({evidence}){lost}.", needed, at_most
         )
     if largest <= effect and not (difference.diverged or difference.baseline_diverged):
-        same = "every run gave the same number" if found.sd == 0 and found.mean == 0 else evidence
+        same = "every run gave the same number" if paired.sd == 0 and paired.mean == 0 else evidence
         return Verdict(
             "no difference", f"no difference larger than {_up(largest)} bits per byte between {name} and {baseline} ({same}){lost}.", needed, at_most
         )
-    advice = _advice(effect, found.num_pairs, needed, at_most) if needed is not None else ""
+    advice = _advice(effect, paired.num_pairs, needed, at_most) if needed is not None else ""
     return Verdict("cannot tell", f"cannot tell whether {name} differs from {baseline} ({evidence}){lost}{advice}.", needed, at_most)
 
 
 def _lost(difference: Difference, baseline: str) -> str:
     """What is said of diverged runs; empty when there are none."""
     sides = [(difference.name, difference.diverged), (baseline, difference.baseline_diverged)]
-    told = [f"{count} of {difference.num_seeds} runs of {name} diverged" for name, count in sides if count]
-    return f"; {' and '.join(told)}, and those pairs are excluded from the interval" if told else ""
+    counts = [f"{count} of {difference.num_seeds} runs of {name} diverged" for name, count in sides if count]
+    return f"; {' and '.join(counts)}, and those pairs are excluded from the interval" if counts else ""
 
 
 def _advice(effect: float, have: int, needed: int, at_most: int | None) -> str:

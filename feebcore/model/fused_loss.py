@@ -40,7 +40,7 @@ def _sum_and_gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The sum, and, when wanted, its gradients by hidden [N,C] and weight [V,C] (else empty), in their dtypes."""
     N, dtype = len(hidden_NC), hidden_NC.dtype
-    nats_N = torch.empty(N, device=hidden_NC.device)
+    nll_N = torch.empty(N, device=hidden_NC.device)
     by_hidden_NC = torch.empty_like(hidden_NC) if wanted else hidden_NC.new_empty(0)
     by_weight_VC = torch.zeros_like(weight_VC, dtype=torch.float32) if wanted else hidden_NC.new_empty(0)
     for start in range(0, N, rows):
@@ -48,11 +48,11 @@ def _sum_and_gradients(
         hidden_nC, target_n1 = hidden_NC[part], targets_N[part, None]
         logits_nV = (hidden_nC @ weight_VC.t()).float()
         if not wanted:
-            nats_N[part] = F.cross_entropy(logits_nV, targets_N[part], reduction="none")
+            nll_N[part] = F.cross_entropy(logits_nV, targets_N[part], reduction="none")
             continue
         p_nV = torch.softmax(logits_nV, 1)
         # log-sum-exp by way of the largest probability, which is never tiny, so that there is one pass of exponentials
-        nats_N[part] = (logits_nV.amax(1, keepdim=True) - p_nV.amax(1, keepdim=True).log() - logits_nV.gather(1, target_n1))[:, 0]
+        nll_N[part] = (logits_nV.amax(1, keepdim=True) - p_nV.amax(1, keepdim=True).log() - logits_nV.gather(1, target_n1))[:, 0]
         p_nV.scatter_(1, target_n1, p_nV.gather(1, target_n1) - 1)
         if scale_N is not None:
             p_nV *= scale_N[part, None]
@@ -62,7 +62,7 @@ def _sum_and_gradients(
             by_weight_VC.addmm_(g_nV.t(), hidden_nC)
         else:
             by_weight_VC += g_nV.t() @ hidden_nC
-    total = nats_N.sum() if scale_N is None else torch.dot(nats_N, scale_N.float())
+    total = nll_N.sum() if scale_N is None else torch.dot(nll_N, scale_N.float())
     return total, by_hidden_NC, by_weight_VC.to(dtype)
 
 

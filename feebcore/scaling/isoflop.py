@@ -51,29 +51,30 @@ def minimum(budget: float, size: Array, tokens: Array, loss: Array, method: Meth
     x, y, ln_loss = np.log(size[order]), np.log(tokens[order]), np.log(loss[order])
     if len(x) < 3 or len(np.unique(x)) < 3:
         return Minimum(budget, math.nan, math.nan, math.nan, len(x), "fewer than 3 sizes")
-    found, value, problem = _akima(x, ln_loss) if method == "akima" else _parabola(x, np.exp(ln_loss))
-    if math.isnan(found):
+    vertex, value, problem = _akima(x, ln_loss) if method == "akima" else _parabola(x, np.exp(ln_loss))
+    if math.isnan(vertex):
         return Minimum(budget, math.nan, math.nan, math.nan, len(x), problem)
-    return Minimum(budget, math.exp(found), math.exp(_linear(found, x, y)), value, len(x), problem)
+    return Minimum(budget, math.exp(vertex), math.exp(_linear(vertex, x, y)), value, len(x), problem)
 
 
 def minima(points: Sequence[Point], parameter_count: ParameterCount, method: Method = "parabola") -> list[Minimum]:
     """One a budget, lowest budget first; points without a budget are left out."""
-    found = []
+    minima = []
     for budget in sorted({p.budget for p in points if p.budget > 0}):
         curve = [p for p in points if p.budget == budget]
         size = np.array([p.size(parameter_count) for p in curve], dtype=np.float64)
-        found.append(minimum(budget, size, np.array([p.tokens for p in curve]), np.array([p.loss for p in curve]), method))
-    return found
+        minima.append(minimum(budget, size, np.array([p.tokens for p in curve]), np.array([p.loss for p in curve]), method))
+    return minima
 
 
-def allocate(found: Sequence[Minimum]) -> Allocation:
+def allocate(minima: Sequence[Minimum]) -> Allocation:
     """A line through ln N_opt against ln C. Raises NotIdentifiable with fewer than 2 interior minima, or when N_opt
     would not grow with compute."""
-    interior = [m for m in found if not m.problem]
+    interior = [m for m in minima if not m.problem]
     if len(interior) < 2:
         raise NotIdentifiable(
-            f"{len(interior)} of {len(found)} budgets have an interior minimum; " + "; ".join(f"{m.budget:.3g} FLOPs: {m.problem}" for m in found if m.problem)
+            f"{len(interior)} of {len(minima)} budgets have an interior minimum; "
+            + "; ".join(f"{m.budget:.3g} FLOPs: {m.problem}" for m in minima if m.problem)
         )
     exponent, intercept = np.polyfit(np.log([m.budget for m in interior]), np.log([m.size for m in interior]), 1)
     if exponent <= 0:
@@ -86,12 +87,12 @@ def _parabola(x: Array, loss: Array) -> tuple[float, float, str]:
     curvature, slope, level = np.polyfit(x - center, loss, 2)
     if curvature <= 0:
         return math.nan, math.nan, "the curve has no minimum (it bends down)"
-    found = float(-slope / (2 * curvature))
+    vertex = float(-slope / (2 * curvature))
     value = float(level - slope**2 / (4 * curvature))
-    if found < x[0] - center or found > x[-1] - center:
-        edge = "smallest" if found < x[0] - center else "largest"
-        return found + float(center), value, f"the minimum lies beyond the {edge} size; add runs there"
-    return found + float(center), value, ""
+    if vertex < x[0] - center or vertex > x[-1] - center:
+        edge = "smallest" if vertex < x[0] - center else "largest"
+        return vertex + float(center), value, f"the minimum lies beyond the {edge} size; add runs there"
+    return vertex + float(center), value, ""
 
 
 def _akima(x: Array, ln_loss: Array) -> tuple[float, float, str]:

@@ -273,7 +273,7 @@ def _point(record: RunRecord) -> Point:
 
 
 def _cell_line(record: RunRecord) -> dict[str, Any]:
-    kept = {k: record.result[k] for k in ("loss", "bits_per_byte", "seconds", "tokens", "steps", "final_loss", "epochs") if k in record.result}
+    numbers = {k: record.result[k] for k in ("loss", "bits_per_byte", "seconds", "tokens", "steps", "final_loss", "epochs") if k in record.result}
     line: dict[str, Any] = {
         "name": record.name,
         "status": record.status,
@@ -284,7 +284,7 @@ def _cell_line(record: RunRecord) -> dict[str, Any]:
         "N": record.result.get("parameters"),
         "D": record.result.get("tokens"),
     }
-    return line | kept | ({"reason": record.reason} if record.reason else {})
+    return line | numbers | ({"reason": record.reason} if record.reason else {})
 
 
 def _outcome(entry: dict[str, Any], record: RunRecord) -> dict[str, Any]:

@@ -6,6 +6,7 @@ the sources fetched. Fetching resumes; reading and filtering start again after a
 
 from __future__ import annotations
 
+import functools
 import shutil
 from collections import Counter
 from collections.abc import Mapping
@@ -111,7 +112,7 @@ def _read_sources(section: DownloadConfig, out: StageOutput, work: Path, dropped
         folder = out.path / "raw" / f"{number}-{part.spec.name}"
         source: Source = part.build()
         folder.mkdir(parents=True, exist_ok=True)
-        source.fetch(folder, lambda done, total, name=part.name: _tick(out, done, total, "bytes", f"fetch {name}"))
+        source.fetch(folder, functools.partial(_tick, out, unit="bytes", name=f"fetch {part.name}"))
         before, empty, unencodable = spool.num_documents, spool.num_empty, spool.num_unencodable
         for document in source.documents(folder):
             spool.add(document)

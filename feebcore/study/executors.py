@@ -141,7 +141,10 @@ class _Worker:
         self.asked = False
         self.deadline = float("inf")
         self.has_device = wants_device
-        self._device, lock = _lease_device(on_progress) if wants_device else (None, -1)
+        device: str | None = None
+        lock = -1
+        if wants_device:
+            device, lock = _lease_device(on_progress)
         self._log = tempfile.TemporaryFile()
         requests, self._requests = os.pipe()
         self._replies, replies = os.pipe()
@@ -154,7 +157,7 @@ class _Worker:
                 stderr=subprocess.STDOUT,
                 pass_fds=[fd for fd in (requests, replies, lock) if fd >= 0],  # the device stays leased while the worker saves
                 start_new_session=True,
-                env=_environment(jobs, self._device),
+                env=_environment(jobs, device),
             )
         finally:
             for handle in (requests, replies, lock):

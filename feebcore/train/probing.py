@@ -80,7 +80,7 @@ class BlockCall:
 
 @dataclasses.dataclass(frozen=True)
 class Places:
-    """Names of modules inside a transformer's depth: of blocks with their layer, and of what the block layout was given."""
+    """Names of modules inside a transformer's stack: of blocks with their layer, and of what the blocks were given."""
 
     blocks: dict[str, int]
     attention: set[str]
@@ -89,7 +89,7 @@ class Places:
 
 
 def find_places(model: Transformer) -> Places:
-    """Where a block layout, whatever it is, keeps its attentions, feedforwards and norms: another depth is built from the same
+    """Where a block, whatever it is, keeps its attentions, feedforwards and norms: another stack is built from the same
     parts, without memory for weights, and what the parts make is looked up in it."""
     made: dict[str, list[nn.Module]] = {"block": [], "attention": [], "feedforward": [], "norm": []}
     layers: list[int] = []

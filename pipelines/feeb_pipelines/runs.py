@@ -56,13 +56,13 @@ def reconcile_runs(workspace: Path) -> list[str]:
 
 
 def _dead_locks(workspace: Path) -> list[Path]:
-    found, server = [], _server_name(workspace)
+    locks, server = [], _server_name(workspace)
     for path in sorted((home_of(workspace) / "runs").glob("*.lock")):
         with contextlib.suppress(OSError), open(path, "r+b") as handle:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if handle.read().decode() == server:
-                found.append(path)
-    return found
+                locks.append(path)
+    return locks
 
 
 def _never_locked(client: Any, workspace: Path) -> set[UUID]:

@@ -27,13 +27,13 @@ def headline(metrics: Mapping[str, Any]) -> str:
 
 def flat_metrics(metrics: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     """Nested metrics as dotted names, scalars only."""
-    found: list[tuple[str, Any]] = []
+    pairs: list[tuple[str, Any]] = []
     for name, value in metrics.items():
         if isinstance(value, Mapping):
-            found += flat_metrics(value, f"{prefix}{name}.")
+            pairs += flat_metrics(value, f"{prefix}{name}.")
         elif value is None or isinstance(value, str | int | float | bool):
-            found.append((f"{prefix}{name}", value))
-    return found
+            pairs.append((f"{prefix}{name}", value))
+    return pairs
 
 
 def number(value: Any) -> str:

@@ -68,7 +68,7 @@ def test_nothing_is_told_of_what_is_left_where_runs_diverged() -> None:
     whole = values(a=2.0, b=2.1)
     for text in ("a < b", "a > b", "a = b within 1"):
         lost = judge(parse(text), SEEDS, lambda v, s, t: None if (v, s) == ("a", 1) else whole(v, s, t))
-        assert (lost.kind, lost.lost, lost.found) == ("cannot tell", 1, None)
+        assert (lost.kind, lost.lost, lost.difference) == ("cannot tell", 1, None)
         assert "1 of 4 seeds" in lost.why
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from feebcore.api import open_run
+from feebcore.artifacts import Workspace
 from feebcore.recipe import load
 from feebcore.run.build import run_all
 from feebcore.run.plan import plan
@@ -52,8 +54,9 @@ def feeb_stages():
 
 @pytest.fixture
 def recipe(tiny_chain, tmp_path: Path):
-    """A recipe with the new stage in the workspace of the tiny chain."""
+    """A recipe with the new stage, and a copy of the tiny chain's workspace, which other tests use too."""
     workspace, _ = tiny_chain
+    shutil.copytree(workspace.root, tmp_path / "data")
     (tmp_path / "their_dpo.py").write_text(PLUGIN)
     base = workspace.root.parent / "tiny.yaml"
     stages = "[download, tokenizer, shard, pretrain, dpo, evaluate, report]"
@@ -64,7 +67,7 @@ def recipe(tiny_chain, tmp_path: Path):
 
 
 def test_a_strangers_stage_is_planned_run_evaluated_reported_and_opened(tiny_chain, recipe: Path) -> None:
-    workspace, artifacts = tiny_chain
+    workspace, artifacts = Workspace(recipe.parent / "data"), tiny_chain[1]
     loaded = load(recipe)
     statuses = {item.stage: item.status for item in plan(loaded, workspace)}
     assert statuses == {"download": "reuse", "tokenizer": "reuse", "shard": "reuse", "pretrain": "reuse", "dpo": "run", "evaluate": "run", "report": "run"}
@@ -84,8 +87,8 @@ def test_a_strangers_stage_is_planned_run_evaluated_reported_and_opened(tiny_cha
 
 @pytest.mark.e2e
 @pytest.mark.slow
-def test_a_strangers_stage_runs_in_a_flow(tiny_chain, recipe: Path) -> None:
-    workspace, _ = tiny_chain
+def test_a_strangers_stage_runs_in_a_flow(recipe: Path) -> None:
+    workspace = Workspace(recipe.parent / "data")
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "FEEB_"))} | {"DO_NOT_TRACK": "1"}
     command = [sys.executable, "-m", "feeb_pipelines.cli", "run", "dpo", str(recipe), "--set", "dpo.noise=0.01", "--workspace", str(workspace.root), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment, check=False)

@@ -42,7 +42,9 @@ def test_the_wheel_holds_only_feebs_own_packages(wheel):
     assert all(top.startswith("feeb") for top in tops), tops
     assert "feebcore/hookspecs.py" in names
     assert "feeb_models/__init__.py" in names
-    assert "feeb_pipelines/flows/pipeline.py" in names
+    assert "feeb_pipelines/plugin_template/copier.yml" in names
+    assert any(name.startswith("feeb_pipelines/plugin_template/package/.github/") for name in names)
+    assert "feeb_pipelines/flows/stages.py" in names
 
 
 def declared(distributions: list[Distribution], extra: str = "") -> dict[str, Distribution]:

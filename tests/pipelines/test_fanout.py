@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from feebcore.artifacts import Workspace
-from feebcore.data import encode, fan_out
+from feebcore.data import encode, task_runner
 from feebcore.errors import RecipeError
 from feebcore.recipe import load
 from feebcore.run.build import run_all
@@ -98,7 +98,7 @@ def test_units_come_back_in_order_whatever_order_they_end_in(tmp_path: Path, mon
         def __exit__(self, *unused: object) -> None:
             pass
 
-    with fan_out.offering(lambda kind, workers, address: Runner()):
+    with task_runner.offering(lambda kind, workers, address: Runner()):
         again = run_all(load(write_recipe(tmp_path, fan_out="threads", workers=2)), Workspace(tmp_path / "fanned"))
     assert again["shard"].digest == built["shard"].digest
     assert len(done) > 5

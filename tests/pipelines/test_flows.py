@@ -185,7 +185,9 @@ def test_a_comparison_is_a_flow_run_with_a_task_per_run(served: Feeb, tmp_path: 
     (tmp_path / "base.yaml").write_text(json.dumps({"name": "base", "stages": ["download", "tokenizer", "shard", "pretrain"], **sections}))
     (tmp_path / "wide.yaml").write_text("extends: base.yaml\nname: wide\npretrain: {architecture: {d_model: 16}, compile: 'off'}\n")
     command = ["compare", tmp_path / "base.yaml", tmp_path / "wide.yaml", "--seeds", "2", "--no-tune-lr", "--curve", "none", "--jobs", "2"]
-    result = served.json(*command, "--set", "pretrain.schedule.warmup_steps=1")
+    done = served(*command, "--set", "pretrain.schedule.warmup_steps=1", "--json", timeout=280)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
     assert len(result["verdict"]) == 1
     assert flow_runs(served) == [("compare-base-vs-wide", "Completed")]
     shared = ["base-download", "base-tokenizer", "base-shard"]

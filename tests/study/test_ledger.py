@@ -137,21 +137,21 @@ def test_released_and_expired_runs_are_planned_again(ledger: Ledger) -> None:
 
 
 def test_ten_thousand_runs_are_planned_leased_and_listed_quickly(tmp_path: Path) -> None:
-    """Twice what is promised, for machines that do other work."""
+    """Of a lease the quickest tenth counts, and of long calls the CPU's time, so that other work on the machine does not."""
     many = specs(10_000)
     with Ledger(tmp_path / "ledger.sqlite") as ledger:
-        seconds = {"plan": _seconds(lambda: plan(ledger, *many)), "list": _seconds(ledger.records)}
+        seconds = {"plan": _seconds(lambda: plan(ledger, *many), time.process_time), "list": _seconds(ledger.records, time.process_time)}
         owner = this_owner()
-        seconds["lease"] = sorted(_seconds(lambda: ledger.lease(owner)) for _ in range(300))[150]
-        seconds["done"] = sorted(_seconds(lambda i=i: ledger.done(f"r{i}", {"loss": 1.0}, owner)) for i in range(300))[150]
-    assert seconds["plan"] < 4 and seconds["list"] < 4, seconds  # noqa: PT018
-    assert seconds["lease"] < 0.004 and seconds["done"] < 0.004, seconds  # noqa: PT018
+        seconds["lease"] = sorted(_seconds(lambda: ledger.lease(owner)) for _ in range(300))[30]
+        seconds["done"] = sorted(_seconds(lambda i=i: ledger.done(f"r{i}", {"loss": 1.0}, owner)) for i in range(300))[30]
+    assert max(seconds["plan"], seconds["list"]) < 2, seconds
+    assert max(seconds["lease"], seconds["done"]) < 0.002, seconds
 
 
-def _seconds(what: object) -> float:
-    began = time.perf_counter()
+def _seconds(what: object, clock: object = time.perf_counter) -> float:
+    began = clock()  # type: ignore[operator]
     what()  # type: ignore[operator]
-    return time.perf_counter() - began
+    return clock() - began  # type: ignore[operator]
 
 
 WORKER = """

@@ -14,7 +14,7 @@ from feebcore.train import compilation
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(not compilation.has_compiler(resolve_device("cpu")), reason="no C++ compiler here")
 @pytest.mark.parametrize(("ranks", "kills"), [(1, 2), (2, 1)])
 def test_kills_of_a_compiled_run_change_no_bit(tmp_path, ranks, kills):

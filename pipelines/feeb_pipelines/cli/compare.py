@@ -71,15 +71,15 @@ def compare(
     overrides, space = with_inputs(set, input), Workspace(workspace)
     started = time.monotonic()
     display = Display(quiet=json)
-    chosen, members, command = load_candidates(recipes, settings, overrides, quick)
+    chosen, variants, command = load_candidates(recipes, settings, overrides, quick)
     if plan:
-        print_plan(planned_runs(members, chosen, space), json)
+        print_plan(planned_runs(variants, chosen, space), json)
         return 0
-    if (finished := finished_comparison(members, chosen, space)) is not None:
+    if (finished := finished_comparison(variants, chosen, space)) is not None:
         artifact = finished
     elif in_process:
         with display, interruptible(), executing(InProcess()):
-            artifact = run_comparison(members, chosen, space, display, command)
+            artifact = run_comparison(variants, chosen, space, display, command)
     else:
         parameters = {"recipes": [str(r) for r in recipes], "settings": settings.model_dump(mode="json"), "overrides": overrides, "quick": quick}
         made = read_artifact(Path(as_flow("compare", space, display, **parameters, jobs=jobs)["path"]))

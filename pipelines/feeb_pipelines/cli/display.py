@@ -20,8 +20,8 @@ PLAIN_EVERY = 10.0
 
 def console(stderr: bool = False) -> Console:
     """A console as wide as the terminal; without one, wide enough to avoid wrapping."""
-    found = _Console(stderr=stderr, highlight=False, soft_wrap=True)
-    return found if found.is_terminal or "COLUMNS" in os.environ else _Console(stderr=stderr, highlight=False, soft_wrap=True, width=200)
+    made = _Console(stderr=stderr, highlight=False, soft_wrap=True)
+    return made if made.is_terminal or "COLUMNS" in os.environ else _Console(stderr=stderr, highlight=False, soft_wrap=True, width=200)
 
 
 class _Console(Console):

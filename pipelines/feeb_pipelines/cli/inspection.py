@@ -43,15 +43,15 @@ def plan(
 
     space = Workspace(workspace)
     rows: list[dict[str, Any]] = []
-    for member in load_study(recipe, with_inputs(set, input)):
-        items = plan_stages(member, space, [stage] if stage else None)
+    for run in load_study(recipe, with_inputs(set, input)):
+        items = plan_stages(run, space, [stage] if stage else None)
         built = {item.stage: item.artifact for item in items if item.artifact is not None}
-        for item in explain_differences(items, space, member.name):
-            if isinstance(member.stages[item.stage].section, SweepConfig) and item.artifact is None:
+        for item in explain_differences(items, space, run.name):
+            if isinstance(run.stages[item.stage].section, SweepConfig) and item.artifact is None:
                 from feebcore.scaling.sweep import planned_cells
 
-                rows += planned_cells(member, item.stage, space, built)
-            rows.append(row_of(member.name, item))
+                rows += planned_cells(run, item.stage, space, built)
+            rows.append(row_of(run.name, item))
     print_plan(rows, json)
 
 
@@ -77,11 +77,11 @@ def show(recipe: RecipePath, /, *, set: Set = [], json: Json = False) -> None:  
     """
     from feebcore.recipe import load_study, to_yaml
 
-    members = load_study(recipe, set)
+    recipes = load_study(recipe, set)
     if json:
-        resolved = [m.resolved() for m in members]
+        resolved = [r.resolved() for r in recipes]
         return _print_json(resolved if len(resolved) > 1 else resolved[0])
-    sys.stdout.write("---\n".join(to_yaml(m) for m in members))
+    sys.stdout.write("---\n".join(to_yaml(r) for r in recipes))
     return None
 
 

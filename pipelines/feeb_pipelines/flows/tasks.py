@@ -112,12 +112,12 @@ def run_comparison(recipes: Sequence[str], settings: Mapping[str, Any], override
     from feebcore.compare.run import compare
 
     began = time.time()
-    chosen, members, command = load_candidates(recipes, Settings(**settings), overrides, quick)
+    chosen, variants, command = load_candidates(recipes, Settings(**settings), overrides, quick)
     space = Workspace(workspace)
-    title = f"compare-{chosen.name or '-vs-'.join(member.name for member in members[:4])}"
-    with _flow_run(space, title, ["compare", *sorted({member.name for member in members})], jobs):
+    title = f"compare-{chosen.name or '-vs-'.join(r.name for r in variants[:4])}"
+    with _flow_run(space, title, ["compare", *sorted({r.name for r in variants})], jobs):
         try:
-            artifact = compare(members, chosen, space, _publish, command)
+            artifact = compare(variants, chosen, space, _publish, command)
         except Interrupted as stopped:
             return Cancelled(message=str(stopped))
         create_markdown_artifact(artifact.file("page.md").read_text(), key=slug(title), description="The verdict of the comparison")

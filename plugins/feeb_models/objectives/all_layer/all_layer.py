@@ -17,7 +17,7 @@ from feebcore.protocols import Batch, BuildContext, LanguageModel, Objective, Ob
 
 
 class AllLayer(Objective):
-    """metrics: nll, of the last layer; nats_layer_l of each layer l, counted from 0."""
+    """metrics: nll, of the last layer; nll_layer_l of each layer l, counted from 0."""
 
     name = "all_layer"
 
