@@ -80,7 +80,8 @@ def compare(recipes: Sequence[Recipe], settings: Settings, workspace: Workspace,
         return Made(report.headline(result), inputs, settings.model_dump(mode="json"), list(plugins.values()))
 
     resolved: dict[str, Any] = {"name": name, "plugins": sorted({str(p) for c in candidates for p in c.recipe.plugins})}
-    resolved |= {KIND: settings.model_dump(mode="json"), "recipes": {c.name: c.recipe.resolved() for c in candidates}}
+    resolved[KIND] = settings.model_dump(mode="json")
+    resolved["recipes"] = {c.name: c.recipe.resolved() for c in candidates}
     inputs = {c.name: finished_inputs(c.recipe, STAGE, workspace, shared) for c in candidates}
     return build_artifact(workspace, KIND, name, study_identity(candidates, settings, inputs), make, on_progress, resolved, shared)
 

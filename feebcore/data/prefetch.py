@@ -69,4 +69,4 @@ class Prefetch:
 def pinned(batch: Batch) -> Batch:
     """The batch in page-locked memory, from which `.to(device, non_blocking=True)` overlaps other work."""
     values = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
-    return Batch(**{name: None if value is None else value.pin_memory() for name, value in values.items()})
+    return dataclasses.replace(batch, **{name: value.pin_memory() for name, value in values.items() if value is not None})

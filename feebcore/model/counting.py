@@ -6,7 +6,9 @@ own initial weights derives from ModelPart and overrides the method that says so
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -51,11 +53,15 @@ class ModelPart(nn.Module):
         """Called once after every optimizer step, for state that is updated by a rule instead of a gradient."""
 
 
+def _run_after_step(part: ModelPart, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    part.after_optimizer_step()
+
+
 def hook_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Have the parts of `model` that have an `after_optimizer_step` called after every step of `optimizer`."""
     for module in model.modules():
         if isinstance(module, ModelPart) and type(module).after_optimizer_step is not ModelPart.after_optimizer_step:
-            optimizer.register_step_post_hook(lambda _optimizer, _args, _kwargs, part=module: part.after_optimizer_step())
+            optimizer.register_step_post_hook(functools.partial(_run_after_step, module))
 
 
 def draws_own_weights(module: nn.Module) -> bool:
