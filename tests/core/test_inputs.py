@@ -85,7 +85,7 @@ def test_the_newest_of_a_name_is_taken_and_its_content_is_identity(folder, works
         ("{numbers: thre}", r"alone.yaml:3: inputs.numbers: no artifact 'thre' of stage numbers in .*did you mean 'three'"),
         (
             "{numbers: total/three}",
-            r"alone.yaml:3: inputs.numbers: .* holds nothing that another stage needs; in the place of stage numbers it must hold numbers",
+            r"alone.yaml:3: inputs.numbers: .* holds nothing that another stage needs; instead of stage numbers it must hold numbers",
         ),
         ("{numbers: ./nowhere}", r"alone.yaml:3: inputs.numbers: there is no folder .*nowhere; `feeb artifacts import FOLDER numbers NAME`"),
         ("{numbers: ./data}", r"data is not a finished artifact"),

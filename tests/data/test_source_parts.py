@@ -92,7 +92,7 @@ def test_damaged_rows_name_file_and_line(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"a\.jsonl:1: no key 'text' \(text_column\); did you mean 'txt'"):
         read(tmp_path, "a.jsonl")
     (tmp_path / "a.parquet").write_bytes(b"no parquet")
-    with pytest.raises(DataError, match="no Parquet file"):
+    with pytest.raises(DataError, match="not a Parquet file"):
         read(tmp_path, "a.parquet")
     pl.DataFrame({"text": [1]}).write_parquet(tmp_path / "a.parquet")
     with pytest.raises(DataError, match="holds Int64, not text"):

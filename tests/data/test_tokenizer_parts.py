@@ -220,7 +220,7 @@ def test_an_error_of_the_texts_comes_out(tmp_path: Path) -> None:
 
 
 def test_damaged_folders_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="no tokenizer folder"):
+    with pytest.raises(ArtifactError, match="not a tokenizer folder"):
         load_tokenizer(tmp_path)
     (tmp_path / "part.json").write_text('{"name": "bpe", "config": {"vocab_size": 600}}')
     (tmp_path / "tokenizer.json").write_text("{}")

@@ -122,7 +122,7 @@ def test_the_template_has_an_example_of_every_kind_and_no_other():
 def test_an_update_renews_the_template_and_leaves_the_part_alone(tmp_path):
     new("halves", kind="schedule", into=tmp_path)
     folder = tmp_path / "feeb-halves"
-    with pytest.raises(FeebError, match="no git checkout"):
+    with pytest.raises(FeebError, match="not a git checkout"):
         update(folder)
 
     def git(*arguments):

@@ -64,7 +64,7 @@ if __name__ == "__main__":
     def kill(row: dict[str, Any]) -> None:
         """SIGKILL in the middle of the cell after `left` finished ones."""
         global left
-        if row["kind"] == "log" and row["text"].startswith("cell "):
+        if row["kind"] == "log" and row["text"].startswith("run "):
             left -= 1
             if left == 0:
                 threading.Timer(0.05, lambda: os.kill(os.getpid(), signal.SIGKILL)).start()

@@ -196,7 +196,7 @@ def test_bad_sizes_are_found_before_anything_runs() -> None:
     problems = check(section(planner={"name": "isoflop", "sizes": [{"d_model": 6, "num_heads": 4}, {"d_mdoel": 8}, {"seq_len": 4}], "budgets": [1e7]}), None)  # type: ignore[arg-type]
     assert any("d_model 6 does not divide into num_heads 4" in p for p in problems)
     assert any("'d_mdoel'" in p and "did you mean 'd_model'" in p for p in problems)
-    assert any("seq_len must be the same for all cells" in p for p in problems)
+    assert any("seq_len must be the same for all runs" in p for p in problems)
     assert check(section(), None) == []  # type: ignore[arg-type]
 
 

@@ -10,7 +10,7 @@ from feeb_pipelines.cli.options import Json, WorkspaceOption
 
 
 def generate(
-    where: Annotated[str, Parameter(help="A run's name, as quickstart; or STAGE/NAME; or the path of an artifact or model folder.")],
+    model: Annotated[str, Parameter(help="Model: run name such as quickstart, STAGE/NAME, or path of an artifact or model folder.")],
     prompt: Annotated[str, Parameter(help="Prompt.")] = "",
     /,
     *,
@@ -38,10 +38,10 @@ def generate(
 
     _check_options(max_new_tokens, temperature, top_k, top_p)
     options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
-    if (Path(where) / "model.json").exists():  # a model folder, as one that was exported
-        text = complete(open_model(where), prompt, max_new_tokens, **options)  # type: ignore[arg-type]
+    if (Path(model) / "model.json").exists():  # a model folder, as one that was exported
+        text = complete(open_model(model), prompt, max_new_tokens, **options)  # type: ignore[arg-type]
     else:
-        text = open_run(where, workspace).generate(prompt, max_new_tokens, **options)
+        text = open_run(model, workspace).generate(prompt, max_new_tokens, **options)
     if json:
         import json as json_module
 

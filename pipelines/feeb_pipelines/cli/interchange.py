@@ -62,7 +62,7 @@ def import_(
 
 
 def export(
-    where: Annotated[str, Parameter(help="A run's name, as quickstart; or STAGE/NAME; or the path of an artifact or model folder.")],
+    model: Annotated[str, Parameter(help="Model: run name such as quickstart, STAGE/NAME, or path of an artifact or model folder.")],
     target: Annotated[Path, Parameter(help="Output folder.")],
     /,
     *,
@@ -79,7 +79,7 @@ def export(
     from feebcore.api import open_run
 
     part = _part("exporters", exporter, option)
-    folder = Path(where) if (Path(where) / "model.json").exists() else open_run(where, workspace).path / "model"
+    folder = Path(model) if (Path(model) / "model.json").exists() else open_run(model, workspace).path / "model"
     part.build()(folder, target.expanduser())
     print(target)
 

@@ -10,7 +10,9 @@ from feebcore.model.config import ModelPartConfig
 class AttentionConfig(ModelPartConfig):
     qk_norm: bool = Field(False, description="normalize queries and keys with the model's norm, per head, before rotation")
     bias: bool = Field(False, description="biases in the projections")
-    logit_softcap: float = Field(0.0, ge=0.0, description="scores become logit_softcap * tanh(scores / logit_softcap); 0 is off")
+    logit_softcap: float = Field(
+        0.0, ge=0.0, description="attention scores become logit_softcap * tanh(scores / logit_softcap) (attn_logit_softcapping); 0: off"
+    )
 
 
 def check_groups(num_kv_heads: int, num_heads: int) -> None:

@@ -8,4 +8,4 @@ import feebcore as feeb
 
 
 class HeadConfig(feeb.PartConfig):
-    logit_softcap: float = Field(0.0, ge=0.0, description="logits become logit_softcap * tanh(logits / logit_softcap); 0 is off")
+    logit_softcap: float = Field(0.0, ge=0.0, description="logits become logit_softcap * tanh(logits / logit_softcap) (final_logit_softcapping); 0: off")

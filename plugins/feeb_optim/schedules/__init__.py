@@ -11,7 +11,7 @@ import feebcore as feeb
 from feebcore import Part, PartConfig, PartKey, default_part
 
 Shape = Literal["linear", "cosine", "one_minus_sqrt"]
-FINAL_FRACTION = "final learning rate as a fraction of the peak"
+FINAL_FRACTION = "final learning rate as a fraction of the peak (min_lr_rate)"
 DECAY_FRACTION = "fraction of the run spent decaying"
 DECAY_SHAPE = "shape of the decay"
 

@@ -15,7 +15,9 @@ class LatentConfig(ModelPartConfig):
     qk_rope_head_dim: int | None = Field(None, ge=2, description="rotated dimensions of a head's query, and of the one key for them; default head_dim / 2")
     v_head_dim: int | None = Field(None, ge=1, description="dimensions of a head's value; default qk_nope_head_dim")
     latent_norm: bool = Field(True, description="normalize both latents with the model's norm")
-    logit_softcap: float = Field(0.0, ge=0.0, description="scores become logit_softcap * tanh(scores / logit_softcap); 0 is off")
+    logit_softcap: float = Field(
+        0.0, ge=0.0, description="attention scores become logit_softcap * tanh(scores / logit_softcap) (attn_logit_softcapping); 0: off"
+    )
 
     def check_shape(self, d_model: int, num_heads: int, head_dim: int) -> None:
         if self.qk_rope_head_dim and self.qk_rope_head_dim % 2:

@@ -11,9 +11,9 @@ from feeb_models.feedforwards.options import ExpansionConfig
 
 
 class MoeConfig(ExpansionConfig):
-    num_experts: int = Field(8, ge=2, description="routed experts")
-    top_k: int = Field(2, ge=1, description="routed experts per token")
-    num_shared: int = Field(2, ge=0, description="shared experts, which every token goes through")
+    num_experts: int = Field(8, ge=2, description="number of routed experts (n_routed_experts)")
+    top_k: int = Field(2, ge=1, description="routed experts per token (num_experts_per_tok)")
+    num_shared: int = Field(2, ge=0, description="number of shared experts, applied to every token (n_shared_experts)")
     expansion_ratio: float = Field(2 / 3, gt=0, description="width of one expert / d_model; the width is rounded to a multiple of 32")
     intermediate_size: int | None = Field(None, ge=1, description="width of one expert; takes precedence over expansion_ratio")
     activation: Literal["swiglu", "geglu", "gelu", "relu", "relu_squared"] = Field("swiglu", description="activation of an expert")
@@ -21,16 +21,20 @@ class MoeConfig(ExpansionConfig):
         "softmax",
         description="softmax: softmax gates; gumbel: softmax with Gumbel noise in training; sigmoid: independent sigmoid gates with auxiliary-loss-free bias balancing (DeepSeek-V3)",
     )
-    normalize: bool | None = Field(None, description="the gates of a token's experts sum to 1; default: with router sigmoid, where top_k is above 1")
-    gate_scale: float = Field(1.0, gt=0, description="factor on the gates")
+    normalize: bool | None = Field(
+        None, description="normalize the gates of the selected experts to sum to 1 (norm_topk_prob); default: only with router sigmoid and top_k above 1"
+    )
+    gate_scale: float = Field(1.0, gt=0, description="factor on the gates (routed_scaling_factor)")
     noise: float = Field(1.0, ge=0, description="router gumbel: scale of the Gumbel noise on the logits")
-    bias_rate: float = Field(1e-3, ge=0, description="router sigmoid: how far the balancing bias moves per optimizer step")
-    balance_loss: float | None = Field(None, ge=0, description="weight of the load-balancing loss; default 0.01, for router sigmoid 0.0001")
-    z_loss: float = Field(0.0, ge=0, description="weight of the mean squared log-partition of the router's logits; 0.001 is usual")
+    bias_rate: float = Field(1e-3, ge=0, description="router sigmoid: step size of the balancing bias per optimizer step")
+    balance_loss: float | None = Field(
+        None, ge=0, description="weight of the load-balancing loss (router_aux_loss_coef); default: 0.01, for router sigmoid 0.0001"
+    )
+    z_loss: float = Field(0.0, ge=0, description="router z-loss: weight of the mean squared logsumexp of the router logits; typically 0.001")
     capacity: float | None = Field(
         None,
         gt=0,
-        description="in training an expert takes at most capacity * top_k / num_experts of the tokens of a sequence, the first ones; default: no limit",
+        description="capacity factor: in training an expert processes at most capacity * top_k / num_experts of the tokens of a sequence, the first ones; default: no limit",
     )
 
     @property
