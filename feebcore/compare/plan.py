@@ -41,7 +41,7 @@ class Settings(PartConfig):
     lr_factors: tuple[float, ...] = Field((0.5, 1.0, 2.0), description="multiples of the recipe's learning rates to try first")
     lr_search_fraction: float = Field(0.25, gt=0, le=1, description="length of a run of the learning-rate search, as a fraction of the recipe's steps")
     curve: tuple[float, ...] = Field((0.5, 2.0), description="budgets of the baseline's own curve, as factors of its budget; empty: no curve")
-    name: str = Field("", description="of the comparison; empty: the candidates' names")
+    name: str = Field("", description="name of the comparison; empty: the names of the candidates")
 
     @field_validator("lr_factors")
     @classmethod

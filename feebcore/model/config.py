@@ -52,7 +52,7 @@ class TransformerConfig(PartConfig):
     num_heads: int = Field(4, ge=1, description="query heads per attention")
     head_dim: int | None = Field(None, ge=1, description="width of one head; default d_model / num_heads")
     dropout: float = Field(0.0, ge=0.0, lt=1.0, description="dropout on the embedding and on the results of attention and feedforward")
-    attention_dropout: float = Field(0.0, ge=0.0, lt=1.0, description="dropout on the attention weights; recurrences, as gated_delta, have none")
+    attention_dropout: float = Field(0.0, ge=0.0, lt=1.0, description="dropout on the attention weights; not in recurrences such as gated_delta")
     attention: Attention
     feedforward: Feedforward
     norm: Norm

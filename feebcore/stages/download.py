@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 class DownloadConfig(StageConfig):
     """Where documents come from and which of them are kept."""
 
-    sources: list[Annotated[Part, PartKey("sources")]] = Field(min_length=1, description="source parts, as [stdlib]")
+    sources: list[Annotated[Part, PartKey("sources")]] = Field(min_length=1, description="sources, e.g. [stdlib]")
     filters: list[Annotated[Part, PartKey("filters")]] = Field([], description="filter parts, applied in this order")
     split_modulus: int = Field(10, ge=2, description="documents whose SHA-256 is 0 modulo this go to the validation split")
     validation_sources: list[str] = Field([], description="names of sources whose documents all go to the validation split: more validation sets")

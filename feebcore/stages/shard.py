@@ -41,7 +41,7 @@ class ShardConfig(StageConfig):
         0, ge=0, description="encoding processes; 0: threads if the tokenizer has its own, else one per core, up to 16, for a large corpus"
     )
     fan_out: Execution[Literal["none", "threads", "dask", "ray"]] = Field(
-        "none", description="encode on workers of a Prefect task runner; dask and ray are extras, as feeb[dask]"
+        "none", description="encode on workers of a Prefect task runner; dask and ray are extras, e.g. feeb[dask]"
     )
     fan_out_address: Execution[str] = Field("", description="running Dask scheduler or Ray cluster that sees the workspace; empty: workers on this machine")
 

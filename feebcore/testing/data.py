@@ -249,7 +249,7 @@ def order_works_in_the_loader(subject: Candidate) -> None:
         require(np.array_equal(data.data_order(samples[777:779]), sequences[777:779]), "asking for few samples gives other sequences")
 
 
-@check("data_orders", meaning="Some sequences are seen twice and some never; an order must visit each once an epoch.")
+@check("data_orders", meaning="Some sequences are seen twice and some never; an order must visit each once per epoch.")
 def each_sequence_once(subject: Candidate) -> None:
     assert issubclass(subject.spec.config, DataOrderConfig)
     if subject.spec.config.repeats:

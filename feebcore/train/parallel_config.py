@@ -15,7 +15,7 @@ class ParallelConfig(PartConfig):
     strategy: Literal["none", "ddp", "fsdp"] = Field(
         "none", description="none: one process; ddp: every rank holds the whole model; fsdp: weights, gradients and optimizer state are sharded"
     )
-    ranks: int = Field(0, ge=0, description="0: one per GPU, or 1 without GPUs")
+    ranks: int = Field(0, ge=0, description="processes on this machine; 0: one per GPU, or 1 without GPUs")
 
     @model_validator(mode="after")
     def _consistent(self) -> ParallelConfig:

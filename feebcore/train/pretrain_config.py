@@ -12,7 +12,7 @@ class PretrainConfig(TrainSection):
     """Options of stage pretrain: those of a training run, where its tokens are read, and what it is scored on."""
 
     tokens_url: Execution[str] = Field(
-        "", description="address of a copy of the tokens.zarr folder to read instead, as s3://bucket/tokens.zarr; it must hold the same tokens"
+        "", description="URL of a copy of the tokens.zarr folder to read instead, e.g. s3://bucket/tokens.zarr; it must hold the same tokens"
     )
     score_documents: int = Field(0, ge=0, description="validation documents of the final score, evenly spaced over the split; 0: all of them")
 

@@ -12,4 +12,4 @@ class TextOptions(feeb.PartConfig):
 
     source_name: str = Field("", description="name of this source in the data; default: the name of the part")
     text_column: str = Field("text", description="column or key that holds the text of .parquet and .jsonl rows")
-    separator: str = Field("", description="text between the documents of a plain text file, as '<|endoftext|>'; empty: one document per file")
+    separator: str = Field("", description="separator of documents in a plain text file, e.g. '<|endoftext|>'; empty: one document per file")

@@ -21,8 +21,8 @@ class PresetConfig(TransformerConfig):
     depth: int | None = Field(
         None,
         ge=1,
-        description="sets num_layers = depth, d_model = width_per_layer * depth and num_heads (head size 64; 128 from depth 12), and num_kv_heads for GQA presets, unless given"
-        "128, d_model rounded up to whole heads), unless they are given, and key/value heads in groups where the preset has these",
+        description="sets num_layers = depth, d_model = width_per_layer * depth, rounded up to whole heads, and num_heads (head size 64; 128 from depth 12), "
+        "and num_kv_heads for GQA presets, unless given",
     )
     width_per_layer: int = Field(64, ge=2, description="with depth: d_model / num_layers; below 64, heads are as narrow")
 

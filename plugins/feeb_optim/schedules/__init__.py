@@ -78,7 +78,7 @@ class PowerConfig(ConstantConfig):
 class Piece(PartConfig):
     """Part of a sequence. Neither steps nor fraction: what the others leave."""
 
-    schedule: Annotated[Part, PartKey("schedules")] = Field(default_part("constant"), description="its schedule, as if the piece were a run")
+    schedule: Annotated[Part, PartKey("schedules")] = Field(default_part("constant"), description="schedule of the piece, as if it were a whole run")
     steps: int = Field(0, ge=0, description="length in steps")
     fraction: float = Field(0.0, ge=0, le=1, description="length as a fraction of the run; steps takes precedence")
     scale: float = Field(1.0, gt=0, le=1, description="factor on the learning rate of this piece")

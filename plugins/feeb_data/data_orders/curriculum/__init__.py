@@ -15,7 +15,7 @@ class CurriculumConfig(feeb.DataOrderConfig):
     repeats: ClassVar[bool] = True
 
     difficulty: Literal["length", "unigram", "compression"] = Field(
-        "unigram", description="of a sequence: tokens per document, nats per token by frequency, or bytes per token after zlib"
+        "unigram", description="difficulty of a sequence: tokens per document, nats per token by frequency, or bytes per token after zlib"
     )
     pacing: Literal["linear", "root", "quadratic", "exponential"] = Field("linear", description="how the fraction of available sequences grows")
     start: float = Field(0.2, gt=0, le=1, description="fraction of the sequences, easiest first, available at the start")

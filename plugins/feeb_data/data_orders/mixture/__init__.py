@@ -34,7 +34,7 @@ class Phase(BaseModel):
 
 def _checked(value: Proportions) -> Proportions:
     if not value or min(value.values()) < 0 or sum(value.values()) <= 0:
-        raise ValueError("weights of sources, none negative, not all 0, as {web: 7, code: 3}")
+        raise ValueError("weights of sources, none negative, not all 0, e.g. {web: 7, code: 3}")
     return value
 
 
@@ -45,7 +45,7 @@ class MixtureConfig(feeb.DataOrderConfig):
     repeats: ClassVar[bool] = True
     example: ClassVar[dict[str, Any]] = {"proportions": {"a": 0.75, "b": 0.25}}
 
-    proportions: Proportions = Field(description="weight of each source by its name in the data, as {web: 7, code: 3}")
+    proportions: Proportions = Field(description="weight of each source by its name in the data, e.g. {web: 7, code: 3}")
     phases: list[Phase] = Field([], description="other proportions later in the run, in order")
 
     @field_validator("proportions")

@@ -14,7 +14,7 @@ class DedupMinhashConfig(feeb.PartConfig):
     ngram: int = Field(5, ge=1, description="words of a shingle")
     bands: int = Field(14, ge=1, description="with rows: pairs that agree in all rows of some band are compared; similar at s with chance 1-(1-s^rows)^bands")
     rows: int = Field(8, ge=1, description="hashes of a band")
-    seed: int = Field(0, ge=0, description="of the hash functions")
+    seed: int = Field(0, ge=0, description="random seed of the hash functions")
 
 
 PART = feeb.FilterSpec(

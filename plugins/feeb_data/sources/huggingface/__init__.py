@@ -14,7 +14,7 @@ class HuggingfaceConfig(TextOptions):
     """Files of a dataset repository on the Hugging Face Hub, at one commit. The token in HF_TOKEN is sent to the Hub, or to the
     address in HF_ENDPOINT, never to an address that only the recipe names."""
 
-    repo: str = Field(pattern=r"^[\w.-]+(/[\w.-]+)?$", description="as 'roneneldan/TinyStories'")
+    repo: str = Field(pattern=r"^[\w.-]+(/[\w.-]+)?$", description="e.g. 'roneneldan/TinyStories'")
     revision: str = Field(min_length=1, description="full commit hash; a branch or tag is resolved at the first download and recorded")
     files: list[str] = Field(["*.parquet"], min_length=1, description="patterns over the paths in the repository; '*' matches '/' too")
     endpoint: feeb.Execution[str] = Field("", description="address of the Hub; default: HF_ENDPOINT, else https://huggingface.co")

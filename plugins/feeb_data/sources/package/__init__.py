@@ -15,7 +15,7 @@ class PackageConfig(TextOptions):
 
     example: ClassVar[dict[str, Any]] = {"package": "pluggy"}
 
-    package: str = Field(description="import name, as 'numpy'")
+    package: str = Field(description="import name, e.g. 'numpy'")
     files: list[str] = Field(["**/*.py"], min_length=1, description="globs relative to the package's folder")
     version: str = Field("", description="version of the package; set automatically to the installed one")
 

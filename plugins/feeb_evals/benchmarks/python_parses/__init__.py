@@ -26,5 +26,8 @@ class PythonParsesConfig(feeb.PartConfig):
 
 
 PART = feeb.BenchmarkSpec(
-    "python_parses", PythonParsesConfig, build=f"{__name__}.python_parses:PythonParses", summary="Share of sampled functions that parse as Python; none is run."
+    "python_parses",
+    PythonParsesConfig,
+    build=f"{__name__}.python_parses:PythonParses",
+    summary="Fraction of sampled functions that parse as Python; none is run.",
 )

@@ -29,7 +29,7 @@ class Heldout(feeb.PartConfig):
 class IsoflopConfig(feeb.PartConfig):
     """Every size at every budget; steps solved from the exact FLOPs."""
 
-    sizes: list[Size] = Field([], description="model sizes, as {d_model: 64, num_layers: 2}; dotted keys are of the train section")
+    sizes: list[Size] = Field([], description="model sizes, e.g. {d_model: 64, num_layers: 2}; dotted keys refer to the train section")
     budgets: list[Budget] = Field(min_length=1, description="FLOP budgets, numbers or {flops: …, sizes: […]}")
     heldout: list[Heldout] = Field([], description="held-out runs: predicted before they are trained, not used for the fit")
     tolerance: float = Field(0.01, gt=0, lt=0.5, description="largest relative deviation from a budget")

@@ -14,7 +14,7 @@ class MultiHeadConfig(AttentionConfig):
     value_residual: Literal["none", "constant", "learned"] = Field(
         "none", description="mix the first layer's values into later ones (arXiv:2410.17897): by halves, or with two learned weights per layer"
     )
-    value_embeddings: bool = Field(False, description="add a learned vector per token, of a table of the layer's own, to the values")
+    value_embeddings: bool = Field(False, description="add a learned vector per token, from a separate table per layer, to the values")
 
     def kv_heads(self, num_heads: int) -> int:
         """Key/value heads for so many query heads."""

@@ -12,7 +12,7 @@ import feebcore as feeb
 class HashNgramsConfig(feeb.PartConfig):
     example: ClassVar[dict[str, Any]] = {"buckets": 500}
 
-    sizes: tuple[int, ...] = Field((3, 4, 5, 6, 7, 8), min_length=1, description="lengths n of the n-grams, each with a table of its own")
+    sizes: tuple[int, ...] = Field((3, 4, 5, 6, 7, 8), min_length=1, description="lengths n of the n-grams, each with a separate table")
     buckets: int = Field(50_000, ge=1, description="rows per table; the paper takes 500,000")
 
     @field_validator("sizes")

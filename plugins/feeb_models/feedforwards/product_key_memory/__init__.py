@@ -31,8 +31,8 @@ class PeerConfig(ProductKeyConfig):
 
 
 class UltraMemConfig(ProductKeyConfig):
-    cores: int = Field(2, ge=1, description="segments of a value, each with a score of its own")
-    expansion: int = Field(4, ge=1, description="keys a value has, each with a projection of its own")
+    cores: int = Field(2, ge=1, description="segments of a value, each with a separate score")
+    expansion: int = Field(4, ge=1, description="keys per value, each with a separate projection")
     value_dim: int | None = Field(None, ge=1, description="width of a value; default half of d_model")
     # without softmax the last value read weighs nearly as much as the first: of few, one that rounding swaps is much
     example: ClassVar[dict[str, Any]] = {"num_keys": 8, "heads": 2, "top_k": 8, "key_dim": 16}
