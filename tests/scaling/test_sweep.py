@@ -66,7 +66,7 @@ def test_the_heldout_cell_is_predicted_before_it_is_run(finished) -> None:
     _, artifact, events = finished
     prediction = read_json(artifact.path / "prediction.json")
     assert prediction["already_run"] == []
-    ran = [e for e in events if e["kind"] == "log" and e["text"].startswith("cell heldout")]
+    ran = [e for e in events if e["kind"] == "log" and e["text"].startswith("run heldout")]
     assert len(ran) == 1
     assert prediction["written"] < ran[0]["time"]
     fitted = [e for e in events if e["kind"] == "log" and e["text"].startswith(("cell 1", "cell 3"))]
@@ -128,7 +128,7 @@ def test_a_sweep_killed_and_continued_by_two_warm_workers_ends_with_the_same_law
 
 
 def test_no_validation_text_is_said_at_once(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no document is held out.*split_modulus"):
+    with pytest.raises(DataError, match=r"validation split is empty.*split_modulus"):
         sweep(tmp_path, split_modulus=100_000)
 
 
@@ -136,7 +136,7 @@ def test_a_stop_is_obeyed_and_leaves_the_cell_to_be_taken_again(root: Path) -> N
     import os
 
     def stop(row: dict[str, Any]) -> None:
-        if row["kind"] == "log" and row["text"].startswith("cell 1"):
+        if row["kind"] == "log" and row["text"].startswith("run 1"):
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Interrupted):

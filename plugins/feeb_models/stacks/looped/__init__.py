@@ -14,7 +14,7 @@ class LoopedConfig(StackConfig):
     """Passes through `num_blocks` blocks A, B, …: num_layers of them, or loops times num_blocks."""
 
     num_blocks: int = Field(1, ge=1, description="number of distinct blocks in the group that is repeated")
-    loops: int | None = Field(None, ge=1, description="how often the group runs; default: until num_layers passes")
+    loops: int | None = Field(None, ge=1, description="number of times the group runs; default: num_layers passes in total")
     order: Literal["cycle", "sequence", "cycle_reversed"] = Field(
         "cycle", description="cycle: ABAB; sequence: AABB; cycle_reversed: ABBA at the end (arXiv:2104.06022)"
     )
