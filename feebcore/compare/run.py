@@ -100,7 +100,7 @@ def _shared_stages(candidates: Sequence[Candidate], workspace: Workspace, on_pro
             if plan_stage(candidate.recipe, stage, workspace, built).fingerprint != built[stage].fingerprint:
                 raise FeebError(f"{candidate.recipe.path}: its stage {stage} is not that of {base.path}, so the two are not trained on the same data")
     if not read_json(finished_inputs(base, STAGE, workspace, built)["tokens"].file("tokens.json"))["validation"]["documents"]:
-        raise DataError(f"{KIND}: no document is held out, so nothing can be compared; {NO_VALIDATION_TEXT}")
+        raise DataError(f"{KIND}: the validation split is empty, so nothing can be compared; {NO_VALIDATION_TEXT}")
     return built
 
 

@@ -52,9 +52,11 @@ def plain(config: Any, *names: str) -> bool:
 
 
 def attention(part: Part) -> None:
+    if not plain(part.config, "qk_norm", "logit_softcap"):  # qk_norm builds norms, which this context does not make
+        return
     module = part.build(SHAPE)
     known = weights(module, "qkv", "out")
-    if known is None or not plain(part.config, "qk_norm", "logit_softcap"):
+    if known is None:
         return
     w_qkv, w_out = known
     groups = (len(w_qkv) // D - H) // 2

@@ -69,7 +69,7 @@ def test_the_heldout_cell_is_predicted_before_it_is_run(finished) -> None:
     ran = [e for e in events if e["kind"] == "log" and e["text"].startswith("run heldout")]
     assert len(ran) == 1
     assert prediction["written"] < ran[0]["time"]
-    fitted = [e for e in events if e["kind"] == "log" and e["text"].startswith(("cell 1", "cell 3"))]
+    fitted = [e for e in events if e["kind"] == "log" and e["text"].startswith(("run 1", "run 3"))]
     assert len(fitted) == 6
     assert not any(e["prediction"] for e in fitted)
     heldout = read_json(artifact.path / "law.json")["heldout"][0]
