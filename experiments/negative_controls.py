@@ -3,7 +3,7 @@
 import feebcore as feeb
 
 
-def build_double_softmax(config):
+def build_double_softmax(config, context):
     """A softmax before a cross-entropy loss that applies its own."""
     from torch import nn
 
