@@ -131,7 +131,10 @@ def test_plan_lists_the_runs_of_a_comparison(done, result, tmp_path, capsys):
     command = ["compare", str(done[0] / "base.yaml"), str(done[0] / "wide.yaml"), "--seeds", "2", "--budget", "flops", "--plan", "--json", "--workspace"]
     assert run_command([*command, str(done[0] / "data"), "--keep-lr", "--curve", "2"]) == 0
     rows = {row["run"]: row for row in json.loads(capsys.readouterr().out) if row["stage"] == "pretrain"}
-    assert {name for name, row in rows.items() if row["status"] == "run"} == {"base-lr2-seed0", "wide-lr2-seed0"}  # this search has one more factor
+    tried = {side["name"]: {t["factor"] for t in side["lr"]["tried"]} for side in result["recipes"]}
+    missing = {f"{name}-lr2-seed0" for name, factors in tried.items() if 2.0 not in factors}  # the defaults try 0.5, 1 and 2
+    assert {name for name, row in rows.items() if row["status"] == "run"} == missing
+    assert {"base-lr2-seed0", "wide-lr2-seed0"} <= set(rows)
     paths = {r["name"]: r["path"] for r in result["runs"]}
     assert all(row["path"] == paths[name] for name, row in rows.items() if row["status"] == "reuse")
     assert run_command([*command, str(tmp_path), "--no-tune-lr", "--curve", "none"]) == 0
