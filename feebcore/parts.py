@@ -15,10 +15,10 @@ from pydantic import BaseModel, GetCoreSchemaHandler, TypeAdapter, ValidationErr
 from pydantic_core import PydanticCustomError, core_schema
 
 from feebcore.config import HoldsPart, Identified, PartConfig, identity_of, is_identity
-from feebcore.errors import FeebError
+from feebcore.errors import FeebError, PluginError
 from feebcore.protocols import BuildContext
 from feebcore.registry import Registry, get_registry
-from feebcore.specs import PartSpec
+from feebcore.specs import PartSpec, load_object
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,15 @@ class Part(Identified):
         return self.spec.name if self.spec.distribution in ("", "feeb") and not self.shared else self.spec.full_name
 
     def build(self, context: BuildContext | None = None, **fields: Any) -> Any:
-        """Import the part's factory and call it: `factory(config, context)`. fields: of the BuildContext, over those of `context`."""
+        """Import the part's factory and call it: `factory(config, context)`. fields: of the BuildContext, over those of `context`.
+
+        Raises PluginError where the kind has a base class and the result does not derive from it."""
         context = context or BuildContext()
-        return self.spec.load()(self.config, dataclasses.replace(context, **fields) if fields else context)
+        made = self.spec.load()(self.config, dataclasses.replace(context, **fields) if fields else context)
+        if self.spec.base and not isinstance(made, load_object(self.spec.base, self.name)):  # type: ignore[arg-type]
+            module, _, base = self.spec.base.partition(":")
+            raise PluginError(f"{self.kind}: {self.name} is built as a {type(made).__name__}; write it as a class that derives from {module}.{base}")
+        return made
 
     def identity(self) -> dict[str, Any]:
         """Full name, revision and the options that differ from their defaults."""

@@ -42,6 +42,8 @@ class PartSpec(_Common):
 
     options: ClassVar[type[PartConfig]] = PartConfig
     """What the options of this kind derive from."""
+    base: ClassVar[str] = ""
+    """What its parts derive from, as "module:class"; '' where any callable will do. Checked when a part is built."""
 
     name: str
     config: type[PartConfig] = NoOptions
@@ -187,6 +189,8 @@ class InitializationSpec(PartSpec):
 
 class ObjectiveSpec(PartSpec):
     """build: `(config, context) -> Objective` (feebcore/protocols.py): the training objective, called `(model, batch) -> ObjectiveOutput`."""
+
+    base: ClassVar[str] = "feebcore.protocols:Objective"
 
 
 class OptimizerSpec(PartSpec):

@@ -46,7 +46,7 @@ def test_an_authors_file_has_a_test_for_every_check_and_the_checks_sentence_as_f
     assert "test_two.py::test_sound[pure_and_bounded] PASSED" in done.stdout
     assert "test_two.py::test_from_zero[no_step_is_wasted] FAILED" in done.stdout
     meaning = next(c.meaning for c in checks_for("schedules") if c.name == "no_step_is_wasted")
-    assert f"the rate is 0 at step 0 of 100. {meaning}" in done.stdout
+    assert f"the learning rate is 0 at step 0 of 100. {meaning}" in done.stdout
     assert "Traceback" not in done.stdout
 
 

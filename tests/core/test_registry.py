@@ -9,6 +9,7 @@ import pytest
 
 import feebcore as feeb
 from feebcore.errors import PartClashError, PluginError, UnknownPartError
+from feebcore.parts import Part
 from feebcore.protocols import BuildContext
 from feebcore.registry import PluginInfo, Registry
 
@@ -218,3 +219,9 @@ def test_a_built_in_stage_is_one_file_or_folder():
 
     files = {path.stem for path in Path(stages.__file__).parent.iterdir() if not path.name.startswith("_")}
     assert {spec.name for spec in stages.feeb_stages()} == files
+
+
+def test_a_part_that_does_not_derive_from_the_base_class_of_its_kind_is_refused_by_name():
+    spec = feeb.ObjectiveSpec("idea", build=lambda config, context: lambda model, batch: None, summary="A plain function.")
+    with pytest.raises(PluginError, match=r"objectives: idea is built as a function; write it as a class that derives from feebcore\.protocols\.Objective"):
+        Part("objectives", spec, spec.config()).build()

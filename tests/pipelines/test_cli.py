@@ -132,7 +132,9 @@ def test_artifacts_are_verified_adopted_and_cleaned(inside: Inside, tmp_path: Pa
     assert [r["bad"] for r in json.loads(done.stdout) if r["bad"]] == [["total.json"]]
     (tmp_path / "made").mkdir()
     (tmp_path / "made" / "numbers.json").write_text("[1, 2]")
-    imported = inside("artifacts", "import", tmp_path / "made", "make_numbers", "mine", "--note", "by hand").stdout.strip()
+    imported = inside(
+        "artifacts", "import", tmp_path / "made", "make_numbers", "mine", "--note", "by hand", "--plugin", RECIPE.with_name("tiny_stages.py")
+    ).stdout.strip()
     assert json.loads((Path(imported) / "manifest.json").read_text())["identity"]["note"] == "by hand"
     inside("run", RECIPE, "--in-process", "--set", "sum_numbers.fail=true")
     assert "pass --yes" in inside("artifacts", "gc").stdout

@@ -51,7 +51,7 @@ def test_learns_to_stop_when_only_stopping_pays(tmp_path, algorithm):
 
 
 def test_shuffled_rewards_teach_nothing(tmp_path):
-    """The controller_state: rewards that do not depend on the completion leave the rewarded token where it was."""
+    """The control: rewards that do not depend on the completion leave the rewarded token where it was."""
     token = TOKENIZER.encode("a")[0]
     generator = torch.Generator().manual_seed(0)
     trainer = train(tmp_path, "grpo", EmitTask(1), lambda i, c: float(torch.rand((), generator=generator) < 0.1), lr=3e-3)
@@ -74,5 +74,5 @@ def test_the_value_head_learns_the_expected_reward(tmp_path, value_optimizer):
     from feebcore.rl.rollouts import collate
 
     experience = collate(rollouts, 1)
-    trainer._look(experience, False)
+    trainer._run_frozen_models(experience, False)
     assert (experience.values[:, 0] - 0.75).abs().max() < 0.15

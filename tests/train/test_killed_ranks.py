@@ -212,13 +212,13 @@ def test_an_error_inside_one_rank_reaches_the_caller_with_its_traceback(tiny_cha
     place = Place(tiny_chain[0], tmp_path / "data")
     idea = tmp_path / "idea.py"
     idea.write_text(
-        "import os\nimport feebcore as feeb\nfrom feebcore.protocols import ObjectiveOutput\n\n"
+        "import os\nimport feebcore as feeb\nfrom feebcore.protocols import Objective, ObjectiveOutput\n\n"
         "@feeb.hookimpl\ndef feeb_objectives():\n"
-        "    yield feeb.ObjectiveSpec('idea', feeb.PartConfig, build='idea:build', summary='Breaks')\n\n"
-        "def build(config):\n    return broken\n\n"
-        "def broken(model, batch):\n"
-        "    if os.environ.get('RANK') == '1':\n        raise ZeroDivisionError('an idea that fails')\n"
-        "    model(batch.tokens)\n    raise AssertionError('unreachable: the other rank is waited for')\n"
+        "    yield feeb.ObjectiveSpec('idea', feeb.PartConfig, build='idea:Broken', summary='Breaks')\n\n"
+        "class Broken(Objective):\n    def __init__(self, config, context):\n        pass\n\n"
+        "    def __call__(self, model, batch):\n"
+        "        if os.environ.get('RANK') == '1':\n            raise ZeroDivisionError('an idea that fails')\n"
+        "        model(batch.tokens)\n        raise AssertionError('unreachable: the other rank is waited for')\n"
     )
     (tmp_path / "tiny.yaml").write_text(place.recipe.read_text() + f"\nplugins: [{idea}]\n")
     place.recipe = tmp_path / "tiny.yaml"

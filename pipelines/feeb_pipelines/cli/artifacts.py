@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from feeb_pipelines.cli.inspection import _print_json, _print_table, runs
-from feeb_pipelines.cli.options import Json, WorkspaceOption
+from feeb_pipelines.cli.options import Json, Plugin, WorkspaceOption
 
 
 def ls(stage: Annotated[str | None, Parameter(help="Show only this stage.")] = None, /, *, workspace: WorkspaceOption = None, json: Json = False) -> None:
@@ -56,6 +56,7 @@ def import_(
     /,
     *,
     note: Annotated[str, Parameter(help="Provenance note, stored in the manifest.")] = "",
+    plugin: Plugin = [],  # noqa: B006
     workspace: WorkspaceOption = None,
 ) -> None:
     """Import an external folder into the workspace as a finished artifact.
@@ -64,8 +65,10 @@ def import_(
         feeb artifacts import ~/tokens shard mycorpus --note "made on the cluster"
     """
     from feebcore.artifacts import Workspace
+    from feebcore.registry import get_registry, use_registry
 
-    print(Workspace(workspace).import_folder(source, stage, name, note).path)
+    with use_registry(get_registry(tuple(Path(file) for file in plugin))):
+        print(Workspace(workspace).import_folder(source, stage, name, note).path)
 
 
 def gc(
