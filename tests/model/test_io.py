@@ -76,7 +76,7 @@ def test_an_unknown_part_is_explained(saved: Path) -> None:
     (saved / "model.json").write_text(json.dumps(description))
     with pytest.raises(ArtifactError, match="did you mean 'transformer'"):
         load_model(saved)
-    with pytest.raises(ArtifactError, match="no model folder"):
+    with pytest.raises(ArtifactError, match="not a model folder"):
         load_model(saved / "nowhere")
 
 

@@ -107,5 +107,5 @@ def test_a_branch_with_another_optimizer_begins_its_state_anew_and_says_so(tmp_p
 
 
 def test_a_step_to_branch_at_needs_a_run_to_branch_from():
-    with pytest.raises(ValueError, match=r"branch_step.*set branch_from"):
+    with pytest.raises(ValueError, match=r"branch_step.*needs branch_from"):
         section(branch_step=4)
