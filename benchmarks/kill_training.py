@@ -91,7 +91,7 @@ def build(config, context):
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--compile", choices=("on", "off"), default="off")
+    parser.add_argument("--compile", choices=("on", "blocks", "off"), default="off")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--strategy", choices=("ddp", "fsdp"), default="ddp")

@@ -64,7 +64,8 @@ def measure(recipe: Recipe, inputs: Mapping[str, Artifact], folder: Path, steps:
     with use_registry(recipe.registry):
         device = precision.resolve_device(whole.device)
         flops = _flops_per_step(whole, inputs["tokens"]) * whole.max_steps
-        compile_, _ = compilation.should_compile(whole.compile, device, precision.resolve_precision(whole.precision, device), flops, whole.max_steps)
+        number_format, by_blocks = precision.resolve_precision(whole.precision, device), device.type == "cpu" and whole.parallel.strategy == "none"
+        what, _ = compilation.should_compile(whole.compile, device, number_format, flops, whole.max_steps, by_blocks)
         quiet = {
             "callbacks": [],
             "validation_every": 0,
@@ -74,7 +75,7 @@ def measure(recipe: Recipe, inputs: Mapping[str, Artifact], folder: Path, steps:
             "spike_factor": 0.0,
             "max_recoveries": steps + 1,
         }
-        quiet |= {"compile": "on" if compile_ else "off", "parallel": ParallelConfig()}
+        quiet |= {"compile": {"": "off", "blocks": "blocks", "whole": "on"}[what], "parallel": ParallelConfig()}
         short = short.model_copy(update=quiet)
         train = open_tokens(inputs["tokens"], "train", whole.tokens_url)
         data = make_batches(train, short.packing, short.data_order, short.batch_size, short.seq_len, short.seed, short.max_steps)
@@ -89,7 +90,7 @@ def measure(recipe: Recipe, inputs: Mapping[str, Artifact], folder: Path, steps:
     if not rate:
         raise Diverged(f"{recipe.name}: {steps} steps are too few to time one")
     memory = torch.cuda.max_memory_allocated() if device.type == "cuda" else _resident() if apart else None
-    return {"step_seconds": short.batch_size * short.seq_len / rate, "steps": steps, "memory_bytes": memory, "device": device.type, "compiled": compile_}
+    return {"step_seconds": short.batch_size * short.seq_len / rate, "steps": steps, "memory_bytes": memory, "device": device.type, "compiled": bool(what)}
 
 
 def _flops_per_step(section: Any, tokens: Artifact) -> float:

@@ -1,7 +1,7 @@
 """Batched decoding with a key/value cache.
 
 Prompts are padded on the left, with explicit positions and doc_id -1 on the padding, so a row's result is what it
-would be alone. Masks come from lengths, never from token ids: the end token may be any id. Every completion carries
+would be alone; equal ones are read once. Masks come from lengths, never from token ids: the end token may be any id. Every completion carries
 the log-probabilities of the distribution it was really drawn from (after the logits_processors) and the model's own.
 
 Cost on two cores, 3 layers of width 256, V 4096, fp32: about 25 ms a step for 512 rows.
@@ -114,13 +114,21 @@ def _decode(
     num_steps = int(limits.max())
     if num_steps <= 0:
         return [Completion([], [], [], "length") for _ in prompts]
-    tokens, positions, doc_ids = (t.to(device) if t is not None else None for t in left_pad(prompts))
+    places: dict[tuple[int, ...], int] = {}
+    copies = [places.setdefault(tuple(p), len(places)) for p in prompts]
+    tokens, positions, doc_ids = (t.to(device) if t is not None else None for t in left_pad(list(places)))
     assert tokens is not None
     assert positions is not None
-    cache = model.new_cache(len(prompts), tokens.shape[1] + num_steps)
+    cache = model.new_cache(len(places), tokens.shape[1] + num_steps)
     hidden = model(tokens, positions=positions, doc_ids=doc_ids, cache=cache).hidden[:, -1]
     next_positions = positions[:, -1:]
     next_doc_ids = None if doc_ids is None else doc_ids[:, -1:]
+    if len(places) < len(prompts):  # samples of one prompt: it was read once, and each of them continues from a copy
+        rows = torch.tensor(copies, device=device)
+        if cache is not None:  # a model that looks at the last token only keeps none
+            cache.select(rows)
+        hidden, next_positions = hidden[rows], next_positions[rows]
+        next_doc_ids = None if next_doc_ids is None else next_doc_ids[rows]
     columns: list[tuple[Tensor, Tensor, Tensor]] = []
     active = torch.ones(len(prompts), dtype=torch.bool, device=device)
     limit = torch.from_numpy(limits).to(device)

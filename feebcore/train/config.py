@@ -74,7 +74,9 @@ class TrainSection(StageConfig):
     validation_stride: int = Field(0, ge=0, description="stride of the final validation in tokens; 0: half of seq_len")
 
     device: Execution[Literal["auto", "cpu", "cuda"]] = Field("auto", description="device; auto: CUDA if available")
-    compile: Execution[Literal["auto", "on", "off"]] = Field("auto", description="torch.compile; auto: if the run is long enough to amortize compilation")
+    compile: Execution[Literal["auto", "on", "blocks", "off"]] = Field(
+        "auto", description="torch.compile: on: the whole training graph; blocks: each residual block (half of the compile time); auto: by the run's length"
+    )
     parallel: Execution[ParallelConfig] = Field(default_factory=ParallelConfig, description="data-parallel training over several processes")
     micro_batch: Execution[int] = Field(
         0, ge=0, description="sequences per forward pass and process, gradients are accumulated; 0: all, or as many as fit in memory"

@@ -196,7 +196,7 @@ def _metrics(trainer: Trainer) -> dict[str, Any]:
         "final_loss": sum(state.recent) / max(1, len(state.recent)),
         "tokens_per_second": round(state.timed_tokens / state.timed_seconds, 1) if state.timed_seconds else None,
         "precision": trainer.run.precision,
-        "compiled": trainer.gradients.compiled,
+        "compiled": bool(trainer.gradients.compiled),
         "data_wait_share": None if share is None else round(share, 5),
     }
     if trainer.parallel.world > 1:

@@ -74,11 +74,12 @@ def resume(trainer: Trainer, checkpointer: Checkpointer, own: bool = True, train
     elif trainer.average is not None:
         trainer.average.restart()
     steps = section.max_steps - trainer.state.step
-    compiles, notice = compilation.should_compile(section.compile, trainer.run.device, trainer.run.precision, training_flops, steps)
+    by_blocks = trainer.gradients.can_compile_blocks
+    what, notice = compilation.should_compile(section.compile, trainer.run.device, trainer.run.precision, training_flops, steps, by_blocks)
     if notice:
         trainer.run.out.log(notice)
-    if compiles:
-        trainer.gradients.compile()
+    if what:
+        trainer.gradients.compile(what)
     return -1
 
 
@@ -91,7 +92,7 @@ def _continue(trainer: Trainer, state: dict[str, Any], extras: Extras) -> None:
     if not section.micro_batch and state["micro_batch"] and trainer.parallel.world == 1:
         gradients.size = state["micro_batch"]  # found by trial; the same again, for the same bits
     if state["compiled"] and compilation.has_compiler(run.device):
-        gradients.compile()
+        gradients.compile(state["compiled"])
     elif state["compiled"]:
         run.out.log("the run was compiled before, but no compiler is available: continuing uncompiled")
     now = current_environment(trainer)

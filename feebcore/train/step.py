@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -42,11 +43,21 @@ class GradientAccumulator:
         self.module, self.parallel, self.size, self.log = module, parallel, size, log
         self.wrapped = parallel.wrap(module, blocks_of(module.model), module.precision)
         self.forward: Callable[..., Sums] = self.wrapped
-        self.compiled = False
+        self.compiled: Literal["", "blocks", "whole"] = ""
         self.warmed_up = False  # forward and backward have run once
 
-    def compile(self) -> None:
-        self.compiled, self.forward = True, self.parallel.compile(self.wrapped, lambda forward: compilation.compiled(forward))
+    def compile(self, what: Literal["blocks", "whole"]) -> None:
+        self.compiled = what
+        if what == "blocks":
+            self.forward = compilation.compiled_blocks(self.wrapped, blocks_of(self.module.model))
+        else:
+            self.forward = self.parallel.compile(self.wrapped, lambda forward: compilation.compiled(forward))
+
+    @property
+    def can_compile_blocks(self) -> bool:
+        """Where no block is computed again in the backward pass (it would be so uncompiled), on a CPU, in one process."""
+        blocks = blocks_of(self.module.model)
+        return self.parallel.world == 1 and self.module.device.type == "cpu" and len(blocks) > 1 and not any(b.recompute for b in blocks)
 
     def add(self, batch: Batch, divisor: float, seed: int) -> Sums:
         """Backward of loss_sum / divisor through the batch; returns the sums. A compile that fails, or memory that runs out
@@ -95,7 +106,7 @@ class GradientAccumulator:
         if not self.compiled or self.parallel.world > 1:
             return False
         self.log(f"compiling failed ({type(error).__name__}: {str(error).strip().splitlines()[0][:200]}); training runs uncompiled")
-        self.compiled, self.forward = False, self.wrapped
+        self.compiled, self.forward = "", self.wrapped
         return True
 
 

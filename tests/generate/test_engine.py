@@ -157,3 +157,17 @@ def test_generation_leaves_mode_and_weights_alone():
     assert model.training
     assert [c.tokens for c in a] == [c.tokens for c in b]  # no dropout while decoding
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize("options", [{}, {"attention": "gated_delta"}], ids=["cache", "recurrent"])
+def test_samples_of_one_prompt_read_it_once_and_equal_themselves_alone(options):
+    model = make_model(**options)
+    sizes = []
+    model.register_forward_pre_hook(lambda module, args: sizes.append(tuple(args[0].shape)))
+    prompts = [PROMPTS[0], PROMPTS[1], PROMPTS[0], PROMPTS[1], PROMPTS[0]]
+    together = generate(model, prompts, 8, EOS, seed=5)
+    assert sizes[0] == (2, 4)
+    assert sizes[1] == (5, 1)
+    alone = [generate(model, [prompt], 8, EOS, seed=5, rows=[row])[0] for row, prompt in enumerate(prompts)]
+    assert [c.tokens for c in together] == [c.tokens for c in alone]
+    assert len({tuple(c.tokens) for c in together}) > 2

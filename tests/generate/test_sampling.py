@@ -31,6 +31,20 @@ def test_top_p_keeps_the_token_that_crosses(p, tokens):
     assert kept(processor("top_p", p=p)(LOGITS)) == tokens
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from([0.1, 0.5, 0.9, 0.999]), st.sampled_from([0.0, 0.5, 2.0]), st.sampled_from([1, 4, 1000]))
+def test_top_p_keeps_what_a_stable_sort_puts_first(seed, p, spread, steps):
+    """Also among equals (logits in few steps) and removed tokens."""
+    logits = (torch.randn(5, 40, generator=torch.Generator().manual_seed(seed)) * spread * steps).round() / steps
+    logits[:, 1:][logits[:, 1:] < -spread] = -torch.inf
+    ordered, tokens = logits.sort(dim=-1, descending=True, stable=True)
+    probs = ordered.softmax(-1, dtype=torch.float64)
+    before = probs.cumsum(-1) - probs
+    before[:, 0] = 0.0
+    expected = torch.full_like(logits, -torch.inf).scatter(-1, tokens, ordered.masked_fill(before >= p, -torch.inf))
+    assert torch.equal(processor("top_p", p=p)(logits), expected)
+
+
 def test_top_k_keeps_exactly_k_even_among_equals():
     assert kept(processor("top_k", k=2)(LOGITS)) == {0, 1}
     assert len(kept(processor("top_k", k=3)(torch.zeros(1, 8)))) == 3

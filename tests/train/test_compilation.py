@@ -3,6 +3,7 @@ import platform
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,13 @@ from torch import nn
 
 from feebcore.errors import FeebError
 from feebcore.model import precision
+from feebcore.model.build import build_model
+from feebcore.model.tensors import blocks_of
+from feebcore.parts import resolve_part
+from feebcore.protocols import Batch
 from feebcore.train import compilation
+from feebcore.train.parallel import Strategy
+from feebcore.train.step import GradientAccumulator, LossModule
 
 CPU = torch.device("cpu")
 
@@ -54,6 +61,68 @@ def test_a_cache_folder_that_cannot_be_made_is_no_error(monkeypatch: pytest.Monk
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     compilation.keep_compiled_code()
     assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
+
+
+def test_a_short_run_compiles_blocks_and_a_long_one_the_whole_graph() -> None:
+    decide = lambda option, flops, by_blocks: compilation.should_compile(option, CPU, "fp32", flops, 1000, by_blocks)[0]  # noqa: E731
+    assert decide("auto", 1e13, True) == "blocks"
+    assert decide("auto", 1e13, False) == "whole"
+    assert decide("auto", 1e15, True) == "whole"
+    assert decide("blocks", 1.0, True) == "blocks"
+    assert decide("on", 1.0, True) == "whole"
+
+
+@pytest.mark.parametrize("options", [{}, {"feedforward": "moe"}, {"dropout": 0.1}], ids=["plain", "moe", "dropout"])
+def test_equal_blocks_are_compiled_once_and_only_for_training(monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]) -> None:
+    monkeypatch.setattr(compilation, "compiled", lambda forward: torch.compile(forward, dynamic=False, backend=backend))
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    architecture = resolve_part("architectures", {"name": "transformer", "num_layers": 4, "d_model": 16, "num_heads": 2, **options})
+    model = build_model(architecture, 32, 8)
+    module = LossModule(model, resolve_part("objectives", "next_token").build(), "fp32", CPU)
+    gradients = GradientAccumulator(module, Strategy(), 0, print)
+    tokens = torch.randint(32, (2, 9), generator=torch.Generator().manual_seed(0))
+    batch = Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
+
+    def step() -> list[torch.Tensor]:
+        loss = gradients.add(batch, 16, 0)[0]
+        found = [loss, *(p.grad for p in model.parameters() if p.grad is not None)]
+        model.zero_grad(set_to_none=True)
+        return found
+
+    expected = step()
+    gradients.compile("blocks")
+    torch.testing.assert_close(step(), expected)
+    assert gradients.compiled == "blocks"
+    number = len(graphs)
+    step()
+    assert len(graphs) == number
+    if options != {"feedforward": "moe"}:  # where graphs break a block is several
+        assert number == 1
+    with torch.no_grad():
+        model(tokens[:1, :5])
+    assert len(graphs) == number
+    assert not any("forward" in vars(block) for block in blocks_of(model))
+
+
+@pytest.mark.parametrize(
+    ("capability", "avx512", "asked", "answer"),
+    [("AVX512", True, None, True), ("AVX2", False, None, True), ("AVX2", True, None, None), ("DEFAULT", False, None, None), ("AVX512", True, False, False)],
+)
+def test_only_vectors_that_torch_itself_uses_are_not_tried_first(
+    monkeypatch: pytest.MonkeyPatch, capability: str, avx512: bool, asked: bool | None, answer: bool | None
+) -> None:
+    import torch._inductor.config as inductor
+
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_supported", lambda: avx512)
+    with inductor.patch({"cpp.vec_isa_ok": asked}):
+        compilation.trust_vector_instructions()
+        assert inductor.cpp.vec_isa_ok is answer
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without CUDA")

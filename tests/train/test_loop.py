@@ -146,10 +146,10 @@ def test_compiling_without_a_compiler_is_announced_not_fatal(tmp_path, monkeypat
 def test_short_runs_stay_eager_and_long_ones_compile(monkeypatch):
     monkeypatch.setattr(compilation, "has_compiler", lambda device: True)
     cpu = torch.device("cpu")
-    assert compilation.should_compile("auto", cpu, "bf16", 1e12, 300) == (False, "")
-    assert compilation.should_compile("auto", cpu, "bf16", 1e14, 300) == (True, "")
-    assert compilation.should_compile("on", cpu, "bf16", 1.0, 1) == (True, "")
-    assert compilation.should_compile("off", cpu, "bf16", 1e18, 10**6) == (False, "")
+    assert compilation.should_compile("auto", cpu, "bf16", 1e12, 300) == ("", "")
+    assert compilation.should_compile("auto", cpu, "bf16", 1e14, 300) == ("whole", "")
+    assert compilation.should_compile("on", cpu, "bf16", 1.0, 1) == ("whole", "")
+    assert compilation.should_compile("off", cpu, "bf16", 1e18, 10**6) == ("", "")
 
 
 def test_settings_of_the_process_are_restored(tmp_path):
