@@ -113,9 +113,11 @@ def test_deployments_run_on_a_process_work_pool(own_server: Feeb) -> None:
 
         longer = json.dumps({"recipe": str(RECIPE), "overrides": ["slow.steps=150", "slow.step_seconds=0.05"]})
         prefect("deployment", "run", "pipeline/pipeline", "--params", longer, "--flow-run-name", "orphan")
-        wait_until(lambda: any(json.loads(p.read_text()) for p in own_server.workspace.glob("slow/*/state.json")), 60, "the third run did not begin")
+        wait_until(lambda: len([*own_server.workspace.glob("slow/*/state.json")]) == 2, 60, "the third run did not begin")
         worker.kill()  # the run's output goes nowhere from now on
-        wait_until(lambda: dict(states())["orphan"] not in ("Pending", "Running"), 60, "the run did not end")
+        ui.send_signal(signal.SIGINT)
+        assert "still in progress: orphan; the server stops when they have ended" in ui.communicate(timeout=30)[0]
+        wait_until(lambda: dict(states())["orphan"] not in ("Scheduled", "Pending", "Running"), 60, "the run did not end")
         assert dict(states())["orphan"] == "Completed"
     finally:
         for process in (worker, ui):

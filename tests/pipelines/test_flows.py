@@ -49,7 +49,10 @@ def test_a_recipe_is_one_flow_run_with_a_task_per_stage(served: Feeb) -> None:
     kinds = dict(rows(served, "select key, type from artifact"))
     assert kinds["tiny-slow-summary"] == "markdown"
     assert kinds["tiny-slow-metrics"] == kinds["tiny-pipeline-stages"] == "table"
-    assert "report.html" in str(rows(served, "select data from artifact where key = 'tiny-page-link'"))
+    assert "report.html" in str(rows(served, "select data from artifact where key = 'tiny-page-report'"))
+    fingerprints = {r["fingerprint"] for r in served.json("runs") if r["stage"] == "slow"}
+    stages_tables = [data for (data,) in rows(served, "select data from artifact where key = 'tiny-pipeline-stages'")]
+    assert all(any(fingerprint in data for data in stages_tables) for fingerprint in fingerprints)
     messages = {message for (message,) in rows(served, "select message from log")}
     assert {"starts at step 0", "numbers are made"} <= messages
     assert not rows(served, "select name from flow_run where parameters not like '%tiny.yaml%'")

@@ -35,7 +35,15 @@ def doctor(*, workspace: WorkspaceOption = None, json: Json = False) -> int:
     from feebcore.artifacts import Workspace
 
     root = Workspace(workspace).root
-    checks: list[Callable[[], Claim]] = [check_python, check_torch, check_cuda, check_bf16, check_compile, lambda: check_disk(root), lambda: check_prefect(root)]
+    checks: list[Callable[[], Claim]] = [
+        check_python,
+        check_torch,
+        check_cuda,
+        check_bf16,
+        check_compile,
+        lambda: check_disk(root),
+        lambda: check_prefect(root),
+    ]
     claims = []
     for check in checks:
         claim = _guarded(check)

@@ -7,6 +7,7 @@ of some hundredths, therefore no subflows.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import contextvars
 import functools
@@ -19,7 +20,6 @@ from uuid import UUID
 
 from prefect import get_run_logger, runtime, task
 from prefect.artifacts import (
-    create_link_artifact,
     create_markdown_artifact,
     create_progress_artifact,
     create_table_artifact,
@@ -33,7 +33,7 @@ from prefect.states import Cancelled, Failed
 
 from feeb_pipelines.runs import claim_run, describe_run, reconcile_runs, stopping_when_cancelled
 from feeb_pipelines.server import keep_alive
-from feeb_pipelines.summary import flat_metrics, headline, highlights, number
+from feeb_pipelines.summary import headline, highlights, metric_rows, number
 from feeb_pipelines.task_runners import open_task_runner
 from feebcore.artifacts import Artifact, Workspace
 from feebcore.claims.conclude import command_of, conclude
@@ -279,17 +279,38 @@ def _describe_stage(run: str, stage: str, artifact: Artifact, result: dict[str, 
     lines += ["", "## Plugins", ""] + [f"- {row['kind']}: {row['part']} {row['version']}" for row in artifact.manifest["plugins"]]
     key = slug(f"{run}-{stage}")
     create_markdown_artifact("\n".join(lines), key=f"{key}-summary", description=f"What {stage} made")
-    if rows := [{"metric": name, "value": number(value)} for name, value in flat_metrics(artifact.metrics)]:
+    if rows := metric_rows(artifact.metrics):
         create_table_artifact(rows, key=f"{key}-metrics", description=f"Metrics of {stage}")
     if report := artifact.metrics.get("report"):
-        create_link_artifact(
-            (artifact.path / str(report)).as_uri(), link_text=f"Report of {run}", key=f"{key}-link", description="The report, a file on this machine"
-        )
+        create_markdown_artifact(_report_page(artifact, str(report)), key=f"{key}-report", description=f"Figures of the report of {run}")
+
+
+MOST_FIGURE_BYTES = 1_000_000
+"""Of the figures that go into Prefect's database; the report has them all."""
+
+
+def _report_page(artifact: Artifact, report: str) -> str:
+    """The report's figures as Markdown. A link would not do: browsers open no file from a page of a server."""
+    parts = [f"The whole report: `{artifact.path / report}`, a file on the machine of the worker."]
+    left = MOST_FIGURE_BYTES
+    for figure in sorted((artifact.path / "figures").glob("*.png")):
+        left -= figure.stat().st_size
+        if left >= 0:
+            parts.append(f"## {figure.stem.replace('_', ' ')}\n\n![{figure.stem}](data:image/png;base64,{base64.b64encode(figure.read_bytes()).decode()})")
+    return "\n\n".join(parts)
 
 
 def _describe_run(title: str, results: dict[str, dict[str, Any]]) -> None:
     rows = [
-        {"run": run, "stage": stage, "status": r["status"], "seconds": f"{r['seconds']:.1f}", "metrics": headline(r["metrics"]), "path": r["path"]}
+        {
+            "run": run,
+            "stage": stage,
+            "status": r["status"],
+            "fingerprint": r["fingerprint"],
+            "seconds": f"{r['seconds']:.1f}",
+            "metrics": headline(r["metrics"]),
+            "path": r["path"],
+        }
         for run, stages in results.items()
         for stage, r in stages.items()
     ]
