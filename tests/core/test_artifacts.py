@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from feebcore.artifacts import Artifact, StageOutput, Workspace, commit, read_artifact
-from feebcore.errors import ArtifactError, UnknownPartError, FeebError
+from feebcore.errors import ArtifactError, FeebError, UnknownPartError
 from feebcore.files import locked, read_jsonl, write_atomic
 
 
