@@ -165,7 +165,7 @@ def stopping_when_cancelled(run: FlowRun) -> Iterator[StopRequest]:
         yield request
     finally:
         over.set()
-        thread.join()
+        thread.join(1.0)  # a server that has gone keeps it for longer
 
 
 @dataclass

@@ -133,10 +133,12 @@ def as_flow(name: str, space: Workspace, display: Display, **parameters: Any) ->
         # without heartbeats a flow run ends a second sooner; its lock shows that it is alive (runs.py)
         with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}), display, subscribed(display):
             run = create_run(flow, parameters, space.root)
-            state = run_flow(flow, flow_run=run, parameters=parameters, return_type="state")
-            if run.id in errors:
-                raise errors[run.id]
-            return state.result()
+            try:
+                return run_flow(flow, flow_run=run, parameters=parameters)
+            except Exception:
+                if run.id in errors:
+                    raise errors[run.id] from None
+                raise
 
 
 @contextlib.contextmanager

@@ -73,7 +73,6 @@ MOST_TAGS = 40
 errors: dict[UUID, FeebError] = {}
 """What ended flow runs of this process, for the command line; Prefect itself would log the traceback of a sentence, three times."""
 
-
 Describe = Callable[[str, Sequence[str]], None]
 """Gives the flow run a title and tags."""
 
@@ -104,8 +103,8 @@ def _in_flow_run(workspace: str | None, jobs: int, body: Callable[[Workspace, De
                 raise Pause(state=stop.state) from None
         except FeebError as failed:
             error, state = failed, Failed(message=str(failed))
-    errors[run.id] = error
     if run.deployment_id is None:
+        errors[run.id] = error
         return state
     log = logger.warning if isinstance(error, Interrupted) else logger.error
     log("%s", error)
