@@ -29,7 +29,8 @@ RECIPE = HERE / "tiny.yaml"
 def clean_environment(**extra: str) -> dict[str, str]:
     """This process's environment without anything that names a Prefect server or a workspace."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "FEEB_"))}
-    return kept | {"DO_NOT_TRACK": "1", "NO_COLOR": "1", "PYTHONFAULTHANDLER": "1"} | extra
+    own = {"PREFECT_PROFILES_PATH": str(HERE / "none.toml")}  # whoever runs the tests may have a profile
+    return kept | own | {"DO_NOT_TRACK": "1", "NO_COLOR": "1", "PYTHONFAULTHANDLER": "1"} | extra
 
 
 class Feeb:

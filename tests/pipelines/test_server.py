@@ -96,7 +96,7 @@ def test_a_named_server_that_cannot_be_used_is_one_sentence(tmp_path: Path, monk
 def test_a_server_that_a_profile_names_is_used(feeb: Feeb) -> None:
     feeb.workspace.mkdir()
     (feeb.workspace / "profiles.toml").write_text('active = "far"\n[profiles.far]\nPREFECT_API_URL = "http://127.0.0.1:9/api"\n')
-    done = feeb("ui", "--no-open", PREFECT_HOME=str(feeb.workspace))
+    done = feeb("ui", "--no-open", PREFECT_PROFILES_PATH=str(feeb.workspace / "profiles.toml"))
     assert done.returncode == 1
     assert done.stderr.startswith("feeb: nobody answers at http://127.0.0.1:9/api"), done.stderr
     assert len(done.stderr.splitlines()) == 1
