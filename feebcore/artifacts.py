@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from feebcore.errors import ArtifactError
+from feebcore.errors import ArtifactError, UsageError
 from feebcore.files import digest_of, explain, locked, read_json, read_jsonl, sha256_file, write_json
 from feebcore.registry import get_registry
 from feebcore.specs import StageSpec
@@ -161,10 +161,13 @@ class StageOutput:
 
 
 class Workspace:
-    """A folder of artifacts, one subfolder a stage. Reading never writes."""
+    """A folder of artifacts, one subfolder a stage. Reading never writes. Raises UsageError where something else has its place."""
 
     def __init__(self, root: Path | str | None = None) -> None:
         self.root = Path(root or os.environ.get("FEEB_WORKSPACE") or "data").absolute()
+        there = next(path for path in (self.root, *self.root.parents) if os.path.lexists(path))
+        if not there.is_dir():
+            raise UsageError(f"workspace {self.root}: {there} is not a folder; choose another with --workspace DIR or FEEB_WORKSPACE")
 
     def find(self, stage: str, fingerprint: str) -> Artifact | None:
         """The finished artifact with this fingerprint, whatever its name; sizes checked."""
@@ -257,10 +260,10 @@ class Workspace:
     def unreferenced(self, keep_days: float = 0.0) -> list[Path]:
         """Unfinished folders older than `keep_days` that nobody is building: what `gc` may remove.
 
-        Finished artifacts are never listed, and neither is anything a finished artifact names as its input.
+        Finished artifacts are never listed, nor folders whose manifest cannot be read, nor anything a finished artifact names as its input.
         """
         unfinished = []
-        for folder, artifact in self.all():
+        for folder, artifact in self.all(damaged=lambda folder, error: None):
             if artifact is not None or time.time() - folder.stat().st_mtime < keep_days * 86400:
                 continue
             with _unused(folder) as unused:
@@ -270,7 +273,8 @@ class Workspace:
 
     def gc(self, superseded: bool = False, keep_days: float = 0.0, dry_run: bool = False) -> list[Path]:
         """Remove unfinished folders; with `superseded`, also finished artifacts that a newer one of the same stage
-        and name replaced and that no finished artifact which stays refers to. Returns what went (or would go)."""
+        and name replaced and that no artifact which stays refers to. What a folder with an unreadable manifest was made of stays.
+        Returns what went (or would go)."""
         unfinished = self.unreferenced(keep_days)
         doomed = unfinished + (self._superseded(unfinished) if superseded else [])
         if dry_run:
@@ -289,15 +293,17 @@ class Workspace:
         return gone
 
     def _superseded(self, doomed: list[Path]) -> list[Path]:
-        """Finished artifacts that may go, when the unfinished folders `doomed` go too; the inputs of other unfinished ones stay."""
-        finished = [(folder, a) for folder, a in self.all() if a is not None]
+        """Finished artifacts that may go, when the unfinished folders `doomed` go too; the inputs of other unfinished and of unreadable ones stay."""
+        unreadable: list[Path] = []
+        everything = list(self.all(damaged=lambda folder, error: unreadable.append(folder)))
+        finished = [(folder, a) for folder, a in everything if a is not None]
         newest: dict[tuple[str, str], float] = {}
         for _, a in finished:
             key = (a.stage, a.name)
             newest[key] = max(newest.get(key, 0.0), a.manifest["finished"])
         stay = {str(folder) for folder, a in finished if a.manifest["finished"] == newest[(a.stage, a.name)]}
-        for folder, artifact in self.all():
-            if artifact is None and folder not in doomed and (folder / "request.json").exists():
+        for folder in [*unreadable, *(folder for folder, a in everything if a is None and folder not in doomed)]:
+            if (folder / "request.json").exists():
                 stay |= {str(path) for path in read_json(folder / "request.json").get("inputs", {}).values()}
         while True:  # whatever a staying artifact refers to stays, transitively
             referred = {str(self.root / i["path"]) for folder, a in finished if str(folder) in stay for i in a.manifest["inputs"].values()}

@@ -13,6 +13,10 @@ class FeebError(Exception):
     """Base of every error caused by input, environment or a plugin; shown without a traceback."""
 
 
+class UsageError(FeebError):
+    """An argument of a command is wrong; `feeb` ends with status 2."""
+
+
 class RecipeError(FeebError):
     """A recipe cannot be used; the message names file, line and key."""
 
@@ -47,6 +51,12 @@ class Diverged(FeebError):
 
 class Interrupted(FeebError):
     """A stage was asked to stop (SIGINT, SIGTERM) and has saved what it had."""
+
+
+def plural(number: int, noun: str) -> str:
+    """'1 document', '12,000 documents', '2 batches'."""
+    ending = "" if number == 1 else "es" if noun.endswith(("s", "x", "ch", "sh")) else "s"
+    return f"{number:,} {noun}{ending}"
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

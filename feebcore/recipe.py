@@ -51,7 +51,7 @@ class StageEntry:
 @dataclass(frozen=True)
 class NamedInput:
     """An artifact that takes the place of building a stage. reference: a name, `stage/name`, `stage/name-fingerprint` or a folder.
-    spec: of the stage. where: the file and line, for messages. feebcore.run.inputs finds it."""
+    spec: of the stage. where: file, line and key, or the option of the command, for messages. feebcore.run.inputs finds it."""
 
     stage: str
     reference: str
@@ -216,13 +216,14 @@ def _build(path: Path, data: dict[str, Any], lines: Lines, registry: Registry | 
         assert isinstance(spec, StageSpec)
         specs[spec.name] = spec
     inputs = _named_inputs(data, path, registry, lines)
+    listed = tuple(specs)
     specs = {key: spec for key, spec in specs.items() if key not in inputs}
     if not specs:
         raise RecipeError(f"{lines.of(['stages'])}: every stage of the recipe is a named input, so nothing is left to run")
     seed = data.get("seed", 0)
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise RecipeError(f"{lines.of(['seed'])}: seed must be a whole number of at least 0, not {seed!r}")
-    _refuse_unknown_sections(data, [*specs, *inputs], registry, lines)
+    _refuse_unused_sections(data, specs, inputs, registry, lines)
     problems: list[str] = []
     stages: dict[str, StageEntry] = {}
     for key, spec in specs.items():
@@ -238,7 +239,7 @@ def _build(path: Path, data: dict[str, Any], lines: Lines, registry: Registry | 
             continue
         stages[key] = StageEntry(key, spec, section)
     if problems:
-        raise RecipeError("\n".join(problems))
+        raise RecipeError("\n".join(_cause_first(problems, registry)))
     name = str(data.get("name") or path.stem) + (f"-{variant}" if variant else "")
     if not all(c.isalnum() or c in "-_." for c in name) or name.startswith("."):
         raise RecipeError(
@@ -246,6 +247,10 @@ def _build(path: Path, data: dict[str, Any], lines: Lines, registry: Registry | 
         )
     recipe = Recipe(name, path, stages, registry, plugins, seed, str(data.get("description") or ""), variant, inputs, data)
     _check_needs(recipe, lines)
+    used = {provider for key in stages for provider in recipe.needs(key).values()}
+    for key, named in inputs.items():
+        if key not in used and key not in listed:
+            raise RecipeError(f"{named.where}: no stage of this recipe needs an artifact of stage {key!r}; it runs {', '.join(stages)}")
     for key, entry in stages.items():
         if entry.spec.check:
             texts = load_object(entry.spec.check, entry.spec.full_name)(entry.section, recipe)
@@ -255,13 +260,26 @@ def _build(path: Path, data: dict[str, Any], lines: Lines, registry: Registry | 
     return recipe
 
 
-def _refuse_unknown_sections(data: dict[str, Any], stages: Iterable[str], registry: Registry, lines: Lines) -> None:
+def _refuse_unused_sections(data: dict[str, Any], stages: Iterable[str], inputs: Iterable[str], registry: Registry, lines: Lines) -> None:
+    """Raises RecipeError for what nothing reads, but for sections that were inherited together with other stages."""
+    offered = {spec.name for _, spec in registry.parts("stages")}
     for key in data:
         if key in TOP_KEYS or key in stages:
             continue
-        if any(spec.name == key for _, spec in registry.parts("stages")):
-            continue  # the section of a stage that this recipe does not run: an inherited one
-        raise RecipeError(f"{lines.of([key])}: unknown key {key!r}; {did_you_mean(key, [*TOP_KEYS, *stages])}")
+        if key not in offered:
+            raise RecipeError(f"{lines.of([key])}: unknown key {key!r}; {did_you_mean(key, [*TOP_KEYS, *stages, *inputs])}")
+        where = lines.chosen(key, data)
+        if key in inputs and where.startswith("--set"):
+            raise RecipeError(f"{where}: stage {key!r} is not built, as a finished artifact takes its place, so its options change nothing")
+        if key not in inputs and where:
+            raise RecipeError(f"{where}: this recipe does not run stage {key!r}, whose options these are; add it to `stages:` or remove them")
+
+
+def _cause_first(problems: list[str], registry: Registry) -> list[str]:
+    """The problems with what they share, plugins that did not load, said once before them."""
+    cause = registry.not_loaded()
+    without = [problem.replace(cause, "") for problem in problems] if cause else problems
+    return problems if without == problems else [cause.rstrip("; "), *without]
 
 
 def _named_inputs(data: dict[str, Any], path: Path, registry: Registry, lines: Lines) -> dict[str, NamedInput]:
@@ -272,11 +290,12 @@ def _named_inputs(data: dict[str, Any], path: Path, registry: Registry, lines: L
         raise RecipeError(f"{lines.of(['inputs'])}: inputs is a mapping of stages to artifacts, as in {{pretrain: smol}}; quote a name that reads as a number")
     inputs = {}
     for stage, reference in raw.items():
-        where = lines.of(["inputs", stage])
+        given = f"inputs.{stage}" in lines.set_keys
+        where = f"--input {stage}={reference}" if given else f"{lines.of(['inputs', stage])}: inputs.{stage}"
         try:
             spec = registry.resolve("stages", stage)
         except (UnknownPartError, PartClashError) as error:
-            raise RecipeError(f"{where}: inputs: {error}") from None
+            raise RecipeError(f"{where}: {error}") from None
         assert isinstance(spec, StageSpec)
         if reference.startswith(("/", "./", "../", "~")):  # a folder, relative to the recipe
             reference = str((path.parent / Path(reference).expanduser()).absolute())
@@ -328,7 +347,7 @@ def _sentence(location: Sequence[Any], item: Mapping[str, Any], known: Iterable[
     message = item["msg"].removeprefix("Value error, ")
     value = item.get("input")
     if message.startswith("Input should be") and isinstance(value, str | int | float):
-        message = f"{message.partition(', unable to parse')[0]}, not {value!r}"
+        message = f"{message.partition(', unable to parse')[0]}, not {value!r}" + (f"; write [{value}]" if item["type"] == "list_type" else "")
     return f"{where}: {dotted}: {message}"
 
 
