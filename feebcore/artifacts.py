@@ -15,7 +15,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -120,6 +120,7 @@ class StageOutput:
         self.path = Path(path)
         self.stop_requested = False
         self.content_patterns: tuple[str, ...] = ()
+        self.runs: dict[str, Artifact] = {}
         self._on_progress = on_progress
         self._events = open(self.path / "events.jsonl", "a", encoding="utf-8", buffering=1)
         if _ends_torn(self.path / "events.jsonl"):  # a kill cut the last line: the next one must not be lost with it
@@ -144,6 +145,11 @@ class StageOutput:
     def content(self, *patterns: str) -> None:
         """Name the files (glob patterns) that are the result; without it, all files but logs and checkpoints."""
         self.content_patterns = patterns
+
+    def rests_on(self, runs: Mapping[str, Artifact]) -> None:
+        """Name artifacts, beside the stage's inputs, that the result stands on, by name: they are inputs in the manifest, so gc keeps
+        them. For stages that run inline."""
+        self.runs = dict(runs)
 
     def event(self, kind: str, **fields: Any) -> None:
         import json
@@ -257,6 +263,13 @@ class Workspace:
                 makes=makes,
             )
 
+    def damaged(self) -> dict[Path, str]:
+        """Folders whose manifest this feeb cannot read, each with why and what to do."""
+        problems: dict[Path, str] = {}
+        for _ in self.all(damaged=lambda folder, error: problems.update({folder: str(error)})):
+            pass
+        return problems
+
     def unreferenced(self, keep_days: float = 0.0) -> list[Path]:
         """Unfinished folders older than `keep_days` that nobody is building: what `gc` may remove.
 
@@ -303,8 +316,9 @@ class Workspace:
             newest[key] = max(newest.get(key, 0.0), a.manifest["finished"])
         stay = {str(folder) for folder, a in finished if a.manifest["finished"] == newest[(a.stage, a.name)]}
         for folder in [*unreadable, *(folder for folder, a in everything if a is None and folder not in doomed)]:
-            if (folder / "request.json").exists():
-                stay |= {str(path) for path in read_json(folder / "request.json").get("inputs", {}).values()}
+            with suppress(ArtifactError, FileNotFoundError):
+                inputs = read_json(folder / "request.json").get("inputs", {})
+                stay |= {str(self.root.joinpath(*Path(path).parts[-2:])) for path in inputs.values()}  # the workspace may have been moved since
         while True:  # whatever a staying artifact refers to stays, transitively
             referred = {str(self.root / i["path"]) for folder, a in finished if str(folder) in stay for i in a.manifest["inputs"].values()}
             if referred <= stay:
@@ -402,7 +416,7 @@ def commit(
         "identity": dict(identity),
         "inputs": {
             name: {"stage": a.stage, "fingerprint": a.fingerprint, "digest": a.digest, "path": os.path.relpath(a.path, out.path.parents[1])}
-            for name, a in inputs.items()
+            for name, a in {**inputs, **out.runs}.items()
         },
         "plugins": list(plugins),
         "environment": dict(environment),

@@ -258,8 +258,8 @@ class Comparison:
         return measured | numbers | {"bad_steps": len(metrics.get("anomalous_steps", []))}
 
     def artifacts(self) -> dict[str, Artifact]:
-        """Of every run that finished, by the run's name: the comparison's inputs, which gc then keeps."""
-        artifacts = {r.name: self.workspace.find(STAGE, r.result["fingerprint"]) for r in self.ledger.records() if r.status == "done"}
+        """Of every run that was made, diverged ones too, by the run's name: the comparison's inputs, which gc then keeps."""
+        artifacts = {r.name: self.workspace.find(STAGE, r.id) for r in self.ledger.records()}
         return {name: artifact for name, artifact in artifacts.items() if artifact is not None}
 
     def forward(self, row: dict[str, Any]) -> None:

@@ -25,6 +25,16 @@ C = TypeVar("C", bound="Cache")
 EMPTY = -2  # the document id of a cache slot that holds nothing yet
 
 
+class Carried:
+    """What blocks leave for later ones. shared: tensors by name, or tuples of them. losses: auxiliary losses by name.
+
+    Neither a dataclass nor a dict, as torch's FSDP hands a sharded block a copy of those, and what the block added would stay in the copy.
+    """
+
+    def __init__(self, shared: Mapping[str, Any] | None = None, losses: Mapping[str, Tensor] | None = None) -> None:
+        self.shared, self.losses = dict(shared or {}), dict(losses or {})
+
+
 @dataclass
 class ForwardContext:
     """Passed to embedding, stack, blocks, attentions and feedforwards with the tensor that they process.
@@ -34,7 +44,7 @@ class ForwardContext:
     start_BTC: the stream before the first block. cache: of a model that generates. dropout: of attention weights. window: no attention
     sees more tokens than these, its own among them; 0: no such limit. want_layers: the stream after every layer is asked for; else a
     stack may leave out all but the last. local_gradients: each block but the first of a pass is given detached tensors (`begun`: the first
-    has run). shared: tensors by name, or tuples of them, that blocks leave for later blocks of the pass. losses: auxiliary
+    has run). carried: what blocks leave for later blocks of the pass: `shared` tensors by name, or tuples of them, and `losses`, auxiliary
     losses by name, each a scalar mean over the batch.
     """
 
@@ -51,8 +61,15 @@ class ForwardContext:
     want_layers: bool = False
     local_gradients: bool = False
     begun: bool = False
-    shared: dict[str, Any] = field(default_factory=dict)
-    losses: dict[str, Tensor] = field(default_factory=dict)
+    carried: Carried = field(default_factory=Carried)
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        return self.carried.shared
+
+    @property
+    def losses(self) -> dict[str, Tensor]:
+        return self.carried.losses
 
     @property
     def mask_BTS(self) -> Tensor | None:
@@ -61,16 +78,16 @@ class ForwardContext:
 
     def for_block(self) -> ForwardContext:
         """A copy for one block, whose additions to `shared` and `losses` stay its own."""
-        return dataclasses.replace(self, shared=dict(self.shared), losses=dict(self.losses))
+        return dataclasses.replace(self, carried=Carried(self.shared, self.losses))
 
     def after_block(self, shared: Mapping[str, Any], losses: Mapping[str, Tensor]) -> ForwardContext:
         """What the next block is given: this context with what the block before added."""
-        return dataclasses.replace(self, shared={**self.shared, **shared}, losses={**self.losses, **losses}, begun=True)
+        return dataclasses.replace(self, carried=Carried({**self.shared, **shared}, {**self.losses, **losses}), begun=True)
 
     def detached(self) -> ForwardContext:
         """A copy whose shared tensors and start of the stream carry no gradient."""
         shared = {key: detached(value) for key, value in self.shared.items()}
-        return dataclasses.replace(self, shared=shared, start_BTC=detached(self.start_BTC))
+        return dataclasses.replace(self, carried=Carried(shared, self.losses), start_BTC=detached(self.start_BTC))
 
     def add_loss(self, name: str, value: Tensor) -> None:
         """Another auxiliary loss; those of one name are summed over layers."""

@@ -6,7 +6,7 @@ All are nn.Modules made by `build(config, context: BuildContext)`. Shapes: B bat
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -14,8 +14,6 @@ from torch.utils.checkpoint import checkpoint
 from feebcore.model.context import ForwardContext
 from feebcore.model.counting import ModelPart
 from feebcore.protocols import Batch, BuildContext, ModelOutput
-
-M = TypeVar("M", bound=nn.Module)
 
 
 class ResidualLinear(nn.Linear):
@@ -153,13 +151,6 @@ class LMHeadPart(ModelPart):
     def mtp_flops(self, model: Any, length: int) -> list[float]:
         """Forward FLOPs of each entry of `mtp_outputs` on one sequence, its logits included."""
         raise NotImplementedError
-
-
-def require_part(module: Any, base: type[M], name: str) -> M:
-    """`module`, if it derives from `base`. Raises TypeError that names the part."""
-    if not isinstance(module, base):
-        raise TypeError(f"{name}: {type(module).__name__} must derive from {base.__module__}.{base.__name__}, whose methods the model calls")
-    return module
 
 
 def windows_of(module: nn.Module) -> list[int]:

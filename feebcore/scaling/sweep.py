@@ -66,6 +66,8 @@ class Sweep:
         self.publish({})
         records = run_study(self.propose, self.ledger, self.workspace, self.built, self.record, self.forward, lambda: self.out.stop_requested, self.on_ended)
         self.write_cells(records)  # once more: a kill may have come between the ledger's last entry and this file
+        found = {record.name: self.workspace.find("pretrain", record.id) for record in records}
+        self.out.rests_on({f"runs/{name}": artifact for name, artifact in found.items() if artifact is not None})
         metrics = self.report(records, read_json(self.out.path / "prediction.json")["cells"])
         if sentences := missing(records):
             raise StageFailed(f"sweep: {'; '.join(sentences)}. {self.out.path / 'law.json'} is based on the other runs; run the same command to retry")

@@ -299,6 +299,11 @@ def _stopping_on_signals(asked: threading.Event, in_caller: bool) -> Iterator[No
 
 def open_ledger(workspace: Workspace, name: str, identity: str) -> Ledger:
     """The ledger of a study that has no folder of its own: `<workspace>/.studies/<name>-<identity>.sqlite`."""
-    folder: Path = workspace.root / ".studies"
-    folder.mkdir(parents=True, exist_ok=True)
-    return Ledger(folder / f"{name}-{identity}.sqlite")
+    path = ledger_of(workspace, name, identity)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return Ledger(path)
+
+
+def ledger_of(workspace: Workspace, name: str, identity: str) -> Path:
+    """Where `open_ledger` keeps it."""
+    return workspace.root / ".studies" / f"{name}-{identity}.sqlite"

@@ -94,8 +94,9 @@ def train_model(
         if run.precision == "fp8":
             precision.convert_to_fp8(model)
         optimizer_schedules.freeze(param_groups(model, frozen=True), section.param_groups)
+        scale = lr_scale(section, model)  # asks the model for its sizes, so before it is sharded
         gradients = GradientAccumulator(LossModule(model, objective, run.precision, device), parallel, section.micro_batch, out.log)
-        optimizer = build_optimizer(section, model)
+        optimizer = build_optimizer(section, model, scale)
         multipliers = (None if part is None else part.build(total_steps=section.max_steps) for part in schedules_of(section))
         schedules = optimizer_schedules.OptimizerSchedules(optimizer, *multipliers)  # type: ignore[arg-type]
         callbacks = {f"{i}:{part.name}": part.build() for i, part in enumerate(section.callbacks)} if parallel.is_main else {}
@@ -156,22 +157,30 @@ def _whole(section: TrainSection, model: nn.Module, vocab_size: int, parallel: S
     return whole.eval()
 
 
-def build_optimizer(section: TrainSection, model: nn.Module) -> Optimizer:
+def build_optimizer(section: TrainSection, model: nn.Module, scale: LRScale) -> Optimizer:
     """The optimizer part over the model's parameters by role and override, with scaled learning rates."""
-    scale = _lr_scale(section, model)
     optimizer: Optimizer = optimizer_schedules.build_optimizer(section.optimizer, param_groups(model, frozen=True), section.param_groups, scale)
     hook_optimizer(model, optimizer)
     return optimizer
 
 
-def _lr_scale(section: TrainSection, model: nn.Module) -> LRScale:
+def lr_scale(section: TrainSection, model: nn.Module) -> LRScale:
+    """The factors of the section's lr_scaling for this model, none without one."""
     if section.lr_scaling is None:
         return LRScale()
-    sizes = model.config if isinstance(model, Transformer) else None
-    d_model, num_layers = (sizes.d_model, sizes.num_layers) if sizes else (0, 0)
-    tokens = section.batch_size * section.seq_len
     scaling: LRScaling = section.lr_scaling.build()
-    return scaling(TrainShape(d_model, num_layers, tokens, section.max_steps))
+    return scaling(TrainShape(*_sizes(model), section.batch_size * section.seq_len, section.max_steps))
+
+
+def _sizes(model: nn.Module) -> tuple[int, int]:
+    """d_model and num_layers: of the transformer as its options have them, of another model as its output shows them."""
+    if isinstance(model, Transformer):
+        return model.config.d_model, model.config.num_layers
+    training = model.training
+    with torch.no_grad():
+        hidden_BTC = model.eval()(torch.zeros(1, 1, dtype=torch.int64, device=next(model.parameters()).device)).hidden
+    model.train(training)
+    return hidden_BTC.shape[-1], model.num_streams  # type: ignore[return-value]
 
 
 def _fresh_model(section: TrainSection, vocab_size: int, device: torch.device) -> nn.Module:

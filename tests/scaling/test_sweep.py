@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from feebcore.artifacts import Artifact, Workspace
 from feebcore.errors import DataError, Interrupted, RecipeError, StageFailed
-from feebcore.files import read_json, read_jsonl
+from feebcore.files import read_json, read_jsonl, write_json
 from feebcore.scaling.cells import measure_with, with_overrides
 from feebcore.scaling.config import SweepConfig
 from feebcore.scaling.stage import check
@@ -125,6 +125,18 @@ def test_a_sweep_killed_and_continued_by_two_warm_workers_ends_with_the_same_law
     assert {r.name: r for r in records if r.name in before} == before
     assert (artifact.path / "law.json").read_bytes() == (finished[1].path / "law.json").read_bytes()
     assert not list(artifact.path.glob("*-wal"))
+
+
+def test_gc_keeps_the_runs_that_a_law_stands_on(finished, tmp_path: Path) -> None:
+    shutil.copytree(finished[0] / "data", tmp_path / "data")
+    workspace = Workspace(tmp_path / "data")
+    runs = [artifact for _, artifact in workspace.all(stage="pretrain") if artifact is not None]
+    newer = [run.path.with_name(f"{run.name}-{'0' * 12}") for run in runs]
+    for run, folder in zip(runs, newer, strict=True):
+        shutil.copytree(run.path, folder)
+        write_json(folder / "manifest.json", run.manifest | {"fingerprint": "0" * 12, "finished": run.manifest["finished"] + 1})
+    assert workspace.gc(superseded=True, dry_run=True) == []
+    assert {f"runs/{c['name']}" for c in read_jsonl(finished[1].path / "cells.jsonl")} <= finished[1].manifest["inputs"].keys()
 
 
 def test_no_validation_text_is_said_at_once(tmp_path: Path) -> None:

@@ -28,7 +28,8 @@ def plan(
 ) -> None:
     """Show what `feeb run` would do: which stages run, which are reused, and which keys changed.
 
-    Every run of a study is listed, and every run of a sweep that is not finished. `feeb compare --plan` lists those of a comparison.
+    Every run of a study is listed, and every run of a sweep that is not finished, with the reason if it failed or diverged. `feeb compare
+    --plan` lists those of a comparison.
 
     Examples:
         feeb plan experiments/quickstart.yaml --set pretrain.max_steps=100
@@ -39,19 +40,27 @@ def plan(
     from feebcore.run.plan import explain_differences
     from feebcore.run.plan import plan as plan_stages
     from feebcore.scaling.config import SweepConfig
-    from feebcore.study.planned import row_of
+    from feebcore.study.ledger import read_records
+    from feebcore.study.planned import noted, row_of
+    from feebcore.study.run import ledger_of
+    from feebcore.study.variants import propose, study_name
 
     space = Workspace(workspace)
     rows: list[dict[str, Any]] = []
-    for run in load_study(recipe, with_inputs(set, input)):
+    recipes = load_study(recipe, with_inputs(set, input))
+    for run in recipes:
         items = plan_stages(run, space, [stage] if stage else None)
         built = {item.stage: item.artifact for item in items if item.artifact is not None}
         for item in explain_differences(items, space, run.name):
             if isinstance(run.stages[item.stage].section, SweepConfig) and item.artifact is None:
                 from feebcore.scaling.sweep import planned_cells
 
-                rows += planned_cells(run, item.stage, space, built)
+                records = read_records(item.path / "ledger.sqlite") if item.path else []
+                rows += noted(planned_cells(run, item.stage, space, built), records)
             rows.append(row_of(run.name, item))
+    if len(recipes) > 1:
+        ledger = ledger_of(space, *study_name(propose(recipes, [stage] if stage else None), space))
+        rows = noted(rows, read_records(ledger))
     print_plan(rows, json)
 
 
@@ -59,10 +68,18 @@ def print_plan(rows: Sequence[dict[str, Any]], json: bool) -> None:
     """Rows of feebcore.study.planned as a table, or as JSON."""
     if json:
         return _print_json(rows)
-    words = {"run": "run", "reuse": "reuse", "continue": "resume"}
+    words = {"run": "run", "reuse": "reuse", "continue": "resume", "diverged": "none"}
     return _print_table(
         ("run", "stage", "action", "reason"),
-        [(r["run"], r["stage"], words[r["status"]], "; ".join(r["differs"]) or (r["path"] if r["status"] != "run" else "no matching artifact")) for r in rows],
+        [
+            (
+                r["run"],
+                r["stage"],
+                words[r["status"]],
+                "; ".join(r["differs"]) or (r["path"] if r["status"] in ("reuse", "continue") else "no matching artifact"),
+            )
+            for r in rows
+        ],
     )
 
 
@@ -143,7 +160,9 @@ def plugins(*, plugin: Plugin = [], json: Json = False) -> int:  # noqa: B006
 
 
 def runs(stage: Annotated[str | None, Parameter(help="Show only this stage.")] = None, /, *, workspace: WorkspaceOption = None, json: Json = False) -> None:
-    """List the artifacts of the workspace with status and metrics; --json adds their paths.
+    """List the artifacts of the workspace with status and metrics, and failed, diverged, running and waiting runs of studies with the reason.
+
+    --json adds their paths.
 
     Examples:
         feeb runs
@@ -151,11 +170,13 @@ def runs(stage: Annotated[str | None, Parameter(help="Show only this stage.")] =
     """
     from feeb_pipelines.summary import headline
     from feebcore.artifacts import Workspace
+    from feebcore.study.planned import open_runs
 
     space = Workspace(workspace)
     damaged: list[dict[str, Any]] = []
-    rows = [_run_row(folder, artifact) for folder, artifact in space.all(damaged=lambda folder, error: damaged.append(_run_row(folder, None, "damaged")))]
-    rows = [r for r in [*rows, *damaged] if stage in (None, r["stage"])]
+    found = space.all(damaged=lambda folder, error: damaged.append(_run_row(folder, None, "damaged", str(error))))
+    rows = [*(_run_row(folder, artifact) for folder, artifact in found), *damaged]
+    rows = [r for r in _with_runs(rows, open_runs(space)) if stage in (None, r["stage"])]
     if json:
         return _print_json(rows)
     if not rows:
@@ -164,19 +185,44 @@ def runs(stage: Annotated[str | None, Parameter(help="Show only this stage.")] =
         return None
     return _print_table(
         ("stage", "name", "fingerprint", "status", "created", "metrics"),
-        [(r["stage"], r["name"], r["fingerprint"], r["status"], r["created"], headline(r["metrics"])) for r in rows],
+        [(r["stage"], r["name"], r["fingerprint"], r["status"], r["created"], r["reason"] or headline(r["metrics"])) for r in rows],
     )
 
 
-def _run_row(folder: Any, artifact: Any, status: str = "") -> dict[str, Any]:
+def _with_runs(rows: list[dict[str, Any]], runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of artifacts with the state of the run that makes each, then a row per run of a study that has no folder."""
+    states = {run["fingerprint"]: run for run in runs}
+    told: set[str] = set()
+    for row in rows:
+        run = states.get(row["fingerprint"])
+        if run is not None and (row["status"] in ("running", "unfinished") or run["status"] == "diverged"):
+            row |= {"status": run["status"], "reason": run["reason"]}
+        told.add(row["fingerprint"])
+    others = [run for run in runs if run["fingerprint"] not in told]
+    common: dict[str, Any] = {"created": "", "seconds": None, "metrics": {}}
+    return rows + [
+        {
+            "stage": "study" if run["study"].suffix == ".sqlite" else "pretrain",
+            "name": run["run"],
+            "fingerprint": run["fingerprint"],
+            "path": str(run["study"]),
+            "status": run["status"],
+            **common,
+            "reason": run["reason"],
+        }
+        for run in others
+    ]
+
+
+def _run_row(folder: Any, artifact: Any, status: str = "", reason: str = "") -> dict[str, Any]:
     from datetime import UTC, datetime
 
     if artifact is not None:
-        found = {"stage": artifact.stage, "name": artifact.name, "fingerprint": artifact.fingerprint, "path": str(folder), "status": "finished"}
+        found = {"stage": artifact.stage, "name": artifact.name, "fingerprint": artifact.fingerprint, "path": str(folder), "status": "finished", "reason": ""}
         return found | {"created": artifact.manifest["created"], "seconds": artifact.manifest["seconds"], "metrics": artifact.metrics}
     name, _, fingerprint = folder.name.rpartition("-")
     created = datetime.fromtimestamp(folder.stat().st_ctime, UTC).isoformat(timespec="seconds")
-    found = {"stage": folder.parent.name, "name": name, "fingerprint": fingerprint, "path": str(folder)}
+    found = {"stage": folder.parent.name, "name": name, "fingerprint": fingerprint, "path": str(folder), "reason": reason}
     return found | {"status": status or ("running" if _is_locked(folder) else "unfinished"), "created": created, "seconds": None, "metrics": {}}
 
 
