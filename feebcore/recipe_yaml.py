@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from feebcore.errors import RecipeError, did_you_mean
+from feebcore.errors import RecipeError, did_you_mean, plural
 
 MOST_VALUES = 100_000
 """In one recipe: nested aliases grow without limit, ten lines to gigabytes."""
@@ -212,7 +212,7 @@ def set_key(data: dict[str, Any], dotted: str, value: Any) -> None:
 
 def _item(node: list[Any], key: str, dotted: str) -> Any:
     if not key.isdigit() or int(key) >= len(node):
-        raise RecipeError(f"{dotted}: {key!r} is not an index of a list of {len(node)} items")
+        raise RecipeError(f"{dotted}: {key!r} is not an index of a list of {plural(len(node), 'item')}")
     item = node[int(key)]
     if isinstance(item, str):
         item = node[int(key)] = {"name": item}

@@ -34,7 +34,7 @@ from feebcore.compare.plan import (
     token_steps,
     with_section,
 )
-from feebcore.errors import NO_VALIDATION_TEXT, DataError, Diverged, FeebError, StageFailed
+from feebcore.errors import NO_VALIDATION_TEXT, DataError, Diverged, FeebError, StageFailed, plural
 from feebcore.files import digest_of, read_json, write_atomic, write_json
 from feebcore.provenance import describe_plugins
 from feebcore.recipe import Recipe
@@ -277,7 +277,7 @@ class Comparison:
         if record.status == "done":
             words = f"{record.result['bits_per_byte']:.4f} bits per byte, {record.result['seconds']:.1f} s"
         ended = counts["done"] + counts["failed"] + counts["diverged"]
-        self.out.log(f"{record.name}: {words} ({ended} of {total} runs)")
+        self.out.log(f"{record.name}: {words} ({ended} of {plural(total, 'run')})")
 
 
 def _loss(record: RunRecord) -> float | None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from feebcore.artifacts import Artifact
+from feebcore.errors import plural
 from feebcore.evaluate.benchmark import intervals
 from feebcore.files import read_json, read_jsonl
 from feebcore.report.figures import NAMES, duration
@@ -92,7 +93,7 @@ def cards(artifacts: Artifacts) -> list[Card]:
         note = "relative to the measured matmul peak" if median <= 1 else "above 100%: the peak was measured on a busy machine"
         headline.append(Card(percent(median), "MFU", note))
     if (error := sweep.get("heldout_relative_error")) is not None:
-        nearest = sweep.get("nearest_cell_error")
+        nearest = sweep.get("nearest_run_error")
         note = f"nearest-run baseline: {percent(nearest)}" if nearest is not None else "relative error on the held-out run"
         headline.append(Card(percent(error), "scaling-law prediction error", note))
     before, after = rl.get("accuracy_before"), rl.get("accuracy_after")
@@ -103,9 +104,9 @@ def cards(artifacts: Artifacts) -> list[Card]:
             model, value, *_ = bar["models"][0]
             headline.append(Card(percent(value), "valid Python functions", model_name(model)))
     if "bytes" in download:
-        headline.append(Card(byte_size(download["bytes"]), "text", f"{download['documents']:,} documents"))
+        headline.append(Card(byte_size(download["bytes"]), "text", plural(download["documents"], "document")))
     if artifacts:
-        headline.append(Card(duration(sum(a.manifest["seconds"] for a in artifacts.values())), "total time", f"{len(artifacts)} stages"))
+        headline.append(Card(duration(sum(a.manifest["seconds"] for a in artifacts.values())), "total time", plural(len(artifacts), "stage")))
     return headline
 
 
@@ -129,9 +130,9 @@ def _data(artifacts: Artifacts) -> list[Sentence]:
     download, shard = metrics_of(artifacts, "download"), metrics_of(artifacts, "shard")
     if "documents" not in download:
         return []
-    text = f"{download['documents']:,} documents, {byte_size(download['bytes'])}"
+    text = f"{plural(download['documents'], 'document')}, {byte_size(download['bytes'])}"
     if "val_documents" in download:
-        text += f"; validation split: {download['val_documents']:,} documents, {byte_size(download['val_bytes'])}"
+        text += f"; validation split: {plural(download['val_documents'], 'document')}, {byte_size(download['val_bytes'])}"
     tokens, vocab_size = shard.get("train_tokens", 0) + shard.get("val_tokens", 0), metrics_of(artifacts, "tokenizer").get("vocab_size")
     if tokens and vocab_size:
         text += f". {compact(tokens)} tokens with a vocabulary of {vocab_size:,}"
@@ -153,10 +154,10 @@ def _scaling_law(artifacts: Artifacts) -> list[Sentence]:
     if not metrics:
         return []
     rows = []
-    error, nearest = metrics.get("heldout_relative_error"), metrics.get("nearest_cell_error")
+    error, nearest = metrics.get("heldout_relative_error"), metrics.get("nearest_run_error")
     if error is not None:
         num_runs = (metrics.get("law") or {}).get("num_points")
-        text = f"Fitted to {f'{num_runs} runs' if num_runs else 'the runs of the sweep'}. Relative error on the held-out run: {percent(error)}"
+        text = f"Fitted to {plural(num_runs, 'run') if num_runs else 'the runs of the sweep'}. Relative error on the held-out run: {percent(error)}"
         tone = ""
         if nearest is not None:
             tone = "good" if error < nearest else "bad"
@@ -196,7 +197,7 @@ def _rl(artifacts: Artifacts) -> list[Sentence]:
         return [Sentence("Reinforcement learning", f"{text} Significant improvement: the 95% intervals do not overlap.", "good")]
     if after["high"] < before["low"]:
         return [Sentence("Reinforcement learning", f"{text} Significant regression: the 95% intervals do not overlap.", "bad")]
-    return [Sentence("Reinforcement learning", f"{text} Not significant: the 95% intervals overlap ({after['n']} prompts).", "doubt")]
+    return [Sentence("Reinforcement learning", f"{text} Not significant: the 95% intervals overlap ({plural(after['n'], 'prompt')}).", "doubt")]
 
 
 def _evaluation(artifacts: Artifacts) -> list[Sentence]:

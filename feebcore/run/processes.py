@@ -8,7 +8,6 @@ rank-1.log and so on.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -25,7 +24,7 @@ from typing import Any
 from feebcore.artifacts import StageOutput
 from feebcore.config import StageConfig
 from feebcore.errors import ArtifactError, Diverged, FeebError, Interrupted, StageFailed
-from feebcore.files import read_json
+from feebcore.files import read_json, wait_for_lock
 
 Publish = Callable[[dict[str, Any]], None]
 """Takes one event of a stage: {"time": …, "kind": "log" or "progress" …}."""
@@ -208,18 +207,9 @@ def _exclusive(folder: Path, publish: Publish) -> Iterator[int]:
     """
     handle = os.open(folder, os.O_RDONLY)
     try:
-        waiting = False
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if not waiting:
-                    publish({"kind": "log", "time": time.time(), "text": "workers of an earlier run are still saving; waiting for them"})
-                waiting = True
-                time.sleep(0.1)
-            except OSError:  # a file system without locks on folders
-                break
+        text = "workers of an earlier run are still saving; waiting for them"
+        with contextlib.suppress(OSError):  # a file system without locks on folders
+            wait_for_lock(handle, lambda: publish({"kind": "log", "time": time.time(), "text": text}), poll=0.1)
         yield handle
     finally:
         os.close(handle)

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from feebcore.artifacts import Artifact, StageOutput
 from feebcore.config import StageConfig
-from feebcore.errors import DataError, Interrupted, did_you_mean
+from feebcore.errors import DataError, Interrupted, did_you_mean, plural
 from feebcore.files import write_atomic, write_json
 from feebcore.parts import Part, PartKey
 from feebcore.protocols import Source
@@ -91,10 +91,12 @@ def run(section: DownloadConfig, inputs: Mapping[str, Artifact], out: StageOutpu
     if unknown := sorted(set(section.validation_sources) - set(table["source"])):
         raise DataError(f"download.validation_sources: no document has source {unknown[0]!r}; {did_you_mean(unknown[0], set(table['source']))}")
     if metrics["documents"] == metrics["val_documents"]:
-        raise DataError(f"download: all {metrics['documents']} documents fall into the validation split; add documents or raise download.split_modulus")
+        raise DataError(
+            f"download: every document ({metrics['documents']}) falls into the validation split, which leaves none to train on; add documents or raise download.split_modulus"
+        )
     if not metrics["val_documents"]:
         out.log(
-            f"none of {metrics['documents']} documents falls into the validation split (SHA-256 is 0 mod {section.split_modulus}): there is no validation loss"
+            f"of {plural(metrics['documents'], 'document')} none falls into the validation split (SHA-256 is 0 mod {section.split_modulus}): there is no validation loss"
         )
     per_source = {name: {"documents": n, "bytes": size} for name, n, size in _per_source(table)}
     write_json(out.path / "statistics.json", metrics | {"sources": per_source, "columns": statistics, "provenance": provenance})
@@ -118,7 +120,7 @@ def _read_sources(section: DownloadConfig, out: StageOutput, work: Path, dropped
             spool.add(document)
             _tick(out, spool.num_bytes, 0, "bytes", f"read {part.name}", documents=spool.num_documents)
         if spool.num_documents == before:
-            seen = f"{spool.num_empty - empty} empty documents" if spool.num_empty > empty else "no documents"
+            seen = plural(spool.num_empty - empty, "empty document") if spool.num_empty > empty else "no documents"
             left_out = "".join(f", {n} left out ({why})" for why, n in source.skipped.items())
             raise DataError(f"download: source {part.name!r} has {seen}{left_out}; the corpus would be empty, check download.sources.{number}")
         dropped["empty"] += spool.num_empty - empty

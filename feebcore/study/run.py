@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from feebcore.artifacts import MANIFEST, Artifact, Workspace
-from feebcore.errors import Diverged, FeebError, Interrupted
+from feebcore.errors import Diverged, FeebError, Interrupted, plural
 from feebcore.recipe import Recipe
 from feebcore.run.plan import plan_stage
 from feebcore.run.processes import SAME_REQUEST, stop_running
@@ -192,7 +192,7 @@ class _Study:
             elif isinstance(outcome, Exception):
                 reason = str(outcome) if isinstance(outcome, FeebError) else f"{type(outcome).__name__}: {outcome}"
                 final = self.ledger.fail(name, reason, self.owner, self.max_attempts)
-                what = f"failed {self.max_attempts} times" if final else "failed and will be retried"
+                what = f"failed {plural(self.max_attempts, 'time')}" if final else "failed and will be retried"
                 self.on_progress({"kind": "log", "time": time.time(), "text": f"{name} {what}: {reason}"})
             else:
                 self.ledger.done(name, outcome, self.owner)

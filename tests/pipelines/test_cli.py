@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -83,6 +84,22 @@ def test_a_workspace_that_is_a_file_is_one_sentence_and_status_two(inside: Insid
         assert done.returncode == 2
         assert done.stderr == f"feeb: workspace {workspace}: {file} is not a folder; choose another with --workspace DIR or FEEB_WORKSPACE\n"
         assert not done.stdout
+
+
+def test_check_of_several_parts_is_a_line_each_and_ends_with_a_summary(inside: Inside, tmp_path: Path) -> None:
+    (tmp_path / "twice.py").write_text(
+        "import feebcore as feeb\n\n@feeb.hookimpl\ndef feeb_schedules():\n"
+        "    yield feeb.ScheduleSpec('half', build=lambda config, context: lambda step: 0.5, summary='Half the rate.')\n"
+        "    yield feeb.ScheduleSpec('nothing', build=lambda config, context: None, summary='Forgets its return.')\n"
+    )
+    done = inside("check", "schedules", "--plugin", tmp_path / "twice.py")
+    assert done.returncode == 1
+    lines = done.stdout.splitlines()
+    assert any(re.fullmatch(r"schedules/cosine: \d+ checks ok, [\d.]+ s", line) for line in lines)
+    assert any(re.fullmatch(r"schedules/twice/nothing: \d+ of \d+ checks FAILED, [\d.]+ s", line) for line in lines)
+    assert any(line.startswith("schedules/twice/nothing: ") and "is built as None; it must be callable" in line for line in lines)
+    assert re.fullmatch(r"12 parts, \d+ checks, \d+ failed, \d+ seconds", lines[-1])
+    assert inside("check", "schedules").returncode == 0
 
 
 def test_a_stage_without_a_recipe_is_explained(inside: Inside) -> None:

@@ -13,7 +13,7 @@ SHARING: dict[str, dict[str, Any]] = {
     "looped": {"stack": {"name": "looped", "num_blocks": 2}},
     "cross_layer": {"attention": {"name": "cross_layer", "kv_share_layers": 2}},
     "looped cross_layer": {"stack": {"name": "looped", "num_blocks": 2}, "attention": {"name": "cross_layer", "kv_share_layers": 2}},
-    "value residual": {"attention": {"name": "mha", "value_residual": True}},
+    "value residual": {"attention": {"name": "mha", "value_residual": "learned"}},
     "experts": {"feedforward": {"name": "moe", "num_experts": 4}},
 }
 

@@ -248,7 +248,8 @@ def check(
     plugin: Plugin = [],  # noqa: B006
     json: Json = False,
 ) -> int:
-    """Run the contract tests of parts. Exits with status 1 if a check fails.
+    """Run the contract tests of parts: a line per check of one part, a line per part and per failed check of several. Exits with status 1
+    if a check fails.
 
     Examples:
         feeb check lion --plugin ./lion.py
@@ -256,11 +257,10 @@ def check(
         feeb check --all
         feeb check architectures --full
     """
-    from feebcore.errors import FeebError
+    from feebcore.errors import FeebError, did_you_mean, plural
     from feebcore.hookspecs import KINDS
     from feebcore.registry import get_registry
-    from feebcore.testing import checks_for
-    from feebcore.testing.framework import candidate, iterate
+    from feebcore.testing.framework import CheckResult, candidate, iterate
 
     if (name is None) != all:
         raise FeebError("name one part or kind, or pass --all; `feeb parts` lists them")
@@ -269,24 +269,24 @@ def check(
         (kind, spec) for kind, spec in registry.parts() if all or name in (kind, spec.name, spec.full_name, f"{kind}/{spec.name}", f"{kind}/{spec.full_name}")
     ]
     if not chosen:
-        from feebcore.errors import did_you_mean
-
         raise FeebError(f"no part or kind {name!r}; {did_you_mean(str(name), [*KINDS, *(spec.name for _, spec in registry.parts())])}")
-    results: list[dict[str, Any]] = []
+    results: list[CheckResult] = []
     for kind, spec in chosen:
-        if not checks_for(kind):
-            if not json:
-                print(f"{kind}/{spec.name}: no checks for kind {kind}")
-            continue
+        own: list[CheckResult] = []
         for result in iterate(candidate(kind, spec.full_name, registry), full=full):
-            results.append(dataclasses.asdict(result))
-            if not json:
+            own.append(result)
+            if not json and (len(chosen) == 1 or not result.passed):
                 print(result, flush=True)
-    failed = sum(not r["passed"] for r in results)
+        if not json and len(chosen) > 1:
+            failed = sum(not result.passed for result in own)
+            outcome = f"{failed} of {plural(len(own), 'check')} FAILED" if failed else f"{plural(len(own), 'check')} ok"
+            print(f"{kind}/{own[0].part if own else spec.name}: {outcome}, {sum(result.seconds for result in own):.1f} s", flush=True)
+        results += own
+    failed = sum(not result.passed for result in results)
     if json:
-        _print_json(results)
+        _print_json([dataclasses.asdict(result) for result in results])
     else:
-        print(f"{len(results)} checks, {failed} failed, {sum(r['seconds'] for r in results):.0f} seconds")
+        print(f"{plural(len(chosen), 'part')}, {plural(len(results), 'check')}, {failed} failed, {sum(result.seconds for result in results):.0f} seconds")
     return 1 if failed else 0
 
 
