@@ -89,6 +89,11 @@ class Recipe:
         earlier = itertools.takewhile(lambda stage: stage != key, self.stages)
         return {stage: named.spec.makes for stage, named in self.inputs.items()} | {stage: self.stages[stage].spec.makes for stage in earlier}
 
+    def used_inputs(self) -> list[str]:
+        """The named inputs that a stage of this recipe needs."""
+        needed = {provider for key in self.stages for provider in self.needs(key).values()}
+        return [stage for stage in self.inputs if stage in needed]
+
     def provider(self, section: StageConfig, kind: str) -> StageEntry | None:
         """The stage that gives `kind` to the stage with this section; None where none does or it is a named input."""
         key = self.key_of(section)
@@ -117,8 +122,8 @@ class Recipe:
             head["description"] = self.description
         if self.plugins:
             head["plugins"] = [str(p) for p in self.plugins]
-        if self.inputs:
-            head["inputs"] = {stage: named.reference for stage, named in self.inputs.items()}
+        if used := self.used_inputs():
+            head["inputs"] = {stage: self.inputs[stage].reference for stage in used}
         bare = [e.spec.distribution == "feeb" and not self.registry.shared("stages", e.spec.name) for e in self.stages.values()]
         names = [e.spec.name if b else e.spec.full_name for b, e in zip(bare, self.stages.values(), strict=True)]
         return head | {"stages": names} | sections
@@ -247,9 +252,8 @@ def _build(path: Path, data: dict[str, Any], lines: Lines, registry: Registry | 
         )
     recipe = Recipe(name, path, stages, registry, plugins, seed, str(data.get("description") or ""), variant, inputs, data)
     _check_needs(recipe, lines)
-    used = {provider for key in stages for provider in recipe.needs(key).values()}
     for key, named in inputs.items():
-        if key not in used and key not in listed:
+        if key not in recipe.used_inputs() and key not in listed:
             raise RecipeError(f"{named.where}: no stage of this recipe needs an artifact of stage {key!r}; it runs {', '.join(stages)}")
     for key, entry in stages.items():
         if entry.spec.check:

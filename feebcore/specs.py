@@ -240,7 +240,7 @@ class LRScalingSpec(PartSpec):
     """build: `(config, context) -> Callable[[TrainShape], LRScale]` (feebcore.train.lr_scaling): factors on learning rates and weight
     decay by role, for a model and batch of this size."""
 
-    base: ClassVar[str] = "feebcore.train.lr_scaling:LRScaling"
+    base: ClassVar[str] = "collections.abc:Callable"
 
 
 class CallbackSpec(PartSpec):

@@ -66,6 +66,13 @@ def test_a_listed_stage_is_not_built_when_its_artifact_is_named(folder, workspac
     assert run_all(recipe, workspace)["total"].metrics == {"total": 36}
 
 
+def test_an_input_that_spares_a_listed_stage_but_feeds_none_is_not_written_down(folder):
+    recipe = recipes.load(folder / "toy.yaml", ["stages=[tokenizer, numbers, total]", "inputs.tokenizer=any"])
+    assert list(recipe.stages) == ["numbers", "total"]
+    again = recipes.from_resolved(recipe.resolved(), folder / "recipe.json")
+    assert (list(again.stages), again.inputs) == (["numbers", "total"], {})
+
+
 def test_null_drops_an_inherited_input(folder, workspace):
     alone(folder, "three")
     (folder / "child.yaml").write_text("extends: alone.yaml\nstages: [numbers, total]\ninputs: {numbers: null}\n")

@@ -135,7 +135,7 @@ def test_gc_keeps_the_runs_that_a_law_stands_on(finished, tmp_path: Path) -> Non
     for run, folder in zip(runs, newer, strict=True):
         shutil.copytree(run.path, folder)
         write_json(folder / "manifest.json", run.manifest | {"fingerprint": "0" * 12, "finished": run.manifest["finished"] + 1})
-    assert workspace.gc(superseded=True, dry_run=True) == []
+    assert not [folder for folder in workspace.gc(superseded=True, dry_run=True) if folder.parent.name == "pretrain"]
     assert {f"runs/{c['name']}" for c in read_jsonl(finished[1].path / "runs.jsonl")} <= finished[1].manifest["inputs"].keys()
 
 
