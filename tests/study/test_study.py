@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from feebcore.artifacts import Workspace
-from feebcore.errors import Interrupted
+from feebcore.errors import Interrupted, RecipeError
 from feebcore.files import read_json
+from feebcore.run.launch import one_run
 from feebcore.study.executors import InProcess, cuda_devices, executing
 from feebcore.study.ledger import Ledger
 from feebcore.study.run import run_study
@@ -187,6 +188,14 @@ def test_runs_and_plan_list_what_is_not_done_with_its_reason(tmp_path: Path, cap
     assert plan["s-good"] == ("reuse", [])
     assert plan["s-bad"] == ("continue", [f"failed: {expected['s-bad']}"])
     assert plan["s-wild"] == ("diverged", [f"diverged: {expected['s-wild']}"])
+
+
+def test_launch_trains_one_run_and_refuses_a_study(tmp_path: Path) -> None:
+    recipe = tmp_path / "s.yaml"
+    recipe.write_text(json.dumps({"plugins": [str(PLUGIN)], "stages": ["count"], "variants": {"a": {}, "b": {"count.number": 1}}, "seeds": [3, 4]}))
+    with pytest.raises(RecipeError, match=r"s.yaml: a study of 4 runs, and this trains one; use `feeb run`, or add --set variants={} --set seeds=\[0\]"):
+        one_run(recipe, [])
+    assert one_run(recipe, ["variants={}", "seeds=[5]"]).seed == 5
 
 
 def test_the_id_of_a_chain_stands_for_what_is_not_built_yet(tmp_path: Path) -> None:
