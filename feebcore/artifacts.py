@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from feebcore.errors import ArtifactError, UsageError
-from feebcore.files import digest_of, explain, locked, read_json, read_jsonl, sha256_file, write_json
+from feebcore.files import digest_of, expand_user, explain, locked, read_json, read_jsonl, sha256_file, write_json
 from feebcore.registry import get_registry
 from feebcore.specs import StageSpec
 
@@ -170,10 +170,10 @@ class Workspace:
     """A folder of artifacts, one subfolder a stage. Reading never writes. Raises UsageError where something else has its place."""
 
     def __init__(self, root: Path | str | None = None) -> None:
-        self.root = Path(root or os.environ.get("FEEB_WORKSPACE") or "data").absolute()
-        there = next(path for path in (self.root, *self.root.parents) if os.path.lexists(path))
-        if not there.is_dir():
-            raise UsageError(f"workspace {self.root}: {there} is not a folder; choose another with --workspace DIR or FEEB_WORKSPACE")
+        self.root = expand_user(root or os.environ.get("FEEB_WORKSPACE") or "data").absolute()
+        nearest = next(p for p in (self.root, *self.root.parents) if os.path.lexists(p))
+        if not nearest.is_dir():
+            raise UsageError(f"the workspace {self.root} cannot be a folder: {nearest} is a file; choose another with --workspace DIR or FEEB_WORKSPACE")
 
     def find(self, stage: str, fingerprint: str) -> Artifact | None:
         """The finished artifact with this fingerprint, whatever its name; sizes checked."""

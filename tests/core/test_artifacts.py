@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from feebcore.artifacts import Artifact, StageOutput, Workspace, commit, read_artifact
-from feebcore.errors import ArtifactError, UnknownPartError
+from feebcore.errors import ArtifactError, FeebError, UnknownPartError, UsageError
 from feebcore.files import locked, read_jsonl, write_atomic
 
 
@@ -304,3 +304,20 @@ def test_one_unreadable_manifest_is_named_and_does_not_hide_the_rest(tmp_path, c
     assert out == f"removed {lone.path}\n"
     assert err == f"feeb: {rows[str(bad.path)][1]}\n"
     assert used.path.exists(), "what the unreadable one was made of"
+
+
+def test_the_workspace_may_begin_with_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("FEEB_WORKSPACE", "~/ws")
+    assert Workspace().root == tmp_path / "ws"
+    assert Workspace("./~").root == Path("~").absolute()
+    with pytest.raises(FeebError, match="there is no home folder of that name"):
+        Workspace("~no-such-user-here/ws")
+
+
+def test_a_workspace_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to("nowhere")
+    for name in ("file", "file/below", "link"):
+        with pytest.raises(UsageError, match=r"the workspace .* cannot be a folder: .*/(file|link) is a file; choose another"):
+            Workspace(tmp_path / name)

@@ -82,7 +82,7 @@ def test_a_workspace_that_is_a_file_is_one_sentence_and_status_two(inside: Insid
     for workspace in (file, file / "below"):
         done = inside(*command, "--workspace", workspace)
         assert done.returncode == 2
-        assert done.stderr == f"feeb: workspace {workspace}: {file} is not a folder; choose another with --workspace DIR or FEEB_WORKSPACE\n"
+        assert done.stderr == f"feeb: the workspace {workspace} cannot be a folder: {file} is a file; choose another with --workspace DIR or FEEB_WORKSPACE\n"
         assert not done.stdout
 
 
