@@ -102,11 +102,11 @@ class Lines:
     def chosen(self, section: str, data: Mapping[str, Any]) -> str:
         """Where the section of a stage is written by who chose the stages: in the file that lists them, one that extends it, the variant or
         --set. '' where it came with a file whose stages were replaced, or from `quick:`. data: the merged recipe."""
-        studied = [key for changes in (data.get("variants") or {}).values() for key in changes or {}]
-        for key in [*self.variant_keys, *(key for key in self.set_keys if key not in (data.get("quick") or {}))]:
+        of_variants = [key for changes in _mapping(data.get("variants")).values() for key in _mapping(changes)]
+        for key in [*self.variant_keys, *(key for key in self.set_keys if key not in _mapping(data.get("quick")))]:
             if key.partition(".")[0] == section:
                 return self.of(key.split("."))
-        if "stages" in {*self.set_keys, *studied}:
+        if "stages" in {*self.set_keys, *of_variants}:
             return ""
         listing = max((i for i, (_, document) in enumerate(self.documents) if "stages" in document), default=0)
         return self.of([section]) if any(section in document for _, document in self.documents[listing:]) else ""
@@ -128,6 +128,11 @@ class Lines:
             except (AttributeError, KeyError, TypeError):
                 return None
         return line
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    """`value`, or nothing where it is no mapping, which is reported elsewhere."""
+    return value if isinstance(value, dict) else {}
 
 
 def _around(dotted: str, keys: Iterable[str]) -> str:

@@ -118,6 +118,7 @@ def test_a_stage_check_speaks_with_file_and_line(write):
         (HEAD + "extends: nowhere.yaml\n", "r.yaml:3: extends: no recipe .*nowhere.yaml; did you mean .*r.yaml"),
         (HEAD + "extends: .\n", "r.yaml:3: extends: no recipe"),
         (HEAD + "pipelines: {}\n", "unknown key 'pipelines'"),
+        (HEAD.replace(", sum_it", "") + "variants: {a: 3}\nquick: 5\nsum_it: {}\n", "does not run stage 'sum_it'"),
         (HEAD + "count_it: {several: steady}\n", r"count_it.several: Input should be a valid list, not 'steady'; write \[steady\]"),
         (HEAD + "---\n" + HEAD, "r.yaml:3: a second recipe begins here"),
         ("name: x\n", "stages must be a list"),
@@ -231,10 +232,12 @@ def test_an_unknown_section_that_set_made_is_blamed_on_set(write):
     [
         ("", ["sum_it.limit=3"], "--set sum_it.limit: this recipe does not run stage 'sum_it'"),
         ("sum_it: {limit: 3}\n", [], "r.yaml:3: this recipe does not run stage 'sum_it', whose options these are; add it to `stages:` or remove them"),
+        ("seeds: [1, 2]\n", ["seed=3"], "^--set seed: seed changes nothing beside `seeds:`"),
+        ("seed: 3\nseeds: [1, 2]\n", [], "r.yaml:3: seed changes nothing beside `seeds:`, which lists the seed of every run; remove one of the two"),
         ("variants: {a: {sum_it.limit: 3}}\n", [], r"r.yaml:3 \(variant 'a'\): this recipe does not run stage 'sum_it'"),
     ],
 )
-def test_options_of_a_stage_that_is_not_run_are_refused(write, text, overrides, message):
+def test_what_nothing_reads_is_refused(write, text, overrides, message):
     with pytest.raises(RecipeError, match=message):
         recipes.load_study(write(HEAD.replace(", sum_it", "") + text), overrides)
 
