@@ -152,7 +152,7 @@ def load_study(path: str | Path, overrides: Sequence[str] = (), registry: Regist
     if not isinstance(seeds, list) or not all(isinstance(s, int) and not isinstance(s, bool) for s in seeds):
         raise RecipeError(f"{lines.of(['seeds'])}: seeds is a list of whole numbers")
     if data.get("seeds") and ("seed" in lines.set_keys or any({"seed", "seeds"} <= document.keys() for _, document in lines.documents)):
-        raise RecipeError(f"{lines.of(['seed'])}: seed changes nothing beside `seeds:`, which lists the seed of every run; remove one of the two")
+        raise RecipeError(f"{lines.of(['seed'])}: seed changes nothing where `seeds:` lists the seed of every run; remove one of the two")
     claims = claims_of(data, lines)
     for name, variant in unknown_variants(claims, variants).items():
         raise RecipeError(f"{lines.of(['claims', name, 'expect'])}: claim {name!r} names {variant!r}; {did_you_mean(variant, variants)}")

@@ -34,6 +34,9 @@ class Carried:
     def __init__(self, shared: Mapping[str, Any] | None = None, losses: Mapping[str, Tensor] | None = None) -> None:
         self.shared, self.losses = dict(shared or {}), dict(losses or {})
 
+    def __repr__(self) -> str:
+        return f"Carried({self.shared}, {self.losses})"
+
 
 @dataclass
 class ForwardContext:

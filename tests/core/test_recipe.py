@@ -232,8 +232,8 @@ def test_an_unknown_section_that_set_made_is_blamed_on_set(write):
     [
         ("", ["sum_it.limit=3"], "--set sum_it.limit: this recipe does not run stage 'sum_it'"),
         ("sum_it: {limit: 3}\n", [], "r.yaml:3: this recipe does not run stage 'sum_it', whose options these are; add it to `stages:` or remove them"),
-        ("seeds: [1, 2]\n", ["seed=3"], "^--set seed: seed changes nothing beside `seeds:`"),
-        ("seed: 3\nseeds: [1, 2]\n", [], "r.yaml:3: seed changes nothing beside `seeds:`, which lists the seed of every run; remove one of the two"),
+        ("seeds: [1, 2]\n", ["seed=3"], "^--set seed: seed changes nothing where `seeds:`"),
+        ("seed: 3\nseeds: [1, 2]\n", [], "r.yaml:3: seed changes nothing where `seeds:` lists the seed of every run; remove one of the two"),
         ("variants: {a: {sum_it.limit: 3}}\n", [], r"r.yaml:3 \(variant 'a'\): this recipe does not run stage 'sum_it'"),
     ],
 )
