@@ -7,6 +7,7 @@ from typing import Any
 
 from feebcore.compare.verdict import p_text
 from feebcore.report.style import LIGHT, Theme, compact, new_figure, png, styled
+from feebcore.run.contracts import unchecked_note
 
 COLUMNS = ("claim", "statement", "expectation", "measured", "verdict")
 
@@ -29,6 +30,7 @@ def text(result: Mapping[str, Any], command: str, environment: Mapping[str, Any]
         "",
         "## Claims",
         "",
+        *(f"{note}\n" for note in unchecked_note(result["unchecked"])),
         "| " + " | ".join(COLUMNS) + " |",
         "|" + "---|" * len(COLUMNS),
         *(_claim(claim) for claim in result["claims"]),

@@ -15,7 +15,8 @@ import pytest
 from feebcore.artifacts import Workspace
 from feebcore.errors import Interrupted
 from feebcore.files import read_json
-from feebcore.study.executors import InProcess, cuda_devices, executing
+from feebcore.hardware import cuda_devices
+from feebcore.study.executors import InProcess, executing
 from feebcore.study.ledger import Ledger
 from feebcore.study.run import run_study
 from feebcore.study.runs import RunRecord, RunSpec, missing, run_id
