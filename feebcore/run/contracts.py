@@ -17,7 +17,7 @@ from typing import Any
 
 from feebcore.artifacts import Artifact, Workspace
 from feebcore.errors import FeebError, PluginError
-from feebcore.files import digest_of, write_json
+from feebcore.files import digest_of, read_json, write_json
 from feebcore.parts import Part, parts_in
 from feebcore.provenance import contracts_source
 from feebcore.recipe import Recipe
@@ -68,9 +68,15 @@ def require_checked(
 
 def unchecked_parts(recipe: Recipe, stage: str, workspace: Workspace, inputs: Mapping[str, Artifact]) -> list[str]:
     """Parts of plugins in this stage, and in what its inputs were made with, that are not known to keep their contract."""
-    own = [_name(part) for key, part in _of_plugins(recipe, stage).items() if not _record(workspace, key).exists()]
-    broken = [f"{_name(part)} (said to break {', '.join(part.spec.breaks)})" for part in _of_plugins(recipe, stage).values() if part.spec.breaks]
-    return sorted({*own, *broken, *unchecked_in(inputs.values())})
+    names = set(unchecked_in(inputs.values()))
+    for key, part in _of_plugins(recipe, stage).items():
+        record = _record(workspace, key)
+        breaks = read_json(record)["breaks"] if record.exists() else None
+        if breaks is None:
+            names.add(_name(part))
+        elif breaks:
+            names.add(f"{_name(part)} (said to break {', '.join(breaks)})")
+    return sorted(names)
 
 
 def unchecked_in(artifacts: Iterable[Artifact]) -> list[str]:
@@ -96,7 +102,7 @@ def _record(workspace: Workspace, key: str) -> Path:
 def _remember(workspace: Workspace, key: str, part: Part, outcome: Mapping[str, Any]) -> None:
     path = _record(workspace, key)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"part": _name(part), "options": part.dump(), "seconds": outcome["seconds"], "checked": time.time()})
+    write_json(path, {"part": _name(part), "options": part.dump(), "breaks": outcome["breaks"], "seconds": outcome["seconds"], "checked": time.time()})
 
 
 def _name(part: Part) -> str:

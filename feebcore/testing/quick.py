@@ -1,7 +1,7 @@
 """`python -m feebcore.testing.quick`: the quick checks of parts, in a process of their own, so that no part under test touches a run.
 
 Reads {"files": plugin files, "parts": [{"kind", "part": name and options}, …]} from its standard input and writes a line of JSON for
-each part: {"check": the first that failed or "", "message", "seconds"}.
+each part: {"check": the first that failed or "", "message", "breaks": those that it says it breaks, "seconds"}.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ def check_quickly(kind: str, value: dict[str, Any], registry: Registry) -> dict[
                 result = run_check(check, plain)
             failed = None if result.passed else result
     outcome = {"check": failed.check, "message": failed.message} if failed else {"check": "", "message": ""}
-    return outcome | {"seconds": round(time.perf_counter() - begun, 2)}
+    breaks = [check.name for check in checks_for(kind) if check.quick and check.name in chosen.part.spec.breaks]
+    return outcome | {"breaks": breaks, "seconds": round(time.perf_counter() - begun, 2)}
 
 
 def _differ(chosen: Candidate, plain: Candidate) -> bool:
