@@ -397,8 +397,12 @@ def commit(
     environment: Mapping[str, Any],
     started: float,
     makes: Iterable[str] = (),
+    unchecked: Iterable[str] = (),
 ) -> Artifact:
-    """Hash what the stage made and write the manifest: from here on the artifact is finished and immutable."""
+    """Hash what the stage made and write the manifest: from here on the artifact is finished and immutable.
+
+    unchecked: parts that it was made with and that are not known to keep their contract.
+    """
     files = _hashed(out.path)
     manifest = {
         "schema": SCHEMA,
@@ -419,6 +423,7 @@ def commit(
             for name, a in {**inputs, **out.runs}.items()
         },
         "plugins": list(plugins),
+        "unchecked": list(unchecked),
         "environment": dict(environment),
         "files": files,
     }

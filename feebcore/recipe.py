@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import io
 import itertools
 import json
@@ -33,6 +34,8 @@ from feebcore.claim import Claim, unknown_variants
 from feebcore.config import StageConfig
 from feebcore.errors import PartClashError, RecipeError, UnknownPartError, did_you_mean
 from feebcore.files import expand_user
+from feebcore.hardware import auto_precision
+from feebcore.parts import Part, PartKey, with_part, with_precision
 from feebcore.recipe_yaml import Lines, read_merged, set_key
 from feebcore.registry import Registry, get_registry
 from feebcore.specs import StageSpec, load_object
@@ -245,9 +248,10 @@ def _build(path: Path, data: dict[str, Any], lines: Lines, registry: Registry | 
         except ValidationError as error:
             problems += _explain(error, spec.config, key, lines)
             continue
-        stages[key] = StageEntry(key, spec, section)
+        stages[key] = StageEntry(key, spec, with_precision(section, functools.partial(auto_precision, getattr(section, "device", "auto"))))
     if problems:
         raise RecipeError("\n".join(_cause_first(problems, registry)))
+    stages = _with_own_task(stages)
     name = str(data.get("name") or path.stem) + (f"-{variant}" if variant else "")
     if not all(c.isalnum() or c in "-_." for c in name) or name.startswith("."):
         raise RecipeError(
@@ -265,6 +269,23 @@ def _build(path: Path, data: dict[str, Any], lines: Lines, registry: Registry | 
     if problems:
         raise RecipeError("\n".join(problems))
     return recipe
+
+
+def _with_own_task(stages: dict[str, StageEntry]) -> dict[str, StageEntry]:
+    """The stages, with the recipe's own task in every key that left its task out: the one named nearest before, else the next one after."""
+    keys = list(stages)
+    named = {key: task for key, entry in stages.items() if (task := _named_task(entry.section)) is not None}
+    result = {}
+    for i, (key, entry) in enumerate(stages.items()):
+        before, after = [k for k in keys[:i] if k in named], [k for k in keys[i:] if k in named]
+        nearest = before[-1:] or after[:1]
+        result[key] = dataclasses.replace(entry, section=with_part(entry.section, "tasks", named[nearest[0]])) if nearest else entry
+    return result
+
+
+def _named_task(section: StageConfig) -> Part | None:
+    fields = type(section).model_fields
+    return next((getattr(section, key) for key in fields if key in section.model_fields_set and PartKey("tasks") in fields[key].metadata), None)
 
 
 def _refuse_unused_sections(data: dict[str, Any], stages: Iterable[str], inputs: Iterable[str], registry: Registry, lines: Lines) -> None:

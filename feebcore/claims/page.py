@@ -8,6 +8,7 @@ from typing import Any
 from feebcore.compare.verdict import p_text
 from feebcore.errors import plural
 from feebcore.report.style import LIGHT, Theme, compact, new_figure, png, styled
+from feebcore.run.contracts import unchecked_note
 
 COLUMNS = ("claim", "statement", "expectation", "measured", "verdict")
 
@@ -30,6 +31,7 @@ def text(result: Mapping[str, Any], command: str, environment: Mapping[str, Any]
         "",
         "## Claims",
         "",
+        *(f"{note}\n" for note in unchecked_note(result["unchecked"])),
         "| " + " | ".join(COLUMNS) + " |",
         "|" + "---|" * len(COLUMNS),
         *(_claim(claim) for claim in result["claims"]),

@@ -19,6 +19,7 @@ from feebcore.evaluate.benchmark import intervals
 from feebcore.files import read_json, read_jsonl
 from feebcore.report.figures import NAMES, duration
 from feebcore.report.style import byte_size, compact
+from feebcore.run.contracts import unchecked_in, unchecked_note
 
 Artifacts = Mapping[str, Artifact]
 
@@ -98,7 +99,7 @@ def cards(artifacts: Artifacts) -> list[Card]:
         headline.append(Card(percent(error), "scaling-law prediction error", note))
     before, after = rl.get("accuracy_before"), rl.get("accuracy_after")
     if isinstance(before, Mapping) and isinstance(after, Mapping):
-        headline.append(Card(f"{percent(before['value'])} → {percent(after['value'])}", "task accuracy, RL", f"sampled, {after['n']} held-out prompts"))
+        headline.append(Card(f"{percent(before['value'])} → {percent(after['value'])}", "task accuracy, RL", f"sampled, {after['n']} held-out problems"))
     for bar in evaluation_bars(artifacts):
         if bar["benchmark"] == "python_parses":
             model, value, *_ = bar["models"][0]
@@ -123,7 +124,11 @@ def first_batch(artifacts: Artifacts, lines: int = 80) -> str:
 
 def sentences(artifacts: Artifacts) -> list[Sentence]:
     """The rows of the summary, in the order of the stages."""
-    return [sentence for describe in (_data, _pretraining, _scaling_law, _fine_tuning, _rl, _evaluation) for sentence in describe(artifacts)]
+    return [sentence for describe in (_unchecked, _data, _pretraining, _scaling_law, _fine_tuning, _rl, _evaluation) for sentence in describe(artifacts)]
+
+
+def _unchecked(artifacts: Artifacts) -> list[Sentence]:
+    return [Sentence("Unchecked", note[0].upper() + note[1:], "bad") for note in unchecked_note(unchecked_in(artifacts.values()))]
 
 
 def _data(artifacts: Artifacts) -> list[Sentence]:
@@ -179,7 +184,15 @@ def _fine_tuning(artifacts: Artifacts) -> list[Sentence]:
     value = accuracy.get("value") if isinstance(accuracy, Mapping) else accuracy
     if value is None:
         return []
-    return [Sentence("Fine-tuning", f"Held-out accuracy: {percent(value)} after {metrics.get('examples', 0):,} examples, sampled at temperature 1.")]
+    task = _task_of(artifacts, "sft")
+    count = f" of {accuracy['n']} problems" if isinstance(accuracy, Mapping) else ""
+    subject = f"Held-out accuracy on {task}" if task else "Held-out accuracy"
+    return [Sentence("Fine-tuning", f"{subject}: {percent(value)}{count} after {metrics.get('examples', 0):,} examples, sampled at temperature 1.")]
+
+
+def _task_of(artifacts: Artifacts, stage: str) -> str:
+    section = artifacts[stage].manifest.get("section") or {}
+    return str((section.get("task") or {}).get("name", "")).replace("_", " ")
 
 
 def _rl(artifacts: Artifacts) -> list[Sentence]:
@@ -189,15 +202,15 @@ def _rl(artifacts: Artifacts) -> list[Sentence]:
         return []
     section = artifacts["rl"].manifest.get("section") or {}
     algorithm = str((section.get("algorithm") or {}).get("name", "")).upper()
-    task = str((section.get("task") or {}).get("name", "")).replace("_", " ")
+    task = _task_of(artifacts, "rl")
     subject = f"{algorithm or 'RL'} on {task}" if task else algorithm or "RL"
     rollouts = f" after {metrics['rollouts']:,} rollouts" if metrics.get("rollouts") else ""
-    text = f"{subject}: held-out accuracy {percent(before['value'])} → {percent(after['value'])}{rollouts}."
+    text = f"{subject}: held-out accuracy {percent(before['value'])} → {percent(after['value'])}{rollouts}, on {after['n']} problems."
     if after["low"] > before["high"]:
         return [Sentence("Reinforcement learning", f"{text} Significant improvement: the 95% intervals do not overlap.", "good")]
     if after["high"] < before["low"]:
         return [Sentence("Reinforcement learning", f"{text} Significant regression: the 95% intervals do not overlap.", "bad")]
-    return [Sentence("Reinforcement learning", f"{text} Not significant: the 95% intervals overlap ({plural(after['n'], 'prompt')}).", "doubt")]
+    return [Sentence("Reinforcement learning", f"{text} Not significant: the 95% intervals overlap.", "doubt")]
 
 
 def _evaluation(artifacts: Artifacts) -> list[Sentence]:
@@ -234,6 +247,8 @@ def evaluation_bars(artifacts: Artifacts) -> list[dict[str, Any]]:
         for metric in names:
             rows = [(s, r[metric]) for s, r in models.items() if metric in r]
             title = description.get("title", benchmark) + (f", {metric}" if len(names) > 1 else "")
+            counts = {m["n"] for _, m in rows if "n" in m}
+            title += f" (n = {counts.pop()})" if description.get("percent") and len(counts) == 1 else ""
             bars.append(
                 {
                     "benchmark": benchmark,

@@ -49,6 +49,7 @@ def _short(value: Any) -> str | None:
     if isinstance(value, Mapping):
         if "value" not in value:
             return None
-        interval = f" ({number(value['low'])}–{number(value['high'])})" if "low" in value and "high" in value else ""
+        count = f", n {number(value['n'])}" if "n" in value else ""
+        interval = f" ({number(value['low'])}–{number(value['high'])}{count})" if "low" in value and "high" in value else ""
         return number(value["value"]) + interval
     return number(value)

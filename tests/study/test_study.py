@@ -16,8 +16,9 @@ import pytest
 from feebcore.artifacts import Workspace
 from feebcore.errors import Interrupted, RecipeError
 from feebcore.files import read_json
+from feebcore.hardware import cuda_devices
 from feebcore.run.launch import one_run
-from feebcore.study.executors import InProcess, cuda_devices, executing
+from feebcore.study.executors import InProcess, executing
 from feebcore.study.ledger import Ledger
 from feebcore.study.run import run_study
 from feebcore.study.runs import RunRecord, RunSpec, missing, run_id

@@ -6,7 +6,7 @@ import dataclasses
 import json as json_module
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
@@ -14,6 +14,9 @@ from feeb_pipelines.cli.options import Input, Json, Plugin, Set, WorkspaceOption
 
 RecipePath = Annotated[str, Parameter(help="A recipe (YAML file).")]
 StageName = Annotated[str | None, Parameter(help="Only this stage and its inputs.")]
+
+if TYPE_CHECKING:
+    from feebcore.artifacts import Artifact
 
 
 def plan(
@@ -37,7 +40,7 @@ def plan(
     """
     from feebcore.artifacts import Workspace
     from feebcore.recipe import load_study
-    from feebcore.run.plan import explain_differences
+    from feebcore.run.plan import explain_differences, reused_from_another_feeb
     from feebcore.run.plan import plan as plan_stages
     from feebcore.scaling.config import SweepConfig
     from feebcore.study.ledger import read_records
@@ -47,9 +50,11 @@ def plan(
 
     space = Workspace(workspace)
     rows: list[dict[str, Any]] = []
+    reused: list[Artifact] = []
     recipes = load_study(recipe, with_inputs(set, input))
     for run in recipes:
         items = plan_stages(run, space, [stage] if stage else None)
+        reused += [item.artifact for item in items if item.artifact is not None]
         built = {item.stage: item.artifact for item in items if item.artifact is not None}
         for item in explain_differences(items, space, run.name):
             if isinstance(run.stages[item.stage].section, SweepConfig) and item.artifact is None:
@@ -62,6 +67,8 @@ def plan(
         ledger = ledger_of(space, *study_name(propose(recipes, [stage] if stage else None), space))
         rows = noted(rows, read_records(ledger))
     print_plan(rows, json)
+    if advice := reused_from_another_feeb(reused):
+        print(advice, file=sys.stderr)
 
 
 def print_plan(rows: Sequence[dict[str, Any]], json: bool) -> None:
@@ -168,7 +175,6 @@ def runs(stage: Annotated[str | None, Parameter(help="Show only this stage.")] =
         feeb runs
         feeb runs pretrain --json
     """
-    from feeb_pipelines.summary import headline
     from feebcore.artifacts import Workspace
     from feebcore.study.planned import open_runs
 
@@ -185,8 +191,14 @@ def runs(stage: Annotated[str | None, Parameter(help="Show only this stage.")] =
         return None
     return _print_table(
         ("stage", "name", "fingerprint", "status", "created", "metrics"),
-        [(r["stage"], r["name"], r["fingerprint"], r["status"], r["created"], r["reason"] or headline(r["metrics"])) for r in rows],
+        [(r["stage"], r["name"], r["fingerprint"], r["status"], r["created"], r["reason"] or _with_unchecked(r)) for r in rows],
     )
+
+
+def _with_unchecked(row: dict[str, Any]) -> str:
+    from feeb_pipelines.summary import headline
+
+    return "; ".join([*([f"unchecked parts: {', '.join(row['unchecked'])}"] if row["unchecked"] else []), headline(row["metrics"])])
 
 
 def _with_runs(rows: list[dict[str, Any]], runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -199,7 +211,7 @@ def _with_runs(rows: list[dict[str, Any]], runs: list[dict[str, Any]]) -> list[d
             row |= {"status": run["status"], "reason": run["reason"]}
         told.add(row["fingerprint"])
     others = [run for run in runs if run["fingerprint"] not in told]
-    common: dict[str, Any] = {"created": "", "seconds": None, "metrics": {}}
+    common: dict[str, Any] = {"created": "", "seconds": None, "metrics": {}, "unchecked": []}
     return rows + [
         {
             "stage": "study" if run["study"].suffix == ".sqlite" else "pretrain",
@@ -219,11 +231,22 @@ def _run_row(folder: Any, artifact: Any, status: str = "", reason: str = "") -> 
 
     if artifact is not None:
         found = {"stage": artifact.stage, "name": artifact.name, "fingerprint": artifact.fingerprint, "path": str(folder), "status": "finished", "reason": ""}
-        return found | {"created": artifact.manifest["created"], "seconds": artifact.manifest["seconds"], "metrics": artifact.metrics}
+        return found | {
+            "created": artifact.manifest["created"],
+            "seconds": artifact.manifest["seconds"],
+            "metrics": artifact.metrics,
+            "unchecked": artifact.manifest.get("unchecked", []),
+        }
     name, _, fingerprint = folder.name.rpartition("-")
     created = datetime.fromtimestamp(folder.stat().st_ctime, UTC).isoformat(timespec="seconds")
     found = {"stage": folder.parent.name, "name": name, "fingerprint": fingerprint, "path": str(folder), "reason": reason}
-    return found | {"status": status or ("running" if _is_locked(folder) else "unfinished"), "created": created, "seconds": None, "metrics": {}}
+    return found | {
+        "status": status or ("running" if _is_locked(folder) else "unfinished"),
+        "created": created,
+        "seconds": None,
+        "metrics": {},
+        "unchecked": [],
+    }
 
 
 def _is_locked(folder: Any) -> bool:
@@ -286,7 +309,9 @@ def check(
     if json:
         _print_json([dataclasses.asdict(result) for result in results])
     else:
-        print(f"{plural(len(chosen), 'part')}, {plural(len(results), 'check')}, {failed} failed, {sum(result.seconds for result in results):.0f} seconds")
+        skipped = f", {count} skipped" if (count := sum(bool(r.skipped) for r in results)) else ""
+        checks, seconds = plural(len(results), "check"), sum(result.seconds for result in results)
+        print(f"{plural(len(chosen), 'part')}, {checks}, {failed} failed{skipped}, {seconds:.0f} seconds")
     return 1 if failed else 0
 
 

@@ -25,6 +25,12 @@ Input = Annotated[
 ]
 Plugin = Annotated[list[str], Parameter(name="--plugin", help="Load a single-file plugin, e.g. ./idea.py. May be repeated.", negative=(), show_default=False)]
 WorkspaceOption = Annotated[Path | None, Parameter(name=["--workspace", "-w"], help="Workspace folder. Default: FEEB_WORKSPACE, else ./data.")]
+Unchecked = Annotated[
+    bool,
+    Parameter(
+        name="--unchecked", help="Use parts of plugins without checking them first; manifests and pages then name them.", negative=(), show_default=False
+    ),
+]
 Json = Annotated[bool, Parameter(name="--json", help="Print JSON.", negative=(), show_default=False)]
 
 

@@ -79,7 +79,9 @@ def _flow_run(space: Workspace, title: str, tags: Sequence[str], jobs: int) -> I
             yield
 
 
-def run_stages(stages: Sequence[str] | None, recipe: str, overrides: Sequence[str] | None, workspace: str | None, jobs: int = 1) -> Any:
+def run_stages(
+    stages: Sequence[str] | None, recipe: str, overrides: Sequence[str] | None, workspace: str | None, jobs: int = 1, unchecked: bool = False
+) -> Any:
     """Inside a flow run: build `stages` (None: all) of every run of the recipe, and what they need.
 
     jobs: number of parallel runs of a study or sweep. A run that fails does not end the others; the flow fails at the end, unless
@@ -95,7 +97,7 @@ def run_stages(stages: Sequence[str] | None, recipe: str, overrides: Sequence[st
     title = f"{first.data.get('name') or first.path.stem}-{'-'.join(stages or ['pipeline'])}"
     with _flow_run(space, title, [*(stages or ["pipeline"]), *sorted({r.name for r in recipes})], jobs):
         try:
-            results, failures = run_variants(recipes, stages, space, _publish, OwnProcesses())
+            results, failures = run_variants(recipes, stages, space, _publish, OwnProcesses(), unchecked)
         except Interrupted as stopped:
             return Cancelled(message=str(stopped))
         _describe_run(title, results)
@@ -106,7 +108,9 @@ def run_stages(stages: Sequence[str] | None, recipe: str, overrides: Sequence[st
         return results
 
 
-def run_comparison(recipes: Sequence[str], settings: Mapping[str, Any], overrides: Sequence[str], quick: bool, workspace: str | None, jobs: int) -> Any:
+def run_comparison(
+    recipes: Sequence[str], settings: Mapping[str, Any], overrides: Sequence[str], quick: bool, workspace: str | None, jobs: int, unchecked: bool = False
+) -> Any:
     """Inside a flow run: the comparison of the recipes. Returns {"path", "fingerprint", "status", ...} of its artifact, or a Cancelled state."""
     from feebcore.compare.plan import Settings, load_candidates
     from feebcore.compare.run import compare
@@ -117,7 +121,7 @@ def run_comparison(recipes: Sequence[str], settings: Mapping[str, Any], override
     title = f"compare-{chosen.name or '-vs-'.join(r.name for r in variants[:4])}"
     with _flow_run(space, title, ["compare", *sorted({r.name for r in variants})], jobs):
         try:
-            artifact = compare(variants, chosen, space, _publish, command)
+            artifact = compare(variants, chosen, space, _publish, command, unchecked)
         except Interrupted as stopped:
             return Cancelled(message=str(stopped))
         create_markdown_artifact(artifact.file("page.md").read_text(), key=slug(title), description="The verdict of the comparison")
