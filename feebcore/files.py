@@ -73,7 +73,7 @@ def read_json(path: Path) -> Any:
     """Raises ArtifactError naming the file when it is not JSON."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path} is damaged (not JSON: {error})") from None
 
 
