@@ -335,7 +335,7 @@ def _unused(folder: Path) -> Iterator[bool]:
     if not lock.exists():
         yield True
         return
-    with open(lock) as handle:
+    with open(lock, encoding="utf-8") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
