@@ -225,7 +225,8 @@ class Workspace:
             yield folder
 
     def import_folder(self, source: Path, stage: str, name: str, note: str = "", also_makes: Iterable[str] = ()) -> Artifact:
-        """Copy a folder made elsewhere into the workspace as a finished artifact of `stage`; recipes name it under `inputs:`.
+        """Copy a folder made elsewhere into the workspace as a finished artifact of `stage`; recipes name it under `inputs:`. The same content
+        under another name becomes an artifact of its own whose files are hard links.
 
         name: letters, digits, '-', '_' and '.'. note: where it comes from, kept in the manifest. also_makes: kinds inside beyond
         those that the stage makes. Raises ArtifactError for a folder without the files of these kinds, UnknownPartError for an
@@ -243,9 +244,13 @@ class Workspace:
         digest = _content_digest(files, ())
         fingerprint = digest_of({"imported": digest, "stage": stage})[:12]
         with self.building(stage, name, fingerprint) as folder:
+            copy = shutil.copy2
             if isinstance(folder, Artifact):
-                return folder
-            shutil.copytree(source, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
+                same = [artifact for path in self.folders(stage, fingerprint) if (artifact := read_artifact(path)) is not None and artifact.name == name]
+                if same:
+                    return same[0]
+                source, folder, copy = folder.path, self.root / stage / f"{name}-{fingerprint}", _link  # another name for the same files
+            shutil.copytree(source, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST, "events.jsonl"), copy_function=copy)
             out = StageOutput(folder)
             out.close()
             return commit(
@@ -347,7 +352,7 @@ def _unused(folder: Path) -> Iterator[bool]:
     if not lock.exists():
         yield True
         return
-    with open(lock) as handle:
+    with open(lock, encoding="utf-8") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -440,6 +445,15 @@ def busy_seconds(folder: Path, started: float) -> float:
             begin = row["time"]
         last = row["time"]
     return total + (time.time() - (begin if begin is not None else started))
+
+
+def _link(source: str, target: str) -> str:
+    """A second name for a file, or a copy where the file system has no such thing."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+    return target
 
 
 def _hashed(folder: Path) -> dict[str, dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-NO_VALIDATION_TEXT = "add documents, lower download.split_modulus, or leave this out of the recipe"
+NO_VALIDATION_TEXT = "set download.split: tail, add documents, lower download.split_modulus, or leave this out of the recipe"
 """What to do where a small corpus has left the held-out split empty."""
 
 

@@ -6,8 +6,10 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import io
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,6 +33,13 @@ def write_atomic(path: Path, data: bytes | str) -> None:
             temporary.unlink()
         raise explain(error, path) from error
     sync_folder(path.parent)
+
+
+def escape_unencodable() -> None:
+    """From here on, what the terminal or pipe of this process cannot show is printed as an escape instead of ending the process."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 class NoHomeError(FeebError, ValueError):
@@ -73,7 +82,7 @@ def read_json(path: Path) -> Any:
     """Raises ArtifactError naming the file when it is not JSON."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path} is damaged (not JSON: {error})") from None
 
 

@@ -31,7 +31,7 @@ def measure_apart(recipe: Recipe, inputs: Mapping[str, Artifact], folder: Path, 
     reader, writer = os.pipe()
     try:
         with open(folder / "log.txt", "wb") as log:
-            command = [sys.executable, "-m", "feebcore.compare.cost", str(folder), str(reader)]
+            command = [sys.executable, "-P", "-m", "feebcore.compare.cost", str(folder), str(reader)]
             subprocess.run(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, pass_fds=(reader,), start_new_session=True, check=False)
     finally:
         os.close(reader)
@@ -109,7 +109,7 @@ def flops_per_step(recipe: Recipe, tokens: Artifact) -> float:
 def _resident() -> int | None:
     """The most memory that this process has had, in bytes. Not ru_maxrss, which begins with the parent's."""
     try:
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), None)

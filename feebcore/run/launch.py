@@ -22,6 +22,7 @@ from typing import Any
 
 from feebcore.artifacts import Artifact, StageOutput, Workspace
 from feebcore.errors import FeebError, Interrupted, RecipeError, plural
+from feebcore.files import escape_unencodable
 from feebcore.recipe import Recipe, load_study
 from feebcore.run.build import build, run_all, run_stage
 from feebcore.run.inputs import finished_inputs
@@ -108,6 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--workspace", type=Path, help="default: FEEB_WORKSPACE, or data/")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a key of the recipe, as in pretrain.max_steps=100")
     options = parser.parse_args(arguments)
+    escape_unencodable()
     try:
         record(launch)(one_run(options.recipe, options.set), options.stage, Workspace(options.workspace))
         return

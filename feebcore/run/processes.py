@@ -78,7 +78,7 @@ def num_ranks(section: StageConfig) -> int:
     """How many processes the stage runs as on this machine. Raises FeebError where GPUs cannot be counted."""
     if number := section.num_processes():
         return number
-    count = [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"]  # torch stays out of this process
+    count = [sys.executable, "-P", "-c", "import torch; print(torch.cuda.device_count())"]  # torch stays out of this process
     done = subprocess.run(count, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise FeebError(f"parallel: GPUs cannot be counted, set parallel.ranks; torch says: {done.stderr.strip().splitlines()[-1:]}")
@@ -218,7 +218,7 @@ def _exclusive(folder: Path, publish: Publish) -> Iterator[int]:
 @contextlib.contextmanager
 def _environments(ranks: int) -> Iterator[list[dict[str, str]]]:
     """The environment of every rank. They meet through a file on this machine; CPU threads are shared out among them."""
-    base = {k: v for k, v in os.environ.items() if k not in RANK_VARIABLES}
+    base = {k: v for k, v in os.environ.items() if k not in RANK_VARIABLES} | {"PYTHONIOENCODING": "utf-8:backslashreplace"}  # logs are UTF-8
     if ranks == 1:
         yield [base]
         return

@@ -229,7 +229,7 @@ def cell_run(section: SweepConfig, recipe: Recipe, key: str, cell: Cell) -> RunS
     """A cell as a run of stage pretrain, on the tokens of the sweep, which is stage `key` of the recipe."""
     train = with_overrides(section.train, cell.overrides)
     values = {name: getattr(train, name) for name in type(train).model_fields}
-    pretrain = PretrainConfig.model_validate(values | {"score_documents": section.eval_documents})
+    pretrain = PretrainConfig.model_validate(values | {"score_documents": section.eval_documents, "score_tokens": 0})
     stages = {name: recipe.stages[name] for name in stages_for(recipe, [key]) if name != key}
     stages["pretrain"] = StageEntry("pretrain", recipe.registry.resolve("stages", "feeb/pretrain"), pretrain)  # type: ignore[arg-type]
     name = re.sub(r"[^\w.-]+", "-", f"{recipe.name}-{cell.name}")[:120]  # it becomes a folder's name

@@ -249,7 +249,7 @@ class _Worker:
 def _environment(jobs: int, device: str | None) -> dict[str, str]:
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     shared = {"OMP_NUM_THREADS": str(max(1, cpus // jobs))} if jobs > 1 else {}
-    return shared | dict(os.environ) | ({"CUDA_VISIBLE_DEVICES": device} if device is not None else {})
+    return shared | dict(os.environ) | {"PYTHONIOENCODING": "utf-8:backslashreplace"} | ({"CUDA_VISIBLE_DEVICES": device} if device is not None else {})
 
 
 def _lease_device(on_progress: ProgressFn) -> tuple[str, int]:

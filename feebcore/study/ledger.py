@@ -331,7 +331,7 @@ def _machine() -> str:
     """Host, boot and process namespace: where a pid means something. The boot tells cloned machines of one name apart."""
     boot, namespace = "", ""
     with contextlib.suppress(OSError):
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
         namespace = os.readlink("/proc/self/ns/pid").strip("pid:[]")
     return f"{socket.gethostname()}/{boot}/{namespace}"
 
@@ -339,7 +339,7 @@ def _machine() -> str:
 def _start_time(pid: int) -> str:
     """Clock ticks from boot to the start of a process; '' where /proc does not tell. Raises ProcessLookupError."""
     try:
-        with open(f"/proc/{pid}/stat") as stream:
+        with open(f"/proc/{pid}/stat", encoding="utf-8") as stream:
             fields = stream.read().rpartition(")")[2].split()
     except FileNotFoundError:
         os.kill(pid, 0)  # raises ProcessLookupError when there is no such process

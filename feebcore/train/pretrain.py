@@ -66,12 +66,13 @@ def train_model(
     save: bool = True,
     final_score: bool = True,
     score_documents: int = 0,
+    score_tokens: int = 0,
     name: str = "",
 ) -> TrainResult:
     """Train `section` on `data` and return the model with its metrics.
 
     folder: where checkpoints/, metrics.jsonl and model/ go. val_store: the validation split, scored whole at the end
-    (`final_score`; on `score_documents` of its documents, 0: all) and in part every `validation_every` steps. model: continue from this module instead of a fresh one.
+    (`final_score`; on `score_documents` of its documents or about `score_tokens` of its tokens, 0: all) and in part every `validation_every` steps. model: continue from this module instead of a fresh one.
     checkpoint: keep state on disk and continue from it. save: write model/. name: of this run among several.
     Raises Interrupted after saving when `out.stop_requested`; Diverged when a loss spike or a non-finite step ends the run.
     """
@@ -117,7 +118,7 @@ def train_model(
         }
         if parallel.is_main:
             if val_store is not None and final_score:
-                metrics |= _score(run, val_store, callbacks, score_documents)
+                metrics |= _score(run, val_store, callbacks, score_documents, score_tokens)
             if save:
                 save_model(run.folder / "model", model, section.architecture, tokenizer_folder)
         metrics["seconds"] = round(state.elapsed + time.perf_counter() - ended, 3)
@@ -214,8 +215,8 @@ def _metrics(trainer: Trainer) -> dict[str, Any]:
     return metrics | {name: steps for name, steps in anomalies.items() if steps}
 
 
-def _score(run: RunContext, store: TokenStore, callbacks: dict[str, Callback], max_documents: int = 0) -> dict[str, Any]:
-    """The validation split (or max_documents of it) by the one definition of bits per byte; of the whole split also each source by itself."""
+def _score(run: RunContext, store: TokenStore, callbacks: dict[str, Callback], max_documents: int = 0, max_tokens: int = 0) -> dict[str, Any]:
+    """The validation split (or a part of it) by the one definition of bits per byte; of the whole split also each source by itself."""
 
     def progress(done: float, total: float) -> None:
         run.out.progress(done, total, "tokens", f"{run.name} final validation".strip())
@@ -224,9 +225,14 @@ def _score(run: RunContext, store: TokenStore, callbacks: dict[str, Callback], m
 
     section = run.section
     stride = section.validation_stride or max(1, section.seq_len // 2)
-    documents = score_documents(run.model, store, section.seq_len, stride, run.device, run.precision, progress, max_documents or None)  # type: ignore[arg-type]
-    score = documents.total()
+    limits = {"max_documents": max_documents or None, "max_tokens": max_tokens or None}
+    documents = score_documents(run.model, store, section.seq_len, stride, run.device, run.precision, progress, **limits)  # type: ignore[arg-type]
+    score, text_tokens = documents.total(), store.num_tokens - 2 * store.num_documents
+    whole = score.tokens == text_tokens
+    if not whole:
+        key = "score_documents" if max_documents else "score_tokens"
+        run.out.log(f"final validation: {score.tokens:,} of {text_tokens:,} tokens ({key}; 0 scores all)")
     for callback in callbacks.values():
-        callback.on_validation(run.step, {"loss": score.loss, "bits_per_byte": score.bits_per_byte, "whole_split": not max_documents})
-    sources = {name: one.bits_per_byte for name, one in scores_by_source(store, documents).items()} if not max_documents else {}
+        callback.on_validation(run.step, {"loss": score.loss, "bits_per_byte": score.bits_per_byte, "whole_split": whole})
+    sources = {name: one.bits_per_byte for name, one in scores_by_source(store, documents).items()} if whole else {}
     return {"val_bits_per_byte": score.bits_per_byte, "val_loss": score.loss} | ({"val_bits_per_byte_by_source": sources} if sources else {})

@@ -28,11 +28,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from feebcore.data.downloader import HIDDEN_PROXIES, unusable_proxies
 from feebcore.errors import FeebError
 from feebcore.files import explain, locked, read_json
 
 START_LIMIT = 120.0
 """Seconds that a first start may take: on a cold disk the imports alone can take half a minute."""
+
+API_LIMIT = 5.0
+"""Seconds without an answer after which the server of PREFECT_API_URL counts as absent."""
 
 LEAST_DISK = 256 * 1024
 """Free bytes below which a server that ended is taken to have ended for want of them."""
@@ -69,7 +73,7 @@ def connect(
     and task states at interpreter exit. Raises ServerError when the server does not answer within `limit` seconds.
     """
     if url := os.environ.get("PREFECT_API_URL"):
-        yield Connection(url, url.removesuffix("/api"), embedded=False)
+        yield Connection(url, url.rstrip("/").removesuffix("/api"), embedded=False)
         return
     home = home_of(workspace)
     try:
@@ -91,8 +95,9 @@ def connect(
 
 
 def ready(workspace: Path, connection: Connection, tell: Callable[[str], None] | None = None, limit: float = START_LIMIT) -> None:
-    """Wait until the server answers."""
+    """Wait until the server answers. Raises ServerError when it does not, or, one of PREFECT_API_URL, refuses the request."""
     if not connection.embedded:
+        _check_api(connection.url)
         return
     home = home_of(workspace)
     started = told = time.monotonic()
@@ -107,6 +112,28 @@ def ready(workspace: Path, connection: Connection, tell: Callable[[str], None] |
             tell(f"waiting for the Prefect server to start ({now - started:.0f} s; the first start makes its database)")
             told = now + 7.0
         time.sleep(0.05)
+
+
+def _check_api(url: str) -> None:
+    """Ask the server that PREFECT_API_URL names for something that needs a permission, once: Prefect's own patience takes minutes."""
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+
+    remedy = "unset it to use the workspace's own server"
+    if unusable := unusable_proxies():
+        raise ServerError(f"the proxy in {', '.join(unusable)} cannot be used for {url}: for SOCKS `pip install socksio`, or unset the variable")
+    try:
+        with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}), get_client(sync_client=True, httpx_settings={"timeout": API_LIMIT}) as client:
+            client.read_flow_runs(limit=1)
+    except Exception as error:  # whatever httpx, Prefect or the JSON reader make of the answer
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if status in (401, 403):
+            raise ServerError(f"{url} (PREFECT_API_URL) answers {status}: set PREFECT_API_KEY or PREFECT_API_AUTH_STRING, or {remedy}") from None
+        if status is not None:
+            raise ServerError(
+                f"{url} (PREFECT_API_URL) answers {status}, which Prefect's API does not; check the address (it ends in /api), or {remedy}"
+            ) from None
+        raise ServerError(f"nobody answers at {url} (PREFECT_API_URL; {type(error).__name__}); start that server, or {remedy}") from None
 
 
 def client_environment(home: Path, url: str) -> dict[str, str | None]:
@@ -124,6 +151,8 @@ def client_environment(home: Path, url: str) -> dict[str, str | None]:
         "DO_NOT_TRACK": "1",
         "NO_PROXY": no_proxy,
         "no_proxy": no_proxy,
+        **dict.fromkeys(hidden := unusable_proxies()),
+        HIDDEN_PROXIES: ",".join(hidden) or None,
     }
 
 
@@ -163,7 +192,7 @@ def _start(home: Path, limit: float) -> Connection:
     (home / "server.json").unlink(missing_ok=True)
     with open(home / "guard.log", "wb") as log:
         guard = subprocess.Popen(
-            [sys.executable, "-m", "feeb_pipelines.server_guard", str(home)],
+            [sys.executable, "-P", "-m", "feeb_pipelines.server_guard", str(home)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

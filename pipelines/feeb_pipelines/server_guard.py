@@ -21,6 +21,8 @@ import threading
 import time
 from pathlib import Path
 
+from feebcore.data.downloader import PROXIES
+
 PERIOD = 0.5
 GRACE = 1.5  # seconds without a client after which the server is stopped
 LOG_LIMIT = 4 << 20
@@ -38,7 +40,7 @@ def guard(home: Path) -> int:
     log_path = home / "server.log"
     log = open(log_path, "wb" if log_path.exists() and log_path.stat().st_size > LOG_LIMIT else "ab")
     server = subprocess.Popen(
-        [sys.executable, "-m", "feeb_pipelines.server_guard", "--serve", str(home), str(listener.fileno()), str(reader), str(os.getpid())],
+        [sys.executable, "-P", "-m", "feeb_pipelines.server_guard", "--serve", str(home), str(listener.fileno()), str(reader), str(os.getpid())],
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=subprocess.STDOUT,
@@ -127,8 +129,8 @@ def _announce(home: Path, info: dict[str, object]) -> None:
 
 
 def server_environment(home: Path, port: int) -> dict[str, str]:
-    """The server's environment: none of the user's Prefect settings, everything in `home`, nothing sent anywhere."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    """The server's environment: none of the user's Prefect settings nor proxies, everything in `home`, nothing sent anywhere."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_") and name.lower() not in PROXIES}
     return kept | {
         "PREFECT_HOME": str(home),
         "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",

@@ -48,6 +48,10 @@ def _help(command: Callable[..., Any]) -> dict[str, str]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point. Exit status: 0 success, 1 error, 2 invalid command line, 130 interrupted."""
+    from feebcore.files import escape_unencodable
+
+    escape_unencodable()
+    os.environ["PYTHONSAFEPATH"] = "1"  # for every process that is started from here: a random.py in the current folder is not Python's
     sys.exit(run_command(arguments))
 
 

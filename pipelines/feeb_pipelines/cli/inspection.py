@@ -253,7 +253,7 @@ def _is_locked(folder: Any) -> bool:
     import fcntl
 
     try:
-        with open(folder.parent / f".{folder.name.rpartition('-')[2]}.lock") as handle:
+        with open(folder.parent / f".{folder.name.rpartition('-')[2]}.lock", encoding="utf-8") as handle:
             fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True

@@ -34,7 +34,7 @@ class PythonParses(Benchmark):
     def run(self, target: EvaluatedModel) -> dict[str, Any]:
         config = self._config
         names = [config.names[i % len(config.names)] for i in range(config.samples)]
-        texts = [config.prompt.format(name=name) for name in names]
+        texts = [config.prompt.replace("{name}", name) for name in names]
         prompts = [encode_prompt(target.tokenizer, text) for text in texts]
         room = target.model.seq_len - max(map(len, prompts))
         if room < 1:
