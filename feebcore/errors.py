@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 NO_VALIDATION_TEXT = "set download.split: tail, add documents, lower download.split_modulus, or leave this out of the recipe"
 """What to do where a small corpus has left the held-out split empty."""
@@ -42,7 +43,11 @@ class ArtifactError(FeebError):
 
 
 class StageFailed(FeebError):
-    """A stage's process ended without finishing; the message names its log."""
+    """A stage's process ended without finishing; the message names its log. log: the path, where the message quotes nothing of it."""
+
+    def __init__(self, message: str, log: Path | None = None) -> None:
+        super().__init__(message)
+        self.log = log
 
 
 class Diverged(FeebError):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -95,18 +96,19 @@ def outcome_name(rank: int) -> str:
 
 
 _RUNNING: set[Any] = set()
-IN_THREADS: set[StageOutput] = set()
-"""Outputs of stages that run inside threads of this process, which no signal reaches."""
+AT_WORK: set[StageOutput] = set()
+"""Outputs of stages that run inside this process."""
 
 
-def stop_running(kill: bool = False) -> None:
-    """Ask every stage at work in threads of this process to save and end, as a signal asks the one of the main thread; who has
-    been asked is not asked again. kill: workers end at once."""
+def stop_running(kill: bool = False) -> bool:
+    """Ask every stage at work to save and end, as a signal asks the one of the main thread; who has been asked is not asked
+    again. kill: workers end at once. Returns whether there was one."""
     for workers in list(_RUNNING):
         if kill or not workers.asked:
             workers.ask()
-    for out in list(IN_THREADS):
+    for out in list(AT_WORK):
         out.stop_requested = True
+    return bool(_RUNNING or AT_WORK)
 
 
 @contextlib.contextmanager
@@ -245,7 +247,7 @@ def _failure(place: Path, codes: Sequence[int], killed: set[int], out: StageOutp
         log = place / log_name(rank)
         who = f"rank {rank} of {len(codes)}" if several else "the worker"
         if rank not in said:
-            how = f"was killed by signal {-codes[rank]}" if codes[rank] < 0 else f"ended with status {codes[rank]}"
+            how = how_it_ended(codes[rank])
             text = log.read_text(errors="replace").strip().splitlines()
             return StageFailed(f"{place.parent.name}: {who} {how}; log {log}:\n" + "\n".join(text[-20:]))
         outcome = said[rank]
@@ -254,8 +256,24 @@ def _failure(place: Path, codes: Sequence[int], killed: set[int], out: StageOutp
             return Interrupted(outcome["message"])
         message = f"{who}: {outcome['message']}" if several else outcome["message"]
         trace = f":\n{outcome['traceback'].rstrip()}" if several and outcome["traceback"] else ""
-        return kind(f"{message} (log: {log}){trace}")
+        text = f"{message}{memory_hint(message)} (log: {log}){trace}"
+        return StageFailed(text, None if trace else log) if kind is StageFailed else kind(text)
     return StageFailed(f"{place.parent.name}: the ranks did not end in time after one had; logs in {place}")
+
+
+_OUT_OF_MEMORY = re.compile(r"out of memory|could not create a primitive|bad_alloc|can'?t allocate memory|cannot allocate memory|MemoryError", re.IGNORECASE)
+
+
+def memory_hint(message: str) -> str:
+    """What to do, where an error says in one of its ways that memory is short; else ''."""
+    return "; usually out of memory: lower batch_size or set micro_batch, and run again" if _OUT_OF_MEMORY.search(message) else ""
+
+
+def how_it_ended(code: int) -> str:
+    """What a return code says of a process that has said nothing itself."""
+    if code >= 0:
+        return f"ended with status {code}"
+    return f"was killed by signal {-code}" + (memory_hint("out of memory") if code == -signal.SIGKILL else "")
 
 
 class _Tail(threading.Thread):

@@ -56,7 +56,7 @@ CREATE TABLE IF NOT EXISTS runs (
 CREATE TABLE IF NOT EXISTS dependencies (name TEXT NOT NULL, after TEXT NOT NULL, PRIMARY KEY (name, after)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS runs_by_id ON runs (id);
 CREATE INDEX IF NOT EXISTS runs_by_position ON runs (position);
-CREATE INDEX IF NOT EXISTS runs_ready ON runs (failures, priority DESC, position) WHERE status = 'planned' AND waiting = 0;
+CREATE INDEX IF NOT EXISTS runs_ready ON runs (failures, priority DESC, attempts, position) WHERE status = 'planned' AND waiting = 0;
 CREATE INDEX IF NOT EXISTS runs_leased ON runs (owner, lease_until) WHERE status = 'leased';
 CREATE INDEX IF NOT EXISTS dependents ON dependencies (after, name);
 """
@@ -112,13 +112,14 @@ class Ledger:
     def lease(self, owner: str, seconds: float = 120.0) -> RunRecord | None:
         """The next run that is planned and waits for none, or whose holder's lease is over or process gone; None when there is none.
 
-        The order: those that failed less often first, then by priority, then as planned. The caller owns the run until
-        `seconds` from now; `renew` prolongs.
+        The order: those that failed less often first, then by priority, then those that took fewer processes with them (one that
+        ends the study's own process does not keep the others waiting), then as planned. The caller owns the run until `seconds`
+        from now; `renew` prolongs.
         """
         with self._transaction():
             self._reclaim()
             row = self._connection.execute(
-                "SELECT name, id FROM runs WHERE status = 'planned' AND waiting = 0 ORDER BY failures, priority DESC, position LIMIT 1"
+                "SELECT name, id FROM runs WHERE status = 'planned' AND waiting = 0 ORDER BY failures, priority DESC, attempts, position LIMIT 1"
             ).fetchone()
             if row is None:
                 return None
@@ -136,7 +137,8 @@ class Ledger:
         """Give a leased run back unfinished, so that the next `lease` may take it at once."""
         with self._transaction():
             self._connection.execute(
-                f"UPDATE runs SET {_FREE} WHERE id = (SELECT id FROM runs WHERE name = ?) AND owner = ? AND status = 'leased'", (name, owner)
+                f"UPDATE runs SET {_FREE}, attempts = attempts - 1 WHERE id = (SELECT id FROM runs WHERE name = ?) AND owner = ? AND status = 'leased'",
+                (name, owner),
             )
 
     def expire(self, everyone: bool = False) -> list[str]:

@@ -44,7 +44,7 @@ class RunSpec:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One run as the ledger has it. id: see `run_id`. lease_until: Unix time. attempts: how often it was leased. failures: how
+    """One run as the ledger has it. id: see `run_id`. lease_until: Unix time. attempts: how often it was leased and not given back. failures: how
     often it failed since it was planned or requeued. result: what `done` was given. reason: why it failed or diverged."""
 
     name: str

@@ -231,9 +231,9 @@ def test_doctor_checks_the_workspace_and_prefect(tmp_path: Path, monkeypatch: py
     assert check_python().level == "ok"
     assert check_disk(tmp_path / "not" / "there").level in ("ok", "note")
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
-    assert check_prefect().level == "problem"
+    assert check_prefect(tmp_path).level == "problem"
     monkeypatch.delenv("PREFECT_API_URL")
-    assert check_prefect().level == "ok"
+    assert check_prefect(tmp_path).level == "ok"
 
 
 def test_the_installed_command_exists() -> None:

@@ -108,7 +108,7 @@ def test_a_failure_is_retried_behind_the_others_and_then_final(ledger: Ledger) -
 def test_an_expired_lease_is_handed_out_again_and_its_old_holder_cannot_report(ledger: Ledger) -> None:
     assert lease(ledger, "slow", seconds=0.01) == "r0"
     time.sleep(0.02)
-    assert lease(ledger, "quick") == "r0"
+    assert [lease(ledger, "quick") for _ in range(4)] == ["r1", "r2", "r3", "r0"]
     with pytest.raises(LeaseLost, match="leased by quick"):
         ledger.done("r0", {"loss": 1.0}, owner="slow")
     assert ledger.renew("slow") == 0
@@ -132,8 +132,8 @@ def test_released_and_expired_runs_are_planned_again(ledger: Ledger) -> None:
     assert ledger.record("r0").status == "planned"
     lease(ledger, seconds=0.0)
     assert ledger.expire() == ["r0"]
-    lease(ledger)
-    assert ledger.expire(everyone=True) == ["r0"]
+    assert lease(ledger) == "r1"
+    assert ledger.expire(everyone=True) == ["r1"]
     assert ledger.counts()["planned"] == 4
 
 
@@ -202,14 +202,14 @@ sys.stdin.readline()
 """
 
 
-def test_a_run_whose_holder_was_killed_is_reclaimed_at_once(ledger: Ledger) -> None:
+def test_a_run_whose_holder_was_killed_is_reclaimed_at_once_and_waits_behind_those_that_killed_none(ledger: Ledger) -> None:
     holder = _start(HOLDER, ledger.path)
     assert holder.stdout is not None
     assert holder.stdout.readline() == "r0\n"
     assert lease(ledger, this_owner()) == "r1"
     os.kill(holder.pid, signal.SIGKILL)
     holder.wait()
-    assert lease(ledger, this_owner()) == "r0"
+    assert [lease(ledger, this_owner()) for _ in range(3)] == ["r2", "r3", "r0"]
     assert ledger.record("r0").attempts == 2
     holder.stdout.close()
 

@@ -71,6 +71,16 @@ def test_a_study_killed_five_times_equals_the_undisturbed_one(tmp_path: Path) ->
         assert not any(r.failures for r in ledger.records()), "a kill of the whole is no failure of a run"
 
 
+def test_two_processes_share_one_study(tmp_path: Path) -> None:
+    command = [sys.executable, str(Path(__file__).with_name("toy_study.py")), str(tmp_path), "6"]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for _ in range(2)]
+    outputs = [process.communicate(timeout=60)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    assert [attempts(tmp_path, f"r{i}") for i in range(6)] == [1] * 6
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        assert ledger.counts()["done"] == 6
+
+
 @pytest.mark.parametrize("how", ["fails", "dies"])
 def test_a_failing_run_of_twelve_is_retried_twice_and_the_others_go_on(tmp_path: Path, how: str) -> None:
     specs = [spec(tmp_path, f"r{i}", number=i, steps=1, **({how: 99} if i == 3 else {how: 1} if i == 5 else {})) for i in range(12)]
@@ -80,7 +90,7 @@ def test_a_failing_run_of_twelve_is_retried_twice_and_the_others_go_on(tmp_path:
     assert attempts(tmp_path, "r5") == 2
     (sentence,) = missing(records.values())
     assert sentence.startswith("r3 failed 3 times: ")
-    assert ("number 3 is not liked" if how == "fails" else "killed by signal 9 (out of memory?)") in sentence
+    assert ("number 3 is not liked" if how == "fails" else "killed by signal 9; usually out of memory") in sentence
     again = study(tmp_path, specs)  # by then the reason may be gone
     assert (again["r3"].failures, attempts(tmp_path, "r3")) == (3, 6)
     assert attempts(tmp_path, "r4") == 1
