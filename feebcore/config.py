@@ -74,7 +74,8 @@ class DataOrderConfig(PartConfig):
     repeats: ClassVar[bool] = False
 
     def source_names(self) -> list[str]:
-        """Every source that the options name, so that a misspelled one is reported before anything runs."""
+        """Every source that gets samples: with `by_source` the others are not packed, and a misspelled one is reported before anything
+        runs. Empty: all."""
         return []
 
 

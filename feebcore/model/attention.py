@@ -26,17 +26,18 @@ def attend(
     block_mask: Any = None,
     bias_HTS: Tensor | None = None,
     dropout: float = 0.0,
+    score_scale: float = 1.0,
 ) -> Tensor:
     """[B,H,T,D]. Query head h reads key head h // (H / G). mask_BTS: True = may see; None = causal (T = S), or
     everything (T = 1). logit_softcap: scores become logit_softcap * tanh(scores / logit_softcap); 0 leaves them. block_mask: what mask_BTS
     says as `document_block_mask` does; wins over it. bias_HTS: added to the scores, after the cap. Values may be wider or
-    narrower than keys; the result is as wide as they are. dropout: share of the weights that is set to 0, the others grow; not with block_mask."""
+    narrower than keys; the result is as wide as they are. dropout: share of the weights that is set to 0, the others grow; not with block_mask. score_scale: scores are score_scale / sqrt(D) q k^T."""
     if block_mask is not None:
         assert not dropout
-        return _by_blocks(q_BHTD, k_BGSD, v_BGSD, block_mask, logit_softcap, bias_HTS)
+        return _by_blocks(q_BHTD, k_BGSD, v_BGSD, block_mask, logit_softcap, bias_HTS, score_scale)
     assert mask_BTS is not None or q_BHTD.shape[2] in (1, k_BGSD.shape[2])
     if logit_softcap or _explicit_is_faster(q_BHTD, k_BGSD, v_BGSD):
-        return _explicit(q_BHTD, k_BGSD, v_BGSD, mask_BTS, logit_softcap, bias_HTS, dropout)
+        return _explicit(q_BHTD, k_BGSD, v_BGSD, mask_BTS, logit_softcap, bias_HTS, dropout, score_scale)
     grouped = q_BHTD.shape[1] != k_BGSD.shape[1]
     if grouped and q_BHTD.device.type == "cpu":  # its flash kernel knows no groups
         k_BGSD, v_BGSD = (x.repeat_interleave(q_BHTD.shape[1] // x.shape[1], dim=1) for x in (k_BGSD, v_BGSD))
@@ -45,17 +46,24 @@ def attend(
     causal = mask_BTS is None and q_BHTD.shape[2] > 1
     if bias_HTS is not None:  # the kernels take one mask: what may not be seen becomes -inf in the bias
         mask_B1TS, causal = _hidden(bias_HTS[None], mask_BTS).to(q_BHTD.dtype), False
-    return F.scaled_dot_product_attention(q_BHTD, k_BGSD, v_BGSD, mask_B1TS, dropout_p=dropout, is_causal=causal, enable_gqa=grouped)
+    scale = score_scale * q_BHTD.shape[3] ** -0.5 if score_scale != 1.0 else None
+    return F.scaled_dot_product_attention(q_BHTD, k_BGSD, v_BGSD, mask_B1TS, dropout_p=dropout, is_causal=causal, scale=scale, enable_gqa=grouped)
 
 
 def attention_weights(
-    q_BHTD: Tensor, k_BGSD: Tensor, mask_BTS: Tensor | None = None, logit_softcap: float = 0.0, bias_HTS: Tensor | None = None, dropout: float = 0.0
+    q_BHTD: Tensor,
+    k_BGSD: Tensor,
+    mask_BTS: Tensor | None = None,
+    logit_softcap: float = 0.0,
+    bias_HTS: Tensor | None = None,
+    dropout: float = 0.0,
+    score_scale: float = 1.0,
 ) -> Tensor:
     """[B,H,T,S] fp32, rows that sum to 1 (before dropout): what `attend` multiplies the values with, for parts that use the weights
     otherwise."""
     B, H, T, D = q_BHTD.shape
     G, S = k_BGSD.shape[1:3]
-    q_BGND = (q_BHTD * D**-0.5).reshape(B, G, H // G * T, D)
+    q_BGND = (q_BHTD * (score_scale * D**-0.5)).reshape(B, G, H // G * T, D)
     scores_BHTS = (q_BGND @ k_BGSD.mT).view(B, H, T, S).float()
     if logit_softcap:
         scores_BHTS = logit_softcap * torch.tanh(scores_BHTS / logit_softcap)
@@ -72,7 +80,7 @@ def _explicit_is_faster(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor) -> bool:
     return q_BHTD.dtype == torch.bfloat16 and k_BGSD.shape[2] <= LONGEST_EXPLICIT and torch.compiler.is_compiling()
 
 
-def _by_blocks(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, block_mask: Any, logit_softcap: float, bias_HTS: Tensor | None = None) -> Tensor:
+def _by_blocks(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, block_mask: Any, logit_softcap: float, bias_HTS: Tensor | None, score_scale: float) -> Tensor:
     from torch.nn.attention.flex_attention import flex_attention
 
     def changed(score: Tensor, b: Tensor, h: Tensor, t: Tensor, s: Tensor) -> Tensor:
@@ -81,15 +89,15 @@ def _by_blocks(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, block_mask: Any, 
 
     grouped = q_BHTD.shape[1] != k_BGSD.shape[1]
     score_mod = changed if logit_softcap or bias_HTS is not None else None
-    return flex_attention(q_BHTD, k_BGSD, v_BGSD, score_mod=score_mod, block_mask=block_mask, enable_gqa=grouped)
+    scale = score_scale * q_BHTD.shape[3] ** -0.5
+    return flex_attention(q_BHTD, k_BGSD, v_BGSD, score_mod=score_mod, block_mask=block_mask, scale=scale, enable_gqa=grouped)
 
 
-def _explicit(
-    q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, mask_BTS: Tensor | None, logit_softcap: float, bias_HTS: Tensor | None = None, dropout: float = 0.0
-) -> Tensor:
+def _explicit(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, *options: Any) -> Tensor:
+    """options: as of `attention_weights`."""
     B, H, T, _ = q_BHTD.shape
     G, S, D = v_BGSD.shape[1:]
-    weights_BHTS = attention_weights(q_BHTD, k_BGSD, mask_BTS, logit_softcap, bias_HTS, dropout)
+    weights_BHTS = attention_weights(q_BHTD, k_BGSD, *options)
     return (weights_BHTS.to(v_BGSD.dtype).view(B, G, H // G * T, S) @ v_BGSD).view(B, H, T, D)
 
 

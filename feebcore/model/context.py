@@ -85,7 +85,7 @@ class ForwardContext:
         return new_BHTD if self.cache is None else self.cache.update(*new_BHTD)
 
     def attend(self, q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, logit_softcap: float = 0.0, window: int = 0) -> Tensor:
-        """`attend` of feebcore/model/attention.py with this pass's masks and the position's bias. window: number of tokens that each
+        """`attend` of feebcore/model/attention.py with this pass's masks and the position's bias and score scale. window: number of tokens that each
         query attends to, including itself; 0: all."""
         T, S = q_BHTD.shape[2], k_BGSD.shape[2]
         window = self.narrowed(window)
@@ -98,13 +98,15 @@ class ForwardContext:
                 if (reach := T + window - 1) < S:  # older keys are out of every query's sight
                     k_BGSD, v_BGSD, S = k_BGSD[:, :, -reach:], v_BGSD[:, :, -reach:], reach
                     mask_BTS = None if mask_BTS is None else mask_BTS[..., -reach:]
-        return attend(q_BHTD, k_BGSD, v_BGSD, mask_BTS, logit_softcap, block_mask, self.position.bias(T, S), self.dropout)
+        position = self.position
+        return attend(q_BHTD, k_BGSD, v_BGSD, mask_BTS, logit_softcap, block_mask, position.bias(T, S), self.dropout, position.score_scale)
 
     def weights(self, q_BHTD: Tensor, k_BGSD: Tensor, logit_softcap: float = 0.0) -> Tensor:
         """[B,H,T,S] fp32: what `attend` multiplies the values with."""
         T, S = q_BHTD.shape[2], k_BGSD.shape[2]
         mask_BTS = self._near(T, S, self.window, k_BGSD.device) if 0 < self.window < S else self.masks.dense
-        return attention_weights(q_BHTD, k_BGSD, mask_BTS, logit_softcap, self.position.bias(T, S), self.dropout)
+        position = self.position
+        return attention_weights(q_BHTD, k_BGSD, mask_BTS, logit_softcap, position.bias(T, S), self.dropout, position.score_scale)
 
     def narrowed(self, window: int) -> int:
         """An attention's window within that of the pass; 0: none."""

@@ -16,6 +16,9 @@ class Position(ModelPart):
     positions_BT: [B,T] or [1,T] int64, or None for 0..T-1 in every row.
     """
 
+    score_scale: float = 1.0
+    """Factor on all attention scores beside 1 / sqrt(D), on dimensions that are not rotated as well."""
+
     def add(self, stream_BTC: Tensor, positions_BT: Tensor | None) -> Tensor:
         """The embedded tokens with their positions added."""
         return stream_BTC

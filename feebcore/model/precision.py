@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
 
 from feebcore.errors import FeebError
 
@@ -44,6 +43,11 @@ def autocast(precision: str, device: torch.device) -> contextlib.AbstractContext
     return torch.autocast(device.type, torch.bfloat16) if precision in ("bf16", "fp8") else contextlib.nullcontext()
 
 
+def scoring_precision(precision: str) -> str:
+    """The precision in which a model trained in `precision` is scored: fp8 is a way to train, its model is scored in bf16."""
+    return "bf16" if precision == "fp8" else precision
+
+
 def available_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -73,26 +77,6 @@ def keep_freed_memory() -> bool:
     if not (mallopt(mmap_threshold, 1 << 30) or mallopt(mmap_threshold, 32 << 20)):  # older ones allow no more
         return False
     return bool(mallopt(trim_threshold, (1 << 31) - 1) and mallopt(top_pad, 64 << 20))
-
-
-def convert_to_fp8(model: nn.Module) -> nn.Module:
-    """`model` with the matrix products of its linear layers in fp8 (torchao's dynamic scaling), in place; masters stay as they are.
-
-    The head keeps its format. Layers whose sizes are no multiples of 16 too: the hardware cannot multiply them. Raises
-    FeebError without CUDA of compute capability 8.9, or without torchao. Not run on such a machine yet.
-    """
-    if not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 9):
-        raise FeebError("precision: fp8 needs a CUDA device of compute capability 8.9 or more (Ada, Hopper or newer); use precision: bf16")
-    try:
-        from torchao.float8 import convert_to_float8_training
-    except ImportError as error:
-        raise FeebError("precision: fp8 needs the package torchao; pip install torchao, or use precision: bf16") from error
-
-    def fits(module: nn.Module, name: str) -> bool:
-        in_head = name == "lm_head" or name.startswith("lm_head.")
-        return isinstance(module, nn.Linear) and not in_head and module.in_features % 16 == 0 and module.out_features % 16 == 0
-
-    return convert_to_float8_training(model, module_filter_fn=fits)
 
 
 @contextlib.contextmanager

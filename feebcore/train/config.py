@@ -60,7 +60,7 @@ class TrainSection(StageConfig):
     branch_step: int = Field(0, ge=0, description="checkpoint step of that run to branch from; 0: its newest")
     branch_content: str = Field("", description="hash of that checkpoint; set automatically")
     precision: Literal["auto", "fp32", "bf16", "fp8"] = Field(
-        "auto", description="matmul precision, weights stay fp32; auto: bf16 where the hardware supports it; fp8: CUDA, with torchao"
+        "auto", description="matmul precision, weights stay fp32; auto: bf16 where the hardware supports it; fp8: CUDA, compiled, with torchao (feeb[fp8])"
     )
     on_nonfinite: Policy = Field(
         "stop", description="if loss or gradient are not finite: stop the run; skip the update; rollback: continue from an earlier state with later batches"
@@ -148,6 +148,8 @@ class TrainSection(StageConfig):
             raise ValueError(f"validation_stride: {self.validation_stride} is more than seq_len {self.seq_len}, so tokens would go unscored")
         if self.on_loss_spike != "stop" and not self.spike_factor:
             raise ValueError(f"on_loss_spike: {self.on_loss_spike} needs a spike_factor above 0; with 0 no loss is a spike")
+        if self.precision == "fp8" and self.compile == "off":
+            raise ValueError("precision: fp8 is slower than bf16 unless it is compiled; set compile: auto or on, or precision: bf16")
         if self.branch_step and not self.branch_from:
             raise ValueError(f"branch_step: {self.branch_step} needs branch_from; set it as well, or remove branch_step")
         if self.init_from and self.branch_from:

@@ -105,7 +105,7 @@ class Trainer:
         for callback in self.watch_batches:
             callback.on_batch(step, batch)
         seed = (section.seed * 0x9E3779B97F4A7C15 + step + parallel.rank * 0xD1B54A32D192ED03) % 2**63
-        loss_sum, count, sums = self.gradients.add(batch, self.positions, seed)
+        loss_sum, count, sums = self.gradients.add(batch, self.positions, seed, with_state=bool(self.optimizer.state))
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         own = [loss_sum, count, torch.tensor(float(self.run.out.stop_requested)), *sums.values()]
         summed = parallel.sum(torch.stack([v.to(loss_sum) for v in own]))
@@ -127,7 +127,7 @@ class Trainer:
             state.timed_seconds += seconds
             state.waited_seconds += waited
         about = {"lr": self.optimizer.param_groups[0]["lr"], "grad_norm": norm, "tokens": state.tokens, "seconds": seconds, "data_wait": waited}
-        more = {k: v / max(counted, 1) for k, v in zip(sums, extra, strict=True) if v != total}
+        more = {k: v / max(counted, 1) for k, v in zip(sums, extra, strict=True)}
         return {"step": step + 1, "loss": loss} | about | more
 
     def _update(self, gradients: list[Tensor], scale: float, step: int) -> None:
