@@ -66,6 +66,9 @@ class PartConfig(BaseModel):
         return named
 
 
+DETERMINISTIC = "use deterministic kernels only; auto: on a CPU, where they cost a few percent, not on CUDA, where they exclude the fastest ones"
+
+
 class DataOrderConfig(PartConfig):
     """Options of a data order. by_source: it is given the sequences of each source (`BuildContext.sources`), and every sequence holds
     documents of one source. repeats: a sequence may come a second time before all others have come once."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import importlib.metadata
+import importlib.util
 import os
 import platform
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -60,6 +62,17 @@ def environment(device: torch.device) -> dict[str, Any]:
         "isa": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
+    } | (_cuda_libraries() if device.type == "cuda" else {})
+
+
+def _cuda_libraries() -> dict[str, Any]:
+    """Versions of what computes on a GPU and between them."""
+    has_nccl = torch.distributed.is_available() and torch.distributed.is_nccl_available()
+    return {
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "nccl": ".".join(map(str, torch.cuda.nccl.version())) if has_nccl else None,
+        "triton": importlib.metadata.version("triton") if importlib.util.find_spec("triton") else None,
     }
 
 
@@ -80,13 +93,17 @@ def keep_freed_memory() -> bool:
 
 
 @contextlib.contextmanager
-def execution(threads: int, deterministic: bool) -> Iterator[None]:
-    """Threads and determinism inside; what was set before is set again after."""
+def execution(threads: int, deterministic: bool | Literal["auto"], device: torch.device) -> Iterator[None]:
+    """Threads and determinism inside; what was set before is set again after. auto: deterministic on a CPU. On CUDA that would exclude
+    cuDNN's attention, the fast backward of flash attention and inductor's tuning."""
+    deterministic = device.type == "cpu" if deterministic == "auto" else deterministic
     old_threads, old_fill = torch.get_num_threads(), _memory_filling.fill_uninitialized_memory
     old = (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled())
     try:
         keep_freed_memory()
         torch.set_num_threads(threads or min(old_threads, available_cpus()))
+        if device.type == "cuda":  # before the first allocation: sizes that change from step to step then leave no holes
+            os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
         if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS refuses deterministic mode without it
         torch.use_deterministic_algorithms(deterministic)

@@ -52,7 +52,7 @@ def run(section: SftConfig, inputs: Mapping[str, Artifact], out: StageOutput) ->
     result = train_model(settings, data, None, source / "tokenizer", out.path, out, vocab_size=model.vocab_size, model=model, final_score=False, name="sft")
     problems = held_out_problems(task, section.eval_prompts)
     accuracies = {}
-    with execution(section.threads, section.deterministic), autocast(result.metrics["precision"], device):
+    with execution(section.threads, section.deterministic, device), autocast(result.metrics["precision"], device):
         for name, greedy in (("accuracy_sampled", False), ("accuracy_greedy", True)):
             evaluated = evaluate_task(result.model, tokenizer, task, problems, greedy, seed=section.seed)  # type: ignore[arg-type]
             accuracies[name] = {k: v for k, v in evaluated.items() if k != "samples"}

@@ -59,9 +59,15 @@ def _fp8_compiles(device: torch.device) -> tuple[bool, str]:
 
 
 def compiled(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """`forward` through inductor with static shapes."""
+    """`forward` through inductor with static shapes; where no gradient is wanted, as it is: validation has other shapes and modes, and
+    would be compiled for each of them in the middle of a run."""
     keep_compiled_code()
-    return torch.compile(forward, dynamic=False)
+    fast = torch.compile(forward, dynamic=False)
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        return (fast if torch.is_grad_enabled() else forward)(*arguments, **options)
+
+    return call
 
 
 def keep_compiled_code() -> None:

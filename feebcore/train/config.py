@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from feebcore.config import Execution, Observation, StageConfig
+from feebcore.config import DETERMINISTIC, Execution, Observation, StageConfig
 from feebcore.files import digest_of, read_json, sha256_file
 from feebcore.parts import Part, PartKey, default_part
 from feebcore.train.depth_scaling import LR_SCALING, depth_scaled_run
@@ -83,7 +83,7 @@ class TrainSection(StageConfig):
     prefetch: Execution[int] = Field(2, ge=0, description="batches prepared ahead by a thread; 0: none")
     gc_every: Execution[int] = Field(0, ge=0, description="run Python's garbage collector every N steps only, on all ranks at once; 0: leave it alone")
     threads: Execution[int] = Field(0, ge=0, description="CPU threads; 0: all that this process may use")
-    deterministic: Execution[bool] = Field(True, description="use deterministic kernels; costs a few percent")
+    deterministic: Execution[bool | Literal["auto"]] = Field("auto", description=DETERMINISTIC)
 
     callbacks: Observation[list[Annotated[Part, PartKey("callbacks")]]] = Field(
         default_factory=lambda: [default_part("metrics"), default_part("progress")], description="loggers and probes, in the order of their calls"

@@ -43,6 +43,11 @@ COLLECTIVE_TIMEOUT = datetime.timedelta(hours=1)
 """How long a rank waits for another. Dead ones are noticed at once; this is for slow ones: compiling, a big checkpoint."""
 
 
+STEP_TIMEOUT = datetime.timedelta(minutes=10)
+"""The same once the first step is done and all is compiled: a rank that hangs then costs minutes. Long enough for what rank 0 does by
+itself between steps, samples and probes."""
+
+
 class Channel:
     """Short texts between ranks, in a process group of its own, so that a thread may use it during training."""
 
@@ -117,6 +122,9 @@ class Strategy:
         """A new way to exchange texts. Every rank must call it, in the same order as other calls of the kind."""
         return Channel()
 
+    def expect_steps(self) -> None:
+        """The first step is done: from here on ranks wait for each other no longer than a step takes."""
+
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any rank: what one rank is asked to do, all do at the same step."""
         return flag
@@ -169,6 +177,9 @@ class DDP(Strategy):
 
     def channel(self) -> Channel:
         return Channel(dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT))
+
+    def expect_steps(self) -> None:
+        dist.distributed_c10d._set_pg_timeout(STEP_TIMEOUT)
 
     def any(self, flag: bool) -> bool:
         return bool(self.sum(torch.tensor([float(flag)], device=self.device)).item())
@@ -278,10 +289,15 @@ def make_parallel(section: Any, device: torch.device) -> Strategy:
 
 
 def local_device(device: torch.device) -> torch.device:
-    """This rank's GPU among those that the process may see, or the CPU. Raises FeebError when there are fewer GPUs than ranks."""
+    """This rank's GPU among those that the process may see, or the CPU. Raises FeebError when there are fewer GPUs than ranks.
+
+    A process that sees one GPU, and that another program started, has that one: Slurm gives each task its own (--gpus-per-task).
+    """
     if device.type != "cuda":
         return device
     local = int(os.environ.get("LOCAL_RANK", 0))
+    if torch.cuda.device_count() == 1 and RENDEZVOUS not in os.environ:
+        local = 0
     if local >= torch.cuda.device_count():
         raise FeebError(f"parallel: {local + 1} or more ranks on this machine, and {torch.cuda.device_count()} GPUs; lower parallel.ranks")
     torch.cuda.set_device(local)

@@ -77,8 +77,9 @@ def train_model(
     """
     began = time.perf_counter()
     with contextlib.ExitStack() as stack:
-        stack.enter_context(execution(section.threads, section.deterministic))
-        parallel = make_parallel(section, resolve_device(section.device))
+        device = resolve_device(section.device)
+        stack.enter_context(execution(section.threads, section.deterministic, device))
+        parallel = make_parallel(section, device)
         stack.callback(parallel.close)
         device = parallel.device
         model = _fresh_model(section, vocab_size, parallel.build_device) if model is None else model
