@@ -32,6 +32,7 @@ from pydantic import ValidationError
 from feebcore.claim import Claim, unknown_variants
 from feebcore.config import StageConfig
 from feebcore.errors import PartClashError, RecipeError, UnknownPartError, did_you_mean
+from feebcore.files import expand_user
 from feebcore.recipe_yaml import Lines, read_merged, set_key
 from feebcore.registry import Registry, get_registry
 from feebcore.specs import StageSpec, load_object
@@ -279,7 +280,7 @@ def _named_inputs(data: dict[str, Any], path: Path, registry: Registry, lines: L
             raise RecipeError(f"{where}: inputs: {error}") from None
         assert isinstance(spec, StageSpec)
         if reference.startswith(("/", "./", "../", "~")):  # a folder, relative to the recipe
-            reference = str((path.parent / Path(reference).expanduser()).absolute())
+            reference = str((path.parent / expand_user(reference)).absolute())
         inputs[spec.name] = NamedInput(spec.name, reference, spec, where)
     return inputs
 
