@@ -8,6 +8,9 @@ instead of 146 at 512; uncompiled it needs a half, and a third without gradients
 
 from __future__ import annotations
 
+import functools
+import importlib.util
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 LONGEST_EXPLICIT = 512
+BiasOf = Callable[[Tensor, Tensor], Tensor | None]
 
 
 def attend(
@@ -27,14 +31,15 @@ def attend(
     bias_HTS: Tensor | None = None,
     dropout: float = 0.0,
     score_scale: float = 1.0,
+    bias_of: BiasOf | None = None,
 ) -> Tensor:
     """[B,H,T,D]. Query head h reads key head h // (H / G). mask_BTS: True = may see; None = causal (T = S), or
     everything (T = 1). logit_softcap: scores become logit_softcap * tanh(scores / logit_softcap); 0 leaves them. block_mask: what mask_BTS
     says as `document_block_mask` does; wins over it. bias_HTS: added to the scores, after the cap. Values may be wider or
-    narrower than keys; the result is as wide as they are. dropout: share of the weights that is set to 0, the others grow; not with block_mask. score_scale: scores are score_scale / sqrt(D) q k^T."""
+    narrower than keys; the result is as wide as they are. dropout: share of the weights that is set to 0, the others grow; not with block_mask. score_scale: scores are score_scale / sqrt(D) q k^T. bias_of: with block_mask, in place of bias_HTS, by head and distance (`Position.bias_of`)."""
     if block_mask is not None:
         assert not dropout
-        return _by_blocks(q_BHTD, k_BGSD, v_BGSD, block_mask, logit_softcap, bias_HTS, score_scale)
+        return _by_blocks(q_BHTD, k_BGSD, v_BGSD, block_mask, logit_softcap, bias_HTS, score_scale, bias_of)
     assert mask_BTS is not None or q_BHTD.shape[2] in (1, k_BGSD.shape[2])
     if logit_softcap or _explicit_is_faster(q_BHTD, k_BGSD, v_BGSD):
         return _explicit(q_BHTD, k_BGSD, v_BGSD, mask_BTS, logit_softcap, bias_HTS, dropout, score_scale)
@@ -80,17 +85,41 @@ def _explicit_is_faster(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor) -> bool:
     return q_BHTD.dtype == torch.bfloat16 and k_BGSD.shape[2] <= LONGEST_EXPLICIT and torch.compiler.is_compiling()
 
 
-def _by_blocks(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, block_mask: Any, logit_softcap: float, bias_HTS: Tensor | None, score_scale: float) -> Tensor:
+def _by_blocks(
+    q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, block_mask: Any, logit_softcap: float, bias_HTS: Tensor | None, score_scale: float, bias_of: BiasOf | None
+) -> Tensor:
     from torch.nn.attention.flex_attention import flex_attention
 
     def changed(score: Tensor, b: Tensor, h: Tensor, t: Tensor, s: Tensor) -> Tensor:
         score = logit_softcap * torch.tanh(score / logit_softcap) if logit_softcap else score
+        if bias_of is not None:
+            return score + bias_of(h, t - s)
         return score if bias_HTS is None else score + bias_HTS[h, t, s]
 
     grouped = q_BHTD.shape[1] != k_BGSD.shape[1]
-    score_mod = changed if logit_softcap or bias_HTS is not None else None
+    score_mod = changed if logit_softcap or bias_HTS is not None or bias_of is not None else None
     scale = score_scale * q_BHTD.shape[3] ** -0.5
-    return flex_attention(q_BHTD, k_BGSD, v_BGSD, score_mod=score_mod, block_mask=block_mask, scale=scale, enable_gqa=grouped)
+    flex = flex_attention if torch.compiler.is_compiling() or q_BHTD.device.type == "cpu" else _compiled_flex()
+    return flex(q_BHTD, k_BGSD, v_BGSD, score_mod=score_mod, block_mask=block_mask, scale=scale, enable_gqa=grouped)
+
+
+@functools.cache
+def _compiled_flex() -> Callable[..., Tensor]:
+    """FlexAttention's kernel for a model that is not compiled itself; uncompiled it would write all scores."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=False)
+
+
+@torch.compiler.assume_constant_result
+def has_flex_kernel(kind: str) -> bool:
+    """Whether FlexAttention is a kernel on this kind of device: on CUDA with Triton."""
+    return kind == "cuda" and importlib.util.find_spec("triton") is not None
+
+
+def flex_takes(q_BHTD: Tensor, v_BGSD: Tensor) -> bool:
+    """The kernel's heads are at least 16 wide."""
+    return min(q_BHTD.shape[-1], v_BGSD.shape[-1]) >= 16
 
 
 def _explicit(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, *options: Any) -> Tensor:

@@ -40,6 +40,16 @@ class Position(ModelPart):
         Distances in tokens are enough: a token sees one document, whose tokens are adjacent."""
         return None
 
+    @property
+    def has_bias(self) -> bool:
+        """Whether scores get a `bias`."""
+        return type(self).bias is not Position.bias
+
+    def bias_of(self, head: Tensor, distance: Tensor) -> Tensor | None:
+        """`bias` as a function of head and distance t - s, int64 tensors of one shape, for kernels that make scores block by block (FlexAttention)
+        and so never hold [H,T,S]; None: there is no such function."""
+        return None
+
 
 def rows_of(table_PD: Tensor, length: int, positions_BT: Tensor | None) -> Tensor:
     """The table's rows at these positions, [T,D] or [B,T,D]; a slice, no gather, where positions are 0..T-1."""
