@@ -9,33 +9,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from feebcore.model.attention import attend, attention_weights
+from feebcore.model.attention import attend, attention_weights, flex_takes
 from feebcore.model.masks import NO_MASKS, Masks, attention_mask, positions_in_documents, window_block_mask, window_mask
-
-if TYPE_CHECKING:
-    from feebcore.model.position import Position
+from feebcore.model.position import Position
 
 C = TypeVar("C", bound="Cache")
 
 EMPTY = -2  # the document id of a cache slot that holds nothing yet
-
-
-class Carried:
-    """What blocks leave for later ones. shared: tensors by name, or tuples of them. losses: auxiliary losses by name.
-
-    Neither a dataclass nor a dict, as torch's FSDP hands a sharded block a copy of those, and what the block added would stay in the copy.
-    """
-
-    def __init__(self, shared: Mapping[str, Any] | None = None, losses: Mapping[str, Tensor] | None = None) -> None:
-        self.shared, self.losses = dict(shared or {}), dict(losses or {})
-
-    def __repr__(self) -> str:
-        return f"Carried({self.shared}, {self.losses})"
 
 
 @dataclass
@@ -47,7 +32,7 @@ class ForwardContext:
     start_BTC: the stream before the first block. cache: of a model that generates. dropout: of attention weights. window: no attention
     sees more tokens than these, its own among them; 0: no such limit. want_layers: the stream after every layer is asked for; else a
     stack may leave out all but the last. local_gradients: each block but the first of a pass is given detached tensors (`begun`: the first
-    has run). carried: what blocks leave for later blocks of the pass: `shared` tensors by name, or tuples of them, and `losses`, auxiliary
+    has run). shared: tensors by name, or tuples of them, that blocks leave for later blocks of the pass. losses: auxiliary
     losses by name, each a scalar mean over the batch.
     """
 
@@ -64,15 +49,8 @@ class ForwardContext:
     want_layers: bool = False
     local_gradients: bool = False
     begun: bool = False
-    carried: Carried = field(default_factory=Carried)
-
-    @property
-    def shared(self) -> dict[str, Any]:
-        return self.carried.shared
-
-    @property
-    def losses(self) -> dict[str, Tensor]:
-        return self.carried.losses
+    shared: dict[str, Any] = field(default_factory=dict)
+    losses: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def mask_BTS(self) -> Tensor | None:
@@ -81,16 +59,16 @@ class ForwardContext:
 
     def for_block(self) -> ForwardContext:
         """A copy for one block, whose additions to `shared` and `losses` stay its own."""
-        return dataclasses.replace(self, carried=Carried(self.shared, self.losses))
+        return dataclasses.replace(self, shared=dict(self.shared), losses=dict(self.losses))
 
     def after_block(self, shared: Mapping[str, Any], losses: Mapping[str, Tensor]) -> ForwardContext:
         """What the next block is given: this context with what the block before added."""
-        return dataclasses.replace(self, carried=Carried({**self.shared, **shared}, {**self.losses, **losses}), begun=True)
+        return dataclasses.replace(self, shared={**self.shared, **shared}, losses={**self.losses, **losses}, begun=True)
 
     def detached(self) -> ForwardContext:
         """A copy whose shared tensors and start of the stream carry no gradient."""
         shared = {key: detached(value) for key, value in self.shared.items()}
-        return dataclasses.replace(self, carried=Carried(shared, self.losses), start_BTC=detached(self.start_BTC))
+        return dataclasses.replace(self, shared=shared, start_BTC=detached(self.start_BTC))
 
     def add_loss(self, name: str, value: Tensor) -> None:
         """Another auxiliary loss; those of one name are summed over layers."""
@@ -105,11 +83,14 @@ class ForwardContext:
         return new_BHTD if self.cache is None else self.cache.update(*new_BHTD)
 
     def attend(self, q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, logit_softcap: float = 0.0, window: int = 0) -> Tensor:
-        """`attend` of feebcore/model/attention.py with this pass's masks and the position's bias. window: number of tokens that each
+        """`attend` of feebcore/model/attention.py with this pass's masks and the position's bias and score scale. window: number of tokens that each
         query attends to, including itself; 0: all."""
         T, S = q_BHTD.shape[2], k_BGSD.shape[2]
         window = self.narrowed(window)
-        mask_BTS, block_mask = self.masks.dense, None if self.dropout else self.masks.blocks  # FlexAttention knows no dropout
+        position, mask_BTS = self.position, self.masks.dense
+        plain = mask_BTS is None and not (logit_softcap or position.has_bias or 0 < window < S)  # causal, which other kernels do faster
+        usable = not (self.dropout or plain) and flex_takes(q_BHTD, v_BGSD)  # FlexAttention knows no dropout
+        block_mask = self.masks.blocks if usable else None
         if window and window < S:
             if block_mask is not None:
                 block_mask = self.masks.near[window] if window in self.masks.near else window_block_mask(block_mask, window)
@@ -118,13 +99,16 @@ class ForwardContext:
                 if (reach := T + window - 1) < S:  # older keys are out of every query's sight
                     k_BGSD, v_BGSD, S = k_BGSD[:, :, -reach:], v_BGSD[:, :, -reach:], reach
                     mask_BTS = None if mask_BTS is None else mask_BTS[..., -reach:]
-        return attend(q_BHTD, k_BGSD, v_BGSD, mask_BTS, logit_softcap, block_mask, self.position.bias(T, S), self.dropout)
+        by_distance = block_mask is not None and type(position).bias_of is not Position.bias_of
+        bias_HTS, bias_of = (None, position.bias_of) if by_distance else (position.bias(T, S), None)
+        return attend(q_BHTD, k_BGSD, v_BGSD, mask_BTS, logit_softcap, block_mask, bias_HTS, self.dropout, position.score_scale, bias_of)
 
     def weights(self, q_BHTD: Tensor, k_BGSD: Tensor, logit_softcap: float = 0.0) -> Tensor:
         """[B,H,T,S] fp32: what `attend` multiplies the values with."""
         T, S = q_BHTD.shape[2], k_BGSD.shape[2]
         mask_BTS = self._near(T, S, self.window, k_BGSD.device) if 0 < self.window < S else self.masks.dense
-        return attention_weights(q_BHTD, k_BGSD, mask_BTS, logit_softcap, self.position.bias(T, S), self.dropout)
+        position = self.position
+        return attention_weights(q_BHTD, k_BGSD, mask_BTS, logit_softcap, position.bias(T, S), self.dropout, position.score_scale)
 
     def narrowed(self, window: int) -> int:
         """An attention's window within that of the pass; 0: none."""

@@ -56,6 +56,8 @@ class BlockPart(ModelPart):
     layer: int
     recompute: bool = False
     """Activation checkpointing: activations inside the block are not kept but computed again in the backward pass."""
+    returns_context: bool = False
+    """See `return_context`."""
 
     def __init__(self, config: Any, context: BuildContext) -> None:
         super().__init__()
@@ -82,11 +84,19 @@ class BlockPart(ModelPart):
         stream, shared, losses = run(stream, context)
         return stream, context.after_block(shared, losses)
 
+    def return_context(self) -> None:
+        """Have every call return (stream, shared, losses) instead of the stream alone. For sharding, which hands on a copy of a call's
+        arguments, the context included, and gathers weights for the gradient of what a call returns."""
+        self.returns_context = True
+        self.register_forward_hook(lambda block, arguments, stream: (stream, arguments[1].shared, arguments[1].losses))
+
     def _run_checkpointed(self, stream: Tensor, context: ForwardContext) -> tuple[Tensor, dict[str, Any], dict[str, Tensor]]:
         return checkpoint(self._run, stream, context, use_reentrant=False)  # type: ignore[return-value]
 
     def _run(self, stream: Tensor, context: ForwardContext) -> tuple[Tensor, dict[str, Any], dict[str, Tensor]]:
         own = context.for_block()
+        if self.returns_context:
+            return self(stream, own)  # type: ignore[no-any-return]
         stream = self(stream, own)
         shared = {key: value for key, value in own.shared.items() if value is not context.shared.get(key)}
         losses = {key: value for key, value in own.losses.items() if value is not context.losses.get(key)}

@@ -16,10 +16,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from feebcore.model.attention import has_flex_kernel
 from feebcore.model.config import StackConfig, TransformerConfig
 from feebcore.model.context import Cache, ForwardContext
 from feebcore.model.counting import count_model
-from feebcore.model.masks import Masks, attention_mask, document_block_mask, make_masks, positions_in_documents
+from feebcore.model.masks import Masks, attention_mask, causal_block_mask, document_block_mask, make_masks, positions_in_documents
 from feebcore.model.parts import BlockPart, EmbeddingPart, LMHeadPart, StackPart, windows_of
 from feebcore.model.position import Position
 from feebcore.protocols import BuildContext, Counts, ModelOutput
@@ -42,6 +43,8 @@ class Transformer(nn.Module):
         self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
         self.stack = self.make_stack()
         self.windows = windows_of(self.stack)
+        caps = any(getattr(module, "logit_softcap", 0.0) for module in self.stack.modules())
+        self.changes_scores = bool(self.windows) or caps or self.position.has_bias  # plain causal attention has faster kernels
         self.final_norm: nn.Module = self.build_context().make_norm()
         self.lm_head: LMHeadPart = config.lm_head.build(self.build_context(), embedding=self.embedding, make_block=self.make_block)
 
@@ -98,10 +101,11 @@ class Transformer(nn.Module):
 
     def make_masks(self, length: int, doc_ids: Tensor | None, device: torch.device) -> Masks:
         """The masks of a pass over rows of `length` tokens without a cache. doc_ids [B,T]: as of `forward`."""
+        by_blocks = has_flex_kernel(device.type)
         if doc_ids is None:
-            return make_masks(length, length, None, self.windows, device)
+            blocks = causal_block_mask(length, device) if by_blocks and self.changes_scores else None
+            return make_masks(length, length, None, self.windows, device, blocks)
         # compiled, the dense mask is then dead code and never made, unless a part reads it
-        by_blocks = doc_ids.device.type == "cuda" and torch.compiler.is_compiling()
         return make_masks(length, length, attention_mask(doc_ids, doc_ids), self.windows, device, document_block_mask(doc_ids) if by_blocks else None)
 
     def new_cache(self, batch: int, length: int) -> Cache:

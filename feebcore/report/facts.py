@@ -76,6 +76,22 @@ def read_optional(artifacts: Artifacts, stage: str, name: str) -> Any:
 # --- headline numbers -------------------------------------------------------------------------------------------
 
 
+UTILIZATIONS = {"mfu": "MFU", "matmul_utilization": "matmul utilization"}
+"""By what the peak is of: the GPU's data sheet, or a measurement."""
+
+
+def utilization_card(rows: Sequence[Mapping[str, Any]]) -> list[Card]:
+    """Of rows of probe throughput: the median share of the peak."""
+    for key, title in UTILIZATIONS.items():
+        if values := [row[key] for row in rows if row.get(key) is not None]:
+            median = statistics.median(values)
+            if key == "mfu":
+                return [Card(percent(median), title, "relative to the GPU's data sheet")]
+            note = "relative to the measured matmul peak" if median <= 1 else "above 100%: the peak was measured on a busy machine"
+            return [Card(percent(median), title, note)]
+    return []
+
+
 def cards(artifacts: Artifacts) -> list[Card]:
     """The headline numbers, in the order of the page."""
     headline = []
@@ -88,11 +104,7 @@ def cards(artifacts: Artifacts) -> list[Card]:
     if pretrain.get("tokens"):
         speed = f"{compact(pretrain['tokens_per_second'])} tokens/s" if pretrain.get("tokens_per_second") else ""
         headline.append(Card(compact(pretrain["tokens"]), "training tokens", speed))
-    utilization = [row["mfu"] for row in read_optional(artifacts, "pretrain", "probes/throughput.jsonl") if row.get("mfu") is not None]
-    if utilization:
-        median = statistics.median(utilization)
-        note = "relative to the measured matmul peak" if median <= 1 else "above 100%: the peak was measured on a busy machine"
-        headline.append(Card(percent(median), "MFU", note))
+    headline += utilization_card(read_optional(artifacts, "pretrain", "probes/throughput.jsonl"))
     if (error := sweep.get("heldout_relative_error")) is not None:
         nearest = sweep.get("nearest_run_error")
         note = f"nearest-run baseline: {percent(nearest)}" if nearest is not None else "relative error on the held-out run"

@@ -34,6 +34,9 @@ class LossSpikeGuard:
 
     def __init__(self, section: TrainSection, log: Callable[[str], None]) -> None:
         self.section, self.log = section, log
+        policies = (section.on_nonfinite, section.on_loss_spike if section.spike_factor else "stop")
+        self.judges_at_once = any(policy != "stop" for policy in policies)
+        """Whether an update may be left out, so that its step is to be judged before it; a run that ends may hear of it some steps late."""
 
     def skips(self, step: int, loss: float, norm: float, state: TrainState) -> bool:
         """Whether the update of a step (counted from 1) with this loss and gradient norm is left out.

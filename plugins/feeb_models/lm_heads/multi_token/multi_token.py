@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from feeb_models.lm_heads.linear.linear import LinearHead
 from feeb_models.lm_heads.multi_token import MultiTokenHeadConfig, SequentialConfig
-from feebcore.model.context import Carried, ForwardContext
+from feebcore.model.context import ForwardContext
 from feebcore.model.counting import count_flops
 from feebcore.model.parts import BlockPart
 from feebcore.model.transformer import Transformer
@@ -58,7 +58,7 @@ class _MultiTokenHead(LinearHead):
     def context(self, model: Transformer, batch: Batch, output: ModelOutput) -> ForwardContext:
         """A fresh one, which continues with the auxiliary losses of `output`."""
         context = model.make_context(batch.tokens, batch.positions, batch.doc_ids)
-        context.carried = Carried(losses=output.losses)
+        context.losses = dict(output.losses)
         return context
 
 

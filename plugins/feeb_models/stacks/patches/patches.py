@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from feeb_models.stacks.patches import PatchesConfig
-from feebcore.model.context import Cache, Carried, ForwardContext
+from feebcore.model.context import Cache, ForwardContext
 from feebcore.model.counting import add_caches, count_cache, count_flops
 from feebcore.model.masks import PADDING, Masks, make_masks
 from feebcore.model.parts import StackPart, windows_of
@@ -76,7 +76,7 @@ class Patches(StackPart):
                 streams.append(given_BTC + boundaries.spread(patches - given_BPC, before_B1C))
         if held is not None:
             held.finish()
-        stream_BTC, near = streams[-1], dataclasses.replace(near, carried=Carried(near.shared, inner.losses))
+        stream_BTC, near = streams[-1], dataclasses.replace(near, losses=inner.losses)
         for block in self.after:
             stream_BTC, near = block.run(stream_BTC, near)  # type: ignore[operator]
             streams.append(stream_BTC)
@@ -192,7 +192,7 @@ class Boundaries:
             start_BTC=None if outer.start_BTC is None else self.gather(outer.start_BTC),
             positions_BT=self.positions_BP,
             doc_ids_BT=self.docs_BP,
-            carried=Carried(losses=outer.losses),
+            shared={},
         )
 
 
