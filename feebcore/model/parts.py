@@ -25,6 +25,8 @@ class AttentionPart(ModelPart):
 
     window: int = 0
     """Tokens that each query sees, itself among them, as passed to `context.attend`; 0: all. Masks are made for it before the blocks run."""
+    logit_softcap: float = 0.0
+    """Scores become logit_softcap tanh(scores / logit_softcap), as passed to `context.attend`; 0: they stay."""
 
     def forward(self, x_BTC: Tensor, context: ForwardContext) -> Tensor:
         raise NotImplementedError

@@ -21,7 +21,7 @@ from feebcore.model.config import StackConfig, TransformerConfig
 from feebcore.model.context import Cache, ForwardContext
 from feebcore.model.counting import count_model
 from feebcore.model.masks import Masks, attention_mask, causal_block_mask, document_block_mask, make_masks, positions_in_documents
-from feebcore.model.parts import BlockPart, EmbeddingPart, LMHeadPart, StackPart, windows_of
+from feebcore.model.parts import AttentionPart, BlockPart, EmbeddingPart, LMHeadPart, StackPart, windows_of
 from feebcore.model.position import Position
 from feebcore.protocols import BuildContext, Counts, ModelOutput
 
@@ -43,7 +43,7 @@ class Transformer(nn.Module):
         self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
         self.stack = self.make_stack()
         self.windows = windows_of(self.stack)
-        caps = any(getattr(module, "logit_softcap", 0.0) for module in self.stack.modules())
+        caps = any(isinstance(module, AttentionPart) and module.logit_softcap for module in self.stack.modules())
         self.changes_scores = bool(self.windows) or caps or self.position.has_bias  # plain causal attention has faster kernels
         self.final_norm: nn.Module = self.build_context().make_norm()
         self.lm_head: LMHeadPart = config.lm_head.build(self.build_context(), embedding=self.embedding, make_block=self.make_block)
