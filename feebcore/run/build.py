@@ -18,8 +18,9 @@ from feebcore.files import digest_of, explain, write_json
 from feebcore.provenance import describe_environment, describe_plugins
 from feebcore.recipe import Recipe
 from feebcore.registry import use_registry
+from feebcore.run.contracts import require_checked, unchecked_parts
 from feebcore.run.inputs import finished_inputs
-from feebcore.run.plan import identity, plan
+from feebcore.run.plan import identity, plan, require_unchanged, revalidated
 from feebcore.run.processes import AT_WORK, SAME_REQUEST, Publish, run_in_processes
 
 
@@ -51,10 +52,12 @@ def build(
         started = time.time()
         environment = describe_environment()
         plugins = describe_plugins(recipe, stage)
+        paths = {name: str(input_artifact.path) for name, input_artifact in inputs.items()}
+        require_unchanged(revalidated(recipe, stage), stage, inputs, stage_identity)
         try:
             write_json(place / "recipe.json", recipe.resolved())
             write_json(place / "environment.json", environment)
-            write_json(place / "request.json", {"stage": stage, "fingerprint": fingerprint, "inputs": {n: str(a.path) for n, a in inputs.items()}})
+            write_json(place / "request.json", {"stage": stage, "fingerprint": fingerprint, "inputs": paths, "identity": stage_identity})
             (place / "result.json").unlink(missing_ok=True)
             out = StageOutput(place, None if entry.spec.process == "worker" and not in_process else on_progress)
         except OSError as error:
@@ -81,6 +84,7 @@ def build(
                 environment=environment,
                 started=started,
                 makes=entry.spec.makes,
+                unchecked=unchecked_parts(recipe, stage, workspace, inputs),
             )
         except OSError as error:
             raise explain(error, place) from error
@@ -142,10 +146,17 @@ def stop_on_signals(out: StageOutput) -> Iterator[None]:
 
 
 def run_all(
-    recipe: Recipe, workspace: Workspace, stages: Iterable[str] | None = None, on_progress: Publish | None = None, in_process: bool = True
+    recipe: Recipe,
+    workspace: Workspace,
+    stages: Iterable[str] | None = None,
+    on_progress: Publish | None = None,
+    in_process: bool = True,
+    unchecked: bool = False,
 ) -> dict[str, Artifact]:
-    """Build `stages` and what they need, in order, with no orchestrator."""
+    """Build `stages` and what they need, in order, with no orchestrator. unchecked: also with parts of plugins that fail their contract."""
     built: dict[str, Artifact] = {}
+    stages = None if stages is None else list(stages)
+    require_checked([recipe], stages, workspace, on_progress, unchecked)
     for item in plan(recipe, workspace, stages):
         if on_progress:
             on_progress({"kind": "stage", "time": time.time(), "stage": item.stage})

@@ -8,7 +8,6 @@ rank-1.log and so on.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import re
@@ -26,7 +25,7 @@ from typing import Any
 from feebcore.artifacts import StageOutput
 from feebcore.config import StageConfig
 from feebcore.errors import ArtifactError, Diverged, FeebError, Interrupted, StageFailed
-from feebcore.files import read_json
+from feebcore.files import read_json, wait_for_lock
 
 Publish = Callable[[dict[str, Any]], None]
 """Takes one event of a stage: {"time": …, "kind": "log" or "progress" …}."""
@@ -80,7 +79,7 @@ def num_ranks(section: StageConfig) -> int:
     """How many processes the stage runs as on this machine. Raises FeebError where GPUs cannot be counted."""
     if number := section.num_processes():
         return number
-    count = [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"]  # torch stays out of this process
+    count = [sys.executable, "-P", "-c", "import torch; print(torch.cuda.device_count())"]  # torch stays out of this process
     done = subprocess.run(count, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise FeebError(f"parallel: GPUs cannot be counted, set parallel.ranks; torch says: {done.stderr.strip().splitlines()[-1:]}")
@@ -210,18 +209,9 @@ def _exclusive(folder: Path, publish: Publish) -> Iterator[int]:
     """
     handle = os.open(folder, os.O_RDONLY)
     try:
-        waiting = False
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if not waiting:
-                    publish({"kind": "log", "time": time.time(), "text": "workers of an earlier run are still saving; waiting for them"})
-                waiting = True
-                time.sleep(0.1)
-            except OSError:  # a file system without locks on folders
-                break
+        text = "workers of an earlier run are still saving; waiting for them"
+        with contextlib.suppress(OSError):  # a file system without locks on folders
+            wait_for_lock(handle, lambda: publish({"kind": "log", "time": time.time(), "text": text}), poll=0.1)
         yield handle
     finally:
         os.close(handle)
@@ -230,7 +220,7 @@ def _exclusive(folder: Path, publish: Publish) -> Iterator[int]:
 @contextlib.contextmanager
 def _environments(ranks: int) -> Iterator[list[dict[str, str]]]:
     """The environment of every rank. They meet through a file on this machine; CPU threads are shared out among them."""
-    base = {k: v for k, v in os.environ.items() if k not in RANK_VARIABLES}
+    base = {k: v for k, v in os.environ.items() if k not in RANK_VARIABLES} | {"PYTHONIOENCODING": "utf-8:backslashreplace"}  # logs are UTF-8
     if ranks == 1:
         yield [base]
         return

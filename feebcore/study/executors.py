@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from typing import Any, Protocol
 
 from feebcore.artifacts import Artifact, Workspace, read_artifact
 from feebcore.errors import ArtifactError, Diverged, FeebError, Interrupted, StageFailed
+from feebcore.hardware import cuda_devices
 from feebcore.recipe import Recipe
 from feebcore.run.build import build
 from feebcore.run.plan import PlanItem, plan_stage
@@ -254,15 +255,7 @@ def _where(log: Path | None) -> str:
 def _environment(jobs: int, device: str | None) -> dict[str, str]:
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     shared = {"OMP_NUM_THREADS": str(max(1, cpus // jobs))} if jobs > 1 else {}
-    return shared | dict(os.environ) | ({"CUDA_VISIBLE_DEVICES": device} if device is not None else {})
-
-
-def cuda_devices() -> Sequence[str]:
-    """The CUDA devices that this process may use, as CUDA_VISIBLE_DEVICES names them; found without torch."""
-    if "CUDA_VISIBLE_DEVICES" in os.environ:
-        return [name for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name.strip() not in ("", "-1")]
-    folder = Path("/proc/driver/nvidia/gpus")
-    return [str(i) for i in range(len(list(folder.iterdir())))] if folder.is_dir() else []
+    return shared | dict(os.environ) | {"PYTHONIOENCODING": "utf-8:backslashreplace"} | ({"CUDA_VISIBLE_DEVICES": device} if device is not None else {})
 
 
 def _lease_device(on_progress: ProgressFn) -> tuple[str, int]:
@@ -352,4 +345,4 @@ def current_execution() -> Execution:
     return _execution.get()
 
 
-__all__ = ["Around", "Execution", "Executor", "InProcess", "OwnProcesses", "ProgressFn", "WarmWorkers", "cuda_devices", "current_execution", "executing"]
+__all__ = ["Around", "Execution", "Executor", "InProcess", "OwnProcesses", "ProgressFn", "WarmWorkers", "current_execution", "executing"]

@@ -23,6 +23,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -205,10 +206,7 @@ class Ledger:
         self.close()
 
     def _create(self) -> None:
-        version = self._connection.execute("PRAGMA user_version").fetchone()[0]
-        tables = self._connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]
-        if tables and version != FORMAT:
-            raise ArtifactError(f"ledger {self.path} has format {version or 1}, this feeb writes {FORMAT}; remove the file, finished runs are found again")
+        _check_format(self._connection, self.path)
         with self._transaction():
             for statement in filter(str.strip, _SCHEMA.split(";")):
                 self._connection.execute(statement)
@@ -288,13 +286,37 @@ class Ledger:
                 raise
             self._connection.execute("COMMIT")
 
-    @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.Error as error:
-            what = "the disk is full; free some space and run the same command again" if "full" in str(error) else str(error)
-            raise ArtifactError(f"ledger {self.path}: {what}") from error
+    def _explained(self) -> contextlib.AbstractContextManager[None]:
+        return _explained(self.path)
+
+
+def read_records(path: Path) -> list[RunRecord]:
+    """Every run of the ledger at `path` in the order it was planned, without writing to it; one whose holder is gone is planned. None where
+    there is no file. Raises ArtifactError for a damaged file or another format."""
+    if not path.exists():
+        return []
+    with _explained(path), contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", timeout=60, uri=True)) as connection:
+        connection.row_factory = sqlite3.Row
+        _check_format(connection, path)
+        records = [_as_record(row) for row in connection.execute("SELECT * FROM runs ORDER BY position").fetchall()]
+    lost = {owner for owner in {r.owner for r in records if r.status == "leased"} if _gone(owner)}
+    return [replace(r, status="planned") if r.status == "leased" and (r.owner in lost or r.lease_until <= time.time()) else r for r in records]
+
+
+def _check_format(connection: sqlite3.Connection, path: Path) -> None:
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    tables = connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]
+    if tables and version != FORMAT:
+        raise ArtifactError(f"ledger {path} has format {version or 1}, this feeb writes {FORMAT}; remove the file, finished runs are found again")
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        what = "the disk is full; free some space and run the same command again" if "full" in str(error) else str(error)
+        raise ArtifactError(f"ledger {path}: {what}") from error
 
 
 _FREE = "status = 'planned', owner = '', lease_until = 0"
@@ -311,7 +333,7 @@ def _machine() -> str:
     """Host, boot and process namespace: where a pid means something. The boot tells cloned machines of one name apart."""
     boot, namespace = "", ""
     with contextlib.suppress(OSError):
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
         namespace = os.readlink("/proc/self/ns/pid").strip("pid:[]")
     return f"{socket.gethostname()}/{boot}/{namespace}"
 
@@ -319,7 +341,7 @@ def _machine() -> str:
 def _start_time(pid: int) -> str:
     """Clock ticks from boot to the start of a process; '' where /proc does not tell. Raises ProcessLookupError."""
     try:
-        with open(f"/proc/{pid}/stat") as stream:
+        with open(f"/proc/{pid}/stat", encoding="utf-8") as stream:
             fields = stream.read().rpartition(")")[2].split()
     except FileNotFoundError:
         os.kill(pid, 0)  # raises ProcessLookupError when there is no such process

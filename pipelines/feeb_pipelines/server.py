@@ -31,6 +31,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from feebcore.data.downloader import HIDDEN_PROXIES, unusable_proxies
 from feebcore.errors import FeebError
 from feebcore.files import explain, locked, read_json
 
@@ -82,7 +83,7 @@ def connect(
     home = home_of(workspace)
     url, source = configured_api()
     if url and not is_own(home, url):
-        connection = Connection(url, url.removesuffix("/api"), source)
+        connection = Connection(url, url.rstrip("/").removesuffix("/api"), source)
         if wait:
             ready(workspace, connection)
         yield connection
@@ -192,6 +193,8 @@ def client_environment(home: Path, url: str) -> dict[str, str | None]:
         "DO_NOT_TRACK": "1",
         "NO_PROXY": no_proxy,
         "no_proxy": no_proxy,
+        **dict.fromkeys(hidden := unusable_proxies()),
+        HIDDEN_PROXIES: ",".join(hidden) or None,
     }
 
 
@@ -204,6 +207,8 @@ def _check_reachable(connection: Connection) -> None:
 
     _refresh_prefect()
     place = f"{connection.url} ({connection.source})"
+    if unusable := unusable_proxies():
+        raise ServerError(f"the proxy in {', '.join(unusable)} cannot be used for {place}: for SOCKS `pip install socksio`, or unset the variable")
     try:
         with temporary_settings({PREFECT_API_REQUEST_TIMEOUT: ANSWER_LIMIT, PREFECT_CLIENT_MAX_RETRIES: 0}), get_client(sync_client=True) as client:
             client.read_flow_runs(limit=1)
@@ -259,7 +264,7 @@ def _start(home: Path, limit: float) -> Connection:
     (home / "server.json").unlink(missing_ok=True)
     with open(home / "guard.log", "wb") as log:
         guard = subprocess.Popen(
-            [sys.executable, "-m", "feeb_pipelines.server_guard", str(home)],
+            [sys.executable, "-P", "-m", "feeb_pipelines.server_guard", str(home)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

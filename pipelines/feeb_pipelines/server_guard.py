@@ -29,6 +29,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from feebcore.data.downloader import PROXIES
+
 PERIOD = 0.5
 GRACE = 1.5  # seconds without a client after which the server is stopped
 LOG_LIMIT = 4 << 20
@@ -49,7 +51,7 @@ def guard(home: Path) -> int:
     log_path = home / "server.log"
     log = open(log_path, "wb" if log_path.exists() and log_path.stat().st_size > LOG_LIMIT else "ab")
     server = subprocess.Popen(
-        [sys.executable, "-m", "feeb_pipelines.server_guard", "--serve", str(home), str(listener.fileno()), str(reader), str(os.getpid())],
+        [sys.executable, "-P", "-m", "feeb_pipelines.server_guard", "--serve", str(home), str(listener.fileno()), str(reader), str(os.getpid())],
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=subprocess.STDOUT,
@@ -158,9 +160,10 @@ OF_CLIENTS = ("PREFECT_API_", "PREFECT_PROFILE", "PREFECT_UI_", "PREFECT_SERVER_
 
 
 def server_environment(home: Path, port: int, environment: Mapping[str, str]) -> dict[str, str]:
-    """The server's environment: everything in `home`, nothing sent anywhere, nobody let in but who has the secret. The user's own
-    PREFECT_SERVER_* settings (a database, an auth string, allowed origins) are kept."""
+    """The server's environment: everything in `home`, nothing sent anywhere, not even by the user's proxies, nobody let in but who has the
+    secret. The user's own PREFECT_SERVER_* settings (a database, an auth string, allowed origins) are kept."""
     kept = {name: value for name, value in environment.items() if not name.startswith(OF_CLIENTS) or name.startswith("PREFECT_API_DATABASE_")}
+    kept = {name: value for name, value in kept.items() if name.lower() not in PROXIES}
     origins = f"http://127.0.0.1:{port},http://localhost:{port}"
     defaults = {
         "PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS": kept.pop("PREFECT_SERVER_CORS_ALLOWED_ORIGINS", origins),

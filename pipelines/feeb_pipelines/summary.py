@@ -8,7 +8,7 @@ from typing import Any
 FIRST = (
     *("verdict", "agrees", "disagrees", "cannot_tell"),
     *("val_bits_per_byte", "accuracy_before", "accuracy_after", "final_loss", "accuracy_sampled", "accuracy_greedy"),
-    *("cells", "heldout_relative_error", "nearest_cell_error"),
+    *("runs", "heldout_relative_error", "nearest_run_error"),
     *("documents", "bytes", "train_tokens", "val_tokens", "vocab_size", "bytes_per_token", "report", "figures", "tokens_per_second"),
 )
 """Metrics to show first, whichever stage has them; where there is none of them, the first that it has."""
@@ -53,6 +53,7 @@ def _short(value: Any) -> str | None:
     if isinstance(value, Mapping):
         if "value" not in value:
             return None
-        interval = f" ({number(value['low'])}–{number(value['high'])})" if "low" in value and "high" in value else ""
+        count = f", n {number(value['n'])}" if "n" in value else ""
+        interval = f" ({number(value['low'])}–{number(value['high'])}{count})" if "low" in value and "high" in value else ""
         return number(value["value"]) + interval
     return number(value)

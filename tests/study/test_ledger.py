@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from feebcore.errors import ArtifactError, FeebError
-from feebcore.study.ledger import LeaseLost, Ledger, this_owner
+from feebcore.study.ledger import LeaseLost, Ledger, read_records, this_owner
+from feebcore.study.planned import state_of
 from feebcore.study.runs import RunSpec
 
 ME = "me"
@@ -134,6 +135,17 @@ def test_released_and_expired_runs_are_planned_again(ledger: Ledger) -> None:
     assert lease(ledger) == "r1"
     assert ledger.expire(everyone=True) == ["r1"]
     assert ledger.counts()["planned"] == 4
+
+
+def test_what_runs_and_what_waits_is_read_without_writing(ledger: Ledger, tmp_path: Path) -> None:
+    lease(ledger, this_owner())
+    lease(ledger, "elsewhere/boot/ns:1:2", seconds=-1)
+    before = ledger.path.stat().st_mtime_ns
+    assert [state_of(r) for r in read_records(ledger.path)] == [("running", "attempt 1"), *[("waiting", "not begun")] * 3]
+    assert ledger.path.stat().st_mtime_ns == before
+    ledger.close()
+    assert [r.status for r in read_records(ledger.path)] == ["leased", *["planned"] * 3]
+    assert read_records(tmp_path / "nowhere.sqlite") == []
 
 
 def test_ten_thousand_runs_are_planned_leased_and_listed_quickly(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
+from feeb_pipelines.cli.options import visible
 from feeb_pipelines.server import Connection
 from feeb_pipelines.summary import headline, number
 
@@ -81,7 +82,7 @@ class Display:
                 case "stage":
                     self._begin(row)
                 case "log":
-                    self.console.print(f"  {row['text']}", markup=False)
+                    self.console.print(f"  {visible(row['text'])}", markup=False)
                 case "progress":
                     self._report(row)
                 case "done":

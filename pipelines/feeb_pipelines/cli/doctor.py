@@ -119,7 +119,7 @@ def check_compile() -> Claim:
 
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False, env=os.environ | {"TORCHINDUCTOR_CACHE_DIR": folder}
+            [sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=300, check=False, env=os.environ | {"TORCHINDUCTOR_CACHE_DIR": folder}
         )
     if done.returncode == 0:
         return Claim("compile", "ok", f"torch.compile works ({compiler or 'no C++ compiler needed'})")

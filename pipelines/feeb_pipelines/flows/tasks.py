@@ -123,7 +123,9 @@ def _survive_broken_pipes() -> None:
                 handler.console.on_broken_pipe = functools.partial(setattr, handler.console, "quiet", True)  # type: ignore[method-assign]
 
 
-def run_stages(stages: Sequence[str] | None, recipe: str, overrides: Sequence[str] | None, workspace: str | None, jobs: int = 1) -> Any:
+def run_stages(
+    stages: Sequence[str] | None, recipe: str, overrides: Sequence[str] | None, workspace: str | None, jobs: int = 1, unchecked: bool = False
+) -> Any:
     """Inside a flow run: build `stages` (None: all) of every run of the recipe, and what they need.
 
     jobs: number of parallel runs of a study or sweep. A run that fails does not end the others; the flow fails at the end, unless
@@ -139,7 +141,7 @@ def run_stages(stages: Sequence[str] | None, recipe: str, overrides: Sequence[st
         first = recipes[0]
         title = f"{first.data.get('name') or first.path.stem}-{'-'.join(stages or ['pipeline'])}"
         describe(title, [*(stages or ["pipeline"]), *sorted({r.name for r in recipes})])
-        results, failures = run_variants(recipes, stages, space, _publish, OwnProcesses())
+        results, failures = run_variants(recipes, stages, space, _publish, OwnProcesses(), unchecked)
         _describe_run(title, results)
         page = conclude(recipes, results, failures, space, command_of(recipe, overrides or ()))
         if page is not None:
@@ -150,7 +152,9 @@ def run_stages(stages: Sequence[str] | None, recipe: str, overrides: Sequence[st
     return _in_flow_run(workspace, jobs, body)
 
 
-def run_comparison(recipes: Sequence[str], settings: Mapping[str, Any], overrides: Sequence[str], quick: bool, workspace: str | None, jobs: int) -> Any:
+def run_comparison(
+    recipes: Sequence[str], settings: Mapping[str, Any], overrides: Sequence[str], quick: bool, workspace: str | None, jobs: int, unchecked: bool = False
+) -> Any:
     """Inside a flow run: the comparison of the recipes. Returns {"path", "fingerprint", "status", ...} of its artifact, or a state as `run_stages` does."""
     from feebcore.compare.plan import Settings, load_candidates
     from feebcore.compare.run import compare
@@ -161,7 +165,7 @@ def run_comparison(recipes: Sequence[str], settings: Mapping[str, Any], override
         chosen, variants, command = load_candidates(recipes, Settings(**settings), overrides, quick)
         title = f"compare-{chosen.name or '-vs-'.join(r.name for r in variants[:4])}"
         describe(title, ["compare", *sorted({r.name for r in variants})])
-        artifact = compare(variants, chosen, space, _publish, command)
+        artifact = compare(variants, chosen, space, _publish, command, unchecked)
         create_markdown_artifact(artifact.file("page.md").read_text(), key=slug(title), description="The verdict of the comparison")
         return stage_result(artifact, artifact.manifest["finished"] <= began, round(time.time() - began, 3))
 
