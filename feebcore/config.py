@@ -49,6 +49,10 @@ class PartConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
+    inert: ClassVar[tuple[str, ...]] = ()
+    """For `feeb check`: options that by design do not change what the part computes where it is checked, as one for another device or
+    for longer sequences. An attention lists which settings of the model it does not use, too: attention_dropout, context.window."""
+
     def check_run(self, max_steps: int) -> list[str]:
         """What is wrong with these options in a run of so many optimizer steps, each as 'option: what and what to do'."""
         return []

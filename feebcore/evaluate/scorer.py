@@ -119,19 +119,28 @@ def score_documents(
     progress: ProgressFn | None = None,
     max_documents: int | None = None,
     batch_tokens: int | None = None,
+    max_tokens: int | None = None,
 ) -> DocumentScores:
-    """As `score_store`, one number per document."""
+    """As `score_store`, one number per document. max_tokens: so many documents, evenly spaced, that they have about as many tokens; of a document
+    that has more by itself, its beginning, which counts with its share of the bytes."""
     context, stride = window_shape(model, context, stride)
     chosen = np.arange(store.num_documents)
     if max_documents is not None and max_documents < len(chosen):
         chosen = np.unique(np.linspace(0, len(chosen) - 1, max_documents).round().astype(np.int64))
     offsets = np.asarray(store.doc_offsets)
-    starts, tokens = offsets[chosen], offsets[chosen + 1] - offsets[chosen] - 2  # without BOS and EOS
+    lengths = np.diff(offsets) - 2  # without BOS and EOS
+    if max_tokens is not None and (total := int(lengths[chosen].sum())) > max_tokens:
+        chosen = chosen[np.unique(np.linspace(0, len(chosen) - 1, max(1, len(chosen) * max_tokens // total)).round().astype(np.int64))]
+    starts, sizes = offsets[chosen], np.asarray(store.doc_bytes)[chosen]
+    tokens = lengths[chosen]
+    if max_tokens is not None and (tokens > max_tokens).any():
+        sizes = np.where(tokens > max_tokens, (sizes * (max_tokens / np.maximum(tokens, 1))).round().astype(sizes.dtype), sizes)
+        tokens = np.minimum(tokens, max_tokens)
     windows = document_windows(starts, tokens, context, stride)
     nats = np.zeros(len(chosen))
     for owner, batch_nats, _ in _score_windows(model, store.read, windows, device, dtype, progress, batch_tokens):
         np.add.at(nats, owner, batch_nats)
-    return DocumentScores(nats, np.asarray(store.doc_bytes)[chosen], tokens)
+    return DocumentScores(nats, sizes, tokens)
 
 
 def score_rolling(

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from feebcore.errors import DataError
+from feebcore.errors import DataError, plural
 from feebcore.generate.decoding import LogitsProcessor, PerRowRNG, Sampler, row_seeds, sample
 from feebcore.protocols import LanguageModel, Tokenizer
 
@@ -68,7 +68,7 @@ def generate(
         if not prompt:
             raise DataError(f"prompt {i} is empty; begin it with the tokenizer's BOS")
         if len(prompt) >= model.seq_len:
-            raise DataError(f"prompt {i} has {len(prompt)} tokens; this model's context is {model.seq_len}, so at most {model.seq_len - 1} fit")
+            raise DataError(f"prompt {i} has {plural(len(prompt), 'token')}; this model's context is {model.seq_len}, so at most {model.seq_len - 1} fit")
     if device is None:
         device = next(model.parameters()).device  # type: ignore[attr-defined]
     seeds = row_seeds(seed, rows if rows is not None else range(len(prompts)))

@@ -22,7 +22,9 @@ class RlConfig(StageConfig):
     algorithm make its optimizer steps. Clipping, KL, entropy and epochs are the algorithm's own options.
     """
 
-    task: Annotated[Part, PartKey("tasks")] = Field(default_part("sort"), description="task: prompts and a verifiable reward")
+    task: Annotated[Part, PartKey("tasks")] = Field(
+        default_part("sort"), description="task: prompts and a verifiable reward; left out: the task that another stage of the recipe names"
+    )
     algorithm: Annotated[Part, PartKey("algorithms")] = Field(default_part("grpo"), description="RL algorithm: advantages and losses")
     optimizer: Annotated[Part, PartKey("optimizers")] = Field(default_part("adamw", lr=1e-4), description="optimizer of the policy")
     schedule: Annotated[Part, PartKey("schedules")] = Field(default_part("constant"), description="learning-rate schedule")

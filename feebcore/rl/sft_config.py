@@ -17,7 +17,9 @@ class SftConfig(StageConfig):
     answer and the end token.
     """
 
-    task: Annotated[Part, PartKey("tasks")] = Field(default_part("sort"), description="task that supplies the prompts and reference answers")
+    task: Annotated[Part, PartKey("tasks")] = Field(
+        default_part("sort"), description="task that supplies the prompts and reference answers; left out: the task that another stage of the recipe names"
+    )
     objective: Annotated[Part, PartKey("objectives")] = Field(default_part("completion_only"), description="objective part")
     optimizer: Annotated[Part, PartKey("optimizers")] = Field(default_part("adamw", lr=1e-3), description="optimizer part")
     schedule: Annotated[Part, PartKey("schedules")] = Field(default_part("cosine"), description="learning-rate schedule")

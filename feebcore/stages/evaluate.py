@@ -148,7 +148,7 @@ def _run_missing(
             store = _validation_tokens(inputs, stage) if "tokens" in inputs else None
             target = EvaluatedModel(stage, load_model(folder, device), load_tokenizer(folder / "tokenizer"), store, device, precision, section.seed)
         started = time.monotonic()
-        result = dict(benchmarks[name].build().run(dataclasses.replace(target, progress=progress)))
+        result = dict(benchmarks[name].build().run(dataclasses.replace(target, progress=progress, log=out.log)))
         seconds = round(time.monotonic() - started, 2)
         samples = result.pop("samples", [])
         write_json(_part_file(out.path, stage, name), {"result": result, "samples": samples, "seconds": seconds})
@@ -182,4 +182,10 @@ def _part_file(folder: Path, stage: str, benchmark: str) -> Path:
 def _in_words(result: Mapping[str, Any]) -> str:
     from feebcore.evaluate.benchmark import intervals
 
-    return ", ".join(f"{metric} {entry['value']:.4g}" for metric, entry in intervals(result).items()) or "done"
+    return (
+        ", ".join(
+            f"{metric} {entry['value']:.4g} (n {entry['n']})" if "n" in entry else f"{metric} {entry['value']:.4g}"
+            for metric, entry in intervals(result).items()
+        )
+        or "done"
+    )

@@ -6,7 +6,7 @@ import math
 from collections import deque
 from collections.abc import Callable
 
-from feebcore.errors import Diverged
+from feebcore.errors import Diverged, plural
 from feebcore.train.config import TrainSection
 from feebcore.train.state import TrainState
 
@@ -63,6 +63,6 @@ class LossSpikeGuard:
                 raise Diverged(f"{what}, after {len(state.rollbacks)} rollbacks (max_recoveries); {advice}")
             raise Rollback(what)
         if state.anomalies_in_row >= section.max_recoveries:
-            raise Diverged(f"{what}: {state.anomalies_in_row} skipped steps in a row (max_recoveries); {advice}")
+            raise Diverged(f"{what}: {plural(state.anomalies_in_row, 'skipped step')} in a row (max_recoveries); {advice}")
         self.log(f"{what}; the step is skipped")
         return True

@@ -66,12 +66,13 @@ def train_model(
     save: bool = True,
     final_score: bool = True,
     score_documents: int = 0,
+    score_tokens: int = 0,
     name: str = "",
 ) -> TrainResult:
     """Train `section` on `data` and return the model with its metrics.
 
     folder: where checkpoints/, metrics.jsonl and model/ go. val_store: the validation split, scored whole at the end
-    (`final_score`; on `score_documents` of its documents, 0: all) and in part every `validation_every` steps. model: continue from this module instead of a fresh one.
+    (`final_score`; on `score_documents` of its documents or about `score_tokens` of its tokens, 0: all) and in part every `validation_every` steps. model: continue from this module instead of a fresh one.
     checkpoint: keep state on disk and continue from it. save: write model/. name: of this run among several.
     Raises Interrupted after saving when `out.stop_requested`; Diverged when a loss spike or a non-finite step ends the run.
     """
@@ -96,8 +97,9 @@ def train_model(
             checkpoint_activations(model)
         put_back = convert_to_fp8(model) if run.precision == "fp8" else None
         optimizer_schedules.freeze(param_groups(model, frozen=True), section.param_groups)
+        scale = lr_scale(section, model)  # asks the model for its sizes, so before it is sharded
         gradients = GradientAccumulator(LossModule(model, objective, run.precision, device), parallel, section.micro_batch, out.log)
-        optimizer = build_optimizer(section, model)
+        optimizer = build_optimizer(section, model, scale)
         multipliers = (None if part is None else part.build(total_steps=section.max_steps) for part in schedules_of(section))
         schedules = optimizer_schedules.OptimizerSchedules(optimizer, *multipliers)  # type: ignore[arg-type]
         callbacks = {f"{i}:{part.name}": part.build() for i, part in enumerate(section.callbacks)} if parallel.is_main else {}
@@ -125,7 +127,7 @@ def train_model(
                 optimizer.state.clear()  # there is a checkpoint of it; the whole model may need the room
                 run.device = move_if_it_fits(model, device, out.log)
             if val_store is not None and final_score:
-                metrics |= _score(run, val_store, callbacks, score_documents)
+                metrics |= _score(run, val_store, callbacks, score_documents, score_tokens)
         metrics["seconds"] = round(state.elapsed + time.perf_counter() - ended, 3)
         metrics["wall_seconds"] = round(time.perf_counter() - began, 3)
         for callback in (*callbacks.values(), *trainer.loop_callbacks):
@@ -164,22 +166,30 @@ def move_if_it_fits(model: nn.Module, device: torch.device, log: Callable[[str],
     return torch.device("cpu")
 
 
-def build_optimizer(section: TrainSection, model: nn.Module) -> Optimizer:
+def build_optimizer(section: TrainSection, model: nn.Module, scale: LRScale) -> Optimizer:
     """The optimizer part over the model's parameters by role and override, with scaled learning rates."""
-    scale = _lr_scale(section, model)
     optimizer: Optimizer = optimizer_schedules.build_optimizer(section.optimizer, param_groups(model, frozen=True), section.param_groups, scale)
     hook_optimizer(model, optimizer)
     return optimizer
 
 
-def _lr_scale(section: TrainSection, model: nn.Module) -> LRScale:
+def lr_scale(section: TrainSection, model: nn.Module) -> LRScale:
+    """The factors of the section's lr_scaling for this model, none without one."""
     if section.lr_scaling is None:
         return LRScale()
-    sizes = model.config if isinstance(model, Transformer) else None
-    d_model, num_layers = (sizes.d_model, sizes.num_layers) if sizes else (0, 0)
-    tokens = section.batch_size * section.seq_len
     scaling: LRScaling = section.lr_scaling.build()
-    return scaling(TrainShape(d_model, num_layers, tokens, section.max_steps))
+    return scaling(TrainShape(*_sizes(model), section.batch_size * section.seq_len, section.max_steps))
+
+
+def _sizes(model: nn.Module) -> tuple[int, int]:
+    """d_model and num_layers: of the transformer as its options have them, of another model as its output shows them."""
+    if isinstance(model, Transformer):
+        return model.config.d_model, model.config.num_layers
+    training = model.training
+    with torch.no_grad():
+        hidden_BTC = model.eval()(torch.zeros(1, 1, dtype=torch.int64, device=next(model.parameters()).device)).hidden
+    model.train(training)
+    return hidden_BTC.shape[-1], model.num_streams  # type: ignore[return-value]
 
 
 def _fresh_model(section: TrainSection, vocab_size: int, device: torch.device) -> nn.Module:
@@ -213,8 +223,8 @@ def _metrics(trainer: Trainer) -> dict[str, Any]:
     return metrics | {name: steps for name, steps in anomalies.items() if steps}
 
 
-def _score(run: RunContext, store: TokenStore, callbacks: dict[str, Callback], max_documents: int = 0) -> dict[str, Any]:
-    """The validation split (or max_documents of it) by the one definition of bits per byte; of the whole split also each source by itself."""
+def _score(run: RunContext, store: TokenStore, callbacks: dict[str, Callback], max_documents: int = 0, max_tokens: int = 0) -> dict[str, Any]:
+    """The validation split (or a part of it) by the one definition of bits per byte; of the whole split also each source by itself."""
 
     def progress(done: float, total: float) -> None:
         run.out.progress(done, total, "tokens", f"{run.name} final validation".strip())
@@ -223,10 +233,15 @@ def _score(run: RunContext, store: TokenStore, callbacks: dict[str, Callback], m
 
     section = run.section
     stride = section.validation_stride or max(1, section.seq_len // 2)
+    limits = {"max_documents": max_documents or None, "max_tokens": max_tokens or None}
     precision = scoring_precision(run.precision)
-    documents = score_documents(run.model, store, section.seq_len, stride, run.device, precision, progress, max_documents or None)  # type: ignore[arg-type]
-    score = documents.total()
+    documents = score_documents(run.model, store, section.seq_len, stride, run.device, precision, progress, **limits)  # type: ignore[arg-type]
+    score, text_tokens = documents.total(), store.num_tokens - 2 * store.num_documents
+    whole = score.tokens == text_tokens
+    if not whole:
+        key = "score_documents" if max_documents else "score_tokens"
+        run.out.log(f"final validation: {score.tokens:,} of {text_tokens:,} tokens ({key}; 0 scores all)")
     for callback in callbacks.values():
-        callback.on_validation(run.step, {"loss": score.loss, "bits_per_byte": score.bits_per_byte, "whole_split": not max_documents})
-    sources = {name: one.bits_per_byte for name, one in scores_by_source(store, documents).items()} if not max_documents else {}
+        callback.on_validation(run.step, {"loss": score.loss, "bits_per_byte": score.bits_per_byte, "whole_split": whole})
+    sources = {name: one.bits_per_byte for name, one in scores_by_source(store, documents).items()} if whole else {}
     return {"val_bits_per_byte": score.bits_per_byte, "val_loss": score.loss} | ({"val_bits_per_byte_by_source": sources} if sources else {})

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from feebcore.errors import ArtifactError
 from feebcore.train.dtensor import ShardSpec, as_sharded, is_sharded, local_shard, shard_spec
+from feebcore.train.optimizer import Optimizer
 from feebcore.train.tensor_files import TensorFiles
 
 
@@ -36,7 +37,7 @@ def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple
                 tensors[place] = value.detach()
             else:
                 scalars[place] = value
-    counters = getattr(optimizer, "counters", ())
+    counters = optimizer.counters if isinstance(optimizer, Optimizer) else ()
     groups = [{k: g[k] for k in counters if k in g} for g in optimizer.param_groups]
     return tensors, {"scalars": scalars, "groups": groups}
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from feebcore.errors import FeebError
+from feebcore.errors import FeebError, plural
 from feebcore.model.precision import autocast
 from feebcore.model.tensors import blocks_of
 from feebcore.protocols import Batch, Objective
@@ -90,9 +90,11 @@ class GradientAccumulator:
         if size == 1:
             raise FeebError("not one sequence fits in memory; lower seq_len or the model's size, or set activation_checkpointing: true") from error
         if self.parallel.world > 1:  # ranks must agree; this one cannot speak for the others
-            raise FeebError(f"{size} sequences do not fit in the memory of rank {self.parallel.rank}; set micro_batch to {size // 2} or less") from error
+            raise FeebError(
+                f"{plural(size, 'sequence')} at once: too much for the memory of rank {self.parallel.rank}; set micro_batch to {size // 2} or less"
+            ) from error
         self.size = next(s for s in range(size // 2, 0, -1) if len(batch.tokens) % s == 0)
-        self.log(f"{size} sequences at once do not fit in memory; continuing with micro_batch: {self.size}")
+        self.log(f"{plural(size, 'sequence')} at once do not fit in memory; continuing with micro_batch: {self.size}")
         return True
 
     def _uncompiled(self, error: Exception) -> bool:

@@ -230,7 +230,7 @@ def law_document(rng: Any, identified: bool = True) -> dict[str, Any]:
 def _sweep(folder: Path, rng: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     document = law_document(rng, identified=False)
     (folder / "law.json").write_text(json.dumps(document))
-    return {"law": document["law"], "heldout_relative_error": 0.0119, "nearest_cell_error": 0.064, "cells": 13, "flops": 2.2e13}, {}
+    return {"law": document["law"], "heldout_relative_error": 0.0119, "nearest_run_error": 0.064, "runs": 13, "flops": 2.2e13}, {}
 
 
 def _sft(folder: Path, rng: Any) -> tuple[dict[str, Any], dict[str, Any]]:

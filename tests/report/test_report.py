@@ -223,7 +223,7 @@ def test_the_summary_names_the_number_of_fitted_runs(whole_run) -> None:
     import dataclasses
 
     sweep = whole_run[1]["sweep"]
-    metrics = {**sweep.metrics, "cells": 13, "law": {**sweep.metrics["law"], "num_points": 11}}
+    metrics = {**sweep.metrics, "runs": 13, "law": {**sweep.metrics["law"], "num_points": 11}}
     rows = facts._scaling_law({"sweep": dataclasses.replace(sweep, manifest={**sweep.manifest, "metrics": metrics})})
     assert rows[0].text.startswith("Fitted to 11 runs.")
     assert rows[1].topic == "Scaling-law caveats"
