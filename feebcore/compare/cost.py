@@ -16,7 +16,7 @@ from typing import Any
 
 from feebcore.artifacts import Artifact, StageOutput, read_artifact
 from feebcore.compare.plan import STAGE, Run, section_for
-from feebcore.errors import Diverged, StageFailed
+from feebcore.errors import Diverged, StageFailed, plural
 from feebcore.files import read_json, write_json
 from feebcore.recipe import Recipe, from_resolved
 from feebcore.registry import use_registry
@@ -87,7 +87,7 @@ def measure(recipe: Recipe, inputs: Mapping[str, Artifact], folder: Path, steps:
             out.close()
     rate = trained.metrics["tokens_per_second"]
     if not rate:
-        raise Diverged(f"{recipe.name}: {steps} steps are too few to time one")
+        raise Diverged(f"{recipe.name}: {plural(steps, 'step')}: too few to time one")
     memory = torch.cuda.max_memory_allocated() if device.type == "cuda" else _resident() if apart else None
     return {"step_seconds": short.batch_size * short.seq_len / rate, "steps": steps, "memory_bytes": memory, "device": device.type, "compiled": compile_}
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from feebcore.protocols import LanguageModel, ProgressFn, Tokenizer
 
 CHUNK_ELEMENTS = 1 << 22  # logits held at once, in elements: 16 MiB of fp32
-BATCH_TOKENS = 1 << 12  # small enough for a processor's cache; pass more on a GPU
+BATCH_TOKENS = {"cpu": 1 << 12, "cuda": 1 << 16}  # small enough for a processor's cache, large enough for a GPU
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def score_store(
     dtype: str | torch.dtype | None = None,
     progress: ProgressFn | None = None,
     max_documents: int | None = None,
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
 ) -> Score:
     """Score a token store. dtype: 'bf16' runs the model under autocast; None or 'fp32' as it is.
 
@@ -118,7 +118,7 @@ def score_documents(
     dtype: str | torch.dtype | None = None,
     progress: ProgressFn | None = None,
     max_documents: int | None = None,
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
     max_tokens: int | None = None,
 ) -> DocumentScores:
     """As `score_store`, one number per document. max_tokens: so many documents, evenly spaced, that they have about as many tokens; of a document
@@ -151,7 +151,7 @@ def score_rolling(
     stride: int | None = None,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
 ) -> list[Score]:
     """Score whole texts, each after BOS, by the definition above; one Score a text."""
     context, stride = window_shape(model, context, stride)
@@ -172,7 +172,7 @@ def score(
     context: int | None = None,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
 ) -> list[PairScore]:
     """Score continuations after their contexts: (context ids, continuation ids) pairs, one PairScore each.
 
@@ -229,7 +229,7 @@ def _score_windows(
     device: str | torch.device | None,
     dtype: str | torch.dtype | None,
     progress: ProgressFn | None,
-    batch_tokens: int,
+    batch_tokens: int | None,
     greedy: bool = False,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Per batch: owner [N], nats [N] float64 and whether it was the greedy token [N], over its scored tokens."""
@@ -242,7 +242,7 @@ def _score_windows(
     was_training = module.training
     module.eval()
     try:
-        for rows in _batches(order, windows.length, batch_tokens):
+        for rows in _batches(order, windows.length, batch_tokens or BATCH_TOKENS[place.type]):
             width = int(windows.length[rows].max())
             tokens = np.zeros((len(rows), width + 1), dtype=np.int64)
             for i, row in enumerate(rows):

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from feebcore.artifacts import Artifact, StageOutput
 from feebcore.config import StageConfig
-from feebcore.errors import DataError, Interrupted, did_you_mean
+from feebcore.errors import DataError, Interrupted, did_you_mean, plural
 from feebcore.files import write_atomic, write_json
 from feebcore.parts import Part, PartKey
 from feebcore.protocols import Source
@@ -97,9 +97,13 @@ def run(section: DownloadConfig, inputs: Mapping[str, Artifact], out: StageOutpu
     if unknown := sorted(set(section.validation_sources) - set(table["source"])):
         raise DataError(f"download.validation_sources: no document has source {unknown[0]!r}; {did_you_mean(unknown[0], set(table['source']))}")
     if metrics["documents"] == metrics["val_documents"]:
-        raise DataError(f"download: all {metrics['documents']} documents fall into the validation split, none is left to train on; {_remedy(section, 'raise')}")
+        raise DataError(
+            f"download: every document ({metrics['documents']}) falls into the validation split, which leaves none to train on; {_remedy(section, 'raise')}"
+        )
     if not metrics["val_documents"]:
-        out.log(f"none of {metrics['documents']} documents falls into the validation split, so there is no validation loss; {_remedy(section, 'lower')}")
+        out.log(
+            f"of {plural(metrics['documents'], 'document')} none falls into the validation split, so there is no validation loss; {_remedy(section, 'lower')}"
+        )
     per_source = {name: {"documents": n, "bytes": size} for name, n, size in _per_source(table)}
     write_json(out.path / "statistics.json", metrics | {"sources": per_source, "columns": statistics} | read)
     shutil.rmtree(work)
@@ -134,7 +138,7 @@ def _read_sources(section: DownloadConfig, out: StageOutput, work: Path, dropped
             spool.add(document)
             _tick(out, spool.num_bytes, 0, "bytes", f"read {part.name}", documents=spool.num_documents)
         if spool.num_documents == before:
-            seen = f"{spool.num_empty - empty} empty documents" if spool.num_empty > empty else "no documents"
+            seen = plural(spool.num_empty - empty, "empty document") if spool.num_empty > empty else "no documents"
             also = f", {describe_skipped(source.skipped)}" if source.skipped else ""
             raise DataError(f"download: source {part.name!r} has {seen}{also}; the corpus would be empty, check download.sources.{number}")
         dropped["empty"] += spool.num_empty - empty

@@ -73,7 +73,7 @@ class Display:
         self.console.print(text, style="dim", markup=False)
 
     def server(self, connection: Connection) -> None:
-        where = "embedded Prefect server" if connection.embedded else "Prefect server at PREFECT_API_URL"
+        where = "embedded Prefect server; `feeb ui` logs you in" if connection.embedded else connection.source
         self.note(f"Prefect UI: {connection.ui} ({where})")
 
     def __call__(self, row: dict[str, Any]) -> None:

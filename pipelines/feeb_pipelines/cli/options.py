@@ -28,6 +28,12 @@ Input = Annotated[
 ]
 Plugin = Annotated[list[str], Parameter(name="--plugin", help="Load a single-file plugin, e.g. ./idea.py. May be repeated.", negative=(), show_default=False)]
 WorkspaceOption = Annotated[Path | None, Parameter(name=["--workspace", "-w"], help="Workspace folder. Default: FEEB_WORKSPACE, else ./data.")]
+Unchecked = Annotated[
+    bool,
+    Parameter(
+        name="--unchecked", help="Use parts of plugins without checking them first; manifests and pages then name them.", negative=(), show_default=False
+    ),
+]
 Json = Annotated[bool, Parameter(name="--json", help="Print JSON.", negative=(), show_default=False)]
 
 
@@ -37,15 +43,15 @@ def visible(text: str) -> str:
 
 
 def with_inputs(overrides: Sequence[str], inputs: Sequence[str]) -> list[str]:
-    """The texts of --set with those of --input among them. Raises RecipeError for one that is not STAGE=ARTIFACT."""
-    from feebcore.errors import RecipeError
+    """The texts of --set with those of --input among them. Raises UsageError for one that is not STAGE=ARTIFACT."""
+    from feebcore.errors import UsageError
     from feebcore.files import expand_user
 
     texts = list(overrides)
     for text in inputs:
         stage, sign, reference = text.partition("=")
         if not sign or not stage or not reference:
-            raise RecipeError(f"--input {text!r}: write STAGE=ARTIFACT, as in --input pretrain=smol")
+            raise UsageError(f"--input {text!r}: write STAGE=ARTIFACT, as in --input pretrain=smol")
         folder = expand_user(reference)
         if reference.startswith((".", "/", "~")) or (folder / "manifest.json").exists():
             reference = str(folder.absolute())
