@@ -134,10 +134,10 @@ def write_documents(
     without_text: list[pl.DataFrame] = []
     files: list[Path] = []
     for batch in batches:
-        marks = in_tail[done : done + batch.height]
-        done += batch.height
-        for row in sorted((row for row in cuts if done - batch.height <= row < done), reverse=True):
-            batch, marks = _cut(batch, marks, row - done + len(marks), cuts[row])
+        start, done = done, done + batch.height
+        marks = in_tail[start:done]
+        for row in sorted((row for row in cuts if start <= row < done), reverse=True):
+            batch, marks = _cut(batch, marks, row - start, cuts[row])
         encoded = [text.encode() for text in batch["text"]]
         hashes = [hashlib.sha256(text).hexdigest() for text in encoded]
         splits = [
