@@ -262,7 +262,7 @@ def test_a_model_in_parts_is_the_whole_model(tmp_path: Path) -> None:
         assert torch.equal(again.lm_head(again(tokens).hidden), model.lm_head(model(tokens).hidden))
     parts[1].unlink()
     for i in (0, 2):
-        with pytest.raises(DataError, match=r"is one of 3 parts; missing in its folder: m-00002-of-00003\.gguf"):
+        with pytest.raises(DataError, match=r"is one of 3 parts; missing next to it: m-00002-of-00003\.gguf"):
             import_file(parts[i], tmp_path / "never")
     alone = parts[0].rename(tmp_path / "alone.gguf")
     with pytest.raises(DataError, match=r"one of 3 parts \(split.count\); give the parts their names"):
