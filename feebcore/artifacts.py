@@ -244,7 +244,7 @@ class Workspace:
         digest = _content_digest(files, ())
         fingerprint = digest_of({"imported": digest, "stage": stage})[:12]
         with self.building(stage, name, fingerprint) as folder:
-            copy = shutil.copy2
+            copy: Callable[[str, str], Any] = shutil.copy2
             if isinstance(folder, Artifact):
                 same = [artifact for path in self.folders(stage, fingerprint) if (artifact := read_artifact(path)) is not None and artifact.name == name]
                 if same:

@@ -176,7 +176,7 @@ def special_ids(source: Path, described: dict[str, Any]) -> tuple[str, str]:
         if token is not None and not isinstance(token, str):
             raise DataError(f"{source / 'tokenizer_config.json'}: {name}_token is {token!r}, not a text")
         key = f"{name}_token_id"
-        numbers = next((v for v in (generation.get(key), described.get(key)) if v not in (None, [])), [])
+        numbers: Any = next((v for v in (generation.get(key), described.get(key)) if v not in (None, [])), [])
         ids[name] = numbers if isinstance(numbers, list) else [numbers]
         if not all(type(number) is int for number in ids[name]):
             raise DataError(f"{source}: {key} is {numbers!r}, neither an id nor a list of ids")
