@@ -18,6 +18,7 @@ NARROW_HEAD, WIDE_HEAD, DEEP = 64, 128, 12
 class PresetConfig(TransformerConfig):
     """A transformer whose sizes may be set by one number."""
 
+    inert = ("depth", "width_per_layer")  # sizes that are given win
     depth: int | None = Field(
         None,
         ge=1,

@@ -29,6 +29,7 @@ class ScaledRopeConfig(RopeConfig):
 
 
 class YarnRopeConfig(ScaledRopeConfig):
+    inert = ("original_max_position_embeddings", "beta_fast")  # of contexts longer than a check's
     original_max_position_embeddings: int | None = Field(
         None, ge=1, description="context length in tokens that the weights were trained on; default seq_len / factor"
     )
