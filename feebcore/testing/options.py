@@ -17,7 +17,7 @@ from torch import Tensor
 
 from feebcore.model.context import ForwardContext
 from feebcore.model.transformer import Transformer
-from feebcore.parts import resolve_part
+from feebcore.parts import Part, resolve_part
 from feebcore.rl.tasks import training_problems
 from feebcore.testing.data import small_store
 from feebcore.testing.framework import Candidate, check, require, skip
@@ -79,7 +79,9 @@ BEHAVIOR: dict[str, Callable[[Candidate], list[Any]]] = {
 
 
 def other_values(field: Any, value: Any) -> Iterator[Any]:
-    """Some values that an option may have besides the one that it has."""
+    """Some values that an option may have besides the one that it has, its default first."""
+    if not field.is_required() and not isinstance(value, Part) and (default := field.get_default(call_default_factory=True)) != value:
+        yield default
     if isinstance(value, bool):
         yield not value
     elif get_origin(field.annotation) is Literal:
