@@ -70,6 +70,9 @@ class PartConfig(BaseModel):
         return named
 
 
+DETERMINISTIC = "use deterministic kernels only; auto: on a CPU, where they cost a few percent, not on CUDA, where they exclude the fastest ones"
+
+
 class DataOrderConfig(PartConfig):
     """Options of a data order. by_source: it is given the sequences of each source (`BuildContext.sources`), and every sequence holds
     documents of one source. repeats: a sequence may come a second time before all others have come once."""
@@ -78,7 +81,8 @@ class DataOrderConfig(PartConfig):
     repeats: ClassVar[bool] = False
 
     def source_names(self) -> list[str]:
-        """Every source that the options name, so that a misspelled one is reported before anything runs."""
+        """Every source that gets samples: with `by_source` the others are not packed, and a misspelled one is reported before anything
+        runs. Empty: all."""
         return []
 
 

@@ -41,12 +41,11 @@ class Part(Identified):
     def build(self, context: BuildContext | None = None, **fields: Any) -> Any:
         """Import the part's factory and call it: `factory(config, context)`. fields: of the BuildContext, over those of `context`.
 
-        Raises PluginError where the kind has a base class and the result does not derive from it."""
+        Raises PluginError, saying what it lacks, where the result is not what the kind's parts are (`PartSpec.base`)."""
         context = context or BuildContext()
         made = self.spec.load()(self.config, dataclasses.replace(context, **fields) if fields else context)
-        if self.spec.base and not isinstance(made, load_object(self.spec.base, self.name)):  # type: ignore[arg-type]
-            module, _, base = self.spec.base.partition(":")
-            raise PluginError(f"{self.kind}: {self.name} is built as a {type(made).__name__}; write it as a class that derives from {module}.{base}")
+        if self.spec.base and (problem := _unlike(made, load_object(self.spec.base, self.name), self.spec.base.replace(":", "."))):
+            raise PluginError(f"{self.kind}: {self.name} is built as {'None' if made is None else f'a {type(made).__name__}'}; {problem}")
         return made
 
     def identity(self) -> dict[str, Any]:
@@ -67,6 +66,17 @@ class Part(Identified):
 
     def __hash__(self) -> int:
         return hash((self.kind, self.spec.full_name))
+
+
+def _unlike(made: Any, base: Any, name: str) -> str:
+    """What to do where `made` is no instance of the class, or lacks members of the protocol, `base`; '' where nothing is wrong."""
+    if base is Callable:
+        return "" if callable(made) else "it must be callable"
+    if not getattr(base, "_is_protocol", False):
+        return "" if isinstance(made, base) else f"write it as a class that derives from {name}"
+    members = [member for member in (*base.__annotations__, *vars(base)) if member == "__call__" or not member.startswith("_")]
+    missing = [member for member in dict.fromkeys(members) if not hasattr(made, member)]
+    return f"it lacks {', '.join(missing)} of {name}" if missing else ""
 
 
 @dataclass(frozen=True)

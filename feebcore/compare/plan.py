@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field, field_validator
 
 from feebcore.artifacts import Artifact
 from feebcore.config import PartConfig, identity_of
-from feebcore.errors import RecipeError
+from feebcore.errors import RecipeError, plural
 from feebcore.files import digest_of
 from feebcore.parts import Part, identity_of_spec
 from feebcore.recipe import Recipe, StageEntry, load, load_study, quick_overrides
@@ -278,7 +278,7 @@ def check_run(section: PretrainConfig, candidate: str, run: Run) -> None:
             "curve": " (a run of the baseline's curve; --curve changes it)",
             "run": "",
         }
-        raise RecipeError(f"{candidate}: with {run.max_steps} steps{advice[run.role]}: " + "; ".join(problems))
+        raise RecipeError(f"{candidate}: with {plural(run.max_steps, 'step')}{advice[run.role]}: " + "; ".join(problems))
 
 
 def has_lr(optimizer: Part) -> bool:

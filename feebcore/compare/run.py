@@ -34,7 +34,7 @@ from feebcore.compare.plan import (
     token_steps,
     with_section,
 )
-from feebcore.errors import NO_VALIDATION_TEXT, DataError, Diverged, FeebError, StageFailed
+from feebcore.errors import NO_VALIDATION_TEXT, DataError, Diverged, FeebError, StageFailed, plural
 from feebcore.files import digest_of, read_json, write_atomic, write_json
 from feebcore.provenance import describe_plugins
 from feebcore.recipe import Recipe
@@ -269,8 +269,8 @@ class Comparison:
         return measured | numbers | {"bad_steps": len(metrics.get("anomalous_steps", []))}
 
     def artifacts(self) -> dict[str, Artifact]:
-        """Of every run that finished, by the run's name: the comparison's inputs, which gc then keeps."""
-        artifacts = {r.name: self.workspace.find(STAGE, r.result["fingerprint"]) for r in self.ledger.records() if r.status == "done"}
+        """Of every run that was made, diverged ones too, by the run's name: the comparison's inputs, which gc then keeps."""
+        artifacts = {r.name: self.workspace.find(STAGE, r.id) for r in self.ledger.records()}
         return {name: artifact for name, artifact in artifacts.items() if artifact is not None}
 
     def forward(self, row: dict[str, Any]) -> None:
@@ -288,7 +288,7 @@ class Comparison:
         if record.status == "done":
             words = f"{record.result['bits_per_byte']:.4f} bits per byte, {record.result['seconds']:.1f} s"
         ended = counts["done"] + counts["failed"] + counts["diverged"]
-        self.out.log(f"{record.name}: {words} ({ended} of {total} runs)")
+        self.out.log(f"{record.name}: {words} ({ended} of {plural(total, 'run')})")
 
 
 def _loss(record: RunRecord) -> float | None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from feebcore.artifacts import Artifact
+from feebcore.errors import plural
 from feebcore.evaluate.benchmark import intervals
 from feebcore.files import read_json, read_jsonl
 from feebcore.report.figures import NAMES, duration
@@ -75,6 +76,22 @@ def read_optional(artifacts: Artifacts, stage: str, name: str) -> Any:
 # --- headline numbers -------------------------------------------------------------------------------------------
 
 
+UTILIZATIONS = {"mfu": "MFU", "matmul_utilization": "matmul utilization"}
+"""By what the peak is of: the GPU's data sheet, or a measurement."""
+
+
+def utilization_card(rows: Sequence[Mapping[str, Any]]) -> list[Card]:
+    """Of rows of probe throughput: the median share of the peak."""
+    for key, title in UTILIZATIONS.items():
+        if values := [row[key] for row in rows if row.get(key) is not None]:
+            median = statistics.median(values)
+            if key == "mfu":
+                return [Card(percent(median), title, "relative to the GPU's data sheet")]
+            note = "relative to the measured matmul peak" if median <= 1 else "above 100%: the peak was measured on a busy machine"
+            return [Card(percent(median), title, note)]
+    return []
+
+
 def cards(artifacts: Artifacts) -> list[Card]:
     """The headline numbers, in the order of the page."""
     headline = []
@@ -87,13 +104,9 @@ def cards(artifacts: Artifacts) -> list[Card]:
     if pretrain.get("tokens"):
         speed = f"{compact(pretrain['tokens_per_second'])} tokens/s" if pretrain.get("tokens_per_second") else ""
         headline.append(Card(compact(pretrain["tokens"]), "training tokens", speed))
-    utilization = [row["mfu"] for row in read_optional(artifacts, "pretrain", "probes/throughput.jsonl") if row.get("mfu") is not None]
-    if utilization:
-        median = statistics.median(utilization)
-        note = "relative to the measured matmul peak" if median <= 1 else "above 100%: the peak was measured on a busy machine"
-        headline.append(Card(percent(median), "MFU", note))
+    headline += utilization_card(read_optional(artifacts, "pretrain", "probes/throughput.jsonl"))
     if (error := sweep.get("heldout_relative_error")) is not None:
-        nearest = sweep.get("nearest_cell_error")
+        nearest = sweep.get("nearest_run_error")
         note = f"nearest-run baseline: {percent(nearest)}" if nearest is not None else "relative error on the held-out run"
         headline.append(Card(percent(error), "scaling-law prediction error", note))
     before, after = rl.get("accuracy_before"), rl.get("accuracy_after")
@@ -104,9 +117,9 @@ def cards(artifacts: Artifacts) -> list[Card]:
             model, value, *_ = bar["models"][0]
             headline.append(Card(percent(value), "valid Python functions", model_name(model)))
     if "bytes" in download:
-        headline.append(Card(byte_size(download["bytes"]), "text", f"{download['documents']:,} documents"))
+        headline.append(Card(byte_size(download["bytes"]), "text", plural(download["documents"], "document")))
     if artifacts:
-        headline.append(Card(duration(sum(a.manifest["seconds"] for a in artifacts.values())), "total time", f"{len(artifacts)} stages"))
+        headline.append(Card(duration(sum(a.manifest["seconds"] for a in artifacts.values())), "total time", plural(len(artifacts), "stage")))
     return headline
 
 
@@ -134,9 +147,9 @@ def _data(artifacts: Artifacts) -> list[Sentence]:
     download, shard = metrics_of(artifacts, "download"), metrics_of(artifacts, "shard")
     if "documents" not in download:
         return []
-    text = f"{download['documents']:,} documents, {byte_size(download['bytes'])}"
+    text = f"{plural(download['documents'], 'document')}, {byte_size(download['bytes'])}"
     if "val_documents" in download:
-        text += f"; validation split: {download['val_documents']:,} documents, {byte_size(download['val_bytes'])}"
+        text += f"; validation split: {plural(download['val_documents'], 'document')}, {byte_size(download['val_bytes'])}"
     tokens, vocab_size = shard.get("train_tokens", 0) + shard.get("val_tokens", 0), metrics_of(artifacts, "tokenizer").get("vocab_size")
     if tokens and vocab_size:
         text += f". {compact(tokens)} tokens with a vocabulary of {vocab_size:,}"
@@ -158,10 +171,10 @@ def _scaling_law(artifacts: Artifacts) -> list[Sentence]:
     if not metrics:
         return []
     rows = []
-    error, nearest = metrics.get("heldout_relative_error"), metrics.get("nearest_cell_error")
+    error, nearest = metrics.get("heldout_relative_error"), metrics.get("nearest_run_error")
     if error is not None:
         num_runs = (metrics.get("law") or {}).get("num_points")
-        text = f"Fitted to {f'{num_runs} runs' if num_runs else 'the runs of the sweep'}. Relative error on the held-out run: {percent(error)}"
+        text = f"Fitted to {plural(num_runs, 'run') if num_runs else 'the runs of the sweep'}. Relative error on the held-out run: {percent(error)}"
         tone = ""
         if nearest is not None:
             tone = "good" if error < nearest else "bad"

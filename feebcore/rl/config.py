@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from feebcore.config import Execution, Observation, StageConfig
+from feebcore.config import DETERMINISTIC, Execution, Observation, StageConfig
 from feebcore.parts import Part, PartKey, default_part
 from feebcore.rl.sft_config import SftConfig
 from feebcore.train.config import TrainSection
@@ -43,7 +43,7 @@ class RlConfig(StageConfig):
 
     device: Execution[Literal["auto", "cpu", "cuda"]] = Field("auto", description="auto: CUDA if available")
     threads: Execution[Annotated[int, Field(ge=0)]] = Field(0, description="CPU threads; 0: every CPU this process may use")
-    deterministic: Execution[bool] = Field(True, description="deterministic algorithms")
+    deterministic: Execution[bool | Literal["auto"]] = Field("auto", description=DETERMINISTIC)
     micro_batch: Execution[Annotated[int, Field(ge=0)]] = Field(0, description="rollouts per forward pass; 0: a whole minibatch")
 
     checkpoint_every: Observation[Annotated[int, Field(ge=0)]] = Field(20, description="steps between checkpoints; 0: only at the end")

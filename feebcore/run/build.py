@@ -21,7 +21,7 @@ from feebcore.registry import use_registry
 from feebcore.run.contracts import require_checked, unchecked_parts
 from feebcore.run.inputs import finished_inputs
 from feebcore.run.plan import identity, plan, require_unchanged, revalidated
-from feebcore.run.processes import IN_THREADS, SAME_REQUEST, Publish, run_in_processes
+from feebcore.run.processes import AT_WORK, SAME_REQUEST, Publish, run_in_processes
 
 
 def build(
@@ -98,8 +98,12 @@ def build(
 def run_stage(recipe: Recipe, stage: str, inputs: Mapping[str, Artifact], out: StageOutput) -> dict[str, Any]:
     """Run the stage's function in this process; its metrics as plain JSON values."""
     entry = recipe.stages[stage]
-    with use_registry(recipe.registry), stop_on_signals(out):
-        metrics = entry.spec.load()(entry.section, inputs, out)
+    AT_WORK.add(out)
+    try:
+        with use_registry(recipe.registry), stop_on_signals(out):
+            metrics = entry.spec.load()(entry.section, inputs, out)
+    finally:
+        AT_WORK.discard(out)
     return json.loads(json.dumps(metrics or {}))
 
 
@@ -111,11 +115,7 @@ def stop_on_signals(out: StageOutput) -> Iterator[None]:
     started others pass it on.
     """
     if threading.current_thread() is not threading.main_thread():
-        IN_THREADS.add(out)
-        try:
-            yield
-        finally:
-            IN_THREADS.discard(out)
+        yield  # no signal reaches a thread; `stop_running` asks
         return
 
     first: float | None = None

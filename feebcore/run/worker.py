@@ -57,6 +57,7 @@ class RankOutput(StageOutput):
         self.path = Path(path)
         self.stop_requested = False
         self.content_patterns = ()
+        self.runs = {}
         self._last = {}
 
     def log(self, text: str) -> None:

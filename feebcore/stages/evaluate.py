@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from feebcore.artifacts import Artifact, StageOutput, read_artifact
-from feebcore.config import Execution, StageConfig
+from feebcore.config import DETERMINISTIC, Execution, StageConfig
 from feebcore.errors import DataError, Interrupted, did_you_mean
 from feebcore.files import read_json, write_json
 from feebcore.parts import Part, PartKey, default_part
@@ -38,7 +38,7 @@ class EvaluateConfig(StageConfig):
 
     device: Execution[Literal["auto", "cpu", "cuda"]] = Field("auto", description="auto: CUDA if available")
     threads: Execution[Annotated[int, Field(ge=0)]] = Field(0, description="CPU threads; 0: every CPU this process may use")
-    deterministic: Execution[bool] = Field(True, description="deterministic algorithms")
+    deterministic: Execution[bool | Literal["auto"]] = Field("auto", description=DETERMINISTIC)
 
 
 PART = StageSpec(
@@ -99,7 +99,7 @@ def run(section: EvaluateConfig, inputs: Mapping[str, Artifact], out: StageOutpu
     models = [name for name, artifact in inputs.items() if "model" in artifact.makes and name != "tokens"]
     todo = [(stage, name) for stage in models for name in benchmarks if stage in section.models.get(name, models)]
     (out.path / "parts").mkdir(exist_ok=True)
-    with execution(section.threads, section.deterministic):
+    with execution(section.threads, section.deterministic, device):
         _run_missing(todo, benchmarks, section, inputs, out, str(device), precision)
     parts = {(stage, name): read_json(_part_file(out.path, stage, name)) for stage, name in todo}
     collect = lambda key: {n: {s: parts[s, n][key] for s in models if (s, n) in parts} for n in benchmarks}  # noqa: E731

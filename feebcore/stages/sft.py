@@ -54,7 +54,7 @@ def run(section: SftConfig, inputs: Mapping[str, Artifact], out: StageOutput) ->
     if warning := too_few_problems(section.task.name, problems, section.eval_prompts):
         out.log(warning)
     accuracies = {}
-    with execution(section.threads, section.deterministic), autocast(result.metrics["precision"], device):
+    with execution(section.threads, section.deterministic, device), autocast(result.metrics["precision"], device):
         for name, greedy in (("accuracy_sampled", False), ("accuracy_greedy", True)):
             evaluated = evaluate_task(result.model, tokenizer, task, problems, greedy, seed=section.seed)  # type: ignore[arg-type]
             accuracies[name] = {k: v for k, v in evaluated.items() if k != "samples"}

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from feebcore.artifacts import MANIFEST, Artifact, Workspace
-from feebcore.errors import Diverged, FeebError, Interrupted
+from feebcore.errors import Diverged, FeebError, Interrupted, plural
 from feebcore.recipe import Recipe
 from feebcore.run.plan import plan_stage, reused_from_another_feeb
 from feebcore.run.processes import SAME_REQUEST, stop_running
@@ -195,7 +195,7 @@ class _Study:
             elif isinstance(outcome, Exception):
                 reason = str(outcome) if isinstance(outcome, FeebError) else f"{type(outcome).__name__}: {outcome}"
                 final = self.ledger.fail(name, reason, self.owner, self.max_attempts)
-                what = f"failed {self.max_attempts} times" if final else "failed and will be retried"
+                what = f"failed {plural(self.max_attempts, 'time')}" if final else "failed and will be retried"
                 self.on_progress({"kind": "log", "time": time.time(), "text": f"{name} {what}: {reason}"})
             else:
                 self.ledger.done(name, outcome, self.owner)
@@ -306,6 +306,11 @@ def _stopping_on_signals(asked: threading.Event, in_caller: bool) -> Iterator[No
 
 def open_ledger(workspace: Workspace, name: str, identity: str) -> Ledger:
     """The ledger of a study that has no folder of its own: `<workspace>/.studies/<name>-<identity>.sqlite`."""
-    folder: Path = workspace.root / ".studies"
-    folder.mkdir(parents=True, exist_ok=True)
-    return Ledger(folder / f"{name}-{identity}.sqlite")
+    path = ledger_of(workspace, name, identity)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return Ledger(path)
+
+
+def ledger_of(workspace: Workspace, name: str, identity: str) -> Path:
+    """Where `open_ledger` keeps it."""
+    return workspace.root / ".studies" / f"{name}-{identity}.sqlite"

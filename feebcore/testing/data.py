@@ -40,7 +40,7 @@ def arbitrary_texts(number: int = 60) -> list[str]:
 def train_tokenizer(subject: Candidate, folder: Path) -> Any:
     small = {"vocab_size": 300} if "vocab_size" in subject.spec.config.model_fields else {}
     part = resolve_part("tokenizers", subject.part.dump() | small, subject.registry)
-    texts = [*TEXTS * 20, Path(__file__).read_text()]
+    texts = [*TEXTS * 20, Path(__file__).read_text(encoding="utf-8")]
     return part.build().train(lambda: iter(texts), folder, lambda done, total: None)
 
 

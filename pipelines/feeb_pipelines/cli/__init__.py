@@ -48,12 +48,16 @@ def _help(command: Callable[..., Any]) -> dict[str, str]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point. Exit status: 0 success, 1 error, 2 invalid command line, 130 interrupted."""
+    from feebcore.files import escape_unencodable
+
+    escape_unencodable()
+    os.environ["PYTHONSAFEPATH"] = "1"  # for every process that is started from here: a random.py in the current folder is not Python's
     sys.exit(run_command(arguments))
 
 
 def run_command(arguments: list[str] | None = None) -> int:
     """Run one command line and return its exit status; user errors are printed, not raised."""
-    from feebcore.errors import FeebError, Interrupted
+    from feebcore.errors import FeebError, Interrupted, UsageError
 
     app = make_app()
     try:
@@ -74,7 +78,7 @@ def run_command(arguments: list[str] | None = None) -> int:
         if os.environ.get("FEEB_DEBUG") == "1":
             raise
         print(f"feeb: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, UsageError) else 1
 
 
 def _version() -> str:

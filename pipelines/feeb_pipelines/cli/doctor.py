@@ -35,7 +35,15 @@ def doctor(*, workspace: WorkspaceOption = None, json: Json = False) -> int:
     from feebcore.artifacts import Workspace
 
     root = Workspace(workspace).root
-    checks: list[Callable[[], Claim]] = [check_python, check_torch, check_cuda, check_bf16, check_compile, lambda: check_disk(root), check_prefect]
+    checks: list[Callable[[], Claim]] = [
+        check_python,
+        check_torch,
+        check_cuda,
+        check_bf16,
+        check_compile,
+        lambda: check_disk(root),
+        lambda: check_prefect(root),
+    ]
     claims = []
     for check in checks:
         claim = _guarded(check)
@@ -111,7 +119,7 @@ def check_compile() -> Claim:
 
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False, env=os.environ | {"TORCHINDUCTOR_CACHE_DIR": folder}
+            [sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=300, check=False, env=os.environ | {"TORCHINDUCTOR_CACHE_DIR": folder}
         )
     if done.returncode == 0:
         return Claim("compile", "ok", f"torch.compile works ({compiler or 'no C++ compiler needed'})")
@@ -141,21 +149,20 @@ def check_disk(root: Path) -> Claim:
     )
 
 
-def check_prefect() -> Claim:
+def check_prefect(root: Path) -> Claim:
     import importlib.metadata
 
     version = importlib.metadata.version("prefect")
-    url = os.environ.get("PREFECT_API_URL")
-    if not url:
-        return Claim("prefect", "ok", f"{version}; runs use an embedded server in the workspace")
-    import urllib.request
+    from feeb_pipelines.server import ServerError, configured_api, connect, home_of, is_own
 
+    url, source = configured_api()
+    if not url or is_own(home_of(root), url):
+        return Claim("prefect", "ok", f"{version}; runs use an embedded server in the workspace")
     try:
-        with urllib.request.urlopen(f"{url}/health", timeout=10) as answer:
-            answer.read()
-    except OSError as error:
-        return Claim("prefect", "problem", f"{version}; PREFECT_API_URL={url} is unreachable ({error})", "start that server, or unset the variable")
-    return Claim("prefect", "ok", f"{version}; PREFECT_API_URL={url} is reachable")
+        with connect(root):
+            return Claim("prefect", "ok", f"{version}; the server at {url} ({source}) answers")
+    except ServerError as error:
+        return Claim("prefect", "problem", f"{version}; {error}")
 
 
 COMMANDS = (doctor,)

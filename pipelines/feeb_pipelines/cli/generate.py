@@ -31,11 +31,18 @@ def generate(
         feeb generate pretrain/quickstart "def main("
         feeb generate rl/quickstart "72914=" --temperature 0
     """
+    import sys
     from pathlib import Path
 
+    from feeb_pipelines.cli.options import visible
     from feebcore.api import generate as complete
     from feebcore.api import open_model, open_run
+    from feebcore.errors import FeebError
 
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:
+        raise FeebError("the prompt is not UTF-8; set a UTF-8 locale, such as LANG=C.UTF-8, or convert the text") from None
     _check_options(max_new_tokens, temperature, top_k, top_p)
     options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
     if (Path(model) / "model.json").exists():  # a model folder, as one that was exported
@@ -47,7 +54,8 @@ def generate(
 
         print(json_module.dumps({"prompt": prompt, "completion": text}))
     else:
-        print(f"{prompt}{text}")
+        text = f"{prompt}{text}"
+        print(visible(text) if sys.stdout.isatty() else text)
 
 
 def _check_options(max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None) -> None:

@@ -31,7 +31,8 @@ def plan(
 ) -> None:
     """Show what `feeb run` would do: which stages run, which are reused, and which keys changed.
 
-    Every run of a study is listed, and every run of a sweep that is not finished. `feeb compare --plan` lists those of a comparison.
+    Every run of a study is listed, and every run of a sweep that is not finished, with the reason if it failed or diverged. `feeb compare
+    --plan` lists those of a comparison.
 
     Examples:
         feeb plan experiments/quickstart.yaml --set pretrain.max_steps=100
@@ -42,12 +43,16 @@ def plan(
     from feebcore.run.plan import explain_differences, reused_from_another_feeb
     from feebcore.run.plan import plan as plan_stages
     from feebcore.scaling.config import SweepConfig
-    from feebcore.study.planned import row_of
+    from feebcore.study.ledger import read_records
+    from feebcore.study.planned import noted, row_of
+    from feebcore.study.run import ledger_of
+    from feebcore.study.variants import propose, study_name
 
     space = Workspace(workspace)
     rows: list[dict[str, Any]] = []
     reused: list[Artifact] = []
-    for run in load_study(recipe, with_inputs(set, input)):
+    recipes = load_study(recipe, with_inputs(set, input))
+    for run in recipes:
         items = plan_stages(run, space, [stage] if stage else None)
         reused += [item.artifact for item in items if item.artifact is not None]
         built = {item.stage: item.artifact for item in items if item.artifact is not None}
@@ -55,8 +60,12 @@ def plan(
             if isinstance(run.stages[item.stage].section, SweepConfig) and item.artifact is None:
                 from feebcore.scaling.sweep import planned_cells
 
-                rows += planned_cells(run, item.stage, space, built)
+                records = read_records(item.path / "ledger.sqlite") if item.path else []
+                rows += noted(planned_cells(run, item.stage, space, built), records)
             rows.append(row_of(run.name, item))
+    if len(recipes) > 1:
+        ledger = ledger_of(space, *study_name(propose(recipes, [stage] if stage else None), space))
+        rows = noted(rows, read_records(ledger))
     print_plan(rows, json)
     if advice := reused_from_another_feeb(reused):
         print(advice, file=sys.stderr)
@@ -66,10 +75,18 @@ def print_plan(rows: Sequence[dict[str, Any]], json: bool) -> None:
     """Rows of feebcore.study.planned as a table, or as JSON."""
     if json:
         return _print_json(rows)
-    words = {"run": "run", "reuse": "reuse", "continue": "resume"}
+    words = {"run": "run", "reuse": "reuse", "continue": "resume", "diverged": "none"}
     return _print_table(
         ("run", "stage", "action", "reason"),
-        [(r["run"], r["stage"], words[r["status"]], "; ".join(r["differs"]) or (r["path"] if r["status"] != "run" else "no matching artifact")) for r in rows],
+        [
+            (
+                r["run"],
+                r["stage"],
+                words[r["status"]],
+                "; ".join(r["differs"]) or (r["path"] if r["status"] in ("reuse", "continue") else "no matching artifact"),
+            )
+            for r in rows
+        ],
     )
 
 
@@ -150,18 +167,22 @@ def plugins(*, plugin: Plugin = [], json: Json = False) -> int:  # noqa: B006
 
 
 def runs(stage: Annotated[str | None, Parameter(help="Show only this stage.")] = None, /, *, workspace: WorkspaceOption = None, json: Json = False) -> None:
-    """List the artifacts of the workspace with status and metrics; --json adds their paths.
+    """List the artifacts of the workspace with status and metrics, and failed, diverged, running and waiting runs of studies with the reason.
+
+    --json adds their paths.
 
     Examples:
         feeb runs
         feeb runs pretrain --json
     """
     from feebcore.artifacts import Workspace
+    from feebcore.study.planned import open_runs
 
     space = Workspace(workspace)
     damaged: list[dict[str, Any]] = []
-    rows = [_run_row(folder, artifact) for folder, artifact in space.all(damaged=lambda folder, error: damaged.append(_run_row(folder, None, "damaged")))]
-    rows = [r for r in [*rows, *damaged] if stage in (None, r["stage"])]
+    found = space.all(damaged=lambda folder, error: damaged.append(_run_row(folder, None, "damaged", str(error))))
+    rows = [*(_run_row(folder, artifact) for folder, artifact in found), *damaged]
+    rows = [r for r in _with_runs(rows, open_runs(space)) if stage in (None, r["stage"])]
     if json:
         return _print_json(rows)
     if not rows:
@@ -170,7 +191,7 @@ def runs(stage: Annotated[str | None, Parameter(help="Show only this stage.")] =
         return None
     return _print_table(
         ("stage", "name", "fingerprint", "status", "created", "metrics"),
-        [(r["stage"], r["name"], r["fingerprint"], r["status"], r["created"], _with_unchecked(r)) for r in rows],
+        [(r["stage"], r["name"], r["fingerprint"], r["status"], r["created"], r["reason"] or _with_unchecked(r)) for r in rows],
     )
 
 
@@ -180,11 +201,36 @@ def _with_unchecked(row: dict[str, Any]) -> str:
     return "; ".join([*([f"unchecked parts: {', '.join(row['unchecked'])}"] if row["unchecked"] else []), headline(row["metrics"])])
 
 
-def _run_row(folder: Any, artifact: Any, status: str = "") -> dict[str, Any]:
+def _with_runs(rows: list[dict[str, Any]], runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of artifacts with the state of the run that makes each, then a row per run of a study that has no folder."""
+    states = {run["fingerprint"]: run for run in runs}
+    told: set[str] = set()
+    for row in rows:
+        run = states.get(row["fingerprint"])
+        if run is not None and (row["status"] in ("running", "unfinished") or run["status"] == "diverged"):
+            row |= {"status": run["status"], "reason": run["reason"]}
+        told.add(row["fingerprint"])
+    others = [run for run in runs if run["fingerprint"] not in told]
+    common: dict[str, Any] = {"created": "", "seconds": None, "metrics": {}, "unchecked": []}
+    return rows + [
+        {
+            "stage": "study" if run["study"].suffix == ".sqlite" else "pretrain",
+            "name": run["run"],
+            "fingerprint": run["fingerprint"],
+            "path": str(run["study"]),
+            "status": run["status"],
+            **common,
+            "reason": run["reason"],
+        }
+        for run in others
+    ]
+
+
+def _run_row(folder: Any, artifact: Any, status: str = "", reason: str = "") -> dict[str, Any]:
     from datetime import UTC, datetime
 
     if artifact is not None:
-        found = {"stage": artifact.stage, "name": artifact.name, "fingerprint": artifact.fingerprint, "path": str(folder), "status": "finished"}
+        found = {"stage": artifact.stage, "name": artifact.name, "fingerprint": artifact.fingerprint, "path": str(folder), "status": "finished", "reason": ""}
         return found | {
             "created": artifact.manifest["created"],
             "seconds": artifact.manifest["seconds"],
@@ -193,7 +239,7 @@ def _run_row(folder: Any, artifact: Any, status: str = "") -> dict[str, Any]:
         }
     name, _, fingerprint = folder.name.rpartition("-")
     created = datetime.fromtimestamp(folder.stat().st_ctime, UTC).isoformat(timespec="seconds")
-    found = {"stage": folder.parent.name, "name": name, "fingerprint": fingerprint, "path": str(folder)}
+    found = {"stage": folder.parent.name, "name": name, "fingerprint": fingerprint, "path": str(folder), "reason": reason}
     return found | {
         "status": status or ("running" if _is_locked(folder) else "unfinished"),
         "created": created,
@@ -207,7 +253,7 @@ def _is_locked(folder: Any) -> bool:
     import fcntl
 
     try:
-        with open(folder.parent / f".{folder.name.rpartition('-')[2]}.lock") as handle:
+        with open(folder.parent / f".{folder.name.rpartition('-')[2]}.lock", encoding="utf-8") as handle:
             fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
@@ -225,7 +271,8 @@ def check(
     plugin: Plugin = [],  # noqa: B006
     json: Json = False,
 ) -> int:
-    """Run the contract tests of parts. Exits with status 1 if a check fails.
+    """Run the contract tests of parts: a line per check of one part, a line per part and per failed check of several. Exits with status 1
+    if a check fails.
 
     Examples:
         feeb check lion --plugin ./lion.py
@@ -233,11 +280,10 @@ def check(
         feeb check --all
         feeb check architectures --full
     """
-    from feebcore.errors import FeebError
+    from feebcore.errors import FeebError, did_you_mean, plural
     from feebcore.hookspecs import KINDS
     from feebcore.registry import get_registry
-    from feebcore.testing import checks_for
-    from feebcore.testing.framework import candidate, iterate
+    from feebcore.testing.framework import CheckResult, candidate, iterate
 
     if (name is None) != all:
         raise FeebError("name one part or kind, or pass --all; `feeb parts` lists them")
@@ -246,25 +292,26 @@ def check(
         (kind, spec) for kind, spec in registry.parts() if all or name in (kind, spec.name, spec.full_name, f"{kind}/{spec.name}", f"{kind}/{spec.full_name}")
     ]
     if not chosen:
-        from feebcore.errors import did_you_mean
-
         raise FeebError(f"no part or kind {name!r}; {did_you_mean(str(name), [*KINDS, *(spec.name for _, spec in registry.parts())])}")
-    results: list[dict[str, Any]] = []
+    results: list[CheckResult] = []
     for kind, spec in chosen:
-        if not checks_for(kind):
-            if not json:
-                print(f"{kind}/{spec.name}: no checks for kind {kind}")
-            continue
+        own: list[CheckResult] = []
         for result in iterate(candidate(kind, spec.full_name, registry), full=full):
-            results.append(dataclasses.asdict(result))
-            if not json:
+            own.append(result)
+            if not json and (len(chosen) == 1 or not result.passed):
                 print(result, flush=True)
-    failed = sum(not r["passed"] for r in results)
+        if not json and len(chosen) > 1:
+            failed = sum(not result.passed for result in own)
+            outcome = f"{failed} of {plural(len(own), 'check')} FAILED" if failed else f"{plural(len(own), 'check')} ok"
+            print(f"{kind}/{own[0].part if own else spec.name}: {outcome}, {sum(result.seconds for result in own):.1f} s", flush=True)
+        results += own
+    failed = sum(not result.passed for result in results)
     if json:
-        _print_json(results)
+        _print_json([dataclasses.asdict(result) for result in results])
     else:
-        skipped = f", {count} skipped" if (count := sum(bool(r["skipped"]) for r in results)) else ""
-        print(f"{len(results)} checks, {failed} failed{skipped}, {sum(r['seconds'] for r in results):.0f} seconds")
+        skipped = f", {count} skipped" if (count := sum(bool(r.skipped) for r in results)) else ""
+        checks, seconds = plural(len(results), "check"), sum(result.seconds for result in results)
+        print(f"{plural(len(chosen), 'part')}, {checks}, {failed} failed{skipped}, {seconds:.0f} seconds")
     return 1 if failed else 0
 
 

@@ -128,22 +128,25 @@ def as_flow(name: str, space: Workspace, display: Display, **parameters: Any) ->
     from feeb_pipelines.server import connect, ready
 
     with connect(space.root, display.note, wait=False, until_exit=True) as connection, _quiet_console(), interruptible():
-        from prefect.exceptions import CancelledRun
+        from prefect.flow_engine import run_flow
         from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
         from feeb_pipelines.flows import stages
-        from feeb_pipelines.flows.tasks import subscribed
+        from feeb_pipelines.flows.tasks import errors, subscribed
+        from feeb_pipelines.runs import create_run
 
         ready(space.root, connection, display.note)
         display.server(connection)
+        flow, parameters = getattr(stages, name), {**parameters, "workspace": str(space.root)}
         # without heartbeats a flow run ends a second sooner; its lock shows that it is alive (runs.py)
         with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}), display, subscribed(display):
+            run = create_run(flow, parameters, space.root)
             try:
-                return getattr(stages, name)(**parameters, workspace=str(space.root))
-            except CancelledRun as cancelled:
-                from feebcore.errors import Interrupted
-
-                raise Interrupted(str(cancelled)) from None
+                return run_flow(flow, flow_run=run, parameters=parameters)
+            except Exception:
+                if run.id in errors:
+                    raise errors[run.id] from None
+                raise
 
 
 @contextlib.contextmanager
