@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -13,7 +13,7 @@ from feebcore.model.config import StackConfig
 class LoopedConfig(StackConfig):
     """Passes through `num_blocks` blocks A, B, …: num_layers of them, or loops times num_blocks."""
 
-    inert = ("order",)  # with one block twice
+    inert: ClassVar[tuple[str, ...]] = ("order",)  # with one block twice
     num_blocks: int = Field(1, ge=1, description="number of distinct blocks in the group that is repeated")
     loops: int | None = Field(None, ge=1, description="number of times the group runs; default: num_layers passes in total")
     order: Literal["cycle", "sequence", "cycle_reversed"] = Field(
