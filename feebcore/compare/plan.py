@@ -185,8 +185,8 @@ def check_same_data(recipes: Sequence[Recipe]) -> None:
                 f"{other.path}: before {STAGE} it runs {', '.join(theirs)}, and {base.path} runs {', '.join(before)}; recipes are compared on the same data"
             )
         for stage in before:
-            ours, its = ({stage: identity_of_spec(r.stages[stage].spec) | {"options": identity_of(r.stages[stage].section)}} for r in (base, other))
-            if (difference := first_difference(ours, its)) is not None:
+            own, others = ({stage: identity_of_spec(r.stages[stage].spec) | {"options": identity_of(r.stages[stage].section)}} for r in (base, other))
+            if (difference := first_difference(own, others)) is not None:
                 key, one, two = difference
                 raise RecipeError(
                     f"{key}: {_short(one)} in {base.path} and {_short(two)} in {other.path}; recipes are compared on the same data, so make them equal"

@@ -140,7 +140,7 @@ def test_runs_lists_finished_and_unfinished(inside: Inside) -> None:
     assert failed.returncode == 1
     rows = inside.json("runs")
     assert [(r["stage"], r["name"], r["status"]) for r in rows] == [("make_numbers", "tiny", "finished"), ("sum_numbers", "tiny", "unfinished")]
-    assert set(rows[0]) == {"stage", "name", "fingerprint", "path", "status", "created", "seconds", "metrics", "reason"}
+    assert set(rows[0]) == {"stage", "name", "fingerprint", "path", "status", "created", "seconds", "metrics", "reason", "unchecked"}
     assert rows[0]["metrics"] == {"count": 10}
     assert Path(rows[0]["path"]).is_dir()
 
