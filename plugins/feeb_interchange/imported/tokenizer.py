@@ -144,7 +144,7 @@ class ImportedTrainer(TokenizerTrainer):
         return ImportedTokenizer(path.read_text(encoding="utf-8"), config.bos, config.eos, config.num_ids, str(path))
 
 
-def write_codec_folder(folder: Path, text: str, bos: str, eos: str, num_ids: int, origin: str) -> None:
+def write_codec_folder(folder: Path, text: str, bos: str, eos: str, num_ids: int, origin: str = FILE) -> None:
     """A feeb tokenizer folder from the text of a tokenizer.json. num_ids: of the model. Settings for training are warned of and left out.
     Raises DataError when it is no codec that can be used with the model."""
     codec = read_codec(text, origin)
