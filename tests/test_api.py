@@ -44,9 +44,11 @@ def test_an_unknown_run_is_an_error_with_a_hint(tiny_chain) -> None:
 def test_the_log_is_a_frame_and_the_recipe_is_the_resolved_one(tiny_chain) -> None:
     workspace, _ = tiny_chain
     run = feeb.open_run("tiny", workspace.root)
-    log = run.log()
-    assert {"step", "split", "loss"} <= set(log.columns)
-    assert log.filter(split="validation").height >= 1
+    assert {"step", "split", "loss"} <= set(run.log().columns)
+    assert set(run.log()["split"]) == {"train"}
+    assert run.log()["step"].is_sorted()
+    assert run.log("validation").height >= 1
+    assert run.log(None).height == run.log().height + run.log("validation").height
     assert run.section["max_steps"] == run.recipe["pretrain"]["max_steps"] == run.metrics["steps"]
     assert feeb.open_run("shard/tiny", workspace.root).log().is_empty()
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from feebcore.artifacts import Artifact
 from feebcore.files import write_atomic, write_json
 from feebcore.report import facts, figures, probe_figures
-from feebcore.report.page import Picture, render
-from feebcore.report.style import DARK, LIGHT, Theme, png, styled
+from feebcore.report.page import Picture, picture, render
+from feebcore.report.style import Theme
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -64,8 +64,8 @@ def build_report(
     """
     pictures = draw_all(artifacts, tick)
     (folder / "figures").mkdir(exist_ok=True)
-    for picture in pictures:
-        write_atomic(folder / "figures" / f"{picture.name}.png", picture.light)
+    for made in pictures:
+        write_atomic(folder / "figures" / f"{made.name}.png", made.png)
     root = str(folder.absolute().parents[1])
     cards, sentences = facts.cards(artifacts), facts.sentences(artifacts)
     environment_rows, parts = facts.environment_rows(environment), facts.part_rows(artifacts)
@@ -92,7 +92,7 @@ def build_report(
 
 
 def draw_all(artifacts: Mapping[str, Artifact], tick: Callable[[int, int], None] = lambda done, total: None) -> list[Picture]:
-    """Every figure for which the artifacts hold data, in light and dark mode."""
+    """Every figure for which the artifacts hold data."""
     logs = {stage: facts.read_optional(artifacts, stage, "metrics.jsonl") for stage in artifacts}
     probes = {name: facts.read_optional(artifacts, "pretrain", f"probes/{name}.jsonl") for name in PROBES}
     law = facts.read_optional(artifacts, "sweep", "law.json")
@@ -113,15 +113,7 @@ def draw_all(artifacts: Mapping[str, Artifact], tick: Callable[[int, int], None]
     pictures = []
     for number, (name, draw) in enumerate(drawings.items()):
         tick(number, len(drawings))
-        images = [_image(draw, theme) for theme in (LIGHT, DARK)]
-        if images[0] is not None and images[1] is not None:
-            heading, caption = CAPTIONS[name]
-            pictures.append(Picture(name, heading, caption, images[0], images[1]))
+        if (made := picture(name, *CAPTIONS[name], draw)) is not None:
+            pictures.append(made)
     tick(len(drawings), len(drawings))
     return pictures
-
-
-def _image(draw: Callable[[Theme], Figure | None], theme: Theme) -> bytes | None:
-    with styled(theme):
-        figure = draw(theme)
-        return None if figure is None else png(figure)

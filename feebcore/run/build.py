@@ -54,7 +54,8 @@ def build(
         try:
             write_json(place / "recipe.json", recipe.resolved())
             write_json(place / "environment.json", environment)
-            write_json(place / "request.json", {"stage": stage, "fingerprint": fingerprint, "inputs": {n: str(a.path) for n, a in inputs.items()}})
+            request = {"stage": stage, "fingerprint": fingerprint, "inputs": {n: str(a.path) for n, a in inputs.items()}}
+            write_json(place / "request.json", request | {"recipe": str(recipe.path.absolute()), "changes": recipe.changes})
             (place / "result.json").unlink(missing_ok=True)
             out = StageOutput(place, None if entry.spec.process == "worker" and not in_process else on_progress)
         except OSError as error:

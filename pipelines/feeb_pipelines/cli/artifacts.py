@@ -7,8 +7,9 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from feeb_pipelines.cli.inspection import _print_json, _print_table, runs
 from feeb_pipelines.cli.options import Json, Plugin, WorkspaceOption
+from feeb_pipelines.cli.runs import runs
+from feeb_pipelines.cli.tables import print_json, print_table
 
 
 def ls(stage: Annotated[str | None, Parameter(help="Show only this stage.")] = None, /, *, workspace: WorkspaceOption = None, json: Json = False) -> None:
@@ -43,9 +44,9 @@ def verify(
     rows: list[dict[str, Any]] = [{"path": str(artifact.path), "files": len(artifact.manifest["files"]), "bad": artifact.verify()} for artifact in artifacts]
     rows += [{"path": str(folder), "files": 0, "bad": [MANIFEST]} for folder in unreadable]
     if json:
-        _print_json(rows)
+        print_json(rows)
     else:
-        _print_table(("artifact", "files", "result"), [(r["path"], str(r["files"]), f"mismatch: {', '.join(r['bad'])}" if r["bad"] else "ok") for r in rows])
+        print_table(("artifact", "files", "result"), [(r["path"], str(r["files"]), f"mismatch: {', '.join(r['bad'])}" if r["bad"] else "ok") for r in rows])
     return 1 if any(r["bad"] for r in rows) else 0
 
 
@@ -91,7 +92,7 @@ def gc(
 
     folders = Workspace(workspace).gc(superseded=superseded, keep_days=keep_days, dry_run=not yes)
     if json:
-        return _print_json([str(p) for p in folders])
+        return print_json([str(p) for p in folders])
     for path in folders:
         print(("removed " if yes else "would remove ") + str(path))
     if not folders:

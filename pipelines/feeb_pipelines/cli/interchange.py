@@ -34,7 +34,7 @@ def import_(
     import shutil
     import tempfile
 
-    from feeb_pipelines.cli.inspection import _print_json
+    from feeb_pipelines.cli.tables import print_json
     from feebcore.artifacts import Workspace, check_name
     from feebcore.errors import FeebError
 
@@ -52,7 +52,7 @@ def import_(
         note = f"imported from {source.absolute()} by {part.name}"
         artifact = place.import_folder(Path(temporary), "pretrain", name, note, ("tokenizer",) if has_tokenizer else ())
     if json:
-        _print_json({"path": str(artifact.path), "fingerprint": artifact.fingerprint, "name": artifact.name})
+        print_json({"path": str(artifact.path), "fingerprint": artifact.fingerprint, "name": artifact.name})
     else:
         print(artifact.path)
     if not has_tokenizer:
