@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from feebcore.errors import ArtifactError
-from feebcore.files import digest_of, explain, locked, read_json, read_jsonl, sha256_file, write_json
+from feebcore.files import digest_of, expand_user, explain, locked, read_json, read_jsonl, sha256_file, write_json
 from feebcore.registry import get_registry
 from feebcore.specs import StageSpec
 
@@ -164,7 +164,10 @@ class Workspace:
     """A folder of artifacts, one subfolder a stage. Reading never writes."""
 
     def __init__(self, root: Path | str | None = None) -> None:
-        self.root = Path(root or os.environ.get("FEEB_WORKSPACE") or "data").absolute()
+        self.root = expand_user(root or os.environ.get("FEEB_WORKSPACE") or "data").absolute()
+        nearest = next(p for p in (self.root, *self.root.parents) if os.path.lexists(p))
+        if not nearest.is_dir():
+            raise ArtifactError(f"the workspace {self.root} cannot be a folder: {nearest} is a file; choose another with --workspace DIR or FEEB_WORKSPACE")
 
     def find(self, stage: str, fingerprint: str) -> Artifact | None:
         """The finished artifact with this fingerprint, whatever its name; sizes checked."""

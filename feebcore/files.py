@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from feebcore.errors import ArtifactError
+from feebcore.errors import ArtifactError, FeebError
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
@@ -31,6 +31,20 @@ def write_atomic(path: Path, data: bytes | str) -> None:
             temporary.unlink()
         raise explain(error, path) from error
     sync_folder(path.parent)
+
+
+class NoHomeError(FeebError, ValueError):
+    """A path begins with `~` and there is no such home."""
+
+
+def expand_user(path: str | Path) -> Path:
+    """The path with a leading `~` or `~user` replaced by that home, which no shell does in recipes, `.env` files and `--key=~/x`."""
+    if not str(path).startswith("~"):
+        return Path(path)
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise NoHomeError(f"{path}: there is no home folder of that name; write the path in full, or ./{path} for a file of this name") from None
 
 
 def explain(error: OSError, path: Path) -> OSError | ArtifactError:

@@ -81,6 +81,21 @@ class Document:
     key: str
 
 
+class Skipped(Counter[str]):
+    """Number of texts or files left out, by reason. names: the first MOST_NAMES of each reason."""
+
+    MOST_NAMES = 20
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: dict[str, list[str]] = {}
+
+    def add(self, why: str, name: str) -> None:
+        self[why] += 1
+        if len(names := self.names.setdefault(why, [])) < self.MOST_NAMES:
+            names.append(name)
+
+
 class Source:
     """A dataset source. `fetch` downloads (resumable); `documents` reads the downloaded files.
 
@@ -90,9 +105,9 @@ class Source:
     name: str = ""
 
     @functools.cached_property
-    def skipped(self) -> Counter[str]:
-        """Number of texts that `documents` had to leave out, by reason; ends in statistics.json."""
-        return Counter()
+    def skipped(self) -> Skipped:
+        """What `documents` had to leave out: `self.skipped.add(reason, name)`. Ends on the console and in statistics.json."""
+        return Skipped()
 
     def check(self) -> list[str]:
         """What is wrong with the options, each as 'key: what and what to do'; called before anything runs."""

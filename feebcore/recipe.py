@@ -32,6 +32,7 @@ from pydantic import ValidationError
 from feebcore.claim import Claim, unknown_variants
 from feebcore.config import StageConfig
 from feebcore.errors import PartClashError, RecipeError, UnknownPartError, did_you_mean
+from feebcore.files import expand_user
 from feebcore.recipe_yaml import Lines, read_merged, set_key
 from feebcore.registry import Registry, get_registry
 from feebcore.specs import StageSpec, load_object
@@ -63,7 +64,7 @@ class NamedInput:
 class Recipe:
     """A checked recipe. stages keep the order in which they run. inputs: stages whose artifact is named, not built.
     data: the resolved YAML as plain values. changes: what it sets beyond the recipe that it extends, by dotted key: its own keys, those
-    of its variant and of --set."""
+    of its variant and of --set. overrides: the texts of --set."""
 
     name: str
     path: Path
@@ -76,6 +77,7 @@ class Recipe:
     inputs: dict[str, NamedInput] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
     changes: dict[str, Any] = field(default_factory=dict)
+    overrides: tuple[str, ...] = ()
 
     def needs(self, key: str) -> dict[str, str]:
         """Input name to the stage (of this recipe, or a named input) that provides it: the nearest before `key` that makes the kind."""
@@ -274,7 +276,9 @@ def _build(path: Path, data: dict[str, Any], lines: Lines, registry: Registry | 
         raise RecipeError(
             f"{lines.of(['variants', variant] if variant else ['name'])}: name {name!r} becomes a folder name; use letters, digits, '-', '_' and '.'"
         )
-    recipe = Recipe(name, path, stages, registry, plugins, seed, str(data.get("description") or ""), variant, inputs, data, _changes(data, lines))
+    recipe = Recipe(
+        name, path, stages, registry, plugins, seed, str(data.get("description") or ""), variant, inputs, data, _changes(data, lines), tuple(lines.overrides)
+    )
     _check_needs(recipe, lines)
     for key, entry in stages.items():
         if entry.spec.check:
@@ -309,7 +313,7 @@ def _named_inputs(data: dict[str, Any], path: Path, registry: Registry, lines: L
             raise RecipeError(f"{where}: inputs: {error}") from None
         assert isinstance(spec, StageSpec)
         if reference.startswith(("/", "./", "../", "~")):  # a folder, relative to the recipe
-            reference = str((path.parent / Path(reference).expanduser()).absolute())
+            reference = str((path.parent / expand_user(reference)).absolute())
         inputs[spec.name] = NamedInput(spec.name, reference, spec, where)
     return inputs
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import polars as pl
 
@@ -64,7 +64,12 @@ class DocumentSpool:
 
     def scan(self) -> pl.LazyFrame:
         self.flush()
-        return pl.scan_parquet(sorted(self.folder.glob(f"{self.prefix}-*.parquet")), schema=RAW)
+        return scan_parquet(sorted(self.folder.glob(f"{self.prefix}-*.parquet")), RAW)
+
+
+def scan_parquet(paths: Path | Sequence[Path], schema: Mapping[str, Any] | None = None) -> pl.LazyFrame:
+    """Lazy rows of these files; `[`, `*` and `?` in a path are characters, not patterns."""
+    return pl.scan_parquet(paths, glob=False, hive_partitioning=False, schema=schema)  # type: ignore[arg-type]
 
 
 def write_parquet(frame: pl.LazyFrame, path: Path, compression: Literal["lz4", "zstd"] = "lz4", row_group_size: int | None = None) -> None:
@@ -80,8 +85,8 @@ def write_parquet(frame: pl.LazyFrame, path: Path, compression: Literal["lz4", "
 
 def read_batches(path: Path, columns: Sequence[str], batch_bytes: int = BATCH_BYTES, first_row: int = 0) -> Iterator[pl.DataFrame]:
     """Rows from `first_row` on in frames of about `batch_bytes` of text (at least one row)."""
-    sizes = pl.read_parquet(path, columns=["num_bytes"])["num_bytes"].to_numpy()
-    frame = pl.scan_parquet(path).select(columns)
+    sizes = scan_parquet(path).select("num_bytes").collect()["num_bytes"].to_numpy()
+    frame = scan_parquet(path).select(columns)
     start = first_row
     while start < len(sizes):
         stop, total = start, 0
@@ -112,7 +117,7 @@ def write_documents(
     tick: called with the share of rows done. validation_sources: sources whose documents all go to the validation split. Returns the table without its texts,
     and a digest of it: the same documents give the same digest whatever wrote the file.
     """
-    names = pl.read_parquet(filtered, columns=["source", "key", "num_bytes"])
+    names = scan_parquet(filtered).select("source", "key", "num_bytes").collect()
     if names.is_empty():
         raise DataError("no document is left")
     in_order = _in_order(names)
@@ -139,7 +144,7 @@ def write_documents(
     table = pl.concat(without_text)
     rows = rows_per_group(table.height, int(table["num_bytes"].sum()))
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    write_parquet(pl.scan_parquet(files), temporary, compression="zstd", row_group_size=rows)
+    write_parquet(scan_parquet(files), temporary, compression="zstd", row_group_size=rows)
     handle = os.open(temporary, os.O_RDONLY)
     os.fsync(handle)
     os.close(handle)
@@ -173,7 +178,7 @@ def _sorted_batches(filtered: Path, names: pl.DataFrame, work: Path) -> Iterator
         start, turn = start + frame.height, turn + 1
     for part in placed["part"].unique().sort():
         files = sorted(work.glob(f"sort-{part:06}-*.parquet"))
-        rows = pl.read_parquet(files).sort("place")
+        rows = scan_parquet(files).collect().sort("place")
         for path in files:
             path.unlink()
         yield rows.drop("place", "part")

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from feebcore.artifacts import Artifact
-from feebcore.files import write_atomic, write_json
+from feebcore.files import read_json, write_atomic, write_json
 from feebcore.report import facts, figures, probe_figures
+from feebcore.report.figures import running_mean
 from feebcore.report.page import Picture, picture, render
 from feebcore.report.style import Theme
 
@@ -17,10 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CAPTIONS = {
-    "training": (
-        "Training",
-        "Thin line: loss at every logged step. Thick line: running mean. Circles: loss on a sample of the validation split. Diamond: loss on the whole validation split.",
-    ),
+    "training": ("Training", "Circles: loss on a sample of the validation split. Diamond: loss on the whole validation split."),
+    "optimization": ("Learning rate and gradient norm", "As logged, of every stage that trains; the learning rate is that of the first parameter group."),
     "residual_stream": (
         "Residual stream",
         "Root mean square of the residual stream. Growth with depth is normal; unbounded growth during training is not. "
@@ -66,6 +65,7 @@ def build_report(
     (folder / "figures").mkdir(exist_ok=True)
     for made in pictures:
         write_atomic(folder / "figures" / f"{made.name}.png", made.png)
+    request = read_json(folder / "request.json") if (folder / "request.json").exists() else {}
     root = str(folder.absolute().parents[1])
     cards, sentences = facts.cards(artifacts), facts.sentences(artifacts)
     environment_rows, parts = facts.environment_rows(environment), facts.part_rows(artifacts)
@@ -78,7 +78,9 @@ def build_report(
         samples=facts.sample_groups(artifacts),
         first_batch=facts.first_batch(artifacts),
         answers=facts.answer_tables(artifacts),
-        stages=facts.stage_rows(artifacts, root),
+        stages=facts.stage_rows(artifacts, root, folder),
+        settings=facts.settings(artifacts),
+        made_by=facts.made_by(request, environment, artifacts),
         parts=parts,
         packages=facts.packages(parts),
         environment=environment_rows,
@@ -100,6 +102,7 @@ def draw_all(artifacts: Mapping[str, Artifact], tick: Callable[[int, int], None]
     times = [(row["stage"], row["seconds"]) for row in facts.stage_rows(artifacts, "/")]
     drawings: dict[str, Callable[[Theme], Figure | None]] = {
         "training": lambda theme: figures.training(logs, theme),
+        "optimization": lambda theme: figures.optimization(logs, theme),
         "residual_stream": lambda theme: probe_figures.residual_stream(probes["residual_stream"], theme),
         "gradients": lambda theme: probe_figures.gradients(probes["gradients"], theme),
         "logits": lambda theme: probe_figures.logits(probes["logits"], probes["repetition"], theme),
@@ -113,7 +116,10 @@ def draw_all(artifacts: Mapping[str, Artifact], tick: Callable[[int, int], None]
     pictures = []
     for number, (name, draw) in enumerate(drawings.items()):
         tick(number, len(drawings))
-        if (made := picture(name, *CAPTIONS[name], draw)) is not None:
+        heading, caption = CAPTIONS[name]
+        if name == "training" and any(running_mean(len(figures.column(rows, "loss", "train")[0])) > 1 for rows in logs.values()):
+            caption = f"Thin line: loss at every logged step. Thick line: running mean. {caption}"
+        if (made := picture(name, heading, caption, draw)) is not None:
             pictures.append(made)
     tick(len(drawings), len(drawings))
     return pictures

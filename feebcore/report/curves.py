@@ -11,7 +11,7 @@ import numpy as np
 
 from feebcore.errors import FeebError, did_you_mean
 from feebcore.files import read_jsonl
-from feebcore.report.figures import column, smoothed
+from feebcore.report.figures import column, off_scale, running_mean, smoothed
 from feebcore.report.style import Theme, new_figure, plain_ticks
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def draw_curves(curves: Sequence[Curve], metric: str, against: Against, theme: T
 
 
 def plot_curves(axes: Axes, curves: Sequence[Curve], metric: str, theme: Theme) -> None:
-    """Draw into a panel. The first tenth of a loss does not set the scale: the arrow says where it is cut off."""
+    """Draw into a panel."""
     named: set[str] = set()
     for number, curve in enumerate(curves):
         color = theme.series[(curve.color if curve.color >= 0 else number) % len(theme.series)]
@@ -77,7 +77,7 @@ def plot_curves(axes: Axes, curves: Sequence[Curve], metric: str, theme: Theme) 
         label = gid
         if x:
             mean = smoothed(y)
-            if len(x) > 20:
+            if running_mean(len(x)) > 1:
                 axes.plot(x, y, color=color, alpha=0.25, linewidth=0.9)
             axes.plot(x, mean, color=color, label=label, gid=curve.name, marker="o" if len(x) < 3 else None)
             label = None
@@ -99,7 +99,6 @@ def clip_top(axes: Axes, values: Sequence[float], theme: Theme) -> None:
     if len(values) < 20 or min(values) <= 0 or max(values) < 2 * min(values):
         return
     low, top = min(values), float(np.quantile(values, 0.95))
-    if max(values) <= top + 0.35 * (top - low):
-        return
-    axes.set_ylim(low - 0.06 * (top - low), top + 0.06 * (top - low))
-    axes.annotate(f"↑ up to {max(values):.4g}, off scale", (0.98, 0.97), xycoords="axes fraction", ha="right", va="top", color=theme.muted, fontsize=8.5)
+    if max(values) > top + 0.35 * (top - low):
+        axes.set_ylim(low - 0.06 * (top - low), top + 0.06 * (top - low))
+        off_scale(axes, values, theme)

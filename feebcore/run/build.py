@@ -55,7 +55,7 @@ def build(
             write_json(place / "recipe.json", recipe.resolved())
             write_json(place / "environment.json", environment)
             request = {"stage": stage, "fingerprint": fingerprint, "inputs": {n: str(a.path) for n, a in inputs.items()}}
-            write_json(place / "request.json", request | {"recipe": str(recipe.path.absolute()), "changes": recipe.changes})
+            write_json(place / "request.json", request | {"recipe": str(recipe.path.absolute()), "overrides": recipe.overrides, "changes": recipe.changes})
             (place / "result.json").unlink(missing_ok=True)
             out = StageOutput(place, None if entry.spec.process == "worker" and not in_process else on_progress)
         except OSError as error:

@@ -123,7 +123,9 @@ def _describe(documents: Path) -> tuple[pl.DataFrame, list[str]]:
     """One row a document: num_bytes int64, validation bool, source uint16 (a number into the sorted names, returned too)."""
     import polars as pl
 
-    scan = pl.scan_parquet(documents)
+    from feebcore.data.documents import scan_parquet
+
+    scan = scan_parquet(documents)
     sources = scan.select(pl.col("source").unique()).collect(engine="streaming")["source"].sort().to_list()
     code = pl.col("source").replace_strict(sources, range(len(sources)), return_dtype=pl.UInt16)
     return scan.select("num_bytes", (pl.col("split") == "validation").alias("validation"), code).collect(engine="streaming"), sources

@@ -6,10 +6,11 @@ import contextlib
 import os
 import shutil
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
+
+from feebcore.files import NoHomeError, expand_user
 
 CPU_FLOPS = {"bf16": 2e11, "fp32": 8e10}  # eager training of small models on a few cores; order of magnitude only
 CUDA_FLOPS = {"bf16": 1e14, "fp32": 3e13}
@@ -54,8 +55,8 @@ def keep_compiled_code() -> None:
     """
     if "TORCHINDUCTOR_CACHE_DIR" in os.environ:
         return
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "feeb" / "inductor"
-    with contextlib.suppress(OSError, RuntimeError):  # no home, or one that cannot be written: torch's default
+    with contextlib.suppress(OSError, NoHomeError):  # no home, or one that cannot be written: torch's default
+        folder = expand_user(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "feeb" / "inductor"
         folder.mkdir(parents=True, exist_ok=True)
         if os.access(folder, os.W_OK):
             os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)

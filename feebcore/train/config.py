@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from feebcore.config import Execution, Observation, StageConfig
-from feebcore.files import digest_of, read_json, sha256_file
+from feebcore.files import digest_of, expand_user, read_json, sha256_file
 from feebcore.parts import Part, PartKey, default_part
 from feebcore.train.depth_scaling import LR_SCALING, depth_scaled_run
 from feebcore.train.parallel_config import ParallelConfig
@@ -127,7 +127,7 @@ class TrainSection(StageConfig):
     @classmethod
     def _absolute(cls, value: str, info: ValidationInfo) -> str:
         folder = Path((info.context or {}).get("recipe_folder", "."))
-        return str((folder / Path(value).expanduser()).absolute()) if value else ""
+        return str((folder / expand_user(value)).absolute()) if value else ""
 
     @model_validator(mode="after")
     def _digested(self) -> TrainSection:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from feebcore.artifacts import Artifact, StageOutput, Workspace, commit, read_artifact
-from feebcore.errors import ArtifactError, UnknownPartError
+from feebcore.errors import ArtifactError, FeebError, UnknownPartError
 from feebcore.files import locked, read_jsonl, write_atomic
 
 
@@ -293,3 +293,20 @@ def test_one_damaged_manifest_does_not_hide_the_rest(tmp_path, capsys):
     assert {r["path"]: r["bad"] for r in json.loads(capsys.readouterr().out)} == {str(good.path): [], str(bad.path): ["manifest.json"]}
     with pytest.raises(ArtifactError):
         workspace.gc(superseded=True)  # what it cannot read it does not judge
+
+
+def test_the_workspace_may_begin_with_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("FEEB_WORKSPACE", "~/ws")
+    assert Workspace().root == tmp_path / "ws"
+    assert Workspace("./~").root == Path("~").absolute()
+    with pytest.raises(FeebError, match="there is no home folder of that name"):
+        Workspace("~no-such-user-here/ws")
+
+
+def test_a_workspace_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to("nowhere")
+    for name in ("file", "file/below", "link"):
+        with pytest.raises(ArtifactError, match=r"the workspace .* cannot be a folder: .*/(file|link) is a file; choose another"):
+            Workspace(tmp_path / name)

@@ -91,7 +91,7 @@ def test_an_empty_corpus_names_its_source(tmp_path: Path) -> None:
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "a.txt").write_text("")
     (tmp_path / "text" / "b.txt").write_bytes(b"\xff")
-    with pytest.raises(DataError, match=r"source 'files' has 1 empty documents, 1 left out \(not UTF-8\).*download\.sources\.0"):
+    with pytest.raises(DataError, match=r"source 'files' has 1 empty documents, 1 left out \(not UTF-8: b.txt\).*download\.sources\.0"):
         run(tmp_path, "download")
 
 

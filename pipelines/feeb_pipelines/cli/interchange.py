@@ -37,8 +37,9 @@ def import_(
     from feeb_pipelines.cli.tables import print_json
     from feebcore.artifacts import Workspace, check_name
     from feebcore.errors import FeebError
+    from feebcore.files import expand_user
 
-    source, place = source.expanduser(), Workspace(workspace)
+    source, place = expand_user(source), Workspace(workspace)
     if not source.exists():
         raise FeebError(f"{source} does not exist")
     check_name(name)
@@ -77,10 +78,11 @@ def export(
         feeb export rl/quickstart exported/half --option dtype=bf16
     """
     from feebcore.api import open_run
+    from feebcore.files import expand_user
 
     part = _part("exporters", exporter, option)
     folder = Path(model) if (Path(model) / "model.json").exists() else open_run(model, workspace).path / "model"
-    part.build()(folder, target.expanduser())
+    part.build()(folder, expand_user(target))
     print(target)
 
 

@@ -31,13 +31,14 @@ Json = Annotated[bool, Parameter(name="--json", help="Print JSON.", negative=(),
 def with_inputs(overrides: Sequence[str], inputs: Sequence[str]) -> list[str]:
     """The texts of --set with those of --input among them. Raises RecipeError for one that is not STAGE=ARTIFACT."""
     from feebcore.errors import RecipeError
+    from feebcore.files import expand_user
 
     texts = list(overrides)
     for text in inputs:
         stage, sign, reference = text.partition("=")
         if not sign or not stage or not reference:
             raise RecipeError(f"--input {text!r}: write STAGE=ARTIFACT, as in --input pretrain=smol")
-        folder = Path(reference).expanduser()
+        folder = expand_user(reference)
         if reference.startswith((".", "/", "~")) or (folder / "manifest.json").exists():
             reference = str(folder.absolute())
         texts.append(f"inputs.{stage}={json.dumps(reference)}")

@@ -32,6 +32,7 @@ def new(
     """
     from feebcore import __version__
     from feebcore.errors import FeebError
+    from feebcore.files import expand_user
     from feebcore.registry import get_registry
 
     chosen = _kind(kind)
@@ -44,7 +45,7 @@ def new(
         raise FeebError(f"a package feeb_{part} is installed already; choose another name")
     if any(spec.name == part for of, spec in get_registry().parts() if of == chosen):
         raise FeebError(f"{chosen}/{part} exists already; choose another name, so that recipes can use the bare one")
-    target = into.expanduser() / f"feeb-{name}"
+    target = expand_user(into) / f"feeb-{name}"
     if target.exists():
         raise FeebError(f"{target} exists already")
     _render(target, {"name": name, "kind": chosen, "feeb_version": ".".join(__version__.split(".")[:2])})

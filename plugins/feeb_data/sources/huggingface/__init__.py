@@ -33,6 +33,7 @@ PART = feeb.SourceSpec(
     "huggingface",
     HuggingfaceConfig,
     build=f"{__name__}.huggingface:HuggingfaceSource",
+    revision=2,
     summary="A dataset on the Hugging Face Hub at one commit.",
     reference="https://huggingface.co/docs/hub/api",
 )

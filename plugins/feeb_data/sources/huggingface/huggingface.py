@@ -74,7 +74,9 @@ class HuggingfaceSource(Source):
         if re.fullmatch(r"[0-9a-f]{40}", config.revision) and commit != config.revision:
             raise DataError(f"huggingface: asked for commit {config.revision} of {config.repo}, the Hub answered {commit}")
         siblings = answer.get("siblings") or []
-        chosen = sorted((s for s in siblings if any(fnmatch.fnmatch(s["rfilename"], p) for p in config.files)), key=lambda s: s["rfilename"])
+        chosen = sorted(
+            (s for s in siblings if any(p == s["rfilename"] or fnmatch.fnmatchcase(s["rfilename"], p) for p in config.files)), key=lambda s: s["rfilename"]
+        )
         if not chosen:
             names = ", ".join(sorted(s["rfilename"] for s in siblings)[:12]) or "none"
             raise DataError(f"huggingface: no file of {config.repo} matches {config.files}; it has: {names}")

@@ -34,4 +34,4 @@ class UrlsConfig(TextOptions):
     timeout: feeb.Execution[float] = Field(30.0, gt=0, description="seconds without a byte after which a request counts as failed")
 
 
-PART = feeb.SourceSpec("urls", UrlsConfig, build=f"{__name__}.urls:UrlsSource", summary="Files from the web, resumed and verified.")
+PART = feeb.SourceSpec("urls", UrlsConfig, build=f"{__name__}.urls:UrlsSource", revision=2, summary="Files from the web, resumed and verified.")
