@@ -133,7 +133,7 @@ def _patches(axes: Axes) -> Iterator[dict[str, Any]]:
         if isinstance(patch, Rectangle):
             x, y = patch.get_xy()
             sides = {"x": _round(x), "y": _round(y), "w": _round(patch.get_width()), "h": _round(patch.get_height())}
-            spans = patch.get_transform().contains_branch(axes.transAxes)  # of axvspan: from the bottom of the panel to its top
+            spans = patch.get_data_transform() == axes.get_xaxis_transform()  # of axvspan: from the bottom of the panel to its top
             yield {"type": "rect", **sides, "full": "y" if spans else "", "color": to_hex(patch.get_facecolor()), "alpha": _round(patch.get_alpha() or 1.0)}
 
 

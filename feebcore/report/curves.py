@@ -68,7 +68,7 @@ def draw_curves(curves: Sequence[Curve], metric: str, against: Against, theme: T
 
 
 def plot_curves(axes: Axes, curves: Sequence[Curve], metric: str, theme: Theme) -> None:
-    """Draw into a panel."""
+    """Draw into a panel. Of many curves only the running means are drawn."""
     named: set[str] = set()
     for number, curve in enumerate(curves):
         color = theme.series[(curve.color if curve.color >= 0 else number) % len(theme.series)]
@@ -77,7 +77,7 @@ def plot_curves(axes: Axes, curves: Sequence[Curve], metric: str, theme: Theme) 
         label = gid
         if x:
             mean = smoothed(y)
-            if running_mean(len(x)) > 1:
+            if running_mean(len(x)) > 1 and len(curves) <= 4:
                 axes.plot(x, y, color=color, alpha=0.25, linewidth=0.9)
             axes.plot(x, mean, color=color, label=label, gid=curve.name, marker="o" if len(x) < 3 else None)
             label = None

@@ -330,7 +330,7 @@ def settings(artifacts: Artifacts) -> list[tuple[str, list[tuple[str, str]]]]:
             if stage in ("pretrain", "sft"):
                 tables.append(("Model", model))
         if "max_steps" in section:
-            rows = [(k, _text(section[k])) for k in SETTINGS if section.get(k) is not None]
+            rows = [(k, _text(section[k])) for k in SETTINGS if _told(section.get(k)) or (k == "seed" and k in section)]
             if precision := artifact.metrics.get("precision"):
                 rows = [(k, f"{v} ({precision})" if k == "precision" and v == "auto" else v) for k, v in rows]
             tables.append((stage_title(stage), rows))

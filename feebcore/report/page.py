@@ -46,10 +46,10 @@ def render(pictures: list[Picture], **values: Any) -> str:
     return environment().get_template("page.html.jinja").render(pictures={p.name: _shown(p) for p in pictures}, **values)
 
 
-def chart_page(title: str, draw: Callable[[Theme], Figure], **values: Any) -> str:
-    """A page of one figure. values: of chart.html.jinja."""
-    made = picture("chart", title, "", draw)
-    return environment().get_template("chart.html.jinja").render(title=title, pictures=[_shown(made)] if made else [], **{"lead": "", "body": "", **values})
+def chart_page(title: str, pictures: list[Picture], **values: Any) -> str:
+    """A page of figures. values: lead, command, sentences (in bold), table ({columns, rows}) and notes, of which any may be missing."""
+    filled = {"lead": "", "command": "", "sentences": [], "table": None, "notes": []} | values
+    return environment().get_template("chart.html.jinja").render(title=title, pictures=[_shown(p) for p in pictures], **filled)
 
 
 def environment() -> Environment:

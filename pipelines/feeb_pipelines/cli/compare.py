@@ -135,7 +135,7 @@ def _show(result: Mapping[str, Any], path: str, display: Display, reused: bool) 
         out.print(note, style="dim", markup=False)
     if reused:
         out.print("nothing to do: the comparison is already finished")
-    out.print(f"page: {path}/page.md", markup=False)
+    out.print(f"page: {path}/page.html", markup=False)
 
 
 def _row(candidate: Mapping[str, Any], variant: Mapping[str, Any] | None) -> list[str]:

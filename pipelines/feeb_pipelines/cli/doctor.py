@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from feeb_pipelines.cli.options import Json, WorkspaceOption
+from feeb_pipelines.cli.tables import hint
 
 
 class Claim(NamedTuple):
@@ -25,7 +26,9 @@ class Claim(NamedTuple):
 
 
 def doctor(*, workspace: WorkspaceOption = None, json: Json = False) -> int:
-    """Check Python, torch, CUDA, bf16, torch.compile, disk space and Prefect. Takes up to a minute.
+    """Check Python, torch, CUDA, bf16, torch.compile, disk space and Prefect: seconds, on a busy machine up to a minute.
+
+    Each line appears as its check ends. What is wrong comes with what to do about it.
 
     Exits with status 1 if a problem must be fixed before feeb can run.
 
@@ -35,24 +38,36 @@ def doctor(*, workspace: WorkspaceOption = None, json: Json = False) -> int:
     from feebcore.artifacts import Workspace
 
     root = Workspace(workspace).root
-    checks: list[Callable[[], Claim]] = [check_python, check_torch, check_cuda, check_bf16, check_compile, lambda: check_disk(root), check_prefect]
+    checks: dict[str, Callable[[], Claim]] = {
+        "python": check_python,
+        "disk": lambda: check_disk(root),
+        "prefect": check_prefect,
+        "torch": check_torch,
+        "cuda": check_cuda,
+        "bf16": check_bf16,
+        "compile": check_compile,
+    }
     claims = []
-    for check in checks:
-        claim = _guarded(check)
+    for name, check in checks.items():
+        if not json and sys.stdout.isatty():
+            print(f"…       {name:9} checking", end="\r", flush=True)
+        claim = _guarded(name, check)
         claims.append(claim)
         if not json:
             mark = {"ok": "ok     ", "note": "note   ", "problem": "PROBLEM"}[claim.level]
             print(f"{mark} {claim.name:9} {claim.text}" + (f"; {claim.advice}" if claim.advice else ""), flush=True)
+    problems = [claim.name for claim in claims if claim.level == "problem"]
+    if not json:
+        hint(*([f"fix {', '.join(problems)}, then feeb doctor again"] if problems else ["feeb run experiments/quickstart.yaml"]))
     if json:
         sys.stdout.write(json_module.dumps([f._asdict() for f in claims], indent=2) + "\n")
     return 1 if any(f.level == "problem" for f in claims) else 0
 
 
-def _guarded(check: Callable[[], Claim]) -> Claim:
+def _guarded(name: str, check: Callable[[], Claim]) -> Claim:
     try:
         return check()
     except Exception as error:
-        name = getattr(check, "__name__", "check").removeprefix("check_")
         return Claim(name, "problem", f"{type(error).__name__}: {error}", "reinstall feeb into a fresh environment (make quickstart does)")
 
 
@@ -109,10 +124,9 @@ def check_compile() -> Claim:
     code = "import torch; f = torch.compile(lambda x: (x.sin() + 1).sum()); x = torch.arange(64.); assert torch.allclose(f(x), (x.sin() + 1).sum())"
     import tempfile
 
-    with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False, env=os.environ | {"TORCHINDUCTOR_CACHE_DIR": folder}
-        )
+    with tempfile.TemporaryDirectory() as folder:  # one compiler: a pool of them would import torch in each
+        environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": folder, "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False, env=environment)
     if done.returncode == 0:
         return Claim("compile", "ok", f"torch.compile works ({compiler or 'no C++ compiler needed'})")
     reason = (done.stderr.strip().splitlines() or ["no message"])[-1][:200]

@@ -31,8 +31,7 @@ def plot(
     from feebcore.errors import FeebError
     from feebcore.files import write_atomic
     from feebcore.report.curves import Curve, curve_of, draw_curves
-    from feebcore.report.page import chart_page
-    from feebcore.report.style import LIGHT, png, styled
+    from feebcore.report.page import chart_page, picture
 
     if not runs:
         raise FeebError("name at least one run, as in feeb plot pretrain/quickstart; `feeb runs` lists them")
@@ -42,10 +41,10 @@ def plot(
         label = run.reference if sum(open_run(t, workspace).name == run.name for t in runs) > 1 else run.name
         curves.append(curve_of(run.path, label, metric, x, run.metrics))
     png_file, html_file = (out.with_name(f"{out.name}.{suffix}") for suffix in ("png", "html"))
-    with styled(LIGHT):
-        write_atomic(png_file, png(draw_curves(curves, metric, x, LIGHT)))
-    title = f"{metric} of {', '.join(c.name for c in curves)}"
-    write_atomic(html_file, chart_page(title, lambda theme: draw_curves(curves, metric, x, theme)))
+    drawn = picture("curves", "", "", lambda theme: draw_curves(curves, metric, x, theme))
+    assert drawn is not None
+    write_atomic(png_file, drawn.png)
+    write_atomic(html_file, chart_page(f"{metric} of {', '.join(dict.fromkeys(c.name for c in curves))}", [drawn]))
     if json:
         print_json({"png": str(png_file), "html": str(html_file), "runs": [c.name for c in curves]})
     else:
