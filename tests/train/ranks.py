@@ -1,16 +1,15 @@
-"""One rank of several, a process of its own: `RANK=0 WORLD_SIZE=2 FEEB_RENDEZVOUS=FILE python ranks.py JSON` does the jobs
-in turn. `start(world, folder, jobs)` starts them all; a job is `{"do": "train" | "reshard" | "sums", ...}`."""
+"""Several ranks, each a process of its own: `start(world, folder, jobs)` has all of them do the jobs in turn; a job is
+`{"do": "train" | "reshard" | "sums", ...}`."""
 
 from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import forked
 import torch
 from small_run import VOCAB, B, Cycle, T, section
 
@@ -80,24 +79,19 @@ def sums(folder: Path) -> None:
 def start(world: int, folder: Path, jobs: Sequence[dict[str, Any]]) -> None:
     """Run the jobs in `world` processes. Raises AssertionError with what the ranks printed when one fails."""
     folder.mkdir(parents=True, exist_ok=True)
-    common = os.environ | {"WORLD_SIZE": str(world), "FEEB_RENDEZVOUS": str(folder / "meet"), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    common = {"WORLD_SIZE": str(world), "FEEB_RENDEZVOUS": str(folder / "meet"), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     logs = [folder / f"rank-{rank}.txt" for rank in range(world)]
-    command = [sys.executable, __file__, json.dumps(list(jobs), default=str)]
-    processes = []
-    for rank, log in enumerate(logs):
-        with open(log, "wb") as stream:
-            processes.append(subprocess.Popen(command, env=common | {"RANK": str(rank)}, stdout=stream, stderr=subprocess.STDOUT))
-    try:
-        codes = [process.wait(250) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert not any(codes), "\n".join(log.read_text() for log in logs)
+    processes = [forked.start(do, jobs, log=log, environment=common | {"RANK": str(rank)}) for rank, log in enumerate(logs)]
+    for process in processes:
+        process.join(250)
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
+    assert codes == [0] * world, "\n".join(log.read_text() for log in logs)
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
+def do(jobs: Sequence[dict[str, Any]]) -> None:
     join(CPU)
-    for job in json.loads(sys.argv[1]):
-        {"train": train, "reshard": reshard, "sums": sums}[job.pop("do")](**{k: Path(v) if k in ("folder", "source") else v for k, v in job.items()})
+    for job in jobs:
+        {"train": train, "reshard": reshard, "sums": sums}[job["do"]](**{k: v for k, v in job.items() if k != "do"})
     torch.distributed.destroy_process_group()

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import struct
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from small_run import B, Cycle, T, run, section
+from small_run import B, Cycle, T, in_process_of_its_own, run, section
 
 from feebcore.errors import FeebError
 from feebcore.files import read_jsonl
@@ -77,14 +74,11 @@ def test_samples_after_a_resume_equal_those_of_an_uninterrupted_run(tmp_path, mo
 
 def test_wandb_offline_holds_the_rows_of_the_log_and_of_probes_and_no_key(tmp_path):
     pytest.importorskip("wandb")
-    script = Path(__file__).with_name("small_run.py")
-    environment = os.environ | {"WANDB_API_KEY": "0123456789abcdef" * 2 + "01234567", "HOME": str(tmp_path)}
+    environment = {"WANDB_API_KEY": "0123456789abcdef" * 2 + "01234567", "HOME": str(tmp_path)}
     probes = [{"name": "logits", "every": 5}, {"name": "gradients", "every": 5}]
     changes = {"callbacks": ["metrics", "wandb", *probes], "max_steps": 7}
     folder = tmp_path / "run"
-    folder.mkdir()
-    done = subprocess.run([sys.executable, str(script), str(folder), json.dumps(changes)], capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr
+    assert in_process_of_its_own(folder, environment, **changes) == 0
     rows = wandb_rows(folder)
     assert [row for row in rows if "split" in row] == read_jsonl(folder / "metrics.jsonl")
     mirrored = {name: [row for row in rows if any(key.startswith(f"{name}/") for key in row)] for name in ("logits", "gradients")}
