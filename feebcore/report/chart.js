@@ -48,9 +48,10 @@
     if (data.title) element("div", "chart-title", box, data.title);
     const hidden = new Set();
     const named = data.series.filter((s) => s.name);
-    if (named.length > 1 || (named.length && named[0].name !== data.title)) {
+    const names = new Set(named.map((s) => s.name));
+    if (names.size > 1 || (names.size && ![data.title, data.ylabel].includes(named[0].name))) {
       const legend = element("div", "chart-legend", box);
-      for (const name of new Set(named.map((s) => s.name))) {
+      for (const name of names) {
         const item = element("button", "", legend);
         item.type = "button";
         element("i", "", item).style.background = color(named.find((s) => s.name === name).color);

@@ -97,7 +97,7 @@ def _lines(axes: Axes) -> Iterator[dict[str, Any]]:
         if line.get_marker() not in ("None", None, "", " "):
             style |= {"marker": str(line.get_marker()), "size": _round(line.get_markersize())}
             if line.get_markerfacecolor() != line.get_markeredgecolor() and to_hex(line.get_markerfacecolor()) == to_hex(axes.get_facecolor()):
-                style["hollow"] = True
+                style |= {"hollow": True, "color": to_hex(line.get_markeredgecolor())}
         x, y = _thinned(x, y)
         yield {"type": "line", "x": [_round(v) for v in x], "y": [_round(v) for v in y], "name": line.get_gid() or "", **style}
 
@@ -134,7 +134,15 @@ def _patches(axes: Axes) -> Iterator[dict[str, Any]]:
             x, y = patch.get_xy()
             sides = {"x": _round(x), "y": _round(y), "w": _round(patch.get_width()), "h": _round(patch.get_height())}
             spans = patch.get_data_transform() == axes.get_xaxis_transform()  # of axvspan: from the bottom of the panel to its top
-            yield {"type": "rect", **sides, "full": "y" if spans else "", "color": to_hex(patch.get_facecolor()), "alpha": _round(patch.get_alpha() or 1.0)}
+            name = patch.get_gid() or ""
+            yield {
+                "type": "rect",
+                "name": name,
+                **sides,
+                "full": "y" if spans else "",
+                "color": to_hex(patch.get_facecolor()),
+                "alpha": _round(patch.get_alpha() or 1.0),
+            }
 
 
 def _texts(axes: Axes) -> Iterator[dict[str, Any]]:

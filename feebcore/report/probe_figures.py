@@ -71,7 +71,7 @@ def _histograms(axes: Axes, adds: Sequence[Mapping[str, Any] | None], theme: The
         left = 0.0
         for k, share in enumerate((add or {}).get("histogram") or []):
             width = 100 * (share or 0.0)
-            axes.barh(layer, width, left=left, height=0.72, color=theme.ramp(k / (len(BINS) - 1)), label=BINS[k] if layer == 0 else None)
+            axes.barh(layer, width, left=left, height=0.72, color=theme.ramp(k / (len(BINS) - 1)), label=BINS[k] if layer == 0 else None, gid=BINS[k])
             left += width
     axes.set_yticks(range(len(adds)), [f"block {i}" for i in range(len(adds))])
     axes.invert_yaxis()
@@ -242,7 +242,7 @@ def throughput(rows: Rows, theme: Theme) -> Figure | None:
     figure = new_figure(9.0, 3.0)
     speed, lost, memory = panels(figure, 3, [1.2, 1.0, 1.0])
     marker = "o" if len(steps) < 3 else None
-    speed.plot(steps, [100 * v for v in mfu], color=theme.series[0], marker=marker, gid="MFU, %")
+    speed.plot(steps, [100 * v for v in mfu], color=theme.series[0], marker=marker, gid="MFU")
     speed.set(title="MFU", ylabel="% of measured matmul peak", ylim=(0, 110 * max(*mfu, 1e-9)))
     for number, key, name in ((1, "data_wait", "data loading"), (2, "outside", "validation, checkpoints")):
         x, values = column(rows, key)
