@@ -43,7 +43,7 @@
     return found;
   }
 
-  function panel(data, parent) {
+  function panel(data, parent, alone) {
     const box = element("div", "chart", parent);
     if (data.title) element("div", "chart-title", box, data.title);
     const hidden = new Set();
@@ -73,7 +73,7 @@
     function draw() {
       const width = plot.clientWidth;
       if (!width) return;
-      const height = data.height ? Math.max(150, data.height) : Math.max(190, Math.min(270, width * 0.62));
+      const height = data.height ? Math.max(150, data.height) : Math.max(190, Math.min(alone ? 420 : 270, width * 0.62));
       plot.querySelector("svg")?.remove();
       const root = svg("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": data.title || data.ylabel });
       plot.prepend(root);
@@ -235,7 +235,7 @@
     source.after(charts);
     const panels = JSON.parse(source.textContent);
     panels.forEach((data) => {
-      panel(data, charts);
+      panel(data, charts, panels.length === 1);
       charts.lastChild.style.flex = `${data.weight ?? 1} 1 ${panels.length > 2 ? 250 : 320}px`;
     });
   }

@@ -44,7 +44,8 @@ def training(logs: Mapping[str, Rows], theme: Theme) -> Figure | None:
             labels.append((whole[-1]["loss"], "full validation", theme.series[1]))
         values = [*loss, *val, *(r["loss"] for r in whole)]
         top, low = float(np.quantile(loss, 0.98)) if len(loss) > 20 else max(loss), min(values)
-        axes.set_ylim(max(0.0, low - 0.08 * (top - low)), top + 0.05 * (top - low) or 1.0)
+        span = top - low or abs(top) or 1.0  # of a single row nothing is spanned
+        axes.set_ylim(max(0.0, low - 0.08 * span), top + 0.05 * span)
         off_scale(axes, values, theme)
         stack_labels(axes, steps[-1], labels)
         axes.set(title=stage_title(stage), xlabel="step", ylabel="loss (nats per token)")

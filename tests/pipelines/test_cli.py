@@ -195,9 +195,14 @@ def test_a_disk_too_full_for_the_server_is_explained(feeb: Feeb, small_disk: Pat
 
 
 def test_doctor_checks_the_workspace_and_prefect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from feeb_pipelines.cli.doctor import check_disk, check_prefect, check_python
+    from feeb_pipelines.cli.doctor import check_compile, check_disk, check_prefect, check_python
 
     assert check_python().level == "ok"
+    assert check_compile().level == "ok"
+    monkeypatch.setattr("feeb_pipelines.cli.doctor.COMPILED", "#include <no_such_header.h>")
+    assert "no_such_header.h" in check_compile().text
+    monkeypatch.setenv("PATH", "")
+    assert "no C++ compiler" in check_compile().text
     assert check_disk(tmp_path / "not" / "there").level in ("ok", "note")
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
     assert check_prefect().level == "problem"

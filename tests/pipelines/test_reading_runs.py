@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import io
 import json
 import re
 import shlex
@@ -180,3 +181,17 @@ def test_generate_gives_samples_from_a_file_and_beyond_the_context(chain, tmp_pa
     assert len(opened.tokenizer.encode(long[0])) > 64 or len(long[0]) < 200
     assert "context is 64 tokens" in feeb("generate", "pretrain/tiny", "x", "--max-new-tokens", 100).stderr
     assert "--prompt-file" in feeb("generate", "pretrain/tiny", "x", "--prompt-file", tmp_path / "none").stderr
+
+
+def test_what_to_do_next_is_said_on_a_terminal_only(inside: Inside, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert inside("run", RECIPE, "--in-process").stderr == ""
+    monkeypatch.setattr(io.StringIO, "isatty", lambda self: True)
+    for command in (
+        ("run", RECIPE),
+        ("runs",),
+        ("show", "tiny"),
+        ("plan", RECIPE, "--set", "slow.steps=7"),
+        ("parts", "lion"),
+        ("diff", "slow/tiny", "slow/tiny"),
+    ):
+        assert "next: feeb " in inside(*command, COLUMNS="100").stderr, command

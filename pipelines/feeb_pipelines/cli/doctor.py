@@ -8,9 +8,13 @@ import platform
 import shutil
 import subprocess
 import sys
+import sysconfig
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
+
+from cyclopts import Parameter
 
 from feeb_pipelines.cli.options import Json, WorkspaceOption
 from feeb_pipelines.cli.tables import hint
@@ -25,8 +29,13 @@ class Claim(NamedTuple):
     advice: str = ""
 
 
-def doctor(*, workspace: WorkspaceOption = None, json: Json = False) -> int:
-    """Check Python, torch, CUDA, bf16, torch.compile, disk space and Prefect: seconds, on a busy machine up to a minute.
+def doctor(
+    *,
+    full: Annotated[bool, Parameter(help="Also compile a function with torch.compile: half a minute.", negative=(), show_default=False)] = False,
+    workspace: WorkspaceOption = None,
+    json: Json = False,
+) -> int:
+    """Check Python, disk space, Prefect, torch, CUDA, bf16 and the compiler; takes seconds.
 
     Each line appears as its check ends. What is wrong comes with what to do about it.
 
@@ -46,7 +55,7 @@ def doctor(*, workspace: WorkspaceOption = None, json: Json = False) -> int:
         "cuda": check_cuda,
         "bf16": check_bf16,
         "compile": check_compile,
-    }
+    } | ({"torch.compile": check_torch_compile} if full else {})
     claims = []
     for name, check in checks.items():
         if not json and sys.stdout.isatty():
@@ -118,25 +127,48 @@ def check_bf16() -> Claim:
     return Claim("bf16", "note", f"bf16 is not accelerated on this CPU ({ratio:.1f}x the speed of fp32)", "precision: auto uses fp32; training is slower")
 
 
-def check_compile() -> Claim:
-    """torch.compile of a small function, in a subprocess with an empty cache."""
-    compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
-    code = "import torch; f = torch.compile(lambda x: (x.sin() + 1).sum()); x = torch.arange(64.); assert torch.allclose(f(x), (x.sin() + 1).sum())"
-    import tempfile
+COMPILED = """
+#include <Python.h>
+#include <cmath>
+#include <omp.h>
+extern "C" float check(const float* x, int n) {
+    float sum = 0;
+    #pragma omp parallel for reduction(+ : sum)
+    for (int i = 0; i < n; i++) sum += std::sin(x[i]);
+    return sum;
+}
+"""
+"""What torch.compile needs of a machine: a C++ compiler, Python's headers, OpenMP, and a linker."""
 
+
+def check_compile() -> Claim:
+    """Whether what torch.compile generates can be compiled; to have it generate something takes half a minute (`--full`)."""
+    compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
+    eager = "torch.compile is unavailable and training runs in eager mode, more slowly"
+    if compiler is None:
+        return Claim("compile", "note", f"no C++ compiler, so {eager}", "apt install g++ (or clang)")
+    with tempfile.TemporaryDirectory() as folder:
+        command = [compiler, "-x", "c++", "-", "-shared", "-fPIC", "-fopenmp", f"-I{sysconfig.get_path('include')}", "-o", f"{folder}/check.so"]
+        done = subprocess.run(command, input=COMPILED, capture_output=True, text=True, timeout=60, check=False)
+    if done.returncode == 0:
+        return Claim("compile", "ok", f"{compiler} compiles for torch.compile; feeb doctor --full tries torch.compile itself")
+    reason = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip()[:200] or "no message")
+    advice = {"Python.h": "install Python's headers (apt install python3-dev)", "omp": "install OpenMP (apt install libomp-dev)"}
+    return Claim(
+        "compile", "note", f"{compiler} fails ({reason}), so {eager}", next((a for word, a in advice.items() if word in reason), "reinstall the compiler")
+    )
+
+
+def check_torch_compile() -> Claim:
+    """torch.compile of a small function, in a subprocess with an empty cache."""
+    code = "import torch; f = torch.compile(lambda x: (x.sin() + 1).sum()); x = torch.arange(64.); assert torch.allclose(f(x), (x.sin() + 1).sum())"
     with tempfile.TemporaryDirectory() as folder:  # one compiler: a pool of them would import torch in each
         environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": folder, "TORCHINDUCTOR_COMPILE_THREADS": "1"}
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False, env=environment)
     if done.returncode == 0:
-        return Claim("compile", "ok", f"torch.compile works ({compiler or 'no C++ compiler needed'})")
+        return Claim("torch.compile", "ok", "compiles and runs")
     reason = (done.stderr.strip().splitlines() or ["no message"])[-1][:200]
-    if compiler is None:
-        return Claim(
-            "compile", "note", "no C++ compiler, so torch.compile is unavailable; training runs in eager mode", "apt install g++ (or clang) makes it faster"
-        )
-    return Claim(
-        "compile", "note", f"torch.compile fails ({reason}); training runs in eager mode", "check that Python's headers are installed (apt install python3-dev)"
-    )
+    return Claim("torch.compile", "note", f"fails ({reason}); training runs in eager mode", "set compile: off in recipes, or follow what check `compile` says")
 
 
 def check_disk(root: Path) -> Claim:
