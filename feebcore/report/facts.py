@@ -22,7 +22,7 @@ from feebcore.evaluate.benchmark import intervals
 from feebcore.files import read_json, read_jsonl
 from feebcore.report.figures import NAMES, duration, stage_title
 from feebcore.report.probe_figures import within_peak
-from feebcore.report.style import byte_size, compact
+from feebcore.report.style import byte_size, compact, counted
 
 Artifacts = Mapping[str, Artifact]
 
@@ -102,15 +102,17 @@ def cards(artifacts: Artifacts) -> list[Card]:
         headline.append(Card(percent(error), "scaling-law prediction error", note))
     before, after = rl.get("accuracy_before"), rl.get("accuracy_after")
     if isinstance(before, Mapping) and isinstance(after, Mapping):
-        headline.append(Card(f"{percent(before['value'])} → {percent(after['value'])}", "task accuracy, RL", f"sampled, {after['n']} held-out prompts"))
+        headline.append(
+            Card(f"{percent(before['value'])} → {percent(after['value'])}", "task accuracy, RL", f"sampled, {counted(after['n'], 'held-out prompt')}")
+        )
     for bar in evaluation_bars(artifacts):
         if bar["benchmark"] == "python_parses":
             model, value, *_ = bar["models"][0]
             headline.append(Card(percent(value), "valid Python functions", model_name(model)))
     if "bytes" in download:
-        headline.append(Card(byte_size(download["bytes"]), "text", f"{download['documents']:,} documents"))
+        headline.append(Card(byte_size(download["bytes"]), "text", counted(download["documents"], "document")))
     if artifacts:
-        headline.append(Card(duration(sum(a.manifest["seconds"] for a in artifacts.values())), "total time", f"{len(artifacts)} stages"))
+        headline.append(Card(duration(sum(a.manifest["seconds"] for a in artifacts.values())), "total time", counted(len(artifacts), "stage")))
     return headline
 
 
@@ -134,9 +136,9 @@ def _data(artifacts: Artifacts) -> list[Sentence]:
     download, shard = metrics_of(artifacts, "download"), metrics_of(artifacts, "shard")
     if "documents" not in download:
         return []
-    text = f"{download['documents']:,} documents, {byte_size(download['bytes'])}"
+    text = f"{counted(download['documents'], 'document')}, {byte_size(download['bytes'])}"
     if "val_documents" in download:
-        text += f"; validation split: {download['val_documents']:,} documents, {byte_size(download['val_bytes'])}"
+        text += f"; validation split: {counted(download['val_documents'], 'document')}, {byte_size(download['val_bytes'])}"
     tokens, vocab_size = shard.get("train_tokens", 0) + shard.get("val_tokens", 0), metrics_of(artifacts, "tokenizer").get("vocab_size")
     if tokens and vocab_size:
         text += f". {compact(tokens)} tokens with a vocabulary of {vocab_size:,}"
@@ -161,7 +163,7 @@ def _scaling_law(artifacts: Artifacts) -> list[Sentence]:
     error, nearest = metrics.get("heldout_relative_error"), metrics.get("nearest_cell_error")
     if error is not None:
         num_runs = (metrics.get("law") or {}).get("num_points")
-        text = f"Fitted to {f'{num_runs} runs' if num_runs else 'the runs of the sweep'}. Relative error on the held-out run: {percent(error)}"
+        text = f"Fitted to {counted(num_runs, 'run') if num_runs else 'the runs of the sweep'}. Relative error on the held-out run: {percent(error)}"
         tone = ""
         if nearest is not None:
             tone = "good" if error < nearest else "bad"
@@ -183,8 +185,8 @@ def _fine_tuning(artifacts: Artifacts) -> list[Sentence]:
     value = accuracy.get("value") if isinstance(accuracy, Mapping) else accuracy
     if value is None:
         return []
-    count = f", {accuracy['n']} problems" if isinstance(accuracy, Mapping) and accuracy.get("n") else ""
-    text = f"Held-out accuracy: {percent(value)} after {metrics.get('examples', 0):,} examples, sampled at temperature 1{count}."
+    count = f", {counted(accuracy['n'], 'problem')}" if isinstance(accuracy, Mapping) and accuracy.get("n") else ""
+    text = f"Held-out accuracy: {percent(value)} after {counted(metrics.get('examples', 0), 'example')}, sampled at temperature 1{count}."
     again = isinstance(metrics_of(artifacts, "rl").get("accuracy_before"), Mapping) or "evaluate" in artifacts
     return [
         Sentence(
@@ -202,13 +204,13 @@ def _rl(artifacts: Artifacts) -> list[Sentence]:
     algorithm = str((section.get("algorithm") or {}).get("name", "")).upper()
     task = str((section.get("task") or {}).get("name", "")).replace("_", " ")
     subject = f"{algorithm or 'RL'} on {task}" if task else algorithm or "RL"
-    rollouts = f" after {metrics['rollouts']:,} rollouts" if metrics.get("rollouts") else ""
+    rollouts = f" after {counted(metrics['rollouts'], 'rollout')}" if metrics.get("rollouts") else ""
     text = f"{subject}: held-out accuracy {percent(before['value'])} → {percent(after['value'])}{rollouts}."
     if after["low"] > before["high"]:
         return [Sentence("Reinforcement learning", f"{text} Significant improvement: the 95% intervals do not overlap.", "good")]
     if after["high"] < before["low"]:
         return [Sentence("Reinforcement learning", f"{text} Significant regression: the 95% intervals do not overlap.", "bad")]
-    return [Sentence("Reinforcement learning", f"{text} Not significant: the 95% intervals overlap ({after['n']} prompts).", "doubt")]
+    return [Sentence("Reinforcement learning", f"{text} Not significant: the 95% intervals overlap ({counted(after['n'], 'prompt')}).", "doubt")]
 
 
 def _evaluation(artifacts: Artifacts) -> list[Sentence]:
