@@ -64,9 +64,9 @@ def optimization(logs: Mapping[str, Rows], theme: Theme) -> Figure | None:
     figure = new_figure(9.0, 3.0)
     for axes, (key, curves) in zip(panels(figure, len(shown), [1.0, 1.0]), shown.items(), strict=True):
         for number, (stage, (steps, values)) in enumerate(curves.items()):
-            share = [step / steps[-1] for step in steps] if len(curves) > 1 else steps  # stages of other lengths, side by side
+            places = [step / steps[-1] for step in steps] if len(curves) > 1 else steps  # stages of other lengths, side by side
             axes.plot(
-                share, values, color=theme.series[number % len(theme.series)], label=stage, gid=stage, linewidth=1.4, marker="o" if len(steps) < 3 else None
+                places, values, color=theme.series[number % len(theme.series)], label=stage, gid=stage, linewidth=1.4, marker="o" if len(steps) < 3 else None
             )
         positive = [v for _, values in curves.values() for v in values if v > 0]
         if positive and max(positive) > 20 * float(np.quantile(positive, 0.05)):
@@ -74,7 +74,7 @@ def optimization(logs: Mapping[str, Rows], theme: Theme) -> Figure | None:
             plain_log_ticks(axes.yaxis)
         else:
             axes.set_ylim(bottom=0.0)
-        axes.set(title=names[key], xlabel="share of the stage's steps" if len(curves) > 1 else "step", ylabel="lr" if key == "lr" else "norm")
+        axes.set(title=names[key], xlabel="fraction of the stage's steps" if len(curves) > 1 else "step", ylabel="lr" if key == "lr" else "norm")
         axes.margins(x=0.02)
         if len(curves) > 1:
             axes.legend(loc="best")
@@ -386,7 +386,7 @@ def whole_steps(axes: Axes) -> None:
 
 
 def running_mean(count: int) -> int:
-    """Rows in the running mean of so many."""
+    """The number of rows in the running mean of `count` rows."""
     return max(1, count // 20)
 
 

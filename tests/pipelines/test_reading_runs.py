@@ -183,9 +183,14 @@ def test_generate_gives_samples_from_a_file_and_beyond_the_context(chain, tmp_pa
     assert "--prompt-file" in feeb("generate", "pretrain/tiny", "x", "--prompt-file", tmp_path / "none").stderr
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
 def test_what_to_do_next_is_said_on_a_terminal_only(inside: Inside, monkeypatch: pytest.MonkeyPatch) -> None:
     assert inside("run", RECIPE, "--in-process").stderr == ""
-    monkeypatch.setattr(io.StringIO, "isatty", lambda self: True)
+    monkeypatch.setattr(io, "StringIO", Terminal)
     for command in (
         ("run", RECIPE),
         ("runs",),

@@ -15,6 +15,7 @@ from feebcore.report.style import LIGHT, byte_size, compact, styled, tick, with_
 
 FIGURES = {
     "training.png",
+    "optimization.png",
     "residual_stream.png",
     "gradients.png",
     "logits.png",
@@ -33,7 +34,7 @@ def page(whole_run) -> tuple[Path, str]:
     root, artifacts = whole_run
     folder = root / "report" / "quickstart-0123456789ab"
     folder.mkdir(parents=True)
-    assert build_report(artifacts, folder, RECIPE, ENVIRONMENT, lambda done, total: None) == {"report": "report.html", "figures": 9}
+    assert build_report(artifacts, folder, RECIPE, ENVIRONMENT, lambda done, total: None) == {"report": "report.html", "figures": 10}
     return folder, (folder / "report.html").read_text(encoding="utf-8")
 
 
@@ -61,11 +62,49 @@ def test_the_page_is_well_formed_and_self_contained(page) -> None:
     folder, text = page
     parsed = Links(text)
     assert parsed.open == []
-    assert all(a.startswith("data:") for a in parsed.addresses)
+    inside, outside = [a for a in parsed.addresses if a.startswith(("data:", "#"))], [a for a in parsed.addresses if not a.startswith(("data:", "#"))]
+    assert outside
+    assert all((folder / address).is_file() for address in outside)  # files of the workspace
+    assert all(f'id="{address[1:]}"' in text for address in inside if address.startswith("#"))
     assert not re.search(r"url\(['\"]?(?!#)|@import|fetch\(|XMLHttpRequest", text)
     assert len(text) < 6e6
     assert {p.name for p in (folder / "figures").iterdir()} == FIGURES
     assert all(p.read_bytes().startswith(b"\x89PNG") for p in (folder / "figures").iterdir())
+
+
+def test_the_head_says_how_the_page_was_made_and_the_settings_what_was_trained(whole_run, tmp_path: Path) -> None:
+    from fake_run import ENVIRONMENT
+
+    rows = facts.made_by({"recipe": "my runs/a.yaml", "overrides": ["seed=3"]}, ENVIRONMENT, whole_run[1])
+    assert rows[0] == ("command", "feeb run 'my runs/a.yaml' --set seed=3")
+    assert rows[1][0] == "finished"
+    assert rows[2] == ("feeb", "0.1.0 9f3c2a71d0")
+
+
+def test_settings_name_the_model_and_the_optimizer(tiny_chain) -> None:
+    tables = dict(facts.settings(tiny_chain[1]))
+    assert ("d_model", "32") in tables["Model"]
+    training = dict(tables["Pretraining"])
+    assert training["max_steps"] == "6"
+    assert training["optimizer"].startswith("adamw (lr 0.001")
+    assert training["precision"] == "fp32"
+
+
+def test_utilization_is_never_above_the_peak() -> None:
+    from feebcore.report.probe_figures import within_peak
+
+    assert within_peak([0.5, 0.25]) == [0.5, 0.25]
+    assert within_peak([1.25, 0.5]) == [1.0, 0.4]
+
+
+def test_a_curve_that_is_cut_off_says_so() -> None:
+    losses = [9.0, 8.0, 20.0, *(4.0 - k / 100 for k in range(60))]
+    rows = [{"step": k + 1, "split": "train", "loss": loss} for k, loss in enumerate(losses)]
+    rows += [{"step": 5, "split": "validation", "loss": 30.0}]
+    with styled(LIGHT):
+        figure = figures.training({"pretrain": rows}, LIGHT)
+    assert figure is not None
+    assert any("up to 30" in text.get_text() for text in figure.axes[0].texts)
 
 
 def test_samples_are_escaped(page) -> None:
@@ -95,7 +134,7 @@ def test_any_stage_may_be_absent(whole_run, tmp_path: Path, missing: str, monkey
     page = (folder / "report.html").read_text()
     assert page.rstrip().endswith("</html>")
     for stage, heading in {"sweep": "Scaling law", "rl": "Reinforcement learning", "evaluate": "Evaluation"}.items():
-        assert (f"<h2>{heading}" in page) == (stage != missing), f"section {heading!r} without {missing}"
+        assert (f">{heading}</h2>" in page) == (stage != missing), f"section {heading!r} without {missing}"
 
 
 def _folder(root: Path) -> Path:
