@@ -178,7 +178,7 @@ class Run:
         """The run's model in eval mode, and its tokenizer. ArtifactError for a run without a model."""
         if not (self.path / "model").is_dir():
             raise ArtifactError(f"{self.path} has no model; " + (f"stage {self.stage} makes none" if self.artifact else "a run has one when it is finished"))
-        return _cached_model(self.path / "model", device)
+        return _load(self.path / "model", device)
 
     def __repr__(self) -> str:
         return f"Run({self.stage}, {self.name}, {self.fingerprint}, {self.status}, {str(self.path)!r})"
@@ -253,7 +253,7 @@ def open_model(folder: str | Path, device: str = "cpu") -> OpenedModel:
         model, tokenizer = feeb.open_model("data/pretrain/quickstart-3f2a91c0d4e5")
     """
     folder = Path(folder)
-    return _cached_model((folder / "model" if (folder / "model" / "model.json").exists() else folder).absolute(), device)
+    return _load((folder / "model" if (folder / "model" / "model.json").exists() else folder).absolute(), device)
 
 
 def generate(
@@ -315,8 +315,14 @@ def registry_of(folder: Path) -> Registry:
     return get_registry()
 
 
+def _load(folder: Path, device: str) -> OpenedModel:
+    """A model that was opened before is kept until its files are written anew."""
+    states = [(str(path), (state := path.stat()).st_ino, state.st_size, state.st_mtime_ns) for path in sorted(folder.rglob("*")) if path.is_file()]
+    return _cached_model(folder, device, tuple(states))
+
+
 @functools.lru_cache(maxsize=4)
-def _cached_model(folder: Path, device: str) -> OpenedModel:
+def _cached_model(folder: Path, device: str, states: tuple[tuple[str, int, int, int], ...]) -> OpenedModel:
     from feebcore.model.io import load_model
 
     registry = registry_of(folder)

@@ -6,8 +6,10 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import io
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,6 +33,13 @@ def write_atomic(path: Path, data: bytes | str) -> None:
             temporary.unlink()
         raise explain(error, path) from error
     sync_folder(path.parent)
+
+
+def escape_unencodable() -> None:
+    """From here on, what the terminal or pipe of this process cannot show is printed as an escape instead of ending the process."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 class NoHomeError(FeebError, ValueError):
@@ -73,7 +82,7 @@ def read_json(path: Path) -> Any:
     """Raises ArtifactError naming the file when it is not JSON."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path} is damaged (not JSON: {error})") from None
 
 
@@ -113,6 +122,20 @@ def digest_of(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()).hexdigest()
 
 
+def wait_for_lock(handle: int, waiting: Callable[[], None], poll: float = 0.2) -> None:
+    """Take an exclusive flock on an open file or folder, once nobody else holds it. waiting: called once where somebody does."""
+    told = False
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if not told:
+                waiting()
+            told = True
+            time.sleep(poll)
+
+
 @contextlib.contextmanager
 def locked(path: Path, waiting: Callable[[str], None] | None = None, poll: float = 0.2) -> Iterator[None]:
     """Hold an exclusive flock on `path`; it is released by the kernel whatever happens to this process.
@@ -125,17 +148,13 @@ def locked(path: Path, waiting: Callable[[str], None] | None = None, poll: float
     except OSError as error:
         raise explain(error, path) from error
     try:
-        told = False
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if waiting and not told:
-                    holder = os.pread(handle, 32, 0).decode(errors="replace").strip() or "unknown"
-                    waiting(f"another process (pid {holder}) is building this; waiting for it")
-                    told = True
-                time.sleep(poll)
+
+        def say() -> None:
+            holder = os.pread(handle, 32, 0).decode(errors="replace").strip() or "unknown"
+            if waiting:
+                waiting(f"another process (pid {holder}) is building this; waiting for it")
+
+        wait_for_lock(handle, say, poll)
         os.ftruncate(handle, 0)
         os.pwrite(handle, str(os.getpid()).encode(), 0)
         yield

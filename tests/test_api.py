@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -75,6 +76,20 @@ def test_model_and_tokenizer_belong_together(tiny_chain) -> None:
     assert feeb.open_run("tokenizer/tiny", workspace.root).tokenizer().encode("a") == run.tokenizer().encode("a")
     with pytest.raises(ArtifactError, match="no model"):
         feeb.open_run("shard/tiny", workspace.root).model()
+
+
+def test_a_model_that_was_made_anew_is_read_anew(tiny_chain, tmp_path) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "model"
+    shutil.copytree(feeb.open_run("tiny", tiny_chain[0].root, "pretrain").path / "model", folder)
+    old = feeb.open_model(folder)
+    assert feeb.open_model(folder).model is old.model
+    (weights,) = folder.glob("*.safetensors")
+    save_file({name: tensor + 1 for name, tensor in load_file(weights).items()}, weights)
+    new = feeb.open_model(folder)
+    assert not any(torch.equal(a, b) for a, b in zip(old.model.parameters(), new.model.parameters(), strict=True))
 
 
 def test_an_unfinished_run_shows_its_log_and_no_metrics(tiny_chain, tmp_path) -> None:

@@ -12,6 +12,7 @@ import contextlib
 import email.utils
 import gzip
 import hashlib
+import importlib.util
 import json
 import os
 import random
@@ -22,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from feebcore.data.addresses import expanded
 from feebcore.errors import DataError
 from feebcore.files import explain, sync_folder
 from feebcore.protocols import ProgressFn
@@ -30,13 +32,15 @@ if TYPE_CHECKING:
     import httpx
 
 LONGEST_PAUSE = 120.0  # seconds
+PROXIES = ("all_proxy", "http_proxy", "https_proxy")
+HIDDEN_PROXIES = "FEEB_HIDDEN_PROXIES"  # proxies that were taken out of the environment: httpx opens every one for any address
 GZIP = ("gzip", "x-gzip")
 MAX_RATIO = 1000  # unpacked to packed
 
 
 @dataclass(frozen=True)
 class Item:
-    """One file to fetch. path: where, relative to the folder. size in bytes, sha256, git_sha1 (of a git blob): what
+    """One file to fetch. url: may name environment variables, which no message shows. path: where, relative to the folder. size in bytes, sha256, git_sha1 (of a git blob): what
     it must be, where known."""
 
     url: str
@@ -148,7 +152,7 @@ class Downloader:
             if etag := note.get("etag"):
                 headers["If-Range"] = etag
         try:
-            with self._client().stream("GET", item.url, headers=headers) as answer:
+            with self._client().stream("GET", expanded(item.url), headers=headers) as answer:
                 if answer.status_code == 416:  # nothing is left after `have`, or the file shrank
                     if answer.headers.get("Content-Range", "").endswith(f"/{have}"):
                         return
@@ -177,8 +181,8 @@ class Downloader:
                     os.fsync(stream.fileno())
         except httpx.RequestError as error:
             raise _Again(_why(error)) from error
-        except httpx.InvalidURL as error:
-            raise DataError(f"{item.url}: no usable address ({error})") from None
+        except httpx.InvalidURL:
+            raise DataError(f"{item.url}: no usable address") from None
         except OSError as error:
             raise explain(error, part) from error
         if expected is not None and have < expected:
@@ -211,12 +215,20 @@ class Downloader:
         if self._opened is None:
             import httpx
 
-            try:
-                self._opened = httpx.Client(follow_redirects=True, timeout=self.timeout, headers={"User-Agent": "feeb"})
-            except (ImportError, ValueError) as error:  # every proxy of the environment is opened at once
-                proxies = ", ".join(sorted(name for name in os.environ if name.lower() in ("all_proxy", "http_proxy", "https_proxy")))
-                raise DataError(f"the proxy of {proxies} cannot be used ({error}); unset the variable, or for SOCKS `pip install socksio`") from None
+            if hidden := unusable_proxies():
+                raise DataError(
+                    f"the proxy in {', '.join(hidden)} cannot be used: for SOCKS `pip install socksio`, else write http://host:port, or unset the variable"
+                )
+            self._opened = httpx.Client(follow_redirects=True, timeout=self.timeout, headers={"User-Agent": "feeb"})
         return self._opened
+
+
+def unusable_proxies() -> list[str]:
+    """Variables that name a proxy which httpx cannot open, be it for the address at hand or not, those that HIDDEN_PROXIES lists included."""
+    known = {"", "http", "https"} | ({"socks5", "socks5h"} if importlib.util.find_spec("socksio") else set())
+    scheme = {name: value.lower().rpartition("://")[0] for name, value in os.environ.items() if name.lower() in PROXIES}
+    wrong = [name for name in scheme if scheme[name] not in known]
+    return sorted({*wrong, *filter(None, os.environ.get(HIDDEN_PROXIES, "").split(","))})
 
 
 def safe_join(folder: Path, name: str) -> Path:

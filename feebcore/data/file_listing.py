@@ -56,12 +56,12 @@ def is_pattern(part: str) -> bool:
 def _files_of(path: str, skipped: Skipped) -> Iterator[tuple[str, Path]]:
     place = Path(path)
     if place.is_file():
-        yield place.name, place
+        yield _shown(place, place.parent), place
         return
     whole = place.is_dir()
     root, parts = (place, ["**", "*"]) if whole else _split(place)
     for file in _walk(root, parts, whole, skipped) if parts else ():
-        key = file.relative_to(root).as_posix()
+        key = _shown(file, root)
         if not file.is_file():
             skipped.add(NO_FILE if file.exists() else BROKEN_LINK, key)
         elif is_companion(file):
@@ -70,6 +70,11 @@ def _files_of(path: str, skipped: Skipped) -> Iterator[tuple[str, Path]]:
             skipped.add(UNKNOWN_SUFFIX, key)
         else:
             yield key, file
+
+
+def _shown(path: Path, root: Path) -> str:
+    """The path below `root` as text; bytes of a name that are not UTF-8 as escapes."""
+    return os.fsencode(path.relative_to(root)).decode(errors="backslashreplace")
 
 
 def _split(path: Path) -> tuple[Path, list[str]]:
@@ -97,7 +102,7 @@ def _walk(root: Path, pattern: Sequence[str], hidden: bool, skipped: Skipped) ->
         place = (os.path.realpath(folder), len(parts))
         if (before := begun.setdefault(place, folder)) is not folder:
             if before != folder and parts[0] == "**":
-                skipped.add(FOLDER_TWICE, folder.relative_to(root).as_posix())
+                skipped.add(FOLDER_TWICE, _shown(folder, root))
             return
         part, rest = parts[0], parts[1:]
         try:

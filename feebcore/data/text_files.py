@@ -209,7 +209,9 @@ class TextReader:
         delimiter = next((d for d in ",;\t|" if self.column in next(csv.reader([first], delimiter=d), [])), "\t" if ".tsv" in path.name.lower() else ",")
         rows = csv.reader(io.TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline=""), delimiter=delimiter, strict=True)
         try:
-            names = next(rows, [])
+            names = next(rows, None)
+            if names is None:
+                return
             if self.column not in names:
                 raise DataError(f"{path}: its first line has no column {self.column!r} (text_column); {did_you_mean(self.column, names)}")
             place = names.index(self.column)

@@ -38,7 +38,10 @@ CAPTIONS = {
         "Expert load",
         "Load balance of the experts, per layer. Left: normalized entropy, 1 is a uniform load. Right: maximum expert load relative to a uniform load (dashed).",
     ),
-    "throughput": ("Throughput", "MFU relative to the measured matmul peak of the same machine, time spent outside training steps, and peak memory."),
+    "throughput": (
+        "Throughput",
+        "Training FLOP/s relative to the peak of the GPU's data sheet (MFU) or, elsewhere, to that of a measured matmul, time spent outside training steps, and peak memory.",
+    ),
     "sweep": (
         "Scaling law",
         "Each color is one training FLOP budget spent on models of different sizes; lines show the fitted law. "

@@ -18,11 +18,13 @@ from typing import Any
 from urllib.parse import quote
 
 from feebcore.artifacts import Artifact
+from feebcore.errors import plural
 from feebcore.evaluate.benchmark import intervals
 from feebcore.files import read_json, read_jsonl
 from feebcore.report.figures import NAMES, duration, stage_title
 from feebcore.report.probe_figures import within_peak
-from feebcore.report.style import byte_size, compact, counted
+from feebcore.report.style import byte_size, compact
+from feebcore.run.contracts import unchecked_in, unchecked_note
 
 Artifacts = Mapping[str, Artifact]
 
@@ -79,6 +81,22 @@ def read_optional(artifacts: Artifacts, stage: str, name: str) -> Any:
 # --- headline numbers -------------------------------------------------------------------------------------------
 
 
+UTILIZATIONS = {"mfu": "MFU", "matmul_utilization": "matmul utilization"}
+"""By what the peak is of: the GPU's data sheet, or a measurement."""
+
+
+def utilization_card(rows: Sequence[Mapping[str, Any]]) -> list[Card]:
+    """Of rows of probe throughput: the median share of the peak."""
+    for key, title in UTILIZATIONS.items():
+        if values := [row[key] for row in rows if row.get(key) is not None]:
+            median = statistics.median(within_peak(values))
+            if key == "mfu":
+                return [Card(percent(median), title, "relative to the GPU's data sheet")]
+            note = "relative to the measured matmul peak" if max(values) <= 1 else "relative to the fastest interval, which beat the measured peak"
+            return [Card(percent(median), title, note)]
+    return []
+
+
 def cards(artifacts: Artifacts) -> list[Card]:
     """The headline numbers, in the order of the page."""
     headline = []
@@ -91,28 +109,23 @@ def cards(artifacts: Artifacts) -> list[Card]:
     if pretrain.get("tokens"):
         speed = f"{compact(pretrain['tokens_per_second'])} tokens/s" if pretrain.get("tokens_per_second") else ""
         headline.append(Card(compact(pretrain["tokens"]), "training tokens", speed))
-    utilization = [row["mfu"] for row in read_optional(artifacts, "pretrain", "probes/throughput.jsonl") if row.get("mfu") is not None]
-    if utilization:
-        median = statistics.median(within_peak(utilization))
-        note = "relative to the measured matmul peak" if max(utilization) <= 1 else "relative to the fastest interval, which beat the measured peak"
-        headline.append(Card(percent(median), "MFU", note))
+    headline += utilization_card(read_optional(artifacts, "pretrain", "probes/throughput.jsonl"))
     if (error := sweep.get("heldout_relative_error")) is not None:
-        nearest = sweep.get("nearest_cell_error")
+        nearest = sweep.get("nearest_run_error")
         note = f"nearest-run baseline: {percent(nearest)}" if nearest is not None else "relative error on the held-out run"
         headline.append(Card(percent(error), "scaling-law prediction error", note))
     before, after = rl.get("accuracy_before"), rl.get("accuracy_after")
     if isinstance(before, Mapping) and isinstance(after, Mapping):
-        headline.append(
-            Card(f"{percent(before['value'])} → {percent(after['value'])}", "task accuracy, RL", f"sampled, {counted(after['n'], 'held-out prompt')}")
-        )
+        count = plural(after["n"], "held-out problem")
+        headline.append(Card(f"{percent(before['value'])} → {percent(after['value'])}", "task accuracy, RL", f"sampled, {count}"))
     for bar in evaluation_bars(artifacts):
         if bar["benchmark"] == "python_parses":
             model, value, *_ = bar["models"][0]
             headline.append(Card(percent(value), "valid Python functions", model_name(model)))
     if "bytes" in download:
-        headline.append(Card(byte_size(download["bytes"]), "text", counted(download["documents"], "document")))
+        headline.append(Card(byte_size(download["bytes"]), "text", plural(download["documents"], "document")))
     if artifacts:
-        headline.append(Card(duration(sum(a.manifest["seconds"] for a in artifacts.values())), "total time", counted(len(artifacts), "stage")))
+        headline.append(Card(duration(sum(a.manifest["seconds"] for a in artifacts.values())), "total time", plural(len(artifacts), "stage")))
     return headline
 
 
@@ -129,16 +142,20 @@ def first_batch(artifacts: Artifacts, lines: int = 80) -> str:
 
 def sentences(artifacts: Artifacts) -> list[Sentence]:
     """The rows of the summary, in the order of the stages."""
-    return [sentence for describe in (_data, _pretraining, _scaling_law, _fine_tuning, _rl, _evaluation) for sentence in describe(artifacts)]
+    return [sentence for describe in (_unchecked, _data, _pretraining, _scaling_law, _fine_tuning, _rl, _evaluation) for sentence in describe(artifacts)]
+
+
+def _unchecked(artifacts: Artifacts) -> list[Sentence]:
+    return [Sentence("Unchecked", note[0].upper() + note[1:], "bad") for note in unchecked_note(unchecked_in(artifacts.values()))]
 
 
 def _data(artifacts: Artifacts) -> list[Sentence]:
     download, shard = metrics_of(artifacts, "download"), metrics_of(artifacts, "shard")
     if "documents" not in download:
         return []
-    text = f"{counted(download['documents'], 'document')}, {byte_size(download['bytes'])}"
+    text = f"{plural(download['documents'], 'document')}, {byte_size(download['bytes'])}"
     if "val_documents" in download:
-        text += f"; validation split: {counted(download['val_documents'], 'document')}, {byte_size(download['val_bytes'])}"
+        text += f"; validation split: {plural(download['val_documents'], 'document')}, {byte_size(download['val_bytes'])}"
     tokens, vocab_size = shard.get("train_tokens", 0) + shard.get("val_tokens", 0), metrics_of(artifacts, "tokenizer").get("vocab_size")
     if tokens and vocab_size:
         text += f". {compact(tokens)} tokens with a vocabulary of {vocab_size:,}"
@@ -160,10 +177,10 @@ def _scaling_law(artifacts: Artifacts) -> list[Sentence]:
     if not metrics:
         return []
     rows = []
-    error, nearest = metrics.get("heldout_relative_error"), metrics.get("nearest_cell_error")
+    error, nearest = metrics.get("heldout_relative_error"), metrics.get("nearest_run_error")
     if error is not None:
         num_runs = (metrics.get("law") or {}).get("num_points")
-        text = f"Fitted to {counted(num_runs, 'run') if num_runs else 'the runs of the sweep'}. Relative error on the held-out run: {percent(error)}"
+        text = f"Fitted to {plural(num_runs, 'run') if num_runs else 'the runs of the sweep'}. Relative error on the held-out run: {percent(error)}"
         tone = ""
         if nearest is not None:
             tone = "good" if error < nearest else "bad"
@@ -185,14 +202,18 @@ def _fine_tuning(artifacts: Artifacts) -> list[Sentence]:
     value = accuracy.get("value") if isinstance(accuracy, Mapping) else accuracy
     if value is None:
         return []
-    count = f", {counted(accuracy['n'], 'problem')}" if isinstance(accuracy, Mapping) and accuracy.get("n") else ""
-    text = f"Held-out accuracy: {percent(value)} after {counted(metrics.get('examples', 0), 'example')}, sampled at temperature 1{count}."
-    again = isinstance(metrics_of(artifacts, "rl").get("accuracy_before"), Mapping) or "evaluate" in artifacts
-    return [
-        Sentence(
-            "Fine-tuning", text + (" Later stages measure the same model again with samples of their own, so their numbers differ by chance." if again else "")
-        )
-    ]
+    task = _task_of(artifacts, "sft")
+    count = f" of {plural(accuracy['n'], 'problem')}" if isinstance(accuracy, Mapping) else ""
+    subject = f"Held-out accuracy on {task}" if task else "Held-out accuracy"
+    text = f"{subject}: {percent(value)}{count} after {plural(metrics.get('examples', 0), 'example')}, sampled at temperature 1."
+    if isinstance(metrics_of(artifacts, "rl").get("accuracy_before"), Mapping) or "evaluate" in artifacts:
+        text += " Later stages measure this model again, with samples of their own, so their numbers differ by chance."
+    return [Sentence("Fine-tuning", text)]
+
+
+def _task_of(artifacts: Artifacts, stage: str) -> str:
+    section = artifacts[stage].manifest.get("section") or {}
+    return str((section.get("task") or {}).get("name", "")).replace("_", " ")
 
 
 def _rl(artifacts: Artifacts) -> list[Sentence]:
@@ -202,15 +223,15 @@ def _rl(artifacts: Artifacts) -> list[Sentence]:
         return []
     section = artifacts["rl"].manifest.get("section") or {}
     algorithm = str((section.get("algorithm") or {}).get("name", "")).upper()
-    task = str((section.get("task") or {}).get("name", "")).replace("_", " ")
+    task = _task_of(artifacts, "rl")
     subject = f"{algorithm or 'RL'} on {task}" if task else algorithm or "RL"
-    rollouts = f" after {counted(metrics['rollouts'], 'rollout')}" if metrics.get("rollouts") else ""
-    text = f"{subject}: held-out accuracy {percent(before['value'])} → {percent(after['value'])}{rollouts}."
+    rollouts = f" after {plural(metrics['rollouts'], 'rollout')}" if metrics.get("rollouts") else ""
+    text = f"{subject}: held-out accuracy {percent(before['value'])} → {percent(after['value'])}{rollouts}, on {plural(after['n'], 'problem')}."
     if after["low"] > before["high"]:
         return [Sentence("Reinforcement learning", f"{text} Significant improvement: the 95% intervals do not overlap.", "good")]
     if after["high"] < before["low"]:
         return [Sentence("Reinforcement learning", f"{text} Significant regression: the 95% intervals do not overlap.", "bad")]
-    return [Sentence("Reinforcement learning", f"{text} Not significant: the 95% intervals overlap ({counted(after['n'], 'prompt')}).", "doubt")]
+    return [Sentence("Reinforcement learning", f"{text} Not significant: the 95% intervals overlap.", "doubt")]
 
 
 def _evaluation(artifacts: Artifacts) -> list[Sentence]:
@@ -247,6 +268,8 @@ def evaluation_bars(artifacts: Artifacts) -> list[dict[str, Any]]:
         for metric in names:
             rows = [(s, r[metric]) for s, r in models.items() if metric in r]
             title = description.get("title", benchmark) + (f", {metric}" if len(names) > 1 else "")
+            counts = {m["n"] for _, m in rows if "n" in m}
+            title += f" (n = {counts.pop()})" if description.get("percent") and len(counts) == 1 else ""
             bars.append(
                 {
                     "benchmark": benchmark,

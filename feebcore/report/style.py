@@ -127,11 +127,6 @@ def _scaled(number: float) -> tuple[str, str]:
     return f"{number:.3g}", ""
 
 
-def counted(number: int, noun: str) -> str:
-    """1 and 'stage' as '1 stage', 1200 as '1,200 stages'."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
-
-
 def tick(number: float) -> str:
     """A tick label: 200000 as '200k'."""
     value, prefix = _scaled(number)

@@ -14,7 +14,7 @@ from pydantic import Field, field_validator
 
 from feebcore.artifacts import Artifact, StageOutput
 from feebcore.config import Execution, StageConfig
-from feebcore.errors import DataError, Interrupted
+from feebcore.errors import DataError, Interrupted, plural
 from feebcore.files import write_json
 from feebcore.specs import Need, StageSpec
 
@@ -169,5 +169,7 @@ def _write_split(
         writer.append_ids(encoded.ids, encoded.lengths)
         done_bytes += encoded.num_bytes
         if out.stop_requested:
-            raise Interrupted(f"shard: stopped after {writer.next_document} documents of {writer.split}; run again to continue at the last whole shard")
+            raise Interrupted(
+                f"shard: stopped after {plural(writer.next_document, 'document')} of {writer.split}; run again to continue at the last whole shard"
+            )
         out.progress(done_bytes, total_bytes, "bytes", "encode", documents=writer.next_document)

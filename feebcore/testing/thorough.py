@@ -42,7 +42,7 @@ class RankPair:
 
     def __init__(self) -> None:
         self.folder = tempfile.TemporaryDirectory(prefix="feeb-ranks-")
-        command = [sys.executable, "-m", "feebcore.testing.ranks", self.folder.name]
+        command = [sys.executable, "-P", "-m", "feebcore.testing.ranks", self.folder.name]
         self.workers = [
             subprocess.Popen([*command, str(rank), str(RANKS)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8")
             for rank in range(RANKS)

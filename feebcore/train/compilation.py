@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from feebcore.errors import FeebError
 from feebcore.files import NoHomeError, expand_user
 
 CPU_FLOPS = {"bf16": 2e11, "fp32": 8e10}  # eager training of small models on a few cores; order of magnitude only
@@ -22,8 +23,15 @@ WORTH = 3.0
 def has_compiler(device: torch.device) -> bool:
     """Inductor needs a C++ compiler on CPU and Triton on CUDA."""
     if device.type == "cuda":
-        return torch.utils._triton.has_triton()
+        from torch.utils._triton import has_triton  # no part of `import torch`
+
+        return bool(has_triton())
     return any(shutil.which(c) for c in (os.environ.get("CXX", ""), "g++", "clang++", "c++") if c)
+
+
+def compiler_of(device: torch.device) -> str:
+    """What inductor is missing there, and so what to install."""
+    return "Triton (package triton)" if device.type == "cuda" else "C++ compiler (g++)"
 
 
 def should_compile(option: str, device: torch.device, precision: str, training_flops: float, steps: int) -> tuple[bool, str]:
@@ -31,20 +39,35 @@ def should_compile(option: str, device: torch.device, precision: str, training_f
     that the same recipe takes the same path twice."""
     if option == "off":
         return False, ""
+    if precision == "fp8":
+        return _fp8_compiles(device)
     rates = CUDA_FLOPS if device.type == "cuda" else CPU_FLOPS
     rate = rates.get(precision, rates["bf16"])
     seconds = max(training_flops / rate, steps * STEP_SECONDS[device.type])
     if option == "auto" and seconds < WORTH * COMPILE_SECONDS:
         return False, ""
     if not has_compiler(device):
-        return False, "no C++ compiler was found, so training runs uncompiled (about half as fast); install g++ or set compile: off"
+        return False, f"no {compiler_of(device)} was found, so training runs uncompiled (about half as fast); install it or set compile: off"
+    return True, ""
+
+
+def _fp8_compiles(device: torch.device) -> tuple[bool, str]:
+    """However short the run is: uncompiled, fp8 is slower than bf16."""
+    if not has_compiler(device):
+        raise FeebError(f"precision: fp8 needs torch.compile, and there is no {compiler_of(device)}; install it, or use precision: bf16")
     return True, ""
 
 
 def compiled(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """`forward` through inductor with static shapes."""
+    """`forward` through inductor with static shapes; where no gradient is wanted, as it is: validation has other shapes and modes, and
+    would be compiled for each of them in the middle of a run."""
     keep_compiled_code()
-    return torch.compile(forward, dynamic=False)
+    fast = torch.compile(forward, dynamic=False)
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        return (fast if torch.is_grad_enabled() else forward)(*arguments, **options)
+
+    return call
 
 
 def keep_compiled_code() -> None:

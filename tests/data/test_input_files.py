@@ -107,6 +107,12 @@ def test_one_file_behind_several_names_is_read_once(tmp_path: Path) -> None:
     assert skipped.names["neither file nor folder"] == ["pipe.txt"]
 
 
+def test_names_that_are_no_utf8_are_escaped(tmp_path: Path) -> None:
+    with open(os.fsencode(tmp_path) + b"/\xff.txt", "w") as stream:
+        stream.write("text")
+    assert read(tmp_path, ".")[0] == {"\\xff.txt": "text"}
+
+
 # --- suffixes and compression
 
 PACKED = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstd.compress}

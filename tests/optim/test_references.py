@@ -226,14 +226,15 @@ def test_normuon_follows_the_papers_equations(monkeypatch):
 
 @pytest.mark.parametrize("name", ["muon", "normuon", "soap"])
 def test_a_stack_of_matrices_is_trained_as_its_matrices_alone(name):
-    """[experts, R, C] as one parameter; NorMuon's norm is of the whole stack, so only one expert there."""
+    """[experts, R, C] as one parameter; the gradient of one expert has rank one."""
     generator = torch.Generator().manual_seed(0)
-    start = torch.randn(1 if name == "normuon" else 3, 6, 10, generator=generator)
+    start = torch.randn(3, 6, 10, generator=generator)
     stack = nn.Parameter(start.clone())
     alone = [nn.Parameter(x.clone()) for x in start.unbind()]
     optimizers = [resolve_part("optimizers", name).build(groups=[ParamGroup("matrix", [str(i) for i in range(len(ps))], ps)]) for ps in ([stack], alone)]
     for _ in range(12):
         gradient = torch.randn(start.shape, generator=generator)
+        gradient[1] = torch.outer(gradient[1, :, 0], gradient[1, 0])
         stack.grad = gradient.clone()
         for p, g in zip(alone, gradient.unbind(), strict=True):
             p.grad = g.clone()

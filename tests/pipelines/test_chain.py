@@ -60,7 +60,7 @@ def test_every_stage_leaves_a_finished_artifact_with_its_metrics(finished):
     assert {r["status"] for r in rows.values()} == {"finished"}
     assert rows["pretrain"]["metrics"]["val_bits_per_byte"] > 0
     assert {"E", "A", "B", "alpha", "beta", "intervals", "flags"} <= set(rows["sweep"]["metrics"]["law"])
-    assert {"heldout_relative_error", "nearest_cell_error"} <= set(rows["sweep"]["metrics"])
+    assert {"heldout_relative_error", "nearest_run_error"} <= set(rows["sweep"]["metrics"])
     assert {"value", "low", "high", "n"} <= set(rows["rl"]["metrics"]["accuracy_before"])
     assert {"value", "low", "high", "n"} <= set(rows["rl"]["metrics"]["accuracy_after"])
     assert set(rows["evaluate"]["metrics"]["bits_per_byte"]) == {"pretrain", "sft", "rl"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -67,6 +68,45 @@ def test_wrong_usage_is_status_two(inside: Inside) -> None:
     assert done.stderr == "feeb: Unknown option: --sett. Did you mean --set? `feeb run --help` shows the usage.\n"
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["runs"],
+        ["artifacts", "ls"],
+        ["artifacts", "verify"],
+        ["artifacts", "gc"],
+        ["plan", RECIPE],
+        ["run", RECIPE],
+        ["run", RECIPE, "--in-process"],
+        ["ui", "--no-open"],
+    ],
+)
+def test_a_workspace_that_is_a_file_is_one_sentence_and_status_two(inside: Inside, tmp_path: Path, command: list[str]) -> None:
+    file = tmp_path / "afile"
+    file.write_text("")
+    for workspace in (file, file / "below"):
+        done = inside(*command, "--workspace", workspace)
+        assert done.returncode == 2
+        assert done.stderr == f"feeb: the workspace {workspace} cannot be a folder: {file} is a file; choose another with --workspace DIR or FEEB_WORKSPACE\n"
+        assert not done.stdout
+
+
+def test_check_of_several_parts_is_a_line_each_and_ends_with_a_summary(inside: Inside, tmp_path: Path) -> None:
+    (tmp_path / "twice.py").write_text(
+        "import feebcore as feeb\n\n@feeb.hookimpl\ndef feeb_schedules():\n"
+        "    yield feeb.ScheduleSpec('half', build=lambda config, context: lambda step: 0.5, summary='Half the rate.')\n"
+        "    yield feeb.ScheduleSpec('nothing', build=lambda config, context: None, summary='Forgets its return.')\n"
+    )
+    done = inside("check", "schedules", "--plugin", tmp_path / "twice.py")
+    assert done.returncode == 1
+    lines = done.stdout.splitlines()
+    assert any(re.fullmatch(r"schedules/cosine: \d+ checks ok, [\d.]+ s", line) for line in lines)
+    assert any(re.fullmatch(r"schedules/twice/nothing: \d+ of \d+ checks FAILED, [\d.]+ s", line) for line in lines)
+    assert any(line.startswith("schedules/twice/nothing: ") and "is built as None; it must be callable" in line for line in lines)
+    assert re.fullmatch(r"12 parts, \d+ checks, \d+ failed, \d+ seconds", lines[-1])
+    assert inside("check", "schedules").returncode == 0
+
+
 def test_a_stage_without_a_recipe_is_explained(inside: Inside) -> None:
     done = inside("run", "pretrain")
     assert done.returncode == 1
@@ -106,7 +146,9 @@ def test_runs_lists_finished_and_unfinished(inside: Inside) -> None:
     rows = inside.json("runs")
     assert {(r["stage"], r["name"], r["status"]) for r in rows} == {("make_numbers", "tiny", "finished"), ("sum_numbers", "tiny", "unfinished")}
     row = next(r for r in rows if r["stage"] == "make_numbers")
-    assert set(row) == {"stage", "name", "fingerprint", "run", "path", "status", "created", "seconds", "progress", "changes", "metrics"}
+    assert set(row) == {
+        *("stage", "name", "fingerprint", "run", "path", "status", "reason", "created", "seconds", "progress", "changes", "metrics", "unchecked")
+    }
     assert row["metrics"] == {"count": 10}
     assert Path(row["path"]).is_dir()
 
@@ -146,15 +188,6 @@ def test_artifacts_are_verified_adopted_and_cleaned(inside: Inside, tmp_path: Pa
     assert "pass --yes" in inside("artifacts", "gc").stdout
     assert len(inside.json("artifacts", "gc", "--yes")) == 1
     assert "nothing to remove" in inside("artifacts", "gc").stdout
-
-
-def test_a_read_only_workspace_is_explained(inside: Inside, tmp_path: Path) -> None:
-    """Root may write anywhere, so a file stands where the workspace should be; a mount is tested with the stages."""
-    (tmp_path / "file").write_text("")
-    done = inside("run", RECIPE, "--workspace", tmp_path / "file" / "data")
-    assert done.returncode == 1
-    assert str(tmp_path / "file") in done.stderr
-    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(("option", "value"), [("--temperature", "-1"), ("--top-p", "2"), ("--top-k", "0"), ("--max-new-tokens", "-3")])
@@ -205,9 +238,9 @@ def test_doctor_checks_the_workspace_and_prefect(tmp_path: Path, monkeypatch: py
     assert "no C++ compiler" in check_compile().text
     assert check_disk(tmp_path / "not" / "there").level in ("ok", "note")
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
-    assert check_prefect().level == "problem"
+    assert check_prefect(tmp_path).level == "problem"
     monkeypatch.delenv("PREFECT_API_URL")
-    assert check_prefect().level == "ok"
+    assert check_prefect(tmp_path).level == "ok"
 
 
 def test_the_installed_command_exists() -> None:

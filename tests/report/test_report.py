@@ -228,13 +228,15 @@ def test_probe_figures_appear_where_there_is_data_and_tolerate_gaps(whole_run) -
         assert probe_figures.gradients([], LIGHT) is None
         assert probe_figures.logits([], [], LIGHT) is None
         assert probe_figures.throughput([{"step": 1, "mfu": None}], LIGHT) is None
+        assert probe_figures.throughput([{"step": 1, "matmul_utilization": 1.1}], LIGHT) is not None
 
 
-def test_the_page_shows_the_first_batch_and_mfu(page) -> None:
+def test_the_page_shows_the_first_batch_and_utilization(page) -> None:
     _, text = page
     assert "16 sequences of 256 tokens" in text
     assert "&lt;bos&gt;" in text
     assert "relative to the measured matmul peak" in text
+    assert "MFU" not in text.partition("relative to the measured matmul peak")[0][-200:]
 
 
 def test_charts_have_the_numbers_and_both_modes(whole_run) -> None:
@@ -287,7 +289,7 @@ def test_the_summary_names_the_number_of_fitted_runs(whole_run) -> None:
     import dataclasses
 
     sweep = whole_run[1]["sweep"]
-    metrics = {**sweep.metrics, "cells": 13, "law": {**sweep.metrics["law"], "num_points": 11}}
+    metrics = {**sweep.metrics, "runs": 13, "law": {**sweep.metrics["law"], "num_points": 11}}
     rows = facts._scaling_law({"sweep": dataclasses.replace(sweep, manifest={**sweep.manifest, "metrics": metrics})})
     assert rows[0].text.startswith("Fitted to 11 runs.")
     assert rows[1].topic == "Scaling-law caveats"

@@ -6,10 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
-from feebcore.errors import FeebError
-from feebcore.model import precision
 from feebcore.train import compilation
 
 CPU = torch.device("cpu")
@@ -33,6 +30,15 @@ def test_without_a_compiler_a_run_says_so_and_stays_eager(monkeypatch: pytest.Mo
     assert "g++" in notice
 
 
+def test_on_a_gpu_it_is_triton_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch.utils._triton
+
+    monkeypatch.setattr(torch.utils._triton, "has_triton", lambda: False)
+    notice = compilation.should_compile("on", torch.device("cuda"), "bf16", 1e15, 1000)[1]
+    assert "Triton" in notice
+    assert "g++" not in notice
+
+
 def test_compiled_code_is_kept_in_the_users_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -54,12 +60,6 @@ def test_a_cache_folder_that_cannot_be_made_is_no_error(monkeypatch: pytest.Monk
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     compilation.keep_compiled_code()
     assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without CUDA")
-def test_fp8_without_cuda_says_what_to_do() -> None:
-    with pytest.raises(FeebError, match=r"precision: fp8 needs .* use precision: bf16"):
-        precision.convert_to_fp8(nn.Linear(16, 16))
 
 
 FAULTS = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,10 @@ def main(arguments: list[str] | None = None) -> None:
         from feeb_pipelines.cli.complete import answer
 
         sys.exit(answer(words[1:]))
+    from feebcore.files import escape_unencodable
+
+    escape_unencodable()
+    os.environ["PYTHONSAFEPATH"] = "1"  # for every process that is started from here: a random.py in the current folder is not Python's
     sys.exit(run_command(arguments))
 
 

@@ -48,7 +48,7 @@ def _help(command: Callable[..., Any]) -> dict[str, str]:
 
 def run_command(arguments: list[str] | None = None) -> int:
     """Run one command line and return its exit status; user errors are printed, not raised."""
-    from feebcore.errors import FeebError, Interrupted
+    from feebcore.errors import FeebError, Interrupted, UsageError
 
     app = make_app()
     try:
@@ -72,7 +72,7 @@ def run_command(arguments: list[str] | None = None) -> int:
         if os.environ.get("FEEB_DEBUG") == "1":
             raise
         print(f"feeb: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, UsageError) else 1
 
 
 def _version() -> str:

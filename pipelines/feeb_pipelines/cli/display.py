@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
+from feeb_pipelines.cli.options import visible
 from feeb_pipelines.cli.tables import print_table
 from feeb_pipelines.server import Connection
 from feeb_pipelines.summary import headline, number
@@ -73,7 +74,7 @@ class Display:
         self.console.print(text, style="dim", markup=False)
 
     def server(self, connection: Connection) -> None:
-        where = "embedded Prefect server" if connection.embedded else "Prefect server at PREFECT_API_URL"
+        where = "embedded Prefect server; `feeb ui` logs you in" if connection.embedded else connection.source
         self.note(f"Prefect UI: {connection.ui} ({where})")
 
     def __call__(self, row: dict[str, Any]) -> None:
@@ -82,7 +83,7 @@ class Display:
                 case "stage":
                     self._begin(row)
                 case "log":
-                    self.console.print(f"  {row['text']}", markup=False)
+                    self.console.print(f"  {visible(row['text'])}", markup=False)
                 case "progress":
                     self._report(row)
                 case "done":

@@ -50,7 +50,7 @@ def doctor(
     checks: dict[str, Callable[[], Claim]] = {
         "python": check_python,
         "disk": lambda: check_disk(root),
-        "prefect": check_prefect,
+        "prefect": lambda: check_prefect(root),
         "torch": check_torch,
         "cuda": check_cuda,
         "bf16": check_bf16,
@@ -164,7 +164,7 @@ def check_torch_compile() -> Claim:
     code = "import torch; f = torch.compile(lambda x: (x.sin() + 1).sum()); x = torch.arange(64.); assert torch.allclose(f(x), (x.sin() + 1).sum())"
     with tempfile.TemporaryDirectory() as folder:  # one compiler: a pool of them would import torch in each
         environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": folder, "TORCHINDUCTOR_COMPILE_THREADS": "1"}
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False, env=environment)
+        done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=300, check=False, env=environment)
     if done.returncode == 0:
         return Claim("torch.compile", "ok", "compiles and runs")
     reason = (done.stderr.strip().splitlines() or ["no message"])[-1][:200]
@@ -187,21 +187,20 @@ def check_disk(root: Path) -> Claim:
     )
 
 
-def check_prefect() -> Claim:
+def check_prefect(root: Path) -> Claim:
     import importlib.metadata
 
     version = importlib.metadata.version("prefect")
-    url = os.environ.get("PREFECT_API_URL")
-    if not url:
-        return Claim("prefect", "ok", f"{version}; runs use an embedded server in the workspace")
-    import urllib.request
+    from feeb_pipelines.server import ServerError, configured_api, connect, home_of, is_own
 
+    url, source = configured_api()
+    if not url or is_own(home_of(root), url):
+        return Claim("prefect", "ok", f"{version}; runs use an embedded server in the workspace")
     try:
-        with urllib.request.urlopen(f"{url}/health", timeout=10) as answer:
-            answer.read()
-    except OSError as error:
-        return Claim("prefect", "problem", f"{version}; PREFECT_API_URL={url} is unreachable ({error})", "start that server, or unset the variable")
-    return Claim("prefect", "ok", f"{version}; PREFECT_API_URL={url} is reachable")
+        with connect(root):
+            return Claim("prefect", "ok", f"{version}; the server at {url} ({source}) answers")
+    except ServerError as error:
+        return Claim("prefect", "problem", f"{version}; {error}")
 
 
 COMMANDS = (doctor,)

@@ -40,6 +40,7 @@ def generate(
         feeb generate pretrain/quickstart "def main(" --samples 3
         feeb generate rl/quickstart "72914=" --temperature 0
     """
+    from feeb_pipelines.cli.options import visible
     from feebcore.api import generate as complete
     from feebcore.api import open_model, open_run
 
@@ -61,13 +62,17 @@ def generate(
     for number, text in enumerate(texts):
         if samples > 1:
             print(f"{'' if number == 0 else chr(10)}--- sample {number + 1} of {samples}")
-        print(f"{prompt}{text}")
+        print(visible(f"{prompt}{text}") if sys.stdout.isatty() else f"{prompt}{text}")
 
 
 def _prompt(prompt: str, file: Path | None) -> str:
     from feebcore.errors import FeebError
 
     if file is None:
+        try:
+            prompt.encode()
+        except UnicodeEncodeError:
+            raise FeebError("the prompt is not UTF-8; set a UTF-8 locale, such as LANG=C.UTF-8, or convert the text") from None
         return prompt
     if prompt:
         raise FeebError("a prompt and --prompt-file: give one of them")

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from feeb_pipelines.cli.options import Input, Json, Plugin, Set, WorkspaceOption, stage_and_recipe, with_inputs, with_stage
 from feeb_pipelines.cli.parts import plugin_files
 from feeb_pipelines.cli.tables import hint, print_json, print_table
+
+if TYPE_CHECKING:
+    from feebcore.artifacts import Artifact
 
 
 def plan(
@@ -25,7 +29,8 @@ def plan(
 ) -> None:
     """Show what `feeb run` would do: which stages run, which are reused, and which keys changed.
 
-    Every run of a study is listed, and every run of a sweep that is not finished. `feeb compare --plan` lists those of a comparison.
+    Every run of a study is listed, and every run of a sweep that is not finished, with the reason if it failed or diverged. `feeb compare
+    --plan` lists those of a comparison.
 
     Examples:
         feeb plan experiments/quickstart.yaml --set pretrain.max_steps=100
@@ -33,36 +38,57 @@ def plan(
     """
     from feebcore.artifacts import Workspace
     from feebcore.recipe import load_study
-    from feebcore.run.plan import explain_differences
+    from feebcore.run.plan import explain_differences, reused_from_another_feeb
     from feebcore.run.plan import plan as plan_stages
     from feebcore.scaling.config import SweepConfig
-    from feebcore.study.planned import row_of
+    from feebcore.study.ledger import read_records
+    from feebcore.study.planned import noted, row_of
+    from feebcore.study.run import ledger_of
+    from feebcore.study.variants import propose, study_name
 
     space = Workspace(workspace)
     rows: list[dict[str, Any]] = []
     only, recipe = stage_and_recipe(recipe, stage)
-    for run in load_study(recipe, with_stage(only, recipe, with_inputs(set, input))):
-        items = plan_stages(run, space, [only] if only else None)
+    stages = [only] if only else None
+    reused: list[Artifact] = []
+    recipes = load_study(recipe, with_stage(only, recipe, with_inputs(set, input)))
+    for run in recipes:
+        items = plan_stages(run, space, stages)
+        reused += [item.artifact for item in items if item.artifact is not None]
         built = {item.stage: item.artifact for item in items if item.artifact is not None}
         for item in explain_differences(items, space, run.name):
             if isinstance(run.stages[item.stage].section, SweepConfig) and item.artifact is None:
                 from feebcore.scaling.sweep import planned_cells
 
-                rows += planned_cells(run, item.stage, space, built)
+                records = read_records(item.path / "ledger.sqlite") if item.path else []
+                rows += noted(planned_cells(run, item.stage, space, built), records)
             rows.append(row_of(run.name, item))
+    if len(recipes) > 1:
+        ledger = ledger_of(space, *study_name(propose(recipes, stages), space))
+        rows = noted(rows, read_records(ledger))
     print_plan(rows, json)
     if not json and any(row["status"] != "reuse" for row in rows):
         hint(" ".join(["feeb run", recipe, *([only] if only else [])]))
+    if advice := reused_from_another_feeb(reused):
+        print(advice, file=sys.stderr)
 
 
 def print_plan(rows: Sequence[dict[str, Any]], json: bool) -> None:
     """Rows of feebcore.study.planned as a table, or as JSON."""
     if json:
         return print_json(rows)
-    words = {"run": "run", "reuse": "reuse", "continue": "resume"}
+    words = {"run": "run", "reuse": "reuse", "continue": "resume", "diverged": "none"}
     print_table(
         ("run", "stage", "action", "reason"),
-        [(r["run"], r["stage"], words[r["status"]], "; ".join(r["differs"]) or (r["path"] if r["status"] != "run" else "no matching artifact")) for r in rows],
+        [
+            (
+                r["run"],
+                r["stage"],
+                words[r["status"]],
+                "; ".join(r["differs"]) or (r["path"] if r["status"] in ("reuse", "continue") else "no matching artifact"),
+            )
+            for r in rows
+        ],
         prose=("reason",),
     )
     return None
@@ -77,7 +103,8 @@ def check(
     plugin: Plugin = [],  # noqa: B006
     json: Json = False,
 ) -> int:
-    """Run the contract tests of parts. Exits with status 1 if a check fails.
+    """Run the contract tests of parts: a line per check of one part, a line per part and per failed check of several. Exits with status 1
+    if a check fails.
 
     Examples:
         feeb check lion --plugin ./lion.py
@@ -85,11 +112,10 @@ def check(
         feeb check --all
         feeb check architectures --full
     """
-    from feebcore.errors import FeebError
+    from feebcore.errors import FeebError, did_you_mean, plural
     from feebcore.hookspecs import KINDS
     from feebcore.registry import get_registry
-    from feebcore.testing import checks_for
-    from feebcore.testing.framework import candidate, iterate
+    from feebcore.testing.framework import CheckResult, candidate, iterate
 
     if (name is None) != all:
         raise FeebError("name one part or kind, or pass --all; `feeb parts` lists them")
@@ -98,24 +124,26 @@ def check(
         (kind, spec) for kind, spec in registry.parts() if all or name in (kind, spec.name, spec.full_name, f"{kind}/{spec.name}", f"{kind}/{spec.full_name}")
     ]
     if not chosen:
-        from feebcore.errors import did_you_mean
-
         raise FeebError(f"no part or kind {name!r}; {did_you_mean(str(name), [*KINDS, *(spec.name for _, spec in registry.parts())])}")
-    results: list[dict[str, Any]] = []
+    results: list[CheckResult] = []
     for kind, spec in chosen:
-        if not checks_for(kind):
-            if not json:
-                print(f"{kind}/{spec.name}: no checks for kind {kind}")
-            continue
+        own: list[CheckResult] = []
         for result in iterate(candidate(kind, spec.full_name, registry), full=full):
-            results.append(dataclasses.asdict(result))
-            if not json:
+            own.append(result)
+            if not json and (len(chosen) == 1 or not result.passed):
                 print(result, flush=True)
-    failed = sum(not r["passed"] for r in results)
+        if not json and len(chosen) > 1:
+            failed = sum(not result.passed for result in own)
+            outcome = f"{failed} of {plural(len(own), 'check')} FAILED" if failed else f"{plural(len(own), 'check')} ok"
+            print(f"{kind}/{own[0].part if own else spec.name}: {outcome}, {sum(result.seconds for result in own):.1f} s", flush=True)
+        results += own
+    failed = sum(not result.passed for result in results)
     if json:
-        print_json(results)
+        print_json([dataclasses.asdict(result) for result in results])
     else:
-        print(f"{len(results)} checks, {failed} failed, {sum(r['seconds'] for r in results):.0f} seconds")
+        skipped = f", {count} skipped" if (count := sum(bool(r.skipped) for r in results)) else ""
+        checks, seconds = plural(len(results), "check"), sum(result.seconds for result in results)
+        print(f"{plural(len(chosen), 'part')}, {checks}, {failed} failed{skipped}, {seconds:.0f} seconds")
     return 1 if failed else 0
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
+
+CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 Set = Annotated[
     list[str],
@@ -25,19 +28,30 @@ Input = Annotated[
 ]
 Plugin = Annotated[list[str], Parameter(name="--plugin", help="Load a single-file plugin, e.g. ./idea.py. May be repeated.", negative=(), show_default=False)]
 WorkspaceOption = Annotated[Path | None, Parameter(name=["--workspace", "-w"], help="Workspace folder. Default: FEEB_WORKSPACE, else ./data.")]
+Unchecked = Annotated[
+    bool,
+    Parameter(
+        name="--unchecked", help="Use parts of plugins without checking them first; manifests and pages then name them.", negative=(), show_default=False
+    ),
+]
 Json = Annotated[bool, Parameter(name="--json", help="Print JSON.", negative=(), show_default=False)]
 
 
+def visible(text: str) -> str:
+    """Text that a terminal shows and does not obey: control characters but tab and newline, and marks that reorder text, as escapes."""
+    return CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
 def with_inputs(overrides: Sequence[str], inputs: Sequence[str]) -> list[str]:
-    """The texts of --set with those of --input among them. Raises RecipeError for one that is not STAGE=ARTIFACT."""
-    from feebcore.errors import RecipeError
+    """The texts of --set with those of --input among them. Raises UsageError for one that is not STAGE=ARTIFACT."""
+    from feebcore.errors import UsageError
     from feebcore.files import expand_user
 
     texts = list(overrides)
     for text in inputs:
         stage, sign, reference = text.partition("=")
         if not sign or not stage or not reference:
-            raise RecipeError(f"--input {text!r}: write STAGE=ARTIFACT, as in --input pretrain=smol")
+            raise UsageError(f"--input {text!r}: write STAGE=ARTIFACT, as in --input pretrain=smol")
         folder = expand_user(reference)
         if reference.startswith((".", "/", "~")) or (folder / "manifest.json").exists():
             reference = str(folder.absolute())

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from feeb_pipelines.cli.options import Input, Json, Set, WorkspaceOption, stage_and_recipe, with_inputs, with_stage
+from feeb_pipelines.cli.options import Input, Json, Set, Unchecked, WorkspaceOption, stage_and_recipe, with_inputs, with_stage
 from feeb_pipelines.cli.tables import hint
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def run(
     quick: Annotated[bool, Parameter(help="Use the small-scale settings in the `quick:` section of the recipe.", negative=(), show_default=False)] = False,
     jobs: Annotated[int, Parameter(help="Number of parallel runs of a study (variants, seeds) or sweep.")] = 1,
     in_process: Annotated[bool, Parameter(help="Run in this process without Prefect, for debugging.", negative=(), show_default=False)] = False,
+    unchecked: Unchecked = False,
     json: Json = False,
 ) -> int:
     """Run a recipe: run the missing stages and reuse finished ones.
@@ -43,6 +44,8 @@ def run(
     The stages run as one Prefect flow, on the server at PREFECT_API_URL or on an embedded server that is started and
     stopped automatically. If interrupted, the same command resumes from the last checkpoint. If everything is finished,
     no server is started.
+
+    Parts that are not built in are checked first, once, in seconds; a part that fails ends the command before anything runs.
 
     A study whose recipe has `claims:` ends with a page of verdicts. A failed run does not stop the others.
 
@@ -59,6 +62,7 @@ def run(
     from feebcore.claims.conclude import command_of, conclude
     from feebcore.errors import FeebError
     from feebcore.recipe import load_study, quick_overrides
+    from feebcore.run.contracts import require_checked
     from feebcore.study.executors import InProcess
     from feebcore.study.run import stage_result
     from feebcore.study.variants import run_variants
@@ -76,16 +80,17 @@ def run(
     display = Display(quiet=json)
     page = None
     if _nothing_to_do(recipes, space, stages):
-        results = _reuse(recipes, space, stages)
+        results = _reuse(recipes, space, stages, display)
         page = conclude(recipes, results, {}, space, command_of(recipe, set))
     elif in_process:
         with display:
-            results, failures = run_variants(recipes, stages, space, display, InProcess())
+            results, failures = run_variants(recipes, stages, space, display, InProcess(), unchecked)
         page = conclude(recipes, results, failures, space, command_of(recipe, set))
     else:
+        require_checked(recipes, stages, space, display, unchecked)  # here too, as a server takes seconds to start
         flow = "pipeline" if only is None else only if only in BUILT_IN else "stage"
         extra = {"stage": only} if flow == "stage" else {}
-        results = as_flow(flow, space, display, **extra, recipe=str(recipe), overrides=list(set), jobs=jobs)
+        results = as_flow(flow, space, display, **extra, recipe=str(recipe), overrides=list(set), jobs=jobs, unchecked=unchecked)
     if page is not None:
         results[recipes[0].name]["claims"] = stage_result(page, page.manifest["finished"] <= began, 0.0)
     if json:
@@ -113,11 +118,14 @@ def _nothing_to_do(recipes: Sequence[Recipe], space: Workspace, stages: list[str
     return all(item.status == "reuse" for recipe in recipes for item in plan(recipe, space, stages))
 
 
-def _reuse(recipes: Sequence[Recipe], space: Workspace, stages: list[str] | None) -> dict[str, Any]:
-    from feebcore.run.plan import plan
+def _reuse(recipes: Sequence[Recipe], space: Workspace, stages: list[str] | None, display: Display) -> dict[str, Any]:
+    from feebcore.run.plan import plan, reused_from_another_feeb
     from feebcore.study.run import stage_result
 
-    return {r.name: {i.stage: stage_result(i.artifact, True, 0.0) for i in plan(r, space, stages) if i.artifact} for r in recipes}
+    artifacts = {r.name: {i.stage: i.artifact for i in plan(r, space, stages) if i.artifact} for r in recipes}
+    if advice := reused_from_another_feeb(a for run in artifacts.values() for a in run.values()):
+        display.note(advice)
+    return {name: {stage: stage_result(artifact, True, 0.0) for stage, artifact in run.items()} for name, run in artifacts.items()}
 
 
 def as_flow(name: str, space: Workspace, display: Display, **parameters: Any) -> Any:
@@ -125,22 +133,25 @@ def as_flow(name: str, space: Workspace, display: Display, **parameters: Any) ->
     from feeb_pipelines.server import connect, ready
 
     with connect(space.root, display.note, wait=False, until_exit=True) as connection, _quiet_console(), interruptible():
-        from prefect.exceptions import CancelledRun
+        from prefect.flow_engine import run_flow
         from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
         from feeb_pipelines.flows import stages
-        from feeb_pipelines.flows.tasks import subscribed
+        from feeb_pipelines.flows.tasks import errors, subscribed
+        from feeb_pipelines.runs import create_run
 
         ready(space.root, connection, display.note)
         display.server(connection)
+        flow, parameters = getattr(stages, name), {**parameters, "workspace": str(space.root)}
         # without heartbeats a flow run ends a second sooner; its lock shows that it is alive (runs.py)
         with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}), display, subscribed(display):
+            run = create_run(flow, parameters, space.root)
             try:
-                return getattr(stages, name)(**parameters, workspace=str(space.root))
-            except CancelledRun as cancelled:
-                from feebcore.errors import Interrupted
-
-                raise Interrupted(str(cancelled)) from None
+                return run_flow(flow, flow_run=run, parameters=parameters)
+            except Exception:
+                if run.id in errors:
+                    raise errors[run.id] from None
+                raise
 
 
 @contextlib.contextmanager

@@ -27,7 +27,8 @@ def runs(
     workspace: WorkspaceOption = None,
     json: Json = False,
 ) -> None:
-    """List the artifacts of the workspace, newest first: status, what each recipe changes, metrics, path.
+    """List the artifacts of the workspace, newest first: status, what each recipe changes, metrics, path. Failed, diverged, running and
+    waiting runs of studies are listed too, with the reason.
 
     The column `run` is the folder within the workspace, and what `feeb show`, `diff`, `plot`, `generate` and `--input` take. The column
     `changes` shows what its recipe sets beyond the recipe that it extends, `--set` included. Columns that do not fit the terminal are
@@ -40,11 +41,13 @@ def runs(
     from feeb_pipelines.summary import headline
     from feebcore.api import Run
     from feebcore.artifacts import Workspace
+    from feebcore.study.planned import open_runs
 
     space = Workspace(workspace)
-    damaged: list[Run] = []
-    found = [Run(folder, artifact) for folder, artifact in space.all(damaged=lambda folder, error: damaged.append(Run(folder)))]
-    rows = [_row(run, "damaged" if run in damaged else run.status) for run in [*found, *damaged] if stage in (None, run.stage)]
+    damaged: list[dict[str, Any]] = []
+    found = space.all(damaged=lambda folder, error: damaged.append(_row(Run(folder), "damaged", str(error))))
+    rows = [*(_row(run, run.status) for run in (Run(folder, artifact) for folder, artifact in found)), *damaged]
+    rows = [row for row in _with_runs(rows, open_runs(space)) if stage in (None, row["stage"])]
     rows.sort(key=lambda row: (row["created"], row["path"]), reverse=True)
     rows = rows[:last] if last is not None else rows
     if json:
@@ -55,7 +58,7 @@ def runs(
         return None
     print_table(
         ("age", "run", "status", "changes", "metrics", "path"),
-        [(age(r["created"]), r["run"], _status(r), texts(r["changes"], r["stage"]), headline(r["metrics"]), r["path"]) for r in rows],
+        [(age(r["created"]), r["run"], _status(r), texts(r["changes"], r["stage"]), _notes(r, headline(r["metrics"])), r["path"]) for r in rows],
         prose=("changes", "metrics"),
         drop=("path", "age"),
     )
@@ -66,11 +69,49 @@ def _comparable(rows: Sequence[Mapping[str, Any]]) -> bool:
     return len(rows) > 1 and rows[0]["stage"] == rows[1]["stage"]
 
 
-def _row(run: Run, status: str) -> dict[str, Any]:
-    named = {"stage": run.stage, "name": run.name, "fingerprint": run.fingerprint, "run": run.reference, "path": str(run.path), "status": status}
+def _notes(row: Mapping[str, Any], metrics: str) -> str:
+    """The reason of a run that is not finished, else its metrics, with a warning where parts were not checked."""
+    return row["reason"] or "; ".join([*([f"unchecked parts: {', '.join(row['unchecked'])}"] if row["unchecked"] else []), metrics])
+
+
+def _with_runs(rows: list[dict[str, Any]], runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of artifacts with the state of the run that makes each, then a row per run of a study that has no folder."""
+    states = {run["fingerprint"]: run for run in runs}
+    for row in rows:
+        run = states.get(row["fingerprint"])
+        if run is not None and (row["status"] in ("running", "unfinished") or run["status"] == "diverged"):
+            row |= {"status": run["status"], "reason": run["reason"]}
+    known = {row["fingerprint"] for row in rows}
+    others = []
+    for run in runs:
+        if run["fingerprint"] not in known:
+            stage = "study" if run["study"].suffix == ".sqlite" else "pretrain"
+            named = {"stage": stage, "name": run["run"], "fingerprint": run["fingerprint"], "run": f"{stage}/{run['run']}-{run['fingerprint']}".rstrip("-")}
+            state = {"path": str(run["study"]), "status": run["status"], "reason": run["reason"]}
+            others.append(named | state | {"created": "", "seconds": None, "progress": {}, "changes": {}, "metrics": {}, "unchecked": []})
+    return rows + others
+
+
+def _row(run: Run, status: str, reason: str = "") -> dict[str, Any]:
+    named = {
+        "stage": run.stage,
+        "name": run.name,
+        "fingerprint": run.fingerprint,
+        "run": run.reference,
+        "path": str(run.path),
+        "status": status,
+        "reason": reason,
+    }
     progress = {key: run.progress[key] for key in ("name", "done", "total", "unit") if key in run.progress} if status != "damaged" else {}
     changes = {} if status == "damaged" else run.changes
-    return named | {"created": run.created, "seconds": run.manifest.get("seconds"), "progress": progress, "changes": changes, "metrics": run.metrics}
+    return named | {
+        "created": run.created,
+        "seconds": run.manifest.get("seconds"),
+        "progress": progress,
+        "changes": changes,
+        "metrics": run.metrics,
+        "unchecked": run.manifest.get("unchecked", []),
+    }
 
 
 def _status(row: Mapping[str, Any]) -> str:
@@ -87,7 +128,9 @@ def _progress(progress: Mapping[str, Any]) -> str:
 
 
 def age(created: str) -> str:
-    """'3 min' since an ISO time; '2 h', '5 d'."""
+    """'3 min' since an ISO time; '2 h', '5 d'; '' for none."""
+    if not created:
+        return ""
     seconds = max(0.0, time.time() - datetime.fromisoformat(created).timestamp())
     for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
         if seconds >= size:
@@ -168,6 +211,8 @@ def _description(run: Run) -> list[str]:
         ("changes", [f"{key} = {short(value)}" for key, value in run.changes.items()]),
     ):
         facts += [("" if i else title, text) for i, text in enumerate(entries)]
+    if unchecked := run.manifest.get("unchecked"):
+        facts.append(("unchecked", ", ".join(unchecked)))
     lines = [run.reference, *(f"  {name:<10} {text}" for name, text in facts)]
     if pairs := pairs_of(_metrics(run)):
         lines.append("  metrics")

@@ -46,6 +46,7 @@ PART = feeb.TokenizerSpec(
     "imported",
     ImportedTokenizerConfig,
     build=f"{__name__}.tokenizer:ImportedTrainer",
+    revision=2,
     summary="The tokenizer.json of another model, read by Hugging Face tokenizers; nothing is trained.",
     reference="https://huggingface.co/docs/tokenizers",
     since="1.1",

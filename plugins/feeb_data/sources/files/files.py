@@ -29,7 +29,7 @@ class FilesSource(Source):
             if list_files([path], skipped):
                 continue
             if Path(path).exists() or skipped:
-                left_out = describe_skipped(skipped) or "it is empty"
+                left_out = describe_skipped(skipped) or ("it is empty" if Path(path).is_dir() else "it is neither file nor folder")
                 problems.append(f"paths: no file at {path} can be read: {left_out}; files are read by suffix: {SUFFIXES_READ}")
             else:
                 problems.append(f"paths: nothing at {path}; paths are relative to the recipe")

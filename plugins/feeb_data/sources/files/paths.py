@@ -22,7 +22,7 @@ def digest_files(paths: Sequence[str]) -> str:
     digest = hashlib.sha256()
     for key, file in files:
         status = file.stat()
-        digest.update(f"{key}\0{_file_digest(file, status.st_size, status.st_mtime_ns)}\0".encode(errors="surrogateescape"))
+        digest.update(f"{key}\0{_file_digest(file, status.st_size, status.st_mtime_ns)}\0".encode())
     return digest.hexdigest()
 
 

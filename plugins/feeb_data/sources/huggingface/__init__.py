@@ -8,6 +8,7 @@ from pydantic import Field, field_validator
 
 import feebcore as feeb
 from feeb_data.sources.text_options import TextOptions
+from feebcore.data.addresses import without_secrets
 
 
 class HuggingfaceConfig(TextOptions):
@@ -20,6 +21,11 @@ class HuggingfaceConfig(TextOptions):
     endpoint: feeb.Execution[str] = Field("", description="address of the Hub; default: HF_ENDPOINT, else https://huggingface.co")
     retries: feeb.Execution[int] = Field(8, ge=0, description="failed attempts in a row before giving up")
     timeout: feeb.Execution[float] = Field(30.0, gt=0, description="seconds without a byte after which a request counts as failed")
+
+    @field_validator("endpoint")
+    @classmethod
+    def _no_secrets(cls, value: str) -> str:
+        return without_secrets(value)
 
     @field_validator("revision")
     @classmethod

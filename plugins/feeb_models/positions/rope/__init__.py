@@ -84,7 +84,7 @@ PARTS = (
         reference="arXiv:2309.00071",
         since="1.1",
         equation="rope with w_i (κ_i + (1 − κ_i) / factor),   κ_i = clip((N w_i / 2π − beta_slow) / (beta_fast − beta_slow), 0, 1)\n"
-        "N = original_max_position_embeddings;   q and k times 1 + 0.1 ln(factor) each;   beta_slow 1, beta_fast 32",
+        "N = original_max_position_embeddings;   scores times (1 + 0.1 ln(factor))²;   beta_slow 1, beta_fast 32",
     ),
     feeb.PositionSpec(
         "rope_llama3",
@@ -93,6 +93,6 @@ PARTS = (
         summary="RoPE with slow frequencies stretched as in Llama 3.1, for longer contexts.",
         reference="arXiv:2407.21783",
         since="1.1",
-        equation="as rope_yarn without the factor on q and k;   beta_slow 1, beta_fast 4",
+        equation="as rope_yarn without the factor on scores;   beta_slow 1, beta_fast 4",
     ),
 )
