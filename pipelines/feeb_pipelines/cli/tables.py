@@ -46,7 +46,7 @@ def table_lines(
     """The lines of `print_table` for a terminal of this width; None: without limit. narrow: characters that prose needs."""
     cells = {column: [row[i] for row in rows] for i, column in enumerate(columns)}
     longest = {column: max(map(len, [column, *cells[column]])) for column in columns}
-    shown = [column for column in columns if any(cells[column]) or column not in drop]
+    shown = [column for column in columns if any(cells[column]) or not rows]
 
     def fixed() -> int:
         return sum(longest[c] for c in shown if c not in prose) + len(GAP) * (len(shown) - 1)
