@@ -86,7 +86,7 @@ UTILIZATIONS = {"mfu": "MFU", "matmul_utilization": "matmul utilization"}
 
 
 def utilization_card(rows: Sequence[Mapping[str, Any]]) -> list[Card]:
-    """Of rows of probe throughput: the median share of the peak."""
+    """Of rows of probe throughput: the median fraction of the peak."""
     for key, title in UTILIZATIONS.items():
         if values := [row[key] for row in rows if row.get(key) is not None]:
             median = statistics.median(within_peak(values))

@@ -71,8 +71,7 @@ class OptimizerSchedules:
     """Sets lr, momentum and weight_decay of every group of the optimizer for a step: base values times multipliers.
 
     schedule and the others: pure functions of the step, 0 to 1; None: the base value at every step. Base values are those
-    that the groups have when this is made, so make it before a checkpoint is restored: values that come with the
-    checkpoint never last. momentum is group["momentum"], or else the first of group["betas"].
+    that the groups have when this is made. momentum is group["momentum"], or else the first of group["betas"].
     Raises FeebError for a schedule of something that no group has.
     """
 

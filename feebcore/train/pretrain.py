@@ -162,7 +162,7 @@ def move_if_it_fits(model: nn.Module, device: torch.device, log: Callable[[str],
         return device
     except torch.OutOfMemoryError:
         model.to("cpu")
-    log("the whole model does not fit on one device beside the shards, so it is scored on the CPU")
+    log("the whole model does not fit on one device next to the shards, so it is scored on the CPU")
     return torch.device("cpu")
 
 

@@ -9,21 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from feebcore.errors import ArtifactError
-from feebcore.model.tensors import named_tensors
 from feebcore.train.dtensor import ShardSpec, as_sharded, is_sharded, local_shard, shard_spec
 from feebcore.train.optimizer import Optimizer
 from feebcore.train.tensor_files import TensorFiles
-
-
-def restore_model(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Copy whole tensors, or tensors sharded as the model is, into the model in place. Raises ArtifactError when names or
-    shapes differ."""
-    named = named_tensors(model)
-    check_names(named, set(tensors))
-    with torch.no_grad():
-        for name, target in named.items():
-            check_shape(name, target.shape, tensors[name].shape)
-            target.copy_(tensors[name])
 
 
 def check_names(named: Mapping[str, Tensor], saved: set[str]) -> None:

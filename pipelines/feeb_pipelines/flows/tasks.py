@@ -64,7 +64,7 @@ def _publish(row: dict[str, Any]) -> None:
         subscriber(row)
 
 
-STOPPED = "stopped while nothing was at work; run the same command again to continue"
+STOPPED = "stopped between stages; run the same command again to continue"
 
 MOST_TAGS = 40
 """Runs of a study that are named in its tags; Prefect's pages show them all in a row."""
