@@ -199,4 +199,4 @@ def test_what_to_do_next_is_said_on_a_terminal_only(inside: Inside, monkeypatch:
         ("parts", "lion"),
         ("diff", "slow/tiny", "slow/tiny"),
     ):
-        assert "next: feeb " in inside(*command, COLUMNS="100").stderr, command
+        assert "next: " in inside(*command, COLUMNS="100").stderr, command

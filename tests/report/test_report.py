@@ -86,7 +86,7 @@ def test_settings_name_the_model_and_the_optimizer(tiny_chain) -> None:
     assert ("d_model", "32") in tables["Model"]
     training = dict(tables["Pretraining"])
     assert training["max_steps"] == "6"
-    assert training["optimizer"].startswith("adamw (lr 0.001")
+    assert training["optimizer"].startswith("adamw (lr 0.003, weight_decay 0.1")
     assert training["precision"] == "fp32"
 
 
