@@ -12,7 +12,6 @@ import contextlib
 import email.utils
 import gzip
 import hashlib
-import importlib.util
 import json
 import os
 import random
@@ -27,13 +26,12 @@ from feebcore.data.addresses import expanded
 from feebcore.errors import DataError
 from feebcore.files import explain, sync_folder
 from feebcore.protocols import ProgressFn
+from feebcore.proxies import unusable_proxies
 
 if TYPE_CHECKING:
     import httpx
 
 LONGEST_PAUSE = 120.0  # seconds
-PROXIES = ("all_proxy", "http_proxy", "https_proxy")
-HIDDEN_PROXIES = "FEEB_HIDDEN_PROXIES"  # proxies that were taken out of the environment: httpx opens every one for any address
 GZIP = ("gzip", "x-gzip")
 MAX_RATIO = 1000  # unpacked to packed
 
@@ -221,14 +219,6 @@ class Downloader:
                 )
             self._opened = httpx.Client(follow_redirects=True, timeout=self.timeout, headers={"User-Agent": "feeb"})
         return self._opened
-
-
-def unusable_proxies() -> list[str]:
-    """Variables that name a proxy which httpx cannot open, be it for the address at hand or not, those that HIDDEN_PROXIES lists included."""
-    known = {"", "http", "https"} | ({"socks5", "socks5h"} if importlib.util.find_spec("socksio") else set())
-    scheme = {name: value.lower().rpartition("://")[0] for name, value in os.environ.items() if name.lower() in PROXIES}
-    wrong = [name for name in scheme if scheme[name] not in known]
-    return sorted({*wrong, *filter(None, os.environ.get(HIDDEN_PROXIES, "").split(","))})
 
 
 def safe_join(folder: Path, name: str) -> Path:

@@ -71,10 +71,10 @@ def _panel(axes: Axes) -> dict[str, Any]:
     }
     for name, axis in (("xticks", axes.xaxis), ("yticks", axes.yaxis)):
         if isinstance(axis.get_major_locator(), FixedLocator):
-            places = axis.get_majorticklocs()
-            panel[name] = [[float(at), text] for at, text in zip(places, axis.get_major_formatter().format_ticks(places), strict=True)]
+            places = [float(at) for at in axis.get_majorticklocs()]
+            panel[name] = [[at, text] for at, text in zip(places, axis.get_major_formatter().format_ticks(places), strict=True)]
     if (place := axes.get_subplotspec()) is not None:
-        ratios = place.get_gridspec().get_width_ratios()
+        ratios: Any = place.get_gridspec().get_width_ratios()
         panel["weight"] = round(float(ratios[place.colspan.start] / max(ratios)), 2)
     if "yticks" in panel:
         panel["height"] = 60 + 34 * len(panel["yticks"])
@@ -115,13 +115,16 @@ def _collections(axes: Axes) -> Iterator[dict[str, Any]]:
 
     for collection in axes.collections:
         if isinstance(collection, LineCollection):  # of error bars
-            color = to_hex(collection.get_colors()[0])  # type: ignore[attr-defined]
+            colors: Any = collection.get_colors()  # type: ignore[attr-defined]
+            color = to_hex(colors[0])
             for (x1, y1), (x2, y2) in ((s[0], s[-1]) for s in collection.get_segments() if len(s)):
                 yield {"type": "line", "x": [_round(x1), _round(x2)], "y": [_round(y1), _round(y2)], "name": "", "color": color, "width": 1.4}
         elif isinstance(collection, PolyCollection):
-            color, alpha = to_hex(collection.get_facecolor()[0]), _round(collection.get_alpha() or 1.0)
+            faces: Any = collection.get_facecolor()
+            color, alpha = to_hex(faces[0]), _round(collection.get_alpha() or 1.0)
             for path in collection.get_paths():
-                points = [[_round(x), _round(y)] for x, y in path.vertices if math.isfinite(x) and math.isfinite(y)]
+                vertices: Any = path.vertices
+                points = [[_round(x), _round(y)] for x, y in vertices if math.isfinite(x) and math.isfinite(y)]
                 yield {"type": "area", "points": points, "color": color, "alpha": alpha}
 
 
@@ -162,7 +165,7 @@ def _texts(axes: Axes) -> Iterator[dict[str, Any]]:
             "dx": _round(dx),
             "dy": _round(dy),
             "anchor": anchors[text.get_horizontalalignment()],
-            "bold": text.get_weight() == "bold",
+            "bold": text.get_fontweight() == "bold",
             "color": to_hex(text.get_color()),
         }
 

@@ -54,7 +54,7 @@ def curve_of(folder: Path, name: str, metric: str, against: Against = "step", me
         if not (metrics or {}).get("flops") or not (metrics or {}).get("tokens"):
             raise FeebError(f"{folder}: its FLOPs are known when it is finished; use --x tokens")
         scale = metrics["flops"] / metrics["tokens"]  # type: ignore[index]
-    at = lambda points: [float(v) * scale for v in np.interp(points, [0.0, *steps], [0.0, *values])]  # noqa: E731
+    at = lambda points: [float(v) * scale for v in np.atleast_1d(np.interp(points, [0.0, *steps], [0.0, *values]))]  # noqa: E731
     return Curve(name, (at(training[0]), training[1]), (at(validation[0]), validation[1]), color)
 
 

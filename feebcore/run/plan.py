@@ -68,7 +68,7 @@ def reused_from_another_feeb(artifacts: Iterable[Artifact]) -> str:
         return ""
     names = list(dict.fromkeys(name for name, _ in made))
     listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-    return f"reused {listed}: made with {made[0][1]}; to make it anew, remove the folder"
+    return f"reused {listed}: made with {made[0][1]}; to make it again, remove the folder"
 
 
 def stages_for(recipe: Recipe, stages: Iterable[str] | None = None) -> list[str]:

@@ -206,8 +206,8 @@ class Ledger:
         self.close()
 
     def _create(self) -> None:
-        _check_format(self._connection, self.path)
-        with self._transaction():
+        with self._transaction():  # another process may be making the same file
+            _check_format(self._connection, self.path)
             for statement in filter(str.strip, _SCHEMA.split(";")):
                 self._connection.execute(statement)
             self._connection.execute(f"PRAGMA user_version = {FORMAT}")

@@ -16,7 +16,7 @@ class PretrainConfig(TrainSection):
         "", description="URL of a copy of the tokens.zarr folder to read instead, e.g. s3://bucket/tokens.zarr; it must hold the same tokens"
     )
     score_tokens: int = Field(
-        262_144, ge=0, description="validation tokens of the final score, about so many in whole documents, evenly spaced over the split; 0: all"
+        262_144, ge=0, description="validation tokens of the final score, about N in whole documents, evenly spaced over the split; 0: all"
     )
     score_documents: int = Field(0, ge=0, description="validation documents of the final score, evenly spaced over the split; 0: all of them")
 

@@ -31,9 +31,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from feebcore.data.downloader import HIDDEN_PROXIES, unusable_proxies
 from feebcore.errors import FeebError
 from feebcore.files import explain, locked, read_json
+from feebcore.proxies import HIDDEN_PROXIES, unusable_proxies
 
 START_LIMIT = 120.0
 """Seconds that a first start may take: on a cold disk the imports alone can take half a minute."""

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from feebcore.data.downloader import PROXIES
+from feebcore.proxies import PROXIES
 
 PERIOD = 0.5
 GRACE = 1.5  # seconds without a client after which the server is stopped

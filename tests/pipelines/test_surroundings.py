@@ -15,8 +15,9 @@ import pytest
 
 from feeb_pipelines.cli.options import visible
 from feeb_pipelines.server import ServerError, client_environment, connect, ready
-from feebcore.data.downloader import HIDDEN_PROXIES, Downloader, Item, unusable_proxies
+from feebcore.data.downloader import Downloader, Item
 from feebcore.errors import DataError
+from feebcore.proxies import HIDDEN_PROXIES, unusable_proxies
 
 from .conftest import RECIPE, Feeb, clean_environment
 

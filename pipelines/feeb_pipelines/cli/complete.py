@@ -279,7 +279,7 @@ def gather() -> dict[str, Any]:
     from feebcore.registry import get_registry
 
     app = make_app()
-    commands = {}
+    commands: dict[str, Any] = {}
     for name in (n for n in app if not n.startswith("-")):
         group = app[name]
         inner = {f"{name} {n}": group[n] for n in group if not n.startswith("-")} or {name: group}
@@ -315,7 +315,8 @@ def _command(name: str, function: Any) -> dict[str, Any]:
         names = list(settings.name or ()) or [f"--{parameter.name.strip('_').replace('_', '-')}"]
         if isinstance(parameter.default, bool):
             takes = None
-            names += list(settings.negative or ()) if isinstance(settings.negative, list | tuple) else [settings.negative] if settings.negative else []
+            negative: Any = settings.negative or ()
+            names += [negative] if isinstance(negative, str) else [*negative]
         options |= {str(n): {"takes": takes, "choices": choices} for n in names}
     return {"arguments": arguments, "options": options}
 

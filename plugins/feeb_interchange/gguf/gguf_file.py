@@ -78,7 +78,7 @@ def _parts_of(path: Path) -> list[Path]:
         raise DataError(f"{path} is one of {count} parts (split.count); give the parts their names, as NAME-00001-of-{count:05}.gguf")
     parts = [path.with_name(f"{named[1]}-{i:05}-of-{count:05}{named[3]}") for i in range(1, count + 1)]
     if missing := [part.name for part in parts if not part.is_file()]:
-        raise DataError(f"{path} is one of {count} parts; missing beside it: {', '.join(missing[:5])}{' …' if len(missing) > 5 else ''}; download them too")
+        raise DataError(f"{path} is one of {count} parts; missing next to it: {', '.join(missing[:5])}{' …' if len(missing) > 5 else ''}; download them too")
     return parts
 
 

@@ -46,7 +46,7 @@ def read_codec(text: str, origin: str) -> dict[str, Any]:
         raise DataError(f"{origin} is not a tokenizer: it has no object 'model'")
     added = codec.get("added_tokens") or []
     if not isinstance(added, list) or not all(isinstance(t, dict) and type(t.get("id")) is int and isinstance(t.get("content"), str) for t in added):
-        raise DataError(f"{origin}: added_tokens is no list of objects with id and content")
+        raise DataError(f"{origin}: added_tokens must be a list of objects with id and content")
     vocab = model.get("vocab", {})
     if not isinstance(vocab, dict | list) or (isinstance(vocab, list) and not all(isinstance(entry, list) and entry for entry in vocab)):
         raise DataError(f"{origin}: model.vocab is neither an object nor a list of pairs")
