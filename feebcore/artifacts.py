@@ -345,6 +345,18 @@ def check_kinds(folder: Path, makes: Iterable[str], what: str) -> None:
                 raise ArtifactError(f"{what} makes {kind}, so it must have {name}; it has {', '.join(sorted(p.name for p in folder.iterdir())) or 'nothing'}")
 
 
+def is_building(folder: Path) -> bool:
+    """Whether a process holds the lock of this artifact's folder."""
+    try:
+        with open(folder.parent / f".{folder.name.rpartition('-')[2]}.lock") as handle:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 @contextmanager
 def _unused(folder: Path) -> Iterator[bool]:
     """Whether nobody is building in `folder`; it stays so while the block runs."""
