@@ -298,11 +298,13 @@ class Objective:
 @dataclass
 class ParamGroup:
     """Parameters that share a role. role: 'matrix' (2-D weights inside blocks), 'embedding', 'lm_head', 'vector'
-    (norms, biases, scalars). names and parameters run in parallel."""
+    (norms, biases, scalars). names and parameters run in parallel. row_blocks: by name, the rows of each map, for matrices that hold
+    several maps of one input (q, k and v; gate and up); an optimizer of matrices treats them separately."""
 
     role: str
     names: list[str]
     parameters: list[torch.nn.Parameter]
+    row_blocks: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 # --- RL tasks ---------------------------------------------------------------------------------------------------

@@ -93,13 +93,15 @@ def _by_blocks(
     def changed(score: Tensor, b: Tensor, h: Tensor, t: Tensor, s: Tensor) -> Tensor:
         score = logit_softcap * torch.tanh(score / logit_softcap) if logit_softcap else score
         if bias_of is not None:
-            return score + bias_of(h, t - s)
+            by_distance = bias_of(h, t - s)
+            assert by_distance is not None
+            return score + by_distance
         return score if bias_HTS is None else score + bias_HTS[h, t, s]
 
     grouped = q_BHTD.shape[1] != k_BGSD.shape[1]
     score_mod = changed if logit_softcap or bias_HTS is not None or bias_of is not None else None
     scale = score_scale * q_BHTD.shape[3] ** -0.5
-    flex = flex_attention if torch.compiler.is_compiling() or q_BHTD.device.type == "cpu" else _compiled_flex()
+    flex: Callable[..., Any] = flex_attention if torch.compiler.is_compiling() or q_BHTD.device.type == "cpu" else _compiled_flex()
     return flex(q_BHTD, k_BGSD, v_BGSD, score_mod=score_mod, block_mask=block_mask, scale=scale, enable_gqa=grouped)
 
 

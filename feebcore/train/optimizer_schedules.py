@@ -56,7 +56,7 @@ def build_optimizer(part: Part, groups: Sequence[ParamGroup], rules: Sequence[Pa
 
 def _trainable(group: ParamGroup) -> ParamGroup:
     named = [(n, p) for n, p in zip(group.names, group.parameters, strict=True) if p.requires_grad]
-    return ParamGroup(group.role, [n for n, _ in named], [p for _, p in named])
+    return ParamGroup(group.role, [n for n, _ in named], [p for _, p in named], group.row_blocks)
 
 
 def _adjust(torch_group: dict[str, Any], role: str, change: Change, scale: LRScale) -> None:

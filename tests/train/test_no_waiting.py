@@ -14,6 +14,7 @@ from feebcore.protocols import Batch
 from feebcore.train import loop
 from feebcore.train.callbacks import Callback, RunContext
 from feebcore.train.loop import Trainer
+from feebcore.train.lr_scaling import LRScale
 from feebcore.train.optimizer_schedules import OptimizerSchedules
 from feebcore.train.parallel import SingleProcess
 from feebcore.train.pretrain import build_optimizer
@@ -60,7 +61,7 @@ def trainer_of(callbacks: dict[str, Callback] | None = None, **changes: Any) -> 
     wanted = section(max_steps=6, log_every=100, **changes)
     model = build_model(wanted.architecture, VOCAB, T, device=META)
     gradients = GradientAccumulator(LossModule(model, wanted.objective.build(), "fp32", META), SingleProcess(META), wanted.micro_batch, print)
-    optimizer = build_optimizer(wanted, model)
+    optimizer = build_optimizer(wanted, model, LRScale())
     run = RunContext(wanted, model, META, None, Out())  # type: ignore[arg-type]
     trainer = Trainer(run, Unread(), gradients, optimizer, OptimizerSchedules(optimizer, wanted.schedule.build(total_steps=6)), callbacks or {})
     for callback in trainer.callbacks.values():

@@ -86,11 +86,12 @@ def test_options_of_an_optimizer_are_those_of_the_code_that_resumes(tmp_path):
     """A checkpoint brings state and counters; how the step is computed (fused, foreach) depends on where it runs."""
     from feebcore.model.build import build_model
     from feebcore.train.checkpoint import load_latest, save_checkpoint
+    from feebcore.train.lr_scaling import LRScale
     from feebcore.train.pretrain import build_optimizer
 
     def made(fused: bool, **options):
         model = build_model(section().architecture, VOCAB, T)
-        optimizer = build_optimizer(section(optimizer={"name": "sgd", "lr": 0.1, **options}), model)
+        optimizer = build_optimizer(section(optimizer={"name": "sgd", "lr": 0.1, **options}), model, LRScale())
         optimizer.param_groups[0] |= {"fused": fused, "foreach": not fused}
         for p in model.parameters():
             p.grad = torch.ones_like(p)
