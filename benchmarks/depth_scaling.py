@@ -26,7 +26,7 @@ from feebcore.parts import resolve_part
 from feebcore.protocols import Batch
 from feebcore.train.config import TrainSection
 from feebcore.train.optimizer_schedules import OptimizerSchedules
-from feebcore.train.pretrain import build_optimizer, lr_scale
+from feebcore.train.pretrain import build_optimizer
 
 LENGTH, VOCAB = 128, 256
 
@@ -64,7 +64,7 @@ def trained(job: tuple[int, float, argparse.Namespace]) -> dict[str, Any]:
     train, held_out = text()
     model = build_model(run.architecture, VOCAB, LENGTH, arguments.seed)
     objective = resolve_part("objectives", "next_token").build()
-    optimizer = build_optimizer(run, model, lr_scale(run, model))
+    optimizer = build_optimizer(run, model)
     rates = OptimizerSchedules(optimizer, run.schedule.build(total_steps=run.max_steps))
     began = time.perf_counter()
     for step in range(run.max_steps):

@@ -11,17 +11,14 @@ import inspect
 import re
 import sys
 import textwrap
-import types
-import typing
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
-from pydantic_core import PydanticUndefined
 
 from feebcore import hookspecs
 from feebcore.config import KeyRole
-from feebcore.parts import Part, PartKey
+from feebcore.parts import PartKey, default_of, type_text
 from feebcore.registry import Registry
 from feebcore.specs import Need, StageSpec
 
@@ -169,35 +166,12 @@ def type_name(field: Any) -> str:
     kind = next((m.kind for m in field.metadata if isinstance(m, PartKey)), None)
     if kind:
         return f"part of [{kind}](extension-points.md#{kind})"
-    return _type_text(field.annotation).replace("|", "\\|")
-
-
-def _type_text(annotation: Any) -> str:
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is typing.Annotated:
-        kind = next((m.kind for m in arguments[1:] if isinstance(m, PartKey)), None)
-        return f"part of {kind}" if kind else _type_text(arguments[0])
-    if origin is typing.Literal:
-        values = [f"`{value}`" for value in arguments]
-        return " or ".join(filter(None, [", ".join(values[:-1]), values[-1]]))
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join("null" if a is type(None) else _type_text(a) for a in arguments)
-    if origin in (list, tuple, dict):
-        return f"{origin.__name__} of {', '.join(_type_text(a) for a in arguments if a is not Ellipsis)}"
-    return annotation.__name__ if inspect.isclass(annotation) else str(annotation).rpartition(".")[2]
+    return type_text(field.annotation, "`").replace("|", "\\|")
 
 
 def default_text(field: Any) -> str:
-    if field.is_required():
-        return "required"
-    value = field.get_default(call_default_factory=True)
-    if value is PydanticUndefined:
-        return ""
-    if isinstance(value, dict) and set(value) == {"name"}:
-        return f"`{value['name']}`"
-    if isinstance(value, Part):
-        return f"`{value.name}`"
-    return f"`{value}`".replace("|", "\\|")
+    text = default_of(field)
+    return text if text in ("", "required") else f"`{text}`".replace("|", "\\|")
 
 
 def key_comments(config: type[BaseModel]) -> dict[str, str]:

@@ -244,7 +244,7 @@ class Workspace:
         digest = _content_digest(files, ())
         fingerprint = digest_of({"imported": digest, "stage": stage})[:12]
         with self.building(stage, name, fingerprint) as folder:
-            copy = shutil.copy2
+            copy: Callable[[str, str], Any] = shutil.copy2
             if isinstance(folder, Artifact):
                 same = [artifact for path in self.folders(stage, fingerprint) if (artifact := read_artifact(path)) is not None and artifact.name == name]
                 if same:
@@ -343,6 +343,18 @@ def check_kinds(folder: Path, makes: Iterable[str], what: str) -> None:
         for name in KIND_FILES.get(kind, ()):
             if not (folder / name).exists():
                 raise ArtifactError(f"{what} makes {kind}, so it must have {name}; it has {', '.join(sorted(p.name for p in folder.iterdir())) or 'nothing'}")
+
+
+def is_building(folder: Path) -> bool:
+    """Whether a process holds the lock of this artifact's folder."""
+    try:
+        with open(folder.parent / f".{folder.name.rpartition('-')[2]}.lock") as handle:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 @contextmanager

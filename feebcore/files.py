@@ -98,6 +98,20 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def last_rows(path: Path, size: int = 1 << 16) -> list[dict[str, Any]]:
+    """The rows in the last `size` bytes of a JSONL file; empty where there is no file."""
+    if not Path(path).exists():
+        return []
+    rows = []
+    with open(path, "rb") as stream:
+        end = stream.seek(0, os.SEEK_END)
+        stream.seek(max(0, end - size))
+        for line in stream.read().splitlines():
+            with contextlib.suppress(ValueError):  # the first may be cut, and the last
+                rows.append(json.loads(line))
+    return [row for row in rows if isinstance(row, dict)]
+
+
 def sha256_file(path: Path) -> str:
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

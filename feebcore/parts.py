@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
+import types
+import typing
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import BaseModel, GetCoreSchemaHandler, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticCustomError, core_schema
+from pydantic_core import PydanticCustomError, PydanticUndefined, core_schema
 
 from feebcore.config import HoldsPart, Identified, PartConfig, identity_of, is_identity
 from feebcore.errors import FeebError, PluginError
@@ -191,3 +194,41 @@ def _settled(value: Any, settle: Callable[[BaseModel, str, FieldInfo], Any]) -> 
 def resolve_part(kind: str, value: Any, registry: Registry | None = None) -> Part:
     """The part that `value` (a name, or {name: …, option: …}) means on `kind`, as in a recipe. Raises ValidationError."""
     return TypeAdapter(Annotated[Part, PartKey(kind)]).validate_python(value, context={"registry": registry})  # type: ignore[arg-type]
+
+
+def part_kind(field: FieldInfo) -> str:
+    """The kind of the part, or of the parts in the list, that an option holds; '' where it holds none."""
+
+    def inside(annotation: Any) -> str:
+        own = next((m.kind for m in typing.get_args(annotation)[1:] if isinstance(m, PartKey)), "")
+        return own or next((kind for a in typing.get_args(annotation) if (kind := inside(a))), "")
+
+    return next((m.kind for m in field.metadata if isinstance(m, PartKey)), "") or inside(field.annotation)
+
+
+def type_text(annotation: Any, quote: str = "") -> str:
+    """The type of an option for readers: 'int', 'part of optimizers', 'auto, cpu or cuda'. quote: around literal values."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        kind = next((m.kind for m in arguments[1:] if isinstance(m, PartKey)), None)
+        return f"part of {kind}" if kind else type_text(arguments[0], quote)
+    if origin is typing.Literal:
+        values = [f"{quote}{value}{quote}" for value in arguments]
+        return " or ".join(filter(None, [", ".join(values[:-1]), values[-1]]))
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join("null" if a is type(None) else type_text(a, quote) for a in arguments)
+    if origin in (list, tuple, dict):
+        return f"{origin.__name__} of {', '.join(type_text(a, quote) for a in arguments if a is not Ellipsis)}"
+    return annotation.__name__ if inspect.isclass(annotation) else str(annotation).rpartition(".")[2]
+
+
+def default_of(field: FieldInfo) -> str:
+    """The default of an option for readers: 'required', the name of a part without options, else the value; '' where there is none."""
+    if field.is_required():
+        return "required"
+    value = field.get_default(call_default_factory=True)
+    if value is PydanticUndefined:
+        return ""
+    if isinstance(value, dict) and set(value) == {"name"}:
+        return str(value["name"])
+    return value.name if isinstance(value, Part) else str(value)

@@ -66,7 +66,8 @@ class NamedInput:
 @dataclass(frozen=True)
 class Recipe:
     """A checked recipe. stages keep the order in which they run. inputs: stages whose artifact is named, not built.
-    data: the resolved YAML as plain values."""
+    data: the resolved YAML as plain values. changes: what it sets beyond the recipe that it extends, by dotted key: its own keys, those
+    of its variant and of --set. overrides: the texts of --set."""
 
     name: str
     path: Path
@@ -78,6 +79,8 @@ class Recipe:
     variant: str = ""
     inputs: dict[str, NamedInput] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
+    changes: dict[str, Any] = field(default_factory=dict)
+    overrides: tuple[str, ...] = ()
 
     def needs(self, key: str) -> dict[str, str]:
         """Input name to the stage (of this recipe, or a named input) that provides it: the nearest before `key` that makes the kind."""
@@ -174,7 +177,9 @@ def load_study(path: str | Path, overrides: Sequence[str] = (), registry: Regist
         for key, value in (changes or {}).items():
             set_key(cell, key, value)
         member = _build(Path(path), cell, lines, registry, variant=variant)
-        recipes.append(dataclasses.replace(member, name=f"{member.name}-seed{seed}") if len(set(seeds)) > 1 else member)
+        if len(set(seeds)) > 1:
+            member = dataclasses.replace(member, name=f"{member.name}-seed{seed}", changes=member.changes | {"seed": seed})
+        recipes.append(member)
     return recipes
 
 
@@ -205,9 +210,35 @@ def quick_overrides(path: str | Path) -> list[str]:
     return [f"name={name}-quick", *(f"{key}={json.dumps(value)}" for key, value in quick.items() if value is not None)]
 
 
-def from_resolved(data: Mapping[str, Any], path: Path, registry: Registry | None = None) -> Recipe:
-    """The recipe that `Recipe.resolved()` wrote, for running it again from its own folder."""
-    return _build(path, dict(data), Lines(), registry)
+def from_resolved(data: Mapping[str, Any], path: Path, registry: Registry | None = None, changes: Mapping[str, Any] | None = None) -> Recipe:
+    """The recipe that `Recipe.resolved()` wrote, for running it again from its own folder. changes: of the recipe that was resolved."""
+    return dataclasses.replace(_build(path, dict(data), Lines(), registry), changes=dict(changes or {}))
+
+
+def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as dotted keys; a list is one value."""
+    pairs: dict[str, Any] = {}
+    for key, item in value.items():
+        pairs |= flat(item, f"{prefix}{key}.") if isinstance(item, Mapping) and item else {f"{prefix}{key}": item}
+    return pairs
+
+
+def section_changes(key: str, old: StageConfig, new: StageConfig) -> dict[str, Any]:
+    """What `new` sets otherwise than `old`, by dotted key: for a recipe that is another with one section replaced."""
+    before, after = (flat({key: section.model_dump(mode="json")}) for section in (old, new))
+    return {name: value for name, value in after.items() if name not in before or before[name] != value}
+
+
+def _changes(data: Mapping[str, Any], lines: Lines) -> dict[str, Any]:
+    own = flat(lines.documents[-1][1]) if len(lines.documents) > 1 else {}  # of a recipe that extends none, every key would be a change
+    changes = {}
+    for key in (*own, *lines.variant_keys, *sorted(lines.set_keys)):
+        node: Any = data
+        for step in key.split("."):
+            node = node.get(step) if isinstance(node, Mapping) else node[int(step)] if isinstance(node, list) and step.isdigit() else None
+        if key.partition(".")[0] not in TOP_KEYS or key == "seed":
+            changes[key] = json.loads(json.dumps(node))
+    return changes
 
 
 def _build(path: Path, data: dict[str, Any], lines: Lines, registry: Registry | None, variant: str = "") -> Recipe:
@@ -257,7 +288,9 @@ def _build(path: Path, data: dict[str, Any], lines: Lines, registry: Registry | 
         raise RecipeError(
             f"{lines.of(['variants', variant] if variant else ['name'])}: name {name!r} becomes a folder name; use letters, digits, '-', '_' and '.'"
         )
-    recipe = Recipe(name, path, stages, registry, plugins, seed, str(data.get("description") or ""), variant, inputs, data)
+    recipe = Recipe(
+        name, path, stages, registry, plugins, seed, str(data.get("description") or ""), variant, inputs, data, _changes(data, lines), tuple(lines.overrides)
+    )
     _check_needs(recipe, lines)
     for key, named in inputs.items():
         if key not in recipe.used_inputs() and key not in listed:

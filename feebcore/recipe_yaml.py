@@ -81,6 +81,7 @@ class Lines:
     def __init__(self) -> None:
         self.documents: list[tuple[Path, Any]] = []
         self.set_keys: set[str] = set()
+        self.overrides: list[str] = []
         self.variant = ""
         self.variant_keys: tuple[str, ...] = ()
 
@@ -150,6 +151,7 @@ def read_merged(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], L
             raise RecipeError(f"--set {text!r}: write key=value, as in --set pretrain.max_steps=100")
         set_key(data, key.strip(), parse_scalar(value))
         lines.set_keys.add(key.strip())
+        lines.overrides.append(text)
     return data, lines
 
 

@@ -16,7 +16,7 @@ from feebcore.config import PartConfig, identity_of
 from feebcore.errors import RecipeError, plural
 from feebcore.files import digest_of
 from feebcore.parts import Part, identity_of_spec
-from feebcore.recipe import Recipe, StageEntry, load, load_study, quick_overrides
+from feebcore.recipe import Recipe, StageEntry, load, load_study, quick_overrides, section_changes
 from feebcore.run.plan import identity, stages_for
 from feebcore.train.checks import check_training
 from feebcore.train.pretrain_config import PretrainConfig
@@ -185,8 +185,8 @@ def check_same_data(recipes: Sequence[Recipe]) -> None:
                 f"{other.path}: before {STAGE} it runs {', '.join(theirs)}, and {base.path} runs {', '.join(before)}; recipes are compared on the same data"
             )
         for stage in before:
-            ours, its = ({stage: identity_of_spec(r.stages[stage].spec) | {"options": identity_of(r.stages[stage].section)}} for r in (base, other))
-            if (difference := first_difference(ours, its)) is not None:
+            own, others = ({stage: identity_of_spec(r.stages[stage].spec) | {"options": identity_of(r.stages[stage].section)}} for r in (base, other))
+            if (difference := first_difference(own, others)) is not None:
                 key, one, two = difference
                 raise RecipeError(
                     f"{key}: {_short(one)} in {base.path} and {_short(two)} in {other.path}; recipes are compared on the same data, so make them equal"
@@ -321,7 +321,8 @@ def with_section(recipe: Recipe, name: str, section: PretrainConfig) -> Recipe:
     """The recipe up to pretrain, called `name`, with this section."""
     stages = {stage: recipe.stages[stage] for stage in stages_for(recipe, [STAGE])}
     stages[STAGE] = StageEntry(STAGE, recipe.stages[STAGE].spec, section)
-    return dataclasses.replace(recipe, name=name, stages=stages)
+    changes = recipe.changes | section_changes(STAGE, recipe.stages[STAGE].section, section)
+    return dataclasses.replace(recipe, name=name, stages=stages, changes=changes)
 
 
 # --- which runs -----------------------------------------------------------------------------------------------------------

@@ -60,7 +60,7 @@ def compare(
     command: str = "",
     unchecked: bool = False,
 ) -> Artifact:
-    """The finished comparison of `recipes`, the baseline first: its artifact has result.json, verdict.txt, page.md and figure.png.
+    """The finished comparison of `recipes`, the baseline first: its artifact has result.json, verdict.txt, and page.html and page.md with their figures.
 
     unchecked: also with parts of plugins that fail their contract; the page then names them. Runs are built by the executor that was chosen (feebcore.study.executing), else in this process. command: what was typed, for
     the page. Raises RecipeError where the recipes cannot be compared, before anything is built; Interrupted when asked to stop;
@@ -80,8 +80,11 @@ def compare(
             inputs = shared | comparison.artifacts()
         write_json(out.path / "result.json", result)
         write_atomic(out.path / "verdict.txt", report.text(result))
-        write_atomic(out.path / "figure.png", figure.draw(result))
-        write_atomic(out.path / "page.md", page.text(result, name, str(candidates[0].recipe.data.get("description", "")), command, environment))
+        pictures, description = figure.pictures(result), str(candidates[0].recipe.data.get("description", ""))
+        for picture in pictures:
+            write_atomic(out.path / f"{picture.name}.png", picture.png)
+        write_atomic(out.path / "page.md", page.text(result, name, description, command, environment, pictures))
+        write_atomic(out.path / "page.html", page.html(result, name, description, command, pictures))
         if result["missing"]:
             raise StageFailed(f"{KIND}: {'; '.join(result['missing'])}. {out.path / 'page.md'} is based on the other runs; run the same command to retry")
         out.content("result.json")

@@ -134,10 +134,10 @@ def write_documents(
     without_text: list[pl.DataFrame] = []
     files: list[Path] = []
     for batch in batches:
-        marks = in_tail[done : done + batch.height]
-        done += batch.height
-        for row in sorted((row for row in cuts if done - batch.height <= row < done), reverse=True):
-            batch, marks = _cut(batch, marks, row - done + len(marks), cuts[row])
+        start, done = done, done + batch.height
+        marks = in_tail[start:done]
+        for row in sorted((row for row in cuts if start <= row < done), reverse=True):
+            batch, marks = _cut(batch, marks, row - start, cuts[row])
         encoded = [text.encode() for text in batch["text"]]
         hashes = [hashlib.sha256(text).hexdigest() for text in encoded]
         splits = [
@@ -172,7 +172,7 @@ def _tails(names: pl.DataFrame, fraction: float) -> tuple[list[bool], dict[int, 
     if not fraction:
         return [False] * names.height, {}
     end = pl.col("num_bytes").cum_sum().over("source")
-    border = (pl.col("num_bytes").sum().over("source") * (1 - fraction)).cast(pl.Int64)
+    border = (pl.col("num_bytes").sum().over("source") * (1 - fraction)).cast(pl.Int64).clip(1)
     placed = names.select(
         late=end - pl.col("num_bytes") >= border, cut=border - (end - pl.col("num_bytes")), across=(end - pl.col("num_bytes") < border) & (end > border)
     )
@@ -181,12 +181,11 @@ def _tails(names: pl.DataFrame, fraction: float) -> tuple[list[bool], dict[int, 
 
 
 def _cut(batch: pl.DataFrame, marks: list[bool], row: int, at: int) -> tuple[pl.DataFrame, list[bool]]:
-    """The batch with one row as two, the second in the tail: after `at` bytes of text and the rest of that line, or before it if it is the last."""
+    """The batch with one row as two, the second in the tail: cut at the end of the line at byte `at`, or there where no line ends nearby."""
     text, source, key = batch.row(row)
     data = text.encode()
-    place = data.find(b"\n", at - 1) + 1
-    if place in (0, len(data)):
-        place = data.rfind(b"\n", 0, at) + 1 or at
+    ends = [place for place in (data.find(b"\n", at - 1) + 1, data.rfind(b"\n", 0, at) + 1) if abs(place - at) <= min(at, len(data) - at) // 2]
+    place = ends[0] if ends else at
     while place < len(data) and data[place] & 0xC0 == 0x80:  # inside a character
         place += 1
     if not 0 < place < len(data):

@@ -49,10 +49,10 @@ def _zstd(stream: IO[bytes]) -> IO[bytes]:
         raise EOFError(str(error)) from None
 
 
-OPENERS: tuple[tuple[bytes, Callable[[IO[bytes]], IO[bytes]]], ...] = (
-    (rb"\x1f\x8b\x08", lambda stream: gzip.GzipFile(fileobj=stream, mode="rb")),  # type: ignore[list-item, return-value]
-    (rb"BZh[1-9](1AY&SY|\x17rE8P\x90)", lambda stream: bz2.BZ2File(stream)),  # type: ignore[list-item, return-value]
-    (rb"\xfd7zXZ\x00", lambda stream: lzma.LZMAFile(stream)),  # type: ignore[list-item, return-value]
+OPENERS: tuple[tuple[bytes, Callable[[Any], Any]], ...] = (
+    (rb"\x1f\x8b\x08", lambda stream: gzip.GzipFile(fileobj=stream, mode="rb")),
+    (rb"BZh[1-9](1AY&SY|\x17rE8P\x90)", bz2.BZ2File),
+    (rb"\xfd7zXZ\x00", lzma.LZMAFile),
     (rb"\x28\xb5\x2f\xfd", _zstd),
 )
 
@@ -64,7 +64,7 @@ def decompressed(path: Path) -> Iterator[io.BufferedReader]:
         try:
             stream = stack.enter_context(open(path, "rb"))
             while opener := next((o for magic, o in OPENERS if re.match(magic, stream.peek(HEAD))), None):
-                stream = stack.enter_context(io.BufferedReader(opener(stream)))  # type: ignore[arg-type]
+                stream = stack.enter_context(io.BufferedReader(opener(stream)))
             yield stream
         except (EOFError, zlib.error, lzma.LZMAError) as error:
             raise DataError(f"{path} is truncated or damaged ({error}); get it again") from None

@@ -57,7 +57,8 @@ def build(
         try:
             write_json(place / "recipe.json", recipe.resolved())
             write_json(place / "environment.json", environment)
-            write_json(place / "request.json", {"stage": stage, "fingerprint": fingerprint, "inputs": paths, "identity": stage_identity})
+            request = {"stage": stage, "fingerprint": fingerprint, "inputs": paths, "identity": stage_identity}
+            write_json(place / "request.json", request | {"recipe": str(recipe.path.absolute()), "overrides": recipe.overrides, "changes": recipe.changes})
             (place / "result.json").unlink(missing_ok=True)
             out = StageOutput(place, None if entry.spec.process == "worker" and not in_process else on_progress)
         except OSError as error:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from feebcore.artifacts import Artifact, Workspace
 from feebcore.config import identity_of
 from feebcore.errors import ArtifactError, RecipeError, did_you_mean
@@ -45,7 +47,7 @@ def identity(recipe: Recipe, stage: str, inputs: Mapping[str, Artifact]) -> dict
 
 def require_unchanged(recipe: Recipe, stage: str, inputs: Mapping[str, Artifact], planned: Mapping[str, Any]) -> None:
     """Raises ArtifactError where the stage would now have another identity than was planned: a file that it names was written
-    anew in the meantime, or the source of a part was edited."""
+    again in the meantime, or the source of a part was edited."""
     changed = differences(dict(planned), json.loads(json.dumps(identity(recipe, stage, inputs))))
     if changed:
         raise ArtifactError(
@@ -54,10 +56,15 @@ def require_unchanged(recipe: Recipe, stage: str, inputs: Mapping[str, Artifact]
 
 
 def revalidated(recipe: Recipe, stage: str) -> Recipe:
-    """The recipe with the section of `stage` validated anew, so that digests of what it names are of now."""
+    """The recipe with the section of `stage` validated anew, so that digests of what it names are of now. Raises ArtifactError
+    where it is not valid any more, as when a file is gone."""
     entry = recipe.stages[stage]
     context = {"registry": recipe.registry, "recipe_folder": recipe.path.parent}
-    section = entry.spec.config.model_validate(entry.section.model_dump(mode="json"), context=context)
+    try:
+        section = entry.spec.config.model_validate(entry.section.model_dump(mode="json"), context=context)
+    except ValidationError as error:
+        why = "; ".join(str(e["msg"]).removeprefix("Value error, ") for e in error.errors(include_url=False))
+        raise ArtifactError(f"{recipe.name}: {stage} was planned, but cannot begin any more: {why}") from None
     return dataclasses.replace(recipe, stages=recipe.stages | {stage: dataclasses.replace(entry, section=section)})
 
 
@@ -68,7 +75,7 @@ def reused_from_another_feeb(artifacts: Iterable[Artifact]) -> str:
         return ""
     names = list(dict.fromkeys(name for name, _ in made))
     listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-    return f"reused {listed}: made with {made[0][1]}; to make it again, remove the folder"
+    return f"reused {listed}: made with {made[0][1]}; to rebuild, remove the folder"
 
 
 def stages_for(recipe: Recipe, stages: Iterable[str] | None = None) -> list[str]:

@@ -19,7 +19,7 @@ from feebcore.artifacts import Artifact, StageOutput, Workspace
 from feebcore.errors import NO_VALIDATION_TEXT, DataError, Diverged, StageFailed, plural
 from feebcore.files import read_json, write_atomic, write_json
 from feebcore.protocols import Cell
-from feebcore.recipe import Recipe, StageEntry
+from feebcore.recipe import Recipe, StageEntry, flat
 from feebcore.run.inputs import finished_inputs
 from feebcore.run.plan import stages_for
 from feebcore.scaling import isoflop
@@ -233,7 +233,7 @@ def cell_run(section: SweepConfig, recipe: Recipe, key: str, cell: Cell) -> RunS
     stages = {name: recipe.stages[name] for name in stages_for(recipe, [key]) if name != key}
     stages["pretrain"] = StageEntry("pretrain", recipe.registry.resolve("stages", "feeb/pretrain"), pretrain)  # type: ignore[arg-type]
     name = re.sub(r"[^\w.-]+", "-", f"{recipe.name}-{cell.name}")[:120]  # it becomes a folder's name
-    own = dataclasses.replace(recipe, name=name, stages=stages)
+    own = dataclasses.replace(recipe, name=name, stages=stages, changes=flat({"pretrain": cell.overrides}))
     return RunSpec(cell.name, own, ("pretrain",), "cell", cell.overrides, cell.flops, cell.budget, heldout=cell.heldout)
 
 

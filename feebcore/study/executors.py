@@ -174,7 +174,7 @@ class _Worker:
         if item.artifact is not None:
             return item.artifact
         request = {"recipe": recipe.resolved(), "path": str(recipe.path), "stage": stage, "workspace": str(workspace.root), "fingerprint": item.fingerprint}
-        request["built"] = {name: str(artifact.path) for name, artifact in built.items()}
+        request |= {"changes": recipe.changes, "built": {name: str(artifact.path) for name, artifact in built.items()}}
         self.asked, self.deadline = False, float("inf")
         with running(self):
             with contextlib.suppress(BrokenPipeError):

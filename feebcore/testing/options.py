@@ -6,6 +6,7 @@ What by design does not change the checked function is listed in `inert` of the 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, get_args, get_origin
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from feebcore.model.context import ForwardContext
 from feebcore.model.transformer import Transformer
-from feebcore.parts import resolve_part
+from feebcore.parts import Part, resolve_part
 from feebcore.rl.tasks import training_problems
 from feebcore.testing.data import small_store
 from feebcore.testing.framework import Candidate, check, require, skip
@@ -78,7 +79,9 @@ BEHAVIOR: dict[str, Callable[[Candidate], list[Any]]] = {
 
 
 def other_values(field: Any, value: Any) -> Iterator[Any]:
-    """Some values that an option may have besides the one that it has."""
+    """Some values that an option may have besides the one that it has, its default first."""
+    if not field.is_required() and not isinstance(value, Part) and (default := field.get_default(call_default_factory=True)) != value:
+        yield default
     if isinstance(value, bool):
         yield not value
     elif get_origin(field.annotation) is Literal:
@@ -101,28 +104,61 @@ def same(one: list[Any], other: list[Any]) -> bool:
 @check(*BEHAVIOR, meaning="An option is read by nothing, so a recipe that sets it is not what it says; use it, remove it, or list it in `inert`.")
 @torch.no_grad()
 def options_have_an_effect(subject: Candidate) -> None:
-    config, behavior = subject.part.config, BEHAVIOR[subject.kind]
-    inert = config.inert
-    plain = behavior(subject)
-    options = {key: field for key, field in type(config).model_fields.items() if key not in inert and key not in SIZES and key != "num_layers"}
-    dead = []
-    for key, field in options.items():
-        tried = 0
-        for value in other_values(field, getattr(config, key)):
-            if value == getattr(config, key):
-                continue
-            try:
-                changed = type(config).model_validate({**config.model_dump(mode="json"), key: value}, context={"registry": subject.registry})
-                result = behavior(dataclasses.replace(subject, part=dataclasses.replace(subject.part, config=changed)))
-            except (ValidationError, ValueError, AssertionError, RuntimeError, KeyError, TypeError, IndexError):
-                continue  # not a value that it may have, or not at this size
-            tried += 1
-            if not same(plain, result):
-                break
-        else:
-            if tried:
-                dead.append(key)
+    config = subject.part.config
+    keys = [key for key in type(config).model_fields if key not in config.inert and key not in SIZES and key != "num_layers"]
+    plain = _Behaviors(subject)
+    dead = [key for key in keys if plain.has_effect(key) is False]
+    for key in keys:  # an option that counts only where another has another value
+        for other in plain.switched(key) if dead else ():
+            base = _Behaviors(other)
+            dead = [name for name in dead if not base.has_effect(name)]
     require(not dead, f"changing {', '.join(dead)} changes nothing")
+
+
+class _Behaviors:
+    """What a part does with its options, and with each changed."""
+
+    def __init__(self, subject: Candidate) -> None:
+        self.subject = subject
+
+    @functools.cached_property
+    def plain(self) -> list[Any] | None:
+        return self.of(self.subject)
+
+    def of(self, subject: Candidate) -> list[Any] | None:
+        """None where the options do not fit each other or the sizes of the check."""
+        try:
+            return BEHAVIOR[subject.kind](subject)
+        except (ValueError, AssertionError, RuntimeError, KeyError, TypeError, IndexError):
+            return None
+
+    def changed(self, key: str) -> Iterator[Candidate]:
+        """The part with other values of an option, those that are valid."""
+        config = self.subject.part.config
+        for value in other_values(type(config).model_fields[key], getattr(config, key)):
+            try:
+                other = type(config).model_validate({**config.model_dump(mode="json"), key: value}, context={"registry": self.subject.registry})
+            except ValidationError:
+                continue
+            if getattr(other, key) != getattr(config, key):
+                yield dataclasses.replace(self.subject, part=dataclasses.replace(self.subject.part, config=other))
+
+    def switched(self, key: str) -> Iterator[Candidate]:
+        """The part with each other choice of an option that is one of a few, or with one other value of any other option."""
+        config = self.subject.part.config
+        field, value = type(config).model_fields[key], getattr(config, key)
+        few = isinstance(value, bool) or get_origin(field.annotation) is Literal
+        return itertools.islice(self.changed(key), None if few else 1)
+
+    def has_effect(self, key: str) -> bool | None:
+        """Whether some other value of an option changes anything; None where none could be tried."""
+        tried = None
+        for other in self.changed(key) if self.plain is not None else ():
+            if (result := self.of(other)) is not None:
+                if not same(self.plain, result):  # type: ignore[arg-type]
+                    return True
+                tried = False
+        return tried
 
 
 @check("attentions", meaning="Dropout of attention weights, `attention_dropout` of the model, is not applied; use context.attend, or list it in `inert`.")

@@ -166,8 +166,10 @@ def move_if_it_fits(model: nn.Module, device: torch.device, log: Callable[[str],
     return torch.device("cpu")
 
 
-def build_optimizer(section: TrainSection, model: nn.Module, scale: LRScale) -> Optimizer:
-    """The optimizer part over the model's parameters by role and override, with scaled learning rates."""
+def build_optimizer(section: TrainSection, model: nn.Module, scale: LRScale | None = None) -> Optimizer:
+    """The optimizer part over the model's parameters by role and override, with scaled learning rates. scale: what `lr_scale` gave before the
+    model was sharded; default: what it gives now."""
+    scale = lr_scale(section, model) if scale is None else scale
     optimizer: Optimizer = optimizer_schedules.build_optimizer(section.optimizer, param_groups(model, frozen=True), section.param_groups, scale)
     hook_optimizer(model, optimizer)
     return optimizer

@@ -40,6 +40,33 @@ def metric_rows(metrics: Mapping[str, Any], prefix: str = "") -> list[dict[str, 
     return rows
 
 
+def pairs_of(metrics: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Nested metrics as dotted names; a value with its interval stays whole."""
+    pairs: list[tuple[str, Any]] = []
+    for name, value in metrics.items():
+        if isinstance(value, Mapping) and "value" not in value:
+            pairs += pairs_of(value, f"{prefix}{name}.")
+        elif not isinstance(value, list):
+            pairs.append((f"{prefix}{name}", value))
+    return pairs
+
+
+def number_of(value: Any) -> float | None:
+    """The number of a metric, of an interval its value; None for text and what is missing."""
+    if isinstance(value, Mapping):
+        value = value.get("value")
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def metric_text(value: Any) -> str:
+    """A metric with its interval and number of samples, as '0.4 (0.36–0.44, n 512)'; '—' for None."""
+    if not isinstance(value, Mapping):
+        return "—" if value is None else number(value)
+    ends = f"{number(value['low'])}–{number(value['high'])}" if value.get("low") is not None and value.get("high") is not None else ""
+    inside = ", ".join(filter(None, [ends, f"n {value['n']}" if value.get("n") else ""]))
+    return number(value["value"]) + (f" ({inside})" if inside else "")
+
+
 def number(value: Any) -> str:
     """12345.678 as '12,346', 0.0123456 as '0.01235'; text as it is."""
     if isinstance(value, bool) or not isinstance(value, int | float):

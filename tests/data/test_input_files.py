@@ -304,5 +304,5 @@ def test_addresses_without_suffix_are_read_by_content(tmp_path: Path, serve: Any
 
 def test_a_proxy_that_cannot_be_used_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALL_PROXY", "gopher://127.0.0.1:1")
-    with pytest.raises(DataError, match="the proxy of ALL_PROXY cannot be used"):
+    with pytest.raises(DataError, match="the proxy in ALL_PROXY cannot be used"):
         fetched(tmp_path, "http://127.0.0.1:9/a.txt")

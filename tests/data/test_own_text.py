@@ -69,7 +69,7 @@ def test_an_empty_split_says_how_to_fill_it(tmp_path: Path) -> None:
     _, logs = download(tmp_path, {"input.txt": "one document"}, split_modulus=1_000_003)
     assert "so there is no validation loss; set download.split: tail (the last 10% of the text), or separator in the source" in logs[-1]
     assert "or lower download.split_modulus (1000003)" in logs[-1]
-    with pytest.raises(DataError, match=r"none is left to train on; set download\.split: tail .* raise download\.split_modulus \(2\)"):
+    with pytest.raises(DataError, match=r"leaves none to train on; set download\.split: tail .* raise download\.split_modulus \(2\)"):
         download(tmp_path / "b", {"input.txt": next(t for t in map(str, range(9)) if _validates(t))}, split_modulus=2)
     _, logs = download(tmp_path / "c", {"input.txt": "x"}, split="tail")
     assert "add text, or raise download.tail_fraction (0.1)" in logs[-1]

@@ -129,7 +129,7 @@ BAD_TOKENIZERS = [
     ("{}", "tokenizer.json is not a tokenizer: it has no object 'model'"),
     ("[]", "it has no object 'model'"),
     ('{"model": {"type": "BPE", "vocab": 3}}', "model.vocab is neither"),
-    ('{"model": {"vocab": {}}, "added_tokens": [{"id": "a"}]}', "added_tokens is no list of objects with id and content"),
+    ('{"model": {"vocab": {}}, "added_tokens": [{"id": "a"}]}', "added_tokens must be a list of objects with id and content"),
     ('{"model": {"type": "nothing", "vocab": {"<|start|>": 0, "<|end|>": 1}}}', "is not a tokenizer"),
     ('{"version": "1.0", "added_tok', "is not JSON"),
     ("[" * 100_000, "is not JSON"),
@@ -262,7 +262,7 @@ def test_a_model_in_parts_is_the_whole_model(tmp_path: Path) -> None:
         assert torch.equal(again.lm_head(again(tokens).hidden), model.lm_head(model(tokens).hidden))
     parts[1].unlink()
     for i in (0, 2):
-        with pytest.raises(DataError, match=r"is one of 3 parts; missing beside it: m-00002-of-00003\.gguf"):
+        with pytest.raises(DataError, match=r"is one of 3 parts; missing next to it: m-00002-of-00003\.gguf"):
             import_file(parts[i], tmp_path / "never")
     alone = parts[0].rename(tmp_path / "alone.gguf")
     with pytest.raises(DataError, match=r"one of 3 parts \(split.count\); give the parts their names"):

@@ -53,7 +53,7 @@ def refusing() -> Iterator[int]:
 def asked(url: str, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("PREFECT_API_URL", url)
     began = time.monotonic()
-    with connect(workspace) as connection, pytest.raises(ServerError) as caught:
+    with pytest.raises(ServerError) as caught, connect(workspace) as connection:
         ready(workspace, connection)
     assert time.monotonic() - began < 20  # seconds; ten of them for Prefect's import on a busy machine
     assert "\n" not in str(caught.value)
@@ -66,9 +66,9 @@ def test_an_api_that_does_not_answer_is_one_sentence(tmp_path: Path, silent: int
     for port in (free, silent):
         message = asked(f"http://127.0.0.1:{port}/api", tmp_path, monkeypatch)
         assert f"nobody answers at http://127.0.0.1:{port}/api (PREFECT_API_URL" in message
-        assert "unset it to use the workspace's own server" in message
-    assert "answers 401: set PREFECT_API_KEY" in asked(f"http://127.0.0.1:{refusing}/401/api", tmp_path, monkeypatch)
-    assert "answers 404, which Prefect's API does not" in asked(f"http://127.0.0.1:{refusing}/404/api", tmp_path, monkeypatch)
+        assert "unset the variable to use the workspace's own server" in message
+    assert "status 401); set PREFECT_API_AUTH_STRING" in asked(f"http://127.0.0.1:{refusing}/401/api", tmp_path, monkeypatch)
+    assert "no Prefect API answers at" in asked(f"http://127.0.0.1:{refusing}/404/api", tmp_path, monkeypatch)
     assert "nobody answers" in asked("no address", tmp_path, monkeypatch)
 
 

@@ -22,7 +22,7 @@ from feebcore.protocols import Batch
 from feebcore.run.worker import RankOutput
 from feebcore.train.checkpoint import Checkpointer, checkpoints
 from feebcore.train.parallel import join, make_parallel
-from feebcore.train.pretrain import build_optimizer, lr_scale, train_model
+from feebcore.train.pretrain import build_optimizer, train_model
 from feebcore.train.step import LossModule
 
 __all__ = ["CPU", "VOCAB", "B", "T", "dtypes", "reshard", "start", "train"]
@@ -58,7 +58,7 @@ def reshard(source: Path, folder: Path, **changes: Any) -> None:
     parallel = make_parallel(wanted, CPU)
     model = build_model(wanted.architecture, VOCAB, wanted.seq_len, seed=99)
     parallel.wrap(LossModule(model, wanted.objective.build(), "fp32", CPU), blocks_of(model))
-    optimizer = build_optimizer(wanted, model, lr_scale(wanted, model))
+    optimizer = build_optimizer(wanted, model)
     state, extras = Checkpointer(source, parallel).load(checkpoints(source)[0], model, optimizer)
     kept = {k: v for k, v in state.items() if k in ("train_state", "seed")}
     writer = Checkpointer(folder, parallel)

@@ -20,7 +20,7 @@ from feebcore.train.checkpoint import Checkpointer, checkpoints, read_state, ste
 from feebcore.train.compilation import has_compiler
 from feebcore.train.parallel import make_parallel
 from feebcore.train.parallel_config import ParallelConfig
-from feebcore.train.pretrain import build_optimizer, lr_scale
+from feebcore.train.pretrain import build_optimizer
 from feebcore.train.tensor_files import TensorFiles
 
 STEPS = {"none-1": 50, "ddp-2": 50, "fsdp-2": 50, "ddp-4": 25, "fsdp-4": 25}
@@ -152,9 +152,7 @@ def test_a_damaged_piece_is_noticed_by_any_reader(done, tmp_path, damage):
     wanted = section(**RUN)
     model = build_model(wanted.architecture, ranks.VOCAB, wanted.seq_len, seed=1)
     told: list[str] = []
-    found = Checkpointer(tmp_path / "run", make_parallel(wanted, CPU), log=told.append).load_latest(
-        model, build_optimizer(wanted, model, lr_scale(wanted, model))
-    )
+    found = Checkpointer(tmp_path / "run", make_parallel(wanted, CPU), log=told.append).load_latest(model, build_optimizer(wanted, model))
     assert found is not None
     assert found[0]["step"] == int(older.name[5:])
     assert newest.name in told[0]

@@ -8,8 +8,9 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from feeb_pipelines.cli.inspection import _print_json, _print_table, runs
 from feeb_pipelines.cli.options import Json, Plugin, WorkspaceOption
+from feeb_pipelines.cli.runs import runs
+from feeb_pipelines.cli.tables import print_json, print_table
 
 
 def ls(stage: Annotated[str | None, Parameter(help="Show only this stage.")] = None, /, *, workspace: WorkspaceOption = None, json: Json = False) -> None:
@@ -47,10 +48,10 @@ def verify(
     ]
     rows += [{"path": str(folder), "files": 0, "bad": [MANIFEST], "problem": problem} for folder, problem in unreadable.items()]
     if json:
-        _print_json(rows)
+        print_json(rows)
     else:
         said = [r["problem"] or (f"mismatch: {', '.join(r['bad'])}" if r["bad"] else "ok") for r in rows]
-        _print_table(("artifact", "files", "result"), [(r["path"], str(r["files"]), text) for r, text in zip(rows, said, strict=True)])
+        print_table(("artifact", "files", "result"), [(r["path"], str(r["files"]), text) for r, text in zip(rows, said, strict=True)], prose=("result",))
     return 1 if any(r["bad"] for r in rows) else 0
 
 
@@ -99,7 +100,7 @@ def gc(
         print(f"feeb: {problem}", file=sys.stderr)
     folders = space.gc(superseded=superseded, keep_days=keep_days, dry_run=not yes)
     if json:
-        return _print_json([str(p) for p in folders])
+        return print_json([str(p) for p in folders])
     for path in folders:
         print(("removed " if yes else "would remove ") + str(path))
     if not folders:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from feeb_pipelines.cli.options import Input, Json, Set, Unchecked, WorkspaceOption, with_inputs
+from feeb_pipelines.cli.tables import hint, print_table
 
 if TYPE_CHECKING:
     from feeb_pipelines.cli.display import Display
@@ -124,25 +125,19 @@ def _settings(**options: Any) -> Settings:
 
 
 def _show(result: Mapping[str, Any], path: str, display: Display, reused: bool) -> None:
-    from rich import box
-    from rich.table import Table
-
     out = display.console
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     columns = ("recipe", "bits per byte", "Δ vs. baseline", "95% CI", "p", "compute multiplier", "tokens/s", "memory", "steps", "LR factor", "diverged")
-    for column in columns:
-        table.add_column(column, justify="left" if column == "recipe" else "right")
     variants = {v["name"]: v for v in result["variants"]}
-    for candidate in result["recipes"]:
-        table.add_row(*_row(candidate, variants.get(candidate["name"])))
-    out.print(table, soft_wrap=False)
+    rows = [_row(candidate, variants.get(candidate["name"])) for candidate in result["recipes"]]
+    print_table(columns, rows, drop=("memory", "LR factor", "tokens/s", "steps", "diverged", "compute multiplier", "p"))
     for sentence in result["verdict"]:
         out.print(sentence, style="bold", markup=False)
     for note in result["notes"]:
         out.print(note, style="dim", markup=False)
     if reused:
         out.print("nothing to do: the comparison is already finished")
-    out.print(f"page: {path}/page.md", markup=False)
+    out.print(f"page: {path}/page.html", markup=False)
+    hint(f"open {path}/page.html")
 
 
 def _row(candidate: Mapping[str, Any], variant: Mapping[str, Any] | None) -> list[str]:

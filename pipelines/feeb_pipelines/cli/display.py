@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from feeb_pipelines.cli.options import visible
+from feeb_pipelines.cli.tables import print_table
 from feeb_pipelines.server import Connection
 from feeb_pipelines.summary import headline, number
 
@@ -125,17 +126,13 @@ class Display:
 
     def table(self, results: dict[str, Any], seconds: float) -> None:
         """Print every stage with status, time and main metrics, and the path of the report."""
-        from rich import box
-        from rich.table import Table
-
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for column, options in (("run", {}), ("stage", {"style": "bold"}), ("status", {}), ("time", {"justify": "right"}), ("metrics", {"overflow": "fold"})):
-            table.add_column(column, **options)  # type: ignore[arg-type]
-        for run, stages in results.items():
-            for stage, row in stages.items():
-                took = duration(row["seconds"]) if row["status"] == "built" else ""
-                table.add_row(run, stage, row["status"], took, headline(row["metrics"]))
-        self.console.print(table, soft_wrap=False)
+        rows = [
+            (run, stage, row["status"], duration(row["seconds"]) if row["status"] == "built" else "", headline(row["metrics"]))
+            for run, stages in results.items()
+            for stage, row in stages.items()
+        ]
+        print()
+        print_table(("run", "stage", "status", "time", "metrics"), rows, prose=("metrics",), drop=("time",))
         done = [row["status"] for stages in results.values() for row in stages.values()]
         if all(status == "reused" for status in done):
             self.console.print("nothing to do: every stage is already finished")

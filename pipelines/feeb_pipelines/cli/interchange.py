@@ -36,7 +36,7 @@ def import_(
     import tempfile
     import warnings
 
-    from feeb_pipelines.cli.inspection import _print_json
+    from feeb_pipelines.cli.tables import print_json
     from feebcore.artifacts import Workspace, check_name, read_artifact
     from feebcore.errors import FeebError
     from feebcore.files import expand_user
@@ -57,7 +57,7 @@ def import_(
         note = f"imported from {source.absolute()} by {part.name}"
         artifact = place.import_folder(Path(temporary), "pretrain", name, note, ("tokenizer",) if has_tokenizer else ())
     if json:
-        _print_json({"path": str(artifact.path), "fingerprint": artifact.fingerprint, "name": artifact.name})
+        print_json({"path": str(artifact.path), "fingerprint": artifact.fingerprint, "name": artifact.name})
     else:
         print(artifact.path)
     for remark in remarks:

@@ -57,3 +57,39 @@ def with_inputs(overrides: Sequence[str], inputs: Sequence[str]) -> list[str]:
             reference = str(folder.absolute())
         texts.append(f"inputs.{stage}={json.dumps(reference)}")
     return texts
+
+
+def is_recipe(text: str) -> bool:
+    """Whether an argument names a recipe's file rather than a run or a stage; also one that does not exist."""
+    return Path(text).is_file() or Path(text).suffix in (".yaml", ".yml")
+
+
+def stage_and_recipe(first: str, second: str | None) -> tuple[str | None, str]:
+    """A stage (None: all) and a recipe, given in either order. Raises RecipeError where there is no recipe."""
+    from feebcore.errors import RecipeError
+
+    if second is None:
+        if not is_recipe(first) and first in _stage_names():
+            raise RecipeError(f"{first!r} is a stage; name the recipe too, as in feeb run RECIPE.yaml {first}")
+        return None, first
+    if is_recipe(first) and is_recipe(second):
+        raise RecipeError(f"{first} and {second} are both recipes; one recipe at a time, with a stage before or after it")
+    return (second, first) if is_recipe(first) else (first, second)
+
+
+def _stage_names() -> list[str]:
+    from feebcore.registry import get_registry
+
+    return [spec.name for _, spec in get_registry().parts("stages")]
+
+
+def with_stage(stage: str | None, recipe: str, overrides: Sequence[str]) -> list[str]:
+    """The overrides with which the recipe runs `stage` as well: one that it does not list is put at the end of its stages.
+
+    Its needs are checked as those of any stage when the recipe is loaded."""
+    from feebcore.recipe_yaml import read_merged
+
+    listed = read_merged(Path(recipe), overrides)[0].get("stages")
+    if stage is None or not isinstance(listed, list) or stage in [str(s).rpartition("/")[2] for s in listed] or stage not in _stage_names():
+        return list(overrides)
+    return [*overrides, f"stages={json.dumps([*listed, stage])}"]

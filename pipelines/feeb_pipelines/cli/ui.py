@@ -9,7 +9,6 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from feeb_pipelines.cli.options import WorkspaceOption
-from feeb_pipelines.server import ServerError
 
 
 def ui(*, open: Annotated[bool, Parameter(negative="--no-open", help="Open the UI in a browser.")] = True, workspace: WorkspaceOption = None) -> int:
@@ -23,7 +22,7 @@ def ui(*, open: Annotated[bool, Parameter(negative="--no-open", help="Open the U
     import signal
     import threading
 
-    from feeb_pipelines.server import connect, home_of, is_serving
+    from feeb_pipelines.server import ServerError, connect, home_of, is_serving
     from feebcore.artifacts import Workspace
 
     space = Workspace(workspace)

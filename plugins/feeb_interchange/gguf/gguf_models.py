@@ -84,7 +84,7 @@ def describe(file: GgufModel) -> dict[str, Any]:
         raise DataError(f"{file.path} holds architecture {kind!r}; GGUF files of {', '.join(ARCHITECTURES)} can be imported")
 
     def number(key: str, kinds: type | tuple[type, ...] = int, default: Any = None) -> Any:
-        value = meta.get(f"{kind}.{key}", default)
+        value: Any = meta.get(f"{kind}.{key}", default)
         if value is None:
             raise DataError(f"{file.path}: the metadata has no {kind}.{key}")
         if not isinstance(value, kinds) or isinstance(value, bool) or not 0 < value < 2**31:

@@ -144,7 +144,7 @@ class ImportedTrainer(TokenizerTrainer):
         return ImportedTokenizer(path.read_text(encoding="utf-8"), config.bos, config.eos, config.num_ids, str(path))
 
 
-def write_codec_folder(folder: Path, text: str, bos: str, eos: str, num_ids: int, origin: str) -> None:
+def write_codec_folder(folder: Path, text: str, bos: str, eos: str, num_ids: int, origin: str = FILE) -> None:
     """A feeb tokenizer folder from the text of a tokenizer.json. num_ids: of the model. Settings for training are warned of and left out.
     Raises DataError when it is no codec that can be used with the model."""
     codec = read_codec(text, origin)
@@ -176,7 +176,7 @@ def special_ids(source: Path, described: dict[str, Any]) -> tuple[str, str]:
         if token is not None and not isinstance(token, str):
             raise DataError(f"{source / 'tokenizer_config.json'}: {name}_token is {token!r}, not a text")
         key = f"{name}_token_id"
-        numbers = next((v for v in (generation.get(key), described.get(key)) if v not in (None, [])), [])
+        numbers: Any = next((v for v in (generation.get(key), described.get(key)) if v not in (None, [])), [])
         ids[name] = numbers if isinstance(numbers, list) else [numbers]
         if not all(type(number) is int for number in ids[name]):
             raise DataError(f"{source}: {key} is {numbers!r}, neither an id nor a list of ids")

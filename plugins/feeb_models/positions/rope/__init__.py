@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import ClassVar, Self
 
 from pydantic import Field, model_validator
 
@@ -29,6 +29,7 @@ class ScaledRopeConfig(RopeConfig):
 
 
 class YarnRopeConfig(ScaledRopeConfig):
+    inert: ClassVar[tuple[str, ...]] = ("original_max_position_embeddings", "beta_fast")  # of contexts longer than a check's
     original_max_position_embeddings: int | None = Field(
         None, ge=1, description="context length in tokens that the weights were trained on; default seq_len / factor"
     )
