@@ -101,7 +101,7 @@ def _by_blocks(
     grouped = q_BHTD.shape[1] != k_BGSD.shape[1]
     score_mod = changed if logit_softcap or bias_HTS is not None or bias_of is not None else None
     scale = score_scale * q_BHTD.shape[3] ** -0.5
-    flex: Callable[..., Any] = flex_attention if torch.compiler.is_compiling() or q_BHTD.device.type == "cpu" else _compiled_flex()
+    flex: Any = flex_attention if torch.compiler.is_compiling() or q_BHTD.device.type == "cpu" else _compiled_flex()
     return flex(q_BHTD, k_BGSD, v_BGSD, score_mod=score_mod, block_mask=block_mask, scale=scale, enable_gqa=grouped)
 
 

@@ -97,7 +97,7 @@ class Soap(MatrixOptimizer):
                 square_NRC = square_NRC.take_along_dim(order_NS[:, :, None] if side == "left" else order_NS[:, None, :], -2 if side == "left" else -1)
                 self._write(maps, f"basis_{side}", basis_NSS)
         for key, value_NRC in (("exp_avg", mean_NRC), ("exp_avg_sq", square_NRC)):
-            for kept, value in self._here(maps, lambda p, key=key: local_shard(self.state[p][key]), value_NRC):
+            for kept, value in self._here(maps, self._kept(key), value_NRC):
                 kept.copy_(value)
 
     def _begin(self, group: dict[str, Any], maps: list[Map], gradient_NRC: Tensor, sides: list[str]) -> None:
@@ -125,6 +125,9 @@ class Soap(MatrixOptimizer):
         """[N,R,C]: of what goes element by element with the parameters."""
         whole = {one.parameter: gather_full(local_shard(tensor_of(one.parameter)), one.parameter) for one in maps}
         return torch.stack([one.of(whole[one.parameter]) for one in maps]).reshape(-1, *maps[0].shape[-2:])
+
+    def _kept(self, key: str) -> Callable[[Any], Tensor]:
+        return lambda parameter: local_shard(self.state[parameter][key])
 
     def _here(self, maps: list[Map], shard_of: Callable[[Any], Tensor], value_NRC: Tensor) -> list[tuple[Tensor, Tensor]]:
         """What this rank has of each map, in the shards that `shard_of` gives, beside the values for it."""
