@@ -256,8 +256,8 @@ def _failure(place: Path, codes: Sequence[int], killed: set[int], out: StageOutp
             return Interrupted(outcome["message"])
         message = f"{who}: {outcome['message']}" if several else outcome["message"]
         trace = f":\n{outcome['traceback'].rstrip()}" if several and outcome["traceback"] else ""
-        text = f"{message}{memory_hint(message)} (log: {log}){trace}"
-        return StageFailed(text, None if trace else log) if kind is StageFailed else kind(text)
+        sentence = f"{message}{memory_hint(message)} (log: {log}){trace}"
+        return StageFailed(sentence, None if trace else log) if kind is StageFailed else kind(sentence)
     return StageFailed(f"{place.parent.name}: the ranks did not end in time after one had; logs in {place}")
 
 

@@ -114,7 +114,7 @@ def reconcile_runs(workspace: Path) -> list[str]:
     with get_client(sync_client=True) as client:
         for run in _unfinished(client, folder):
             assert run.state is not None
-            state = Cancelled(message=MESSAGE) if run.state.is_cancelling() else Crashed(message=MESSAGE)
+            state: State = Cancelled(message=MESSAGE) if run.state.is_cancelling() else Crashed(message=MESSAGE)
             _end_tasks(client, run.id, state)
             client.set_flow_run_state(run.id, state, force=True)
             names.append(run.name)
@@ -271,6 +271,7 @@ def _is_generated(name: str) -> bool:
     """Whether Prefect made this name up: an adjective and an animal."""
     from coolname.data import config
 
-    words = {word for part in config.values() if part["type"] == "words" for word in part["words"]}
+    parts: Mapping[str, Any] = config
+    words = {word for part in parts.values() if part["type"] == "words" for word in part["words"]}
     pair = name.split("-")
     return len(pair) == 2 and words.issuperset(pair)

@@ -29,7 +29,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.exceptions import Abort, Pause, TerminationSignal
 from prefect.logging.handlers import PrefectConsoleHandler
-from prefect.states import Cancelled, Failed
+from prefect.states import Cancelled, Failed, State
 
 from feeb_pipelines.runs import claim_run, describe_run, reconcile_runs, stopping_when_cancelled
 from feeb_pipelines.server import keep_alive
@@ -97,7 +97,7 @@ def _in_flow_run(workspace: str | None, jobs: int, body: Callable[[Workspace, De
             return body(space, describe)
         except (Interrupted, KeyboardInterrupt) as stopped:
             error: FeebError = stopped if isinstance(stopped, Interrupted) else Interrupted(STOPPED)
-            state = Cancelled(message=str(error))
+            state: State = Cancelled(message=str(error))
             if stop.state is not None and stop.state.is_paused() and run.deployment_id is not None:
                 logger.info("suspended; resuming the run continues from what is saved")
                 raise Pause(state=stop.state) from None
