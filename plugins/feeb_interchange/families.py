@@ -269,7 +269,7 @@ def check_config(config: Any, origin: str) -> Options:
 
 
 LARGEST = 1 << 28
-WHOLE = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim")
+WHOLE: tuple[str, ...] = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim")
 WHOLE += ("max_position_embeddings", "sliding_window", "n_layer", "n_embd", "n_head", "n_inner", "n_positions", "n_ctx")
 REAL = ("rms_norm_eps", "layer_norm_epsilon", "rope_theta", "partial_rotary_factor")
 FLAGS = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window", "scale_attn_weights", "scale_attn_by_inverse_layer_idx")

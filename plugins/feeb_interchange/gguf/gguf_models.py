@@ -87,7 +87,8 @@ def describe(file: GgufModel) -> dict[str, Any]:
         value: Any = meta.get(f"{kind}.{key}", default)
         if value is None:
             raise DataError(f"{file.path}: the metadata has no {kind}.{key}")
-        if not isinstance(value, kinds) or isinstance(value, bool) or not 0 < value < 2**31:
+        size: Any = value if isinstance(value, kinds) and not isinstance(value, bool) else 0
+        if not 0 < size < 2**31:
             raise DataError(f"{file.path}: {kind}.{key} is {_brief(value)}, not a number above 0")
         return value
 
