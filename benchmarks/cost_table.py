@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="through inductor; each size compiles anew")
     args = parser.parse_args()
     print("| varied | " + " | ".join("ms" for _ in range(4)) + " | exponent | of the FLOPs |\n|---|---|---|---|---|---|---|")
-    with execution(args.threads or len(os.sched_getaffinity(0)), True):
+    with execution(args.threads or len(os.sched_getaffinity(0)), True, torch.device("cpu")):
         for name, values in VALUES.items():
             found = [step_seconds(BASE | {name: value}, 3 if args.quick else 9, args.cpu_time, args.compile) for value in values]
             cells = " | ".join(f"{1e3 * seconds:.0f} ({value:,})" for value, (seconds, _) in zip(values, found, strict=True))

@@ -54,7 +54,7 @@ def main() -> None:
     module = LossModule(model, resolve_part("objectives", "next_token").build(), resolve_precision("auto", cpu), cpu)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     tokens = torch.randint(vocab, (batch, window))
-    with execution(args.threads or len(os.sched_getaffinity(0)), True):
+    with execution(args.threads or len(os.sched_getaffinity(0)), True, torch.device("cpu")):
         forward = module if args.eager else compiled(module)
 
         def step() -> None:

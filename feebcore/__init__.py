@@ -73,7 +73,8 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    """What completion in a notebook lists: the public names and nothing else."""
+    return sorted([*__all__, "__version__"])
 
 
 __all__ = [

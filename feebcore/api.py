@@ -5,7 +5,8 @@
     feeb.runs()                                   # every artifact of the workspace, a polars frame
     run = feeb.open_run("quickstart", stage="pretrain")
     run.metrics["val_bits_per_byte"]
-    run.log().filter(split="validation")                 # the training log, a polars frame
+    run.log()                                     # the training log, a polars frame
+    run.log("validation")                         # the rows of its validations
     print(run.generate("def main(", max_new_tokens=64, temperature=0.8))
     model, tokenizer = feeb.open_model("exported/model")
 
@@ -21,15 +22,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
-from feebcore.artifacts import MANIFEST, Artifact, Workspace, read_artifact
+from feebcore.artifacts import MANIFEST, Artifact, Workspace, is_building, read_artifact
 from feebcore.errors import ArtifactError, did_you_mean
-from feebcore.files import read_json, read_jsonl
+from feebcore.files import last_rows, read_json, read_jsonl
 from feebcore.registry import Registry, get_registry
 
 if TYPE_CHECKING:
     import polars as pl
 
     from feebcore.protocols import LanguageModel, Tokenizer
+
+
+SEED_OF_A_TURN = 0x9E3779B9
+"""Added to the seed each time that the context slides, so that no random numbers come twice."""
 
 
 class OpenedModel(NamedTuple):
@@ -65,9 +70,47 @@ class Run:
         return self.artifact.fingerprint if self.artifact else self.path.name.rpartition("-")[2]
 
     @property
+    def reference(self) -> str:
+        """`stage/name-fingerprint`: its folder in the workspace, and what every command takes for it."""
+        return f"{self.stage}/{self.path.name}"
+
+    @property
     def status(self) -> str:
-        """'finished' or 'unfinished'."""
-        return "finished" if self.artifact else "unfinished"
+        """'finished', 'running' (a process is filling the folder) or 'unfinished'."""
+        return "finished" if self.artifact else "running" if is_building(self.path) else "unfinished"
+
+    @property
+    def created(self) -> str:
+        """When it was begun, as ISO 8601 in UTC."""
+        return self.manifest.get("created") or datetime.fromtimestamp(self.path.stat().st_ctime, UTC).isoformat(timespec="seconds")
+
+    @property
+    def progress(self) -> Mapping[str, Any]:
+        """How far an unfinished run is: `done` of `total` in `unit`, and `name` where a stage has several parts. Empty when it has not said."""
+        rows = [] if self.artifact else [row for row in last_rows(self.path / "events.jsonl") if row.get("kind") == "progress"]
+        return rows[-1] if rows else {}
+
+    @property
+    def inputs(self) -> dict[str, Path]:
+        """The folders of the artifacts that it was made from, by name."""
+        if self.artifact:
+            return {name: self.path.parents[1] / entry["path"] for name, entry in self.manifest["inputs"].items()}
+        return {name: Path(path) for name, path in self._request.get("inputs", {}).items()}
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """What its recipe sets beyond the recipe that it extends, by dotted key, --set included."""
+        return dict(self._request.get("changes", {}))
+
+    @property
+    def recipe_file(self) -> str:
+        """The file that was run; '' where it is not known."""
+        return str(self._request.get("recipe", ""))
+
+    @functools.cached_property
+    def _request(self) -> dict[str, Any]:
+        path = self.path / "request.json"
+        return read_json(path) if path.exists() else {}
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -90,21 +133,23 @@ class Run:
         """The resolved options of this run's stage."""
         return dict(self.manifest.get("section") or self.recipe.get(self.stage, {}))
 
-    def log(self) -> pl.DataFrame:
-        """metrics.jsonl as a frame, one row a line, a column for every key; empty when the stage keeps no such log.
+    def log(self, split: str | None = "train") -> pl.DataFrame:
+        """The rows of metrics.jsonl as a frame, a column for every key; empty when the stage keeps no such log.
+
+        split: 'train' for the steps of training, 'validation' for the validations between them, None for both in the order written.
 
         Example::
 
-            run.log().filter(split="validation").select("step", "loss")
+            run.log("validation").select("step", "loss")
         """
         import polars as pl
 
-        rows = read_jsonl(self.path / "metrics.jsonl")
+        rows = [row for row in read_jsonl(self.path / "metrics.jsonl") if split in (None, row.get("split", "train"))]
         return pl.from_dicts(rows, infer_schema_length=None, strict=False) if rows else pl.DataFrame()
 
     def model(self, device: str = "cpu") -> LanguageModel:
         """The run's model, in eval mode; the same object on every call. ArtifactError for a stage that makes none."""
-        return self._opened(device).model
+        return self.opened(device).model
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of the run's model, or, of stage tokenizer, the one it trained."""
@@ -123,16 +168,17 @@ class Run:
 
             run.generate(["def read(", "class "], max_new_tokens=32, top_p=0.9, seed=1)
         """
-        return generate(self._opened("cpu"), prompts, max_new_tokens, **options)
+        return generate(self.opened(), prompts, max_new_tokens, **options)
 
     @property
     def _registry(self) -> Registry:
         return registry_of(self.path)
 
-    def _opened(self, device: str) -> OpenedModel:
+    def opened(self, device: str = "cpu") -> OpenedModel:
+        """The run's model in eval mode, and its tokenizer. ArtifactError for a run without a model."""
         if not (self.path / "model").is_dir():
             raise ArtifactError(f"{self.path} has no model; " + (f"stage {self.stage} makes none" if self.artifact else "a run has one when it is finished"))
-        return _cached_model(self.path / "model", device)
+        return _load(self.path / "model", device)
 
     def __repr__(self) -> str:
         return f"Run({self.stage}, {self.name}, {self.fingerprint}, {self.status}, {str(self.path)!r})"
@@ -151,18 +197,31 @@ def open_run(path_or_name: str | Path, workspace: str | Path | None = None, stag
     folder = Path(path_or_name)
     if folder.is_dir() and (folder / MANIFEST).exists() | (folder / "recipe.json").exists():
         return Run(folder.absolute(), read_artifact(folder.absolute()))
-    place, text = Workspace(workspace), str(path_or_name)
-    if stage is None and "/" in text:
-        stage, _, text = text.partition("/")
-    candidates = [Run(path, artifact) for path, artifact in place.all(damaged=lambda folder, error: None, stage=stage)]
-    named = [r for r in candidates if r.name == text or r.path.name == text or (len(text) >= 4 and r.fingerprint.startswith(text))]
+    named = runs_like(str(path_or_name), workspace, stage)
     if not named:
-        near = {r.name for r in candidates} | {r.path.name for r in candidates}
-        raise ArtifactError(f"no run {path_or_name!r} in {place.root}; {did_you_mean(text, near)}")
+        place = Workspace(workspace)
+        raise ArtifactError(f"no run {str(path_or_name)!r} in {place.root}; {_near(str(path_or_name), place)}")
     models = [r for r in named if r.artifact is not None and "model" in r.artifact.makes]
     built_on = {(entry["stage"], entry["fingerprint"]) for r in models for entry in r.manifest["inputs"].values()}
     last = [r for r in models if (r.stage, r.fingerprint) not in built_on]
     return max(last or named, key=lambda r: (r.artifact is not None, r.manifest.get("finished", 0.0)))
+
+
+def runs_like(text: str, workspace: str | Path | None = None, stage: str | None = None) -> list[Run]:
+    """Every run that `text` may mean: its name, its fingerprint or the beginning of one, or either after `stage/`."""
+    if stage is None and "/" in text:
+        stage, _, text = text.partition("/")
+    found = [Run(path, artifact) for path, artifact in Workspace(workspace).all(damaged=lambda folder, error: None, stage=stage)]
+    return [r for r in found if text in (r.name, r.path.name) or (len(text) >= 4 and r.fingerprint.startswith(text))]
+
+
+def _near(text: str, workspace: Workspace) -> str:
+    """The runs that `text` may have meant; a stage that was written stays in what is suggested."""
+    every = [Run(path, artifact) for path, artifact in workspace.all(damaged=lambda folder, error: None)]
+    staged = {f"{run.stage}/{run.name}" for run in every}
+    if not every:
+        return "it has no runs yet"
+    return did_you_mean(text, staged if "/" in text else {run.name for run in every})
 
 
 def runs(workspace: str | Path | None = None) -> pl.DataFrame:
@@ -181,8 +240,7 @@ def runs(workspace: str | Path | None = None) -> pl.DataFrame:
     rows = []
     for path, artifact in Workspace(workspace).all(damaged=lambda folder, error: None):
         run = Run(path, artifact)
-        created = run.manifest.get("created") or datetime.fromtimestamp(path.stat().st_ctime, UTC).isoformat(timespec="seconds")
-        rows.append((run.stage, run.name, run.fingerprint, str(path), run.status, created, json.dumps(run.metrics)))
+        rows.append((run.stage, run.name, run.fingerprint, str(path), run.status, run.created, json.dumps(run.metrics)))
     columns = ("stage", "name", "fingerprint", "path", "status", "created", "metrics")
     return pl.DataFrame(rows, schema=dict.fromkeys(columns, pl.String), orient="row")
 
@@ -195,7 +253,7 @@ def open_model(folder: str | Path, device: str = "cpu") -> OpenedModel:
         model, tokenizer = feeb.open_model("data/pretrain/quickstart-3f2a91c0d4e5")
     """
     folder = Path(folder)
-    return _cached_model((folder / "model" if (folder / "model" / "model.json").exists() else folder).absolute(), device)
+    return _load((folder / "model" if (folder / "model" / "model.json").exists() else folder).absolute(), device)
 
 
 def generate(
@@ -213,7 +271,8 @@ def generate(
     """Continue one text or several with a model; returns what was added, without the end token.
 
     temperature 0: greedy decoding. logits_processors: names or `{name: …}` of kind logits_processors, run before
-    temperature, top_k, top_p and min_p, which run in this order. Raises DataError where a prompt fills the context.
+    temperature, top_k, top_p and min_p, which run in this order. Where the model's context is full, its last half is the context of
+    what follows. Raises DataError where a prompt alone fills it.
     """
     from feebcore.generate.decoding import greedy
     from feebcore.generate.engine import encode_prompt
@@ -230,16 +289,20 @@ def generate(
     }
     processors = [*logits_processors, *({"name": n, key: v} for n, (key, v) in named.items() if v is not None)]
     inputs = [prompts] if isinstance(prompts, str) else list(prompts)
-    completions = run_engine(
-        opened.model,
-        [encode_prompt(opened.tokenizer, text) for text in inputs],
-        max_new_tokens,
-        opened.tokenizer.eos_id,
-        [resolve_part("logits_processors", value).build() for value in processors],
-        greedy if temperature == 0 else None,
-        seed,
-    )
-    texts = [opened.tokenizer.decode([t for t in c.tokens if t != opened.tokenizer.eos_id]) for c in completions]
+    built = [resolve_part("logits_processors", value).build() for value in processors]
+    model, tokenizer = opened
+    contexts, added = [encode_prompt(tokenizer, text) for text in inputs], [list[int]() for _ in inputs]
+    rows, turn = list(range(len(inputs))), 0
+    while rows:
+        missing = max_new_tokens - min(len(added[i]) for i in rows)
+        sampler = greedy if temperature == 0 else None
+        done = run_engine(model, [contexts[i] for i in rows], missing, tokenizer.eos_id, built, sampler, seed + turn * SEED_OF_A_TURN, rows=rows)
+        for i, completion in zip(rows, done, strict=True):
+            added[i] = (added[i] + completion.tokens)[:max_new_tokens]
+            contexts[i] = (contexts[i] + completion.tokens)[-max(1, model.seq_len // 2) :]
+        full = [i for i, completion in zip(rows, done, strict=True) if completion.finish_reason == "length"]
+        rows, turn = [i for i in full if len(added[i]) < max_new_tokens], turn + 1
+    texts = [tokenizer.decode([t for t in tokens if t != tokenizer.eos_id]) for tokens in added]
     return texts[0] if isinstance(prompts, str) else texts
 
 
@@ -252,8 +315,14 @@ def registry_of(folder: Path) -> Registry:
     return get_registry()
 
 
+def _load(folder: Path, device: str) -> OpenedModel:
+    """A model that was opened before is kept until its files are written anew."""
+    states = [(str(path), (state := path.stat()).st_ino, state.st_size, state.st_mtime_ns) for path in sorted(folder.rglob("*")) if path.is_file()]
+    return _cached_model(folder, device, tuple(states))
+
+
 @functools.lru_cache(maxsize=4)
-def _cached_model(folder: Path, device: str) -> OpenedModel:
+def _cached_model(folder: Path, device: str, states: tuple[tuple[str, int, int, int], ...]) -> OpenedModel:
     from feebcore.model.io import load_model
 
     registry = registry_of(folder)

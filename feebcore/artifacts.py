@@ -15,14 +15,14 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from feebcore.errors import ArtifactError
-from feebcore.files import digest_of, explain, locked, read_json, read_jsonl, sha256_file, write_json
+from feebcore.errors import ArtifactError, UsageError
+from feebcore.files import digest_of, expand_user, explain, locked, read_json, read_jsonl, sha256_file, write_json
 from feebcore.registry import get_registry
 from feebcore.specs import StageSpec
 
@@ -120,6 +120,7 @@ class StageOutput:
         self.path = Path(path)
         self.stop_requested = False
         self.content_patterns: tuple[str, ...] = ()
+        self.runs: dict[str, Artifact] = {}
         self._on_progress = on_progress
         self._events = open(self.path / "events.jsonl", "a", encoding="utf-8", buffering=1)
         if _ends_torn(self.path / "events.jsonl"):  # a kill cut the last line: the next one must not be lost with it
@@ -145,6 +146,11 @@ class StageOutput:
         """Name the files (glob patterns) that are the result; without it, all files but logs and checkpoints."""
         self.content_patterns = patterns
 
+    def rests_on(self, runs: Mapping[str, Artifact]) -> None:
+        """Name artifacts, beside the stage's inputs, that the result stands on, by name: they are inputs in the manifest, so gc keeps
+        them. For stages that run inline."""
+        self.runs = dict(runs)
+
     def event(self, kind: str, **fields: Any) -> None:
         import json
 
@@ -161,10 +167,13 @@ class StageOutput:
 
 
 class Workspace:
-    """A folder of artifacts, one subfolder a stage. Reading never writes."""
+    """A folder of artifacts, one subfolder a stage. Reading never writes. Raises UsageError where something else has its place."""
 
     def __init__(self, root: Path | str | None = None) -> None:
-        self.root = Path(root or os.environ.get("FEEB_WORKSPACE") or "data").absolute()
+        self.root = expand_user(root or os.environ.get("FEEB_WORKSPACE") or "data").absolute()
+        nearest = next(p for p in (self.root, *self.root.parents) if os.path.lexists(p))
+        if not nearest.is_dir():
+            raise UsageError(f"the workspace {self.root} cannot be a folder: {nearest} is a file; choose another with --workspace DIR or FEEB_WORKSPACE")
 
     def find(self, stage: str, fingerprint: str) -> Artifact | None:
         """The finished artifact with this fingerprint, whatever its name; sizes checked."""
@@ -216,7 +225,8 @@ class Workspace:
             yield folder
 
     def import_folder(self, source: Path, stage: str, name: str, note: str = "", also_makes: Iterable[str] = ()) -> Artifact:
-        """Copy a folder made elsewhere into the workspace as a finished artifact of `stage`; recipes name it under `inputs:`.
+        """Copy a folder made elsewhere into the workspace as a finished artifact of `stage`; recipes name it under `inputs:`. The same content
+        under another name becomes an artifact of its own whose files are hard links.
 
         name: letters, digits, '-', '_' and '.'. note: where it comes from, kept in the manifest. also_makes: kinds inside beyond
         those that the stage makes. Raises ArtifactError for a folder without the files of these kinds, UnknownPartError for an
@@ -234,9 +244,13 @@ class Workspace:
         digest = _content_digest(files, ())
         fingerprint = digest_of({"imported": digest, "stage": stage})[:12]
         with self.building(stage, name, fingerprint) as folder:
+            copy: Callable[[str, str], Any] = shutil.copy2
             if isinstance(folder, Artifact):
-                return folder
-            shutil.copytree(source, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
+                same = [artifact for path in self.folders(stage, fingerprint) if (artifact := read_artifact(path)) is not None and artifact.name == name]
+                if same:
+                    return same[0]
+                source, folder, copy = folder.path, self.root / stage / f"{name}-{fingerprint}", _link  # another name for the same files
+            shutil.copytree(source, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST, "events.jsonl"), copy_function=copy)
             out = StageOutput(folder)
             out.close()
             return commit(
@@ -254,13 +268,20 @@ class Workspace:
                 makes=makes,
             )
 
+    def damaged(self) -> dict[Path, str]:
+        """Folders whose manifest this feeb cannot read, each with why and what to do."""
+        problems: dict[Path, str] = {}
+        for _ in self.all(damaged=lambda folder, error: problems.update({folder: str(error)})):
+            pass
+        return problems
+
     def unreferenced(self, keep_days: float = 0.0) -> list[Path]:
         """Unfinished folders older than `keep_days` that nobody is building: what `gc` may remove.
 
-        Finished artifacts are never listed, and neither is anything a finished artifact names as its input.
+        Finished artifacts are never listed, nor folders whose manifest cannot be read, nor anything a finished artifact names as its input.
         """
         unfinished = []
-        for folder, artifact in self.all():
+        for folder, artifact in self.all(damaged=lambda folder, error: None):
             if artifact is not None or time.time() - folder.stat().st_mtime < keep_days * 86400:
                 continue
             with _unused(folder) as unused:
@@ -270,7 +291,8 @@ class Workspace:
 
     def gc(self, superseded: bool = False, keep_days: float = 0.0, dry_run: bool = False) -> list[Path]:
         """Remove unfinished folders; with `superseded`, also finished artifacts that a newer one of the same stage
-        and name replaced and that no finished artifact which stays refers to. Returns what went (or would go)."""
+        and name replaced and that no artifact which stays refers to. What a folder with an unreadable manifest was made of stays.
+        Returns what went (or would go)."""
         unfinished = self.unreferenced(keep_days)
         doomed = unfinished + (self._superseded(unfinished) if superseded else [])
         if dry_run:
@@ -289,16 +311,19 @@ class Workspace:
         return gone
 
     def _superseded(self, doomed: list[Path]) -> list[Path]:
-        """Finished artifacts that may go, when the unfinished folders `doomed` go too; the inputs of other unfinished ones stay."""
-        finished = [(folder, a) for folder, a in self.all() if a is not None]
+        """Finished artifacts that may go, when the unfinished folders `doomed` go too; the inputs of other unfinished and of unreadable ones stay."""
+        unreadable: list[Path] = []
+        everything = list(self.all(damaged=lambda folder, error: unreadable.append(folder)))
+        finished = [(folder, a) for folder, a in everything if a is not None]
         newest: dict[tuple[str, str], float] = {}
         for _, a in finished:
             key = (a.stage, a.name)
             newest[key] = max(newest.get(key, 0.0), a.manifest["finished"])
         stay = {str(folder) for folder, a in finished if a.manifest["finished"] == newest[(a.stage, a.name)]}
-        for folder, artifact in self.all():
-            if artifact is None and folder not in doomed and (folder / "request.json").exists():
-                stay |= {str(path) for path in read_json(folder / "request.json").get("inputs", {}).values()}
+        for folder in [*unreadable, *(folder for folder, a in everything if a is None and folder not in doomed)]:
+            with suppress(ArtifactError, FileNotFoundError):
+                inputs = read_json(folder / "request.json").get("inputs", {})
+                stay |= {str(self.root.joinpath(*Path(path).parts[-2:])) for path in inputs.values()}  # the workspace may have been moved since
         while True:  # whatever a staying artifact refers to stays, transitively
             referred = {str(self.root / i["path"]) for folder, a in finished if str(folder) in stay for i in a.manifest["inputs"].values()}
             if referred <= stay:
@@ -320,6 +345,18 @@ def check_kinds(folder: Path, makes: Iterable[str], what: str) -> None:
                 raise ArtifactError(f"{what} makes {kind}, so it must have {name}; it has {', '.join(sorted(p.name for p in folder.iterdir())) or 'nothing'}")
 
 
+def is_building(folder: Path) -> bool:
+    """Whether a process holds the lock of this artifact's folder."""
+    try:
+        with open(folder.parent / f".{folder.name.rpartition('-')[2]}.lock") as handle:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 @contextmanager
 def _unused(folder: Path) -> Iterator[bool]:
     """Whether nobody is building in `folder`; it stays so while the block runs."""
@@ -327,7 +364,7 @@ def _unused(folder: Path) -> Iterator[bool]:
     if not lock.exists():
         yield True
         return
-    with open(lock) as handle:
+    with open(lock, encoding="utf-8") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -377,8 +414,12 @@ def commit(
     environment: Mapping[str, Any],
     started: float,
     makes: Iterable[str] = (),
+    unchecked: Iterable[str] = (),
 ) -> Artifact:
-    """Hash what the stage made and write the manifest: from here on the artifact is finished and immutable."""
+    """Hash what the stage made and write the manifest: from here on the artifact is finished and immutable.
+
+    unchecked: parts that it was made with and that are not known to keep their contract.
+    """
     files = _hashed(out.path)
     manifest = {
         "schema": SCHEMA,
@@ -396,9 +437,10 @@ def commit(
         "identity": dict(identity),
         "inputs": {
             name: {"stage": a.stage, "fingerprint": a.fingerprint, "digest": a.digest, "path": os.path.relpath(a.path, out.path.parents[1])}
-            for name, a in inputs.items()
+            for name, a in {**inputs, **out.runs}.items()
         },
         "plugins": list(plugins),
+        "unchecked": list(unchecked),
         "environment": dict(environment),
         "files": files,
     }
@@ -415,6 +457,15 @@ def busy_seconds(folder: Path, started: float) -> float:
             begin = row["time"]
         last = row["time"]
     return total + (time.time() - (begin if begin is not None else started))
+
+
+def _link(source: str, target: str) -> str:
+    """A second name for a file, or a copy where the file system has no such thing."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+    return target
 
 
 def _hashed(folder: Path) -> dict[str, dict[str, Any]]:

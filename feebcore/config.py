@@ -49,6 +49,10 @@ class PartConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
+    inert: ClassVar[tuple[str, ...]] = ()
+    """For `feeb check`: options that by design do not change what the part computes where it is checked, as one for another device or
+    for longer sequences. An attention lists which settings of the model it does not use, too: attention_dropout, context.window."""
+
     def check_run(self, max_steps: int) -> list[str]:
         """What is wrong with these options in a run of so many optimizer steps, each as 'option: what and what to do'."""
         return []
@@ -66,6 +70,9 @@ class PartConfig(BaseModel):
         return named
 
 
+DETERMINISTIC = "use deterministic kernels only; auto: on a CPU, where they cost a few percent, not on CUDA, where they exclude the fastest ones"
+
+
 class DataOrderConfig(PartConfig):
     """Options of a data order. by_source: it is given the sequences of each source (`BuildContext.sources`), and every sequence holds
     documents of one source. repeats: a sequence may come a second time before all others have come once."""
@@ -74,7 +81,8 @@ class DataOrderConfig(PartConfig):
     repeats: ClassVar[bool] = False
 
     def source_names(self) -> list[str]:
-        """Every source that the options name, so that a misspelled one is reported before anything runs."""
+        """Every source that gets samples: with `by_source` the others are not packed, and a misspelled one is reported before anything
+        runs. Empty: all."""
         return []
 
 

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
-NO_VALIDATION_TEXT = "add documents, lower download.split_modulus, or leave this out of the recipe"
+NO_VALIDATION_TEXT = "set download.split: tail, add documents, lower download.split_modulus, or leave this out of the recipe"
 """What to do where a small corpus has left the held-out split empty."""
 
 
 class FeebError(Exception):
     """Base of every error caused by input, environment or a plugin; shown without a traceback."""
+
+
+class UsageError(FeebError):
+    """An argument of a command is wrong; `feeb` ends with status 2."""
 
 
 class RecipeError(FeebError):
@@ -38,7 +43,11 @@ class ArtifactError(FeebError):
 
 
 class StageFailed(FeebError):
-    """A stage's process ended without finishing; the message names its log."""
+    """A stage's process ended without finishing; the message names its log. log: the path, where the message quotes nothing of it."""
+
+    def __init__(self, message: str, log: Path | None = None) -> None:
+        super().__init__(message)
+        self.log = log
 
 
 class Diverged(FeebError):
@@ -47,6 +56,12 @@ class Diverged(FeebError):
 
 class Interrupted(FeebError):
     """A stage was asked to stop (SIGINT, SIGTERM) and has saved what it had."""
+
+
+def plural(number: int, noun: str) -> str:
+    """'1 document', '12,000 documents', '2 batches'."""
+    ending = "" if number == 1 else "es" if noun.endswith(("s", "x", "ch", "sh")) else "s"
+    return f"{number:,} {noun}{ending}"
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -6,14 +6,16 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import io
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from feebcore.errors import ArtifactError
+from feebcore.errors import ArtifactError, FeebError
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
@@ -31,6 +33,27 @@ def write_atomic(path: Path, data: bytes | str) -> None:
             temporary.unlink()
         raise explain(error, path) from error
     sync_folder(path.parent)
+
+
+def escape_unencodable() -> None:
+    """From here on, what the terminal or pipe of this process cannot show is printed as an escape instead of ending the process."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+class NoHomeError(FeebError, ValueError):
+    """A path begins with `~` and there is no such home."""
+
+
+def expand_user(path: str | Path) -> Path:
+    """The path with a leading `~` or `~user` replaced by that home, which no shell does in recipes, `.env` files and `--key=~/x`."""
+    if not str(path).startswith("~"):
+        return Path(path)
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise NoHomeError(f"{path}: there is no home folder of that name; write the path in full, or ./{path} for a file of this name") from None
 
 
 def explain(error: OSError, path: Path) -> OSError | ArtifactError:
@@ -59,7 +82,7 @@ def read_json(path: Path) -> Any:
     """Raises ArtifactError naming the file when it is not JSON."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path} is damaged (not JSON: {error})") from None
 
 
@@ -75,6 +98,20 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def last_rows(path: Path, size: int = 1 << 16) -> list[dict[str, Any]]:
+    """The rows in the last `size` bytes of a JSONL file; empty where there is no file."""
+    if not Path(path).exists():
+        return []
+    rows = []
+    with open(path, "rb") as stream:
+        end = stream.seek(0, os.SEEK_END)
+        stream.seek(max(0, end - size))
+        for line in stream.read().splitlines():
+            with contextlib.suppress(ValueError):  # the first may be cut, and the last
+                rows.append(json.loads(line))
+    return [row for row in rows if isinstance(row, dict)]
+
+
 def sha256_file(path: Path) -> str:
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
@@ -83,6 +120,20 @@ def sha256_file(path: Path) -> str:
 def digest_of(value: Any) -> str:
     """SHA-256 of a JSON value in canonical form."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()).hexdigest()
+
+
+def wait_for_lock(handle: int, waiting: Callable[[], None], poll: float = 0.2) -> None:
+    """Take an exclusive flock on an open file or folder, once nobody else holds it. waiting: called once where somebody does."""
+    told = False
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if not told:
+                waiting()
+            told = True
+            time.sleep(poll)
 
 
 @contextlib.contextmanager
@@ -97,17 +148,13 @@ def locked(path: Path, waiting: Callable[[str], None] | None = None, poll: float
     except OSError as error:
         raise explain(error, path) from error
     try:
-        told = False
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if waiting and not told:
-                    holder = os.pread(handle, 32, 0).decode(errors="replace").strip() or "unknown"
-                    waiting(f"another process (pid {holder}) is building this; waiting for it")
-                    told = True
-                time.sleep(poll)
+
+        def say() -> None:
+            holder = os.pread(handle, 32, 0).decode(errors="replace").strip() or "unknown"
+            if waiting:
+                waiting(f"another process (pid {holder}) is building this; waiting for it")
+
+        wait_for_lock(handle, say, poll)
         os.ftruncate(handle, 0)
         os.pwrite(handle, str(os.getpid()).encode(), 0)
         yield

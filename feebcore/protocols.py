@@ -81,6 +81,21 @@ class Document:
     key: str
 
 
+class Skipped(Counter[str]):
+    """Number of texts or files left out, by reason. names: the first MOST_NAMES of each reason."""
+
+    MOST_NAMES = 20
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: dict[str, list[str]] = {}
+
+    def add(self, why: str, name: str) -> None:
+        self[why] += 1
+        if len(names := self.names.setdefault(why, [])) < self.MOST_NAMES:
+            names.append(name)
+
+
 class Source:
     """A dataset source. `fetch` downloads (resumable); `documents` reads the downloaded files.
 
@@ -90,9 +105,9 @@ class Source:
     name: str = ""
 
     @functools.cached_property
-    def skipped(self) -> Counter[str]:
-        """Number of texts that `documents` had to leave out, by reason; ends in statistics.json."""
-        return Counter()
+    def skipped(self) -> Skipped:
+        """What `documents` had to leave out: `self.skipped.add(reason, name)`. Ends on the console and in statistics.json."""
+        return Skipped()
 
     def check(self) -> list[str]:
         """What is wrong with the options, each as 'key: what and what to do'; called before anything runs."""
@@ -283,11 +298,13 @@ class Objective:
 @dataclass
 class ParamGroup:
     """Parameters that share a role. role: 'matrix' (2-D weights inside blocks), 'embedding', 'lm_head', 'vector'
-    (norms, biases, scalars). names and parameters run in parallel."""
+    (norms, biases, scalars). names and parameters run in parallel. row_blocks: by name, the rows of each map, for matrices that hold
+    several maps of one input (q, k and v; gate and up); an optimizer of matrices treats them separately."""
 
     role: str
     names: list[str]
     parameters: list[torch.nn.Parameter]
+    row_blocks: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 # --- RL tasks ---------------------------------------------------------------------------------------------------

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib.metadata
-import importlib.util
-import json
 import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from feebcore.parts import parts_in
 from feebcore.recipe import Recipe
-from feebcore.registry import BUILTIN, source_hash
-from feebcore.specs import PartSpec
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "numpy", "zarr", "polars", "tokenizers", "safetensors", "pydantic", "prefect")
@@ -33,6 +31,7 @@ def describe_environment() -> dict[str, Any]:
     return {
         "feeb": _feeb_version(),
         "commit": _git("rev-parse", "HEAD"),
+        "source": engine_source(),
         "dirty": bool(_git("status", "--porcelain", "--", "feebcore", "plugins", "pipelines")),
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -52,47 +51,36 @@ def describe_plugins(recipe: Recipe, stage: str) -> list[dict[str, str]]:
     return rows
 
 
-def plugin_sources(recipe: Recipe, stage: str) -> dict[str, str]:
-    """Source hashes of the plugins that make a stage's result and have no fixed version: single files, editable installs, and
-    built-in packages with uncommitted changes. Parts that only watch (`Observation` keys) or say how the work is done do not count."""
-    entry = recipe.stages[stage]
-    sources = {}
-    for spec in [entry.spec, *(p.spec for p in parts_in(entry.section, identity_only=True))]:
-        place = _unversioned(spec)
-        if place is not None:
-            sources[f"{spec.distribution}:{place.name}"] = source_hash(place)[:16]
-    return dict(sorted(sources.items()))
-
-
-def _unversioned(spec: PartSpec) -> Path | None:
-    if spec.origin.endswith(".py"):
-        return Path(spec.origin)
-    module = spec.origin.partition(" = ")[2].partition(":")[0].partition(".")[0]
-    if spec.distribution == BUILTIN:
-        folder = ROOT / "plugins" / module
-        return folder if module.startswith("feeb_") and folder.is_dir() and folder.name in _dirty_plugins() else None
-    if not _editable(spec.distribution):
-        return None
-    module_spec = importlib.util.find_spec(module)
-    if module_spec is None or not module_spec.origin:
-        return None
-    return Path(module_spec.origin).parent if module_spec.submodule_search_locations else Path(module_spec.origin)
+@functools.cache
+def engine_source() -> str:
+    """A hash of feebcore's own files. It is in no fingerprint, as another feeb does not by itself make another result."""
+    return _hash_of_files(f for f in (ROOT / "feebcore").rglob("*") if "testing" not in f.relative_to(ROOT).parts)
 
 
 @functools.cache
-def _editable(distribution: str) -> bool:
-    try:
-        text = importlib.metadata.distribution(distribution).read_text("direct_url.json")
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return bool(text and json.loads(text).get("dir_info", {}).get("editable"))
+def contracts_source() -> str:
+    """A hash of the engine and of the checks that it makes of parts."""
+    return _hash_of_files((ROOT / "feebcore").rglob("*"))
 
 
-@functools.cache
-def _dirty_plugins() -> frozenset[str]:
-    lines = _git("status", "--porcelain", "--untracked-files=all", "--", "plugins").splitlines()
-    paths = [line[2:].strip().strip('"') for line in lines if line.endswith(".py")]
-    return frozenset(Path(p).parts[1] for p in paths if len(Path(p).parts) > 1)
+def _hash_of_files(files: Iterable[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in sorted(f for f in files if f.suffix != ".pyc" and f.is_file()):
+        digest.update(f"{file.relative_to(ROOT).as_posix()}\0".encode() + file.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def made_elsewise(environment: Mapping[str, Any]) -> str:
+    """How the feeb that made an artifact differs from this one, for advice when it is reused; '' where it does not."""
+    now = {"feeb": _feeb_version(), "commit": _git("rev-parse", "HEAD"), "source": engine_source()}
+    if not environment or (environment.get("source") == now["source"] and environment.get("feeb") == now["feeb"]):
+        return ""
+    then = {key: str(environment.get(key) or "") for key in now}
+    if then["feeb"] != now["feeb"]:
+        return f"feeb {then['feeb'] or '?'}, this is {now['feeb']}"
+    if then["commit"] != now["commit"]:
+        return f"feeb at commit {then['commit'][:8] or '?'}, this is {now['commit'][:8] or 'an installed one'}"
+    return f"other source files of feeb {now['feeb']}"
 
 
 @functools.cache

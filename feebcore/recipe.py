@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import io
 import itertools
 import json
@@ -32,6 +33,9 @@ from pydantic import ValidationError
 from feebcore.claim import Claim, unknown_variants
 from feebcore.config import StageConfig
 from feebcore.errors import PartClashError, RecipeError, UnknownPartError, did_you_mean
+from feebcore.files import expand_user
+from feebcore.hardware import auto_precision
+from feebcore.parts import Part, PartKey, with_part, with_precision
 from feebcore.recipe_yaml import Lines, read_merged, set_key
 from feebcore.registry import Registry, get_registry
 from feebcore.specs import StageSpec, load_object
@@ -51,7 +55,7 @@ class StageEntry:
 @dataclass(frozen=True)
 class NamedInput:
     """An artifact that takes the place of building a stage. reference: a name, `stage/name`, `stage/name-fingerprint` or a folder.
-    spec: of the stage. where: the file and line, for messages. feebcore.run.inputs finds it."""
+    spec: of the stage. where: file, line and key, or the option of the command, for messages. feebcore.run.inputs finds it."""
 
     stage: str
     reference: str
@@ -62,7 +66,8 @@ class NamedInput:
 @dataclass(frozen=True)
 class Recipe:
     """A checked recipe. stages keep the order in which they run. inputs: stages whose artifact is named, not built.
-    data: the resolved YAML as plain values."""
+    data: the resolved YAML as plain values. changes: what it sets beyond the recipe that it extends, by dotted key: its own keys, those
+    of its variant and of --set. overrides: the texts of --set."""
 
     name: str
     path: Path
@@ -74,6 +79,8 @@ class Recipe:
     variant: str = ""
     inputs: dict[str, NamedInput] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
+    changes: dict[str, Any] = field(default_factory=dict)
+    overrides: tuple[str, ...] = ()
 
     def needs(self, key: str) -> dict[str, str]:
         """Input name to the stage (of this recipe, or a named input) that provides it: the nearest before `key` that makes the kind."""
@@ -88,6 +95,11 @@ class Recipe:
         """What may be an input of `key`: named inputs, then the stages listed before it, with the kinds that they make."""
         earlier = itertools.takewhile(lambda stage: stage != key, self.stages)
         return {stage: named.spec.makes for stage, named in self.inputs.items()} | {stage: self.stages[stage].spec.makes for stage in earlier}
+
+    def used_inputs(self) -> list[str]:
+        """The named inputs that a stage of this recipe needs."""
+        needed = {provider for key in self.stages for provider in self.needs(key).values()}
+        return [stage for stage in self.inputs if stage in needed]
 
     def provider(self, section: StageConfig, kind: str) -> StageEntry | None:
         """The stage that gives `kind` to the stage with this section; None where none does or it is a named input."""
@@ -117,8 +129,8 @@ class Recipe:
             head["description"] = self.description
         if self.plugins:
             head["plugins"] = [str(p) for p in self.plugins]
-        if self.inputs:
-            head["inputs"] = {stage: named.reference for stage, named in self.inputs.items()}
+        if used := self.used_inputs():
+            head["inputs"] = {stage: self.inputs[stage].reference for stage in used}
         bare = [e.spec.distribution == "feeb" and not self.registry.shared("stages", e.spec.name) for e in self.stages.values()]
         names = [e.spec.name if b else e.spec.full_name for b, e in zip(bare, self.stages.values(), strict=True)]
         return head | {"stages": names} | sections
@@ -145,6 +157,8 @@ def load_study(path: str | Path, overrides: Sequence[str] = (), registry: Regist
     seeds = data.get("seeds") or [data.get("seed", 0)]
     if not isinstance(seeds, list) or not all(isinstance(s, int) and not isinstance(s, bool) for s in seeds):
         raise RecipeError(f"{lines.of(['seeds'])}: seeds is a list of whole numbers")
+    if data.get("seeds") and ("seed" in lines.set_keys or any({"seed", "seeds"} <= document.keys() for _, document in lines.documents)):
+        raise RecipeError(f"{lines.of(['seed'])}: seed changes nothing where `seeds:` lists the seed of every run; remove one of the two")
     claims = claims_of(data, lines)
     for name, variant in unknown_variants(claims, variants).items():
         raise RecipeError(f"{lines.of(['claims', name, 'expect'])}: claim {name!r} names {variant!r}; {did_you_mean(variant, variants)}")
@@ -163,7 +177,9 @@ def load_study(path: str | Path, overrides: Sequence[str] = (), registry: Regist
         for key, value in (changes or {}).items():
             set_key(cell, key, value)
         member = _build(Path(path), cell, lines, registry, variant=variant)
-        recipes.append(dataclasses.replace(member, name=f"{member.name}-seed{seed}") if len(set(seeds)) > 1 else member)
+        if len(set(seeds)) > 1:
+            member = dataclasses.replace(member, name=f"{member.name}-seed{seed}", changes=member.changes | {"seed": seed})
+        recipes.append(member)
     return recipes
 
 
@@ -194,9 +210,35 @@ def quick_overrides(path: str | Path) -> list[str]:
     return [f"name={name}-quick", *(f"{key}={json.dumps(value)}" for key, value in quick.items() if value is not None)]
 
 
-def from_resolved(data: Mapping[str, Any], path: Path, registry: Registry | None = None) -> Recipe:
-    """The recipe that `Recipe.resolved()` wrote, for running it again from its own folder."""
-    return _build(path, dict(data), Lines(), registry)
+def from_resolved(data: Mapping[str, Any], path: Path, registry: Registry | None = None, changes: Mapping[str, Any] | None = None) -> Recipe:
+    """The recipe that `Recipe.resolved()` wrote, for running it again from its own folder. changes: of the recipe that was resolved."""
+    return dataclasses.replace(_build(path, dict(data), Lines(), registry), changes=dict(changes or {}))
+
+
+def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as dotted keys; a list is one value."""
+    pairs: dict[str, Any] = {}
+    for key, item in value.items():
+        pairs |= flat(item, f"{prefix}{key}.") if isinstance(item, Mapping) and item else {f"{prefix}{key}": item}
+    return pairs
+
+
+def section_changes(key: str, old: StageConfig, new: StageConfig) -> dict[str, Any]:
+    """What `new` sets otherwise than `old`, by dotted key: for a recipe that is another with one section replaced."""
+    before, after = (flat({key: section.model_dump(mode="json")}) for section in (old, new))
+    return {name: value for name, value in after.items() if name not in before or before[name] != value}
+
+
+def _changes(data: Mapping[str, Any], lines: Lines) -> dict[str, Any]:
+    own = flat(lines.documents[-1][1]) if len(lines.documents) > 1 else {}  # of a recipe that extends none, every key would be a change
+    changes = {}
+    for key in (*own, *lines.variant_keys, *sorted(lines.set_keys)):
+        node: Any = data
+        for step in key.split("."):
+            node = node.get(step) if isinstance(node, Mapping) else node[int(step)] if isinstance(node, list) and step.isdigit() else None
+        if key.partition(".")[0] not in TOP_KEYS or key == "seed":
+            changes[key] = json.loads(json.dumps(node))
+    return changes
 
 
 def _build(path: Path, data: dict[str, Any], lines: Lines, registry: Registry | None, variant: str = "") -> Recipe:
@@ -216,13 +258,14 @@ def _build(path: Path, data: dict[str, Any], lines: Lines, registry: Registry | 
         assert isinstance(spec, StageSpec)
         specs[spec.name] = spec
     inputs = _named_inputs(data, path, registry, lines)
+    listed = tuple(specs)
     specs = {key: spec for key, spec in specs.items() if key not in inputs}
     if not specs:
         raise RecipeError(f"{lines.of(['stages'])}: every stage of the recipe is a named input, so nothing is left to run")
     seed = data.get("seed", 0)
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise RecipeError(f"{lines.of(['seed'])}: seed must be a whole number of at least 0, not {seed!r}")
-    _refuse_unknown_sections(data, [*specs, *inputs], registry, lines)
+    _refuse_unused_sections(data, specs, inputs, registry, lines)
     problems: list[str] = []
     stages: dict[str, StageEntry] = {}
     for key, spec in specs.items():
@@ -236,16 +279,22 @@ def _build(path: Path, data: dict[str, Any], lines: Lines, registry: Registry | 
         except ValidationError as error:
             problems += _explain(error, spec.config, key, lines)
             continue
-        stages[key] = StageEntry(key, spec, section)
+        stages[key] = StageEntry(key, spec, with_precision(section, functools.partial(auto_precision, getattr(section, "device", "auto"))))
     if problems:
-        raise RecipeError("\n".join(problems))
+        raise RecipeError("\n".join(_cause_first(problems, registry)))
+    stages = _with_own_task(stages)
     name = str(data.get("name") or path.stem) + (f"-{variant}" if variant else "")
     if not all(c.isalnum() or c in "-_." for c in name) or name.startswith("."):
         raise RecipeError(
             f"{lines.of(['variants', variant] if variant else ['name'])}: name {name!r} becomes a folder name; use letters, digits, '-', '_' and '.'"
         )
-    recipe = Recipe(name, path, stages, registry, plugins, seed, str(data.get("description") or ""), variant, inputs, data)
+    recipe = Recipe(
+        name, path, stages, registry, plugins, seed, str(data.get("description") or ""), variant, inputs, data, _changes(data, lines), tuple(lines.overrides)
+    )
     _check_needs(recipe, lines)
+    for key, named in inputs.items():
+        if key not in recipe.used_inputs() and key not in listed:
+            raise RecipeError(f"{named.where}: no stage of this recipe needs an artifact of stage {key!r}; it runs {', '.join(stages)}")
     for key, entry in stages.items():
         if entry.spec.check:
             texts = load_object(entry.spec.check, entry.spec.full_name)(entry.section, recipe)
@@ -255,13 +304,43 @@ def _build(path: Path, data: dict[str, Any], lines: Lines, registry: Registry | 
     return recipe
 
 
-def _refuse_unknown_sections(data: dict[str, Any], stages: Iterable[str], registry: Registry, lines: Lines) -> None:
+def _with_own_task(stages: dict[str, StageEntry]) -> dict[str, StageEntry]:
+    """The stages, with the recipe's own task in every key that left its task out: the one named nearest before, else the next one after."""
+    keys = list(stages)
+    named = {key: task for key, entry in stages.items() if (task := _named_task(entry.section)) is not None}
+    result = {}
+    for i, (key, entry) in enumerate(stages.items()):
+        before, after = [k for k in keys[:i] if k in named], [k for k in keys[i:] if k in named]
+        nearest = before[-1:] or after[:1]
+        result[key] = dataclasses.replace(entry, section=with_part(entry.section, "tasks", named[nearest[0]])) if nearest else entry
+    return result
+
+
+def _named_task(section: StageConfig) -> Part | None:
+    fields = type(section).model_fields
+    return next((getattr(section, key) for key in fields if key in section.model_fields_set and PartKey("tasks") in fields[key].metadata), None)
+
+
+def _refuse_unused_sections(data: dict[str, Any], stages: Iterable[str], inputs: Iterable[str], registry: Registry, lines: Lines) -> None:
+    """Raises RecipeError for what nothing reads, but for sections that were inherited together with other stages."""
+    offered = {spec.name for _, spec in registry.parts("stages")}
     for key in data:
         if key in TOP_KEYS or key in stages:
             continue
-        if any(spec.name == key for _, spec in registry.parts("stages")):
-            continue  # the section of a stage that this recipe does not run: an inherited one
-        raise RecipeError(f"{lines.of([key])}: unknown key {key!r}; {did_you_mean(key, [*TOP_KEYS, *stages])}")
+        if key not in offered:
+            raise RecipeError(f"{lines.of([key])}: unknown key {key!r}; {did_you_mean(key, [*TOP_KEYS, *stages, *inputs])}")
+        where = lines.chosen(key, data)
+        if key in inputs and where.startswith("--set"):
+            raise RecipeError(f"{where}: stage {key!r} is not built, as a finished artifact takes its place, so its options change nothing")
+        if key not in inputs and where:
+            raise RecipeError(f"{where}: this recipe does not run stage {key!r}, whose options these are; add it to `stages:` or remove them")
+
+
+def _cause_first(problems: list[str], registry: Registry) -> list[str]:
+    """The problems with what they share, plugins that did not load, said once before them."""
+    cause = registry.not_loaded()
+    without = [problem.replace(cause, "") for problem in problems] if cause else problems
+    return problems if without == problems else [cause.rstrip("; "), *without]
 
 
 def _named_inputs(data: dict[str, Any], path: Path, registry: Registry, lines: Lines) -> dict[str, NamedInput]:
@@ -272,14 +351,15 @@ def _named_inputs(data: dict[str, Any], path: Path, registry: Registry, lines: L
         raise RecipeError(f"{lines.of(['inputs'])}: inputs is a mapping of stages to artifacts, as in {{pretrain: smol}}; quote a name that reads as a number")
     inputs = {}
     for stage, reference in raw.items():
-        where = lines.of(["inputs", stage])
+        given = f"inputs.{stage}" in lines.set_keys
+        where = f"--input {stage}={reference}" if given else f"{lines.of(['inputs', stage])}: inputs.{stage}"
         try:
             spec = registry.resolve("stages", stage)
         except (UnknownPartError, PartClashError) as error:
-            raise RecipeError(f"{where}: inputs: {error}") from None
+            raise RecipeError(f"{where}: {error}") from None
         assert isinstance(spec, StageSpec)
         if reference.startswith(("/", "./", "../", "~")):  # a folder, relative to the recipe
-            reference = str((path.parent / Path(reference).expanduser()).absolute())
+            reference = str((path.parent / expand_user(reference)).absolute())
         inputs[spec.name] = NamedInput(spec.name, reference, spec, where)
     return inputs
 
@@ -328,7 +408,7 @@ def _sentence(location: Sequence[Any], item: Mapping[str, Any], known: Iterable[
     message = item["msg"].removeprefix("Value error, ")
     value = item.get("input")
     if message.startswith("Input should be") and isinstance(value, str | int | float):
-        message = f"{message.partition(', unable to parse')[0]}, not {value!r}"
+        message = f"{message.partition(', unable to parse')[0]}, not {value!r}" + (f"; write [{value}]" if item["type"] == "list_type" else "")
     return f"{where}: {dotted}: {message}"
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import operator
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from feebcore.errors import RecipeError, did_you_mean
+from feebcore.errors import RecipeError, did_you_mean, plural
 
 MOST_VALUES = 100_000
 """In one recipe: nested aliases grow without limit, ten lines to gigabytes."""
@@ -21,8 +22,7 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], Any]:
 
     path = Path(path)
     if not path.is_file():
-        near = [str(p) for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
-        raise RecipeError(f"no recipe {path}; {did_you_mean(str(path), near)}")
+        raise RecipeError(_no_recipe(path))
     yaml = YAML(typ="rt", pure=True)
     yaml.version = "1.2"  # type: ignore[assignment]
     try:
@@ -38,12 +38,20 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], Any]:
         problem = str(getattr(error, "problem", None) or error)
         if "another document" in problem:
             raise RecipeError(f"{path}{line}: a second recipe begins here (`---`); a recipe is a file of its own") from None
+        if twice := re.match(r'found duplicate key "(.*?)" with value', problem):
+            raise RecipeError(f"{path}{line}: key {twice[1]!r} is here for the second time; remove one of the two") from None
         raise RecipeError(f"{path}{line}: not YAML: {problem}") from None
     if document is None:
         raise RecipeError(f"{path}: the recipe is empty; it needs at least `stages:`")
     if not isinstance(document, dict):
-        raise RecipeError(f"{path}: a recipe is a mapping of keys to values, not a {type(document).__name__}")
+        what = "a list" if isinstance(document, list) else repr(document)
+        raise RecipeError(f"{path}: a recipe is a mapping of keys to values, as in `stages: [pretrain]`, not {what}")
     return _plain(document, path), document
+
+
+def _no_recipe(path: Path) -> str:
+    near = [str(p) for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+    return f"no recipe {path}; {did_you_mean(str(path), near)}"
 
 
 def _plain(value: Any, path: Path, left: list[int] | None = None) -> Any:
@@ -73,6 +81,7 @@ class Lines:
     def __init__(self) -> None:
         self.documents: list[tuple[Path, Any]] = []
         self.set_keys: set[str] = set()
+        self.overrides: list[str] = []
         self.variant = ""
         self.variant_keys: tuple[str, ...] = ()
 
@@ -90,6 +99,18 @@ class Lines:
         if any(k.startswith(dotted + ".") for k in self.set_keys):  # a section that only --set made
             return f"--set {dotted}"
         return str(self.documents[-1][0]) if self.documents else "recipe"
+
+    def chosen(self, section: str, data: Mapping[str, Any]) -> str:
+        """Where the section of a stage is written by who chose the stages: in the file that lists them, one that extends it, the variant or
+        --set. '' where it came with a file whose stages were replaced, or from `quick:`. data: the merged recipe."""
+        of_variants = [key for changes in _mapping(data.get("variants")).values() for key in _mapping(changes)]
+        for key in [*self.variant_keys, *(key for key in self.set_keys if key not in _mapping(data.get("quick")))]:
+            if key.partition(".")[0] == section:
+                return self.of(key.split("."))
+        if "stages" in {*self.set_keys, *of_variants}:
+            return ""
+        listing = max((i for i, (_, document) in enumerate(self.documents) if "stages" in document), default=0)
+        return self.of([section]) if any(section in document for _, document in self.documents[listing:]) else ""
 
     @staticmethod
     def _line(document: Any, keys: Sequence[Any]) -> int | None:
@@ -110,6 +131,11 @@ class Lines:
         return line
 
 
+def _mapping(value: Any) -> Mapping[str, Any]:
+    """`value`, or nothing where it is no mapping, which is reported elsewhere."""
+    return value if isinstance(value, dict) else {}
+
+
 def _around(dotted: str, keys: Iterable[str]) -> str:
     """The one of `keys` that is `dotted` or holds it, '' when there is none."""
     return next((k for k in keys if dotted == k or dotted.startswith(k + ".")), "")
@@ -125,6 +151,7 @@ def read_merged(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], L
             raise RecipeError(f"--set {text!r}: write key=value, as in --set pretrain.max_steps=100")
         set_key(data, key.strip(), parse_scalar(value))
         lines.set_keys.add(key.strip())
+        lines.overrides.append(text)
     return data, lines
 
 
@@ -137,6 +164,8 @@ def _extended(path: Path, lines: Lines, chain: tuple[Path, ...]) -> dict[str, An
     if parent := data.pop("extends", None):
         if not isinstance(parent, str):
             raise RecipeError(f"{path}: extends is the path of one recipe")
+        if not (path.parent / parent).is_file():
+            raise RecipeError(f"{path}:{Lines._line(document, ['extends'])}: extends: {_no_recipe(path.parent / parent)}")
         base = _extended(path.parent / parent, lines, (*chain, path.resolve()))
     if plugins := data.get("plugins"):
         if not isinstance(plugins, list) or not all(isinstance(p, str) for p in plugins):
@@ -190,7 +219,7 @@ def set_key(data: dict[str, Any], dotted: str, value: Any) -> None:
 
 def _item(node: list[Any], key: str, dotted: str) -> Any:
     if not key.isdigit() or int(key) >= len(node):
-        raise RecipeError(f"{dotted}: {key!r} is not an index of a list of {len(node)} items")
+        raise RecipeError(f"{dotted}: {key!r} is not an index of a list of {plural(len(node), 'item')}")
     item = node[int(key)]
     if isinstance(item, str):
         item = node[int(key)] = {"name": item}

@@ -63,9 +63,7 @@ class Registry:
         distribution, _, bare = name.rpartition("/")
         matches = [s for s in offered.get(bare, []) if distribution in ("", s.distribution)]
         if not matches:
-            broken = dict.fromkeys(f"{p.distribution} ({p.problem})" for p in self.plugins if p.problem)
-            hint = f". Plugins that are not loaded: {'; '.join(broken)}." if broken else ""
-            raise UnknownPartError(f"no part {name!r} of kind {kind!r}; {did_you_mean(name, offered)}{hint}")
+            raise UnknownPartError(f"{self.not_loaded()}no part {name!r} of kind {kind!r}; {did_you_mean(name, offered)}")
         strangers = [s for s in matches if s.distribution != BUILTIN]
         if len(matches) > 1 and len(strangers) == 1 and _introduced_later(matches, strangers[0]):
             return strangers[0]
@@ -73,6 +71,10 @@ class Registry:
             where = " and ".join(f"{s.full_name} ({s.origin})" for s in matches)
             raise PartClashError(f"{kind}: {name!r} is claimed by {where}; write the full name in the recipe, as {matches[0].full_name!r}")
         return matches[0]
+
+    def not_loaded(self) -> str:
+        """'plugin feeb-idea is not loaded (why); ' for every plugin with a problem, as the beginning of a message about a missing part."""
+        return "".join(dict.fromkeys(f"plugin {p.distribution} is not loaded ({p.problem}); " for p in self.plugins if p.problem))
 
     def shared(self, kind: str, name: str) -> bool:
         """Whether several plugins claim the bare name, so that only a full one is sure to mean the same part again."""

@@ -43,7 +43,8 @@ class PartSpec(_Common):
     options: ClassVar[type[PartConfig]] = PartConfig
     """What the options of this kind derive from."""
     base: ClassVar[str] = ""
-    """What its parts derive from, as "module:class"; '' where any callable will do. Checked when a part is built."""
+    """What its parts derive from, or a protocol whose members they have, as "module:class"; '' for a stage, whose `build` is itself what runs.
+    Checked when a part is built."""
 
     name: str
     config: type[PartConfig] = NoOptions
@@ -116,17 +117,25 @@ class StageSpec(PartSpec):
 class SourceSpec(PartSpec):
     """build: `(config, context) -> Source`: a dataset source. The context is not used."""
 
+    base: ClassVar[str] = "feebcore.protocols:Source"
+
 
 class FilterSpec(PartSpec):
     """build: `(config, context) -> Filter`: polars LazyFrame to LazyFrame on columns text, source, key, num_bytes. The context is not used."""
+
+    base: ClassVar[str] = "collections.abc:Callable"
 
 
 class TokenizerSpec(PartSpec):
     """build: `(config, context) -> TokenizerTrainer` with `train(texts, folder, progress)` and `load(folder) -> Tokenizer`. The context is not used."""
 
+    base: ClassVar[str] = "feebcore.protocols:TokenizerTrainer"
+
 
 class PackingSpec(PartSpec):
     """build: `(config, context) -> Packing`: documents to training sequences. context: store (a TokenStore), seq_len."""
+
+    base: ClassVar[str] = "feebcore.protocols:Packing"
 
 
 @dataclass(frozen=True)
@@ -135,6 +144,7 @@ class DataOrderSpec(PartSpec):
     batch_size, total_steps (0: not known), packing and store (None when a contract check builds it in isolation), and, where the options say `by_source`,
     sources."""
 
+    base: ClassVar[str] = "feebcore.protocols:DataOrder"
     options: ClassVar[type[PartConfig]] = DataOrderConfig
     config: type[PartConfig] = DataOrderConfig
 
@@ -142,49 +152,69 @@ class DataOrderSpec(PartSpec):
 class ArchitectureSpec(PartSpec):
     """build: `(config, context) -> LanguageModel` (torch module); context: vocab_size, seq_len."""
 
+    base: ClassVar[str] = "feebcore.protocols:LanguageModel"
+
 
 class AttentionSpec(PartSpec):
     """build: `(config, context) -> AttentionPart` (feebcore/model/parts.py): token mixing, called `(x [B,T,C], context) -> [B,T,C]`.
     BuildContext: d_model, num_heads, head_dim, seq_len, vocab_size, layer of num_layers, position, make_norm(dim)."""
+
+    base: ClassVar[str] = "feebcore.model.parts:AttentionPart"
 
 
 class FeedforwardSpec(PartSpec):
     """build: `(config, context) -> FeedforwardPart`: channel mixing, called `(x [B,T,C], context) -> [B,T,C]`. BuildContext: the same
     fields as for an attention."""
 
+    base: ClassVar[str] = "feebcore.model.parts:FeedforwardPart"
+
 
 class NormSpec(PartSpec):
     """build: `(config, context) -> nn.Module`, called `(x [...,C]) -> [...,C]`. BuildContext: d_model, the width C."""
+
+    base: ClassVar[str] = "torch.nn:Module"
 
 
 class PositionSpec(PartSpec):
     """build: `(config, context) -> Position`: position encoding: added to the embedding, applied to queries and keys, or a bias on scores.
     BuildContext: d_model, num_heads, head_dim, seq_len."""
 
+    base: ClassVar[str] = "feebcore.model.position:Position"
+
 
 class BlockSpec(PartSpec):
     """build: `(config, context) -> BlockPart`: one residual block, called `(stream [B,T,C], context) -> [B,T,C]`. BuildContext: the
     same fields as for an attention, dropout, and make_attention(), make_feedforward(), make_norm(dim=d_model), as many times as it needs."""
+
+    base: ClassVar[str] = "feebcore.model.parts:BlockPart"
 
 
 class StackSpec(PartSpec):
     """build: `(config, context) -> StackPart`: how blocks are stacked; `(stream, context)` to the streams after every layer and the context
     after the last. BuildContext: make_block(layer), num_layers, d_model, vocab_size, seq_len."""
 
+    base: ClassVar[str] = "feebcore.model.parts:StackPart"
+
 
 class EmbeddingSpec(PartSpec):
     """build: `(config, context) -> EmbeddingPart`: token embedding, called `(tokens [B,T], context) -> [B,T,C]`. BuildContext: vocab_size,
     d_model, seq_len, make_norm(dim=d_model)."""
+
+    base: ClassVar[str] = "feebcore.model.parts:EmbeddingPart"
 
 
 class LMHeadSpec(PartSpec):
     """build: `(config, context) -> LMHeadPart`: output head, called `(hidden [...,C]) -> [...,V]`. BuildContext: vocab_size, d_model,
     embedding (the model's), make_block(layer), make_norm(dim=d_model)."""
 
+    base: ClassVar[str] = "feebcore.model.parts:LMHeadPart"
+
 
 class InitializationSpec(PartSpec):
     """build: `(config, context) -> Callable[[nn.Module, int], None]`: initializes a model with that number of layers in place. Modules with their
     own `init_weights(std, residual_std)` (ModelPart in feebcore/model/counting.py) fill themselves: `draws_own_weights` tells them."""
+
+    base: ClassVar[str] = "collections.abc:Callable"
 
 
 class ObjectiveSpec(PartSpec):
@@ -196,25 +226,34 @@ class ObjectiveSpec(PartSpec):
 class OptimizerSpec(PartSpec):
     """build: `(config, context) -> Optimizer` (feebcore.train.optimizer); context: groups (ParamGroup, one or more per role)."""
 
+    base: ClassVar[str] = "feebcore.train.optimizer:Optimizer"
+
 
 class ScheduleSpec(PartSpec):
     """build: `(config, context) -> Callable[[int], float]`: multiplier from 0 to 1 for step 0 .. total_steps - 1 and beyond, a pure
     function of the step; context: total_steps."""
+
+    base: ClassVar[str] = "collections.abc:Callable"
 
 
 class LRScalingSpec(PartSpec):
     """build: `(config, context) -> Callable[[TrainShape], LRScale]` (feebcore.train.lr_scaling): factors on learning rates and weight
     decay by role, for a model and batch of this size."""
 
+    base: ClassVar[str] = "collections.abc:Callable"
+
 
 class CallbackSpec(PartSpec):
     """build: `(config, context) -> Callback` (feebcore.train.callbacks): a probe or logger in the training loop."""
+
+    base: ClassVar[str] = "feebcore.train.callbacks:Callback"
 
 
 @dataclass(frozen=True)
 class LogitsProcessorSpec(PartSpec):
     """build: `(config, context) -> LogitsProcessor`: logits [B,V] fp32 to logits [B,V], row by row; removed tokens become -inf. The context is not used."""
 
+    base: ClassVar[str] = "collections.abc:Callable"
     options: ClassVar[type[PartConfig]] = LogitsProcessorConfig
     config: type[PartConfig] = LogitsProcessorConfig
 
@@ -222,11 +261,14 @@ class LogitsProcessorSpec(PartSpec):
 class SamplerSpec(PartSpec):
     """build: `(config, context) -> Sampler`: `(logits [B,V] fp32, random: PerRowRNG) -> tokens [B]`, after the logits processors. The context is not used."""
 
+    base: ClassVar[str] = "collections.abc:Callable"
+
 
 @dataclass(frozen=True)
 class AlgorithmSpec(PartSpec):
     """build: `(config, context) -> Algorithm` (feebcore/rl/rollouts.py): advantages, policy loss and, where it has one, critic loss. The context is not used."""
 
+    base: ClassVar[str] = "feebcore.rl.rollouts:Algorithm"
     options: ClassVar[type[PartConfig]] = AlgorithmConfig
     config: type[PartConfig] = AlgorithmConfig
 
@@ -234,26 +276,37 @@ class AlgorithmSpec(PartSpec):
 class TaskSpec(PartSpec):
     """build: `(config, context) -> Task`: problems with a verifiable reward; they are split by the hash of their key. The context is not used."""
 
+    base: ClassVar[str] = "feebcore.protocols:Task"
+
 
 @dataclass(frozen=True)
 class BenchmarkSpec(PartSpec):
     """build: `(config, context) -> Benchmark`: `run(target: EvaluatedModel) -> dict[str, JSON]`. needs: kinds of input beyond the model, as
     ("tokens",) for one that reads `target.store`, the validation split."""
 
+    base: ClassVar[str] = "feebcore.evaluate.benchmark:Benchmark"
     needs: tuple[str, ...] = ()
 
 
 class PlannerSpec(PartSpec):
     """build: `(config, context) -> Planner`: which runs a scaling-law sweep trains."""
 
+    base: ClassVar[str] = "feebcore.scaling.points:Planner"
+
 
 class LawSpec(PartSpec):
     """build: `(config, context) -> Law`: a functional form with `fit(points)` and `predict(fit, N, D)`."""
+
+    base: ClassVar[str] = "feebcore.scaling.points:Law"
 
 
 class ImporterSpec(PartSpec):
     """build: `(config, context) -> Callable[[Path source, Path folder], None]`: another format to a feeb model folder."""
 
+    base: ClassVar[str] = "collections.abc:Callable"
+
 
 class ExporterSpec(PartSpec):
     """build: `(config, context) -> Callable[[Path folder, Path target], None]`: a feeb model folder to another format."""
+
+    base: ClassVar[str] = "collections.abc:Callable"

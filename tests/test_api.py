@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -44,9 +45,11 @@ def test_an_unknown_run_is_an_error_with_a_hint(tiny_chain) -> None:
 def test_the_log_is_a_frame_and_the_recipe_is_the_resolved_one(tiny_chain) -> None:
     workspace, _ = tiny_chain
     run = feeb.open_run("tiny", workspace.root)
-    log = run.log()
-    assert {"step", "split", "loss"} <= set(log.columns)
-    assert log.filter(split="validation").height >= 1
+    assert {"step", "split", "loss"} <= set(run.log().columns)
+    assert set(run.log()["split"]) == {"train"}
+    assert run.log()["step"].is_sorted()
+    assert run.log("validation").height >= 1
+    assert run.log(None).height == run.log().height + run.log("validation").height
     assert run.section["max_steps"] == run.recipe["pretrain"]["max_steps"] == run.metrics["steps"]
     assert feeb.open_run("shard/tiny", workspace.root).log().is_empty()
 
@@ -75,6 +78,20 @@ def test_model_and_tokenizer_belong_together(tiny_chain) -> None:
         feeb.open_run("shard/tiny", workspace.root).model()
 
 
+def test_a_model_that_was_made_anew_is_read_anew(tiny_chain, tmp_path) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "model"
+    shutil.copytree(feeb.open_run("tiny", tiny_chain[0].root, "pretrain").path / "model", folder)
+    old = feeb.open_model(folder)
+    assert feeb.open_model(folder).model is old.model
+    (weights,) = folder.glob("*.safetensors")
+    save_file({name: tensor + 1 for name, tensor in load_file(weights).items()}, weights)
+    new = feeb.open_model(folder)
+    assert not any(torch.equal(a, b) for a, b in zip(old.model.parameters(), new.model.parameters(), strict=True))
+
+
 def test_an_unfinished_run_shows_its_log_and_no_metrics(tiny_chain, tmp_path) -> None:
     _, artifacts = tiny_chain
     folder = tmp_path / "pretrain" / "half-0123456789ab"
@@ -93,6 +110,6 @@ def test_importing_the_api_loads_neither_torch_nor_polars() -> None:
 
 
 def test_the_public_names_are_listed_and_load_no_torch() -> None:
-    assert set(feeb.__all__) <= set(dir(feeb))
+    assert set(dir(feeb)) == {*feeb.__all__, "__version__"}
     code = "import feebcore, sys; [getattr(feebcore, name) for name in feebcore.__all__]; assert not {'torch', 'polars'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True)

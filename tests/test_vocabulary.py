@@ -141,20 +141,23 @@ def test_the_report_uses_no_retired_words(tmp_path: Path, monkeypatch: pytest.Mo
     from fake_run import ENVIRONMENT, RECIPE, make_artifacts
 
     from feebcore.report import build
+    from feebcore.report import page as page_of_report
 
-    monkeypatch.setattr(build, "_image", lambda draw, theme: b"\x89PNG")  # every section and caption, without drawing
+    monkeypatch.setattr(page_of_report, "png", lambda figure: b"\x89PNG")  # every section and caption, without drawing
     folder = tmp_path / "report" / "x-0123456789ab"
     folder.mkdir(parents=True)
     build.build_report(make_artifacts(tmp_path), folder, RECIPE, ENVIRONMENT, lambda done, total: None)
     page = (folder / "report.html").read_text(encoding="utf-8")
-    visible = html.unescape(re.sub(r"<style>.*?</style>|data:[^\"]*|<pre>.*?</pre>|<[^>]*?(?:alt=\"([^\"]*)\")?[^>]*>", r" \1 ", page, flags=re.S))
+    visible = html.unescape(
+        re.sub(r"<style>.*?</style>|<script.*?</script>|data:[^\"]*|<pre>.*?</pre>|<[^>]*?(?:alt=\"([^\"]*)\")?[^>]*>", r" \1 ", page, flags=re.S)
+    )
     assert "Scaling-law caveats" in visible
     assert not (problems := retired_words(visible)), "\n".join(problems)
 
 
 def test_texts_in_figures_use_no_retired_words() -> None:
     """Titles, axis labels and legends are string literals of the report's modules."""
-    for module in ("figures", "probe_figures", "facts", "build"):
+    for module in ("figures", "probe_figures", "curves", "facts", "build"):
         source = (ROOT / "feebcore" / "report" / f"{module}.py").read_text(encoding="utf-8")
         literals = "\n".join(re.findall(r'"([^"\n]*)"', source))
         assert not (problems := retired_words(literals)), "\n".join(problems)

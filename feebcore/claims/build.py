@@ -18,6 +18,7 @@ from feebcore.errors import FeebError
 from feebcore.files import digest_of, read_json, read_jsonl, write_atomic, write_json
 from feebcore.recipe import Recipe, claims_of
 from feebcore.run.artifact import Made, build_artifact
+from feebcore.run.contracts import unchecked_in
 
 STAGE = "pretrain"
 KIND = "claims"
@@ -83,6 +84,7 @@ def make(recipes: Sequence[Recipe], claims: Mapping[str, Claim], runs: Runs, los
         "tokens": sorted({m["tokens"] for m in metrics}),
         "parameters": sorted(m["parameters"]["total"] for m in metrics),
         "claims": [_row(name, claim, judged[name], adjusted.get(name)) for name, claim in claims.items()],
+        "unchecked": unchecked_in(a for stages in runs.values() for a in stages.values()),
         "variants": [_variant(variant, seeds, by_place, runs, lost) for variant in variants],
     }
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from feebcore.artifacts import Artifact, Workspace, read_artifact
-from feebcore.errors import Diverged, FeebError, RecipeError, StageFailed
+from feebcore.errors import Diverged, FeebError, RecipeError, StageFailed, plural
 from feebcore.recipe import Recipe, quick_overrides
 
 
@@ -32,7 +32,7 @@ def conclude(
         first = "\n".join(f"{name}: {error}" for name, error in itertools.islice(wrong.items(), 5))
         more = f"\nand {len(wrong) - 5} more" if len(wrong) > 5 else ""
         others = f"; the page of the others is {page.file('page.md')}" if page is not None else ""
-        raise StageFailed(f"{len(wrong)} of {len(recipes)} runs failed; what the others made is kept{others}.\n{first}{more}")
+        raise StageFailed(f"{len(wrong)} of {plural(len(recipes), 'run')} failed; what the others made is kept{others}.\n{first}{more}")
     return page
 
 

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from feebcore.compare.verdict import p_text
+from feebcore.errors import plural
 from feebcore.report.style import LIGHT, Theme, compact, new_figure, png, styled
+from feebcore.run.contracts import unchecked_note
 
 COLUMNS = ("claim", "statement", "expectation", "measured", "verdict")
 
@@ -22,13 +24,14 @@ def text(result: Mapping[str, Any], command: str, environment: Mapping[str, Any]
         "",
         f"    {command}",
         "",
-        f"{len(result['claims'])} claims: {counts}. {len(result['variants'])} variants, {len(result['seeds'])} seeds each; {_scale(result)}.",
+        f"{plural(len(result['claims']), 'claim')}: {counts}. {plural(len(result['variants']), 'variant')}, {plural(len(result['seeds']), 'seed')} each; {_scale(result)}.",
         f"torch {environment['packages'].get('torch', '?')}, {environment['cpus']} CPUs, {environment['machine']}.",
         "",
         "![Bits per byte of every variant](figure.png)",
         "",
         "## Claims",
         "",
+        *(f"{note}\n" for note in unchecked_note(result["unchecked"])),
         "| " + " | ".join(COLUMNS) + " |",
         "|" + "---|" * len(COLUMNS),
         *(_claim(claim) for claim in result["claims"]),

@@ -16,7 +16,7 @@ from typing import Any
 
 from feebcore.artifacts import Artifact, StageOutput, read_artifact
 from feebcore.compare.plan import STAGE, Run, section_for
-from feebcore.errors import Diverged, StageFailed
+from feebcore.errors import Diverged, StageFailed, plural
 from feebcore.files import read_json, write_json
 from feebcore.recipe import Recipe, from_resolved
 from feebcore.registry import use_registry
@@ -31,7 +31,7 @@ def measure_apart(recipe: Recipe, inputs: Mapping[str, Artifact], folder: Path, 
     reader, writer = os.pipe()
     try:
         with open(folder / "log.txt", "wb") as log:
-            command = [sys.executable, "-m", "feebcore.compare.cost", str(folder), str(reader)]
+            command = [sys.executable, "-P", "-m", "feebcore.compare.cost", str(folder), str(reader)]
             subprocess.run(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, pass_fds=(reader,), start_new_session=True, check=False)
     finally:
         os.close(reader)
@@ -88,7 +88,7 @@ def measure(recipe: Recipe, inputs: Mapping[str, Artifact], folder: Path, steps:
             out.close()
     rate = trained.metrics["tokens_per_second"]
     if not rate:
-        raise Diverged(f"{recipe.name}: {steps} steps are too few to time one")
+        raise Diverged(f"{recipe.name}: {plural(steps, 'step')}: too few to time one")
     memory = torch.cuda.max_memory_allocated() if device.type == "cuda" else _resident() if apart else None
     return {"step_seconds": short.batch_size * short.seq_len / rate, "steps": steps, "memory_bytes": memory, "device": device.type, "compiled": bool(what)}
 
@@ -110,7 +110,7 @@ def flops_per_step(recipe: Recipe, tokens: Artifact) -> float:
 def _resident() -> int | None:
     """The most memory that this process has had, in bytes. Not ru_maxrss, which begins with the parent's."""
     try:
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), None)

@@ -1,24 +1,54 @@
-"""The one figure of a comparison: each variant's paired differences with their interval, and the baseline's curve."""
+"""The figures of a comparison: each variant's paired differences with their interval, the baseline's curve, the loss curves of its runs."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from feebcore.report.style import LIGHT, Theme, new_figure, plain_log_ticks, png, styled
+from feebcore.errors import FeebError
+from feebcore.report.curves import curve_of, draw_curves
+from feebcore.report.page import Picture, picture
+from feebcore.report.style import Theme, new_figure, plain_log_ticks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
-def draw(result: Mapping[str, Any], theme: Theme = LIGHT) -> bytes:
-    """PNG. result: as `feebcore.compare.report.make` gives it."""
-    with styled(theme):
-        figure = new_figure(10.0, max(3.4, 1.8 + 0.7 * len(result["variants"])))
-        left, right = figure.subplots(1, 2)
-        _differences(left, result, theme)
-        _against_compute(right, result, theme)
-        return png(figure)
+def pictures(result: Mapping[str, Any]) -> list[Picture]:
+    """The differences beside loss against compute, and the loss curves of every run. result: as `feebcore.compare.report.make` gives it."""
+    named = [
+        picture("figure", "Differences", "Shaded: differences below the smallest effect of interest.", lambda theme: draw(result, theme)),
+        picture(
+            "curves",
+            "Loss curves",
+            "Running mean of the training loss of every run; circles: loss on a sample of the validation split.",
+            lambda theme: _curves(result, theme),
+        ),
+    ]
+    return [p for p in named if p is not None]
+
+
+def draw(result: Mapping[str, Any], theme: Theme) -> Figure:
+    """Paired differences with their intervals, and loss against compute."""
+    figure = new_figure(10.0, max(3.4, 1.8 + 0.7 * len(result["variants"])))
+    left, right = figure.subplots(1, 2)
+    _differences(left, result, theme)
+    _against_compute(right, result, theme)
+    return figure
+
+
+def _curves(result: Mapping[str, Any], theme: Theme) -> Figure | None:
+    """The training loss of the runs in pairs, a color a recipe."""
+    names = [candidate["name"] for candidate in result["recipes"]]
+    curves = []
+    for run in sorted(result["runs"], key=lambda run: names.index(run["recipe"])):
+        if run["role"] == "run" and run.get("path"):
+            with contextlib.suppress(FeebError):  # a run whose recipe keeps no log
+                curves.append(curve_of(Path(run["path"]), run["recipe"], "loss", color=names.index(run["recipe"])))
+    return draw_curves(curves, "loss", "step", theme) if curves else None
 
 
 def _differences(axes: Axes, result: Mapping[str, Any], theme: Theme) -> None:
@@ -60,12 +90,21 @@ def _against_compute(axes: Axes, result: Mapping[str, Any], theme: Theme) -> Non
         losses = [loss for loss in candidate["bits_per_byte"] if loss is not None]
         axes.plot([candidate["flops"]] * len(losses), losses, "o", markersize=4, color=color, alpha=0.4, markeredgewidth=0)
         if candidate["mean"] is not None:
-            axes.plot([candidate["flops"]], [candidate["mean"]], "D", markersize=7, color=color, label=candidate["name"])
+            axes.plot([candidate["flops"]], [candidate["mean"]], "D", markersize=7, color=color, label=candidate["name"], gid=candidate["name"])
     base = result["recipes"][0]
     curve = sorted((p["flops"], p["bits_per_byte"]) for p in result["curve"] if p["bits_per_byte"] is not None)
     if curve and base["mean"] is not None:
         curve = sorted([*curve, (base["flops"], base["mean"])])
-        axes.plot(*zip(*curve, strict=True), "-", color=theme.series[0], linewidth=1.4, marker=".", markersize=7, label=f"{base['name']} at other budgets")
+        axes.plot(
+            *zip(*curve, strict=True),
+            "-",
+            color=theme.series[0],
+            linewidth=1.4,
+            marker=".",
+            markersize=7,
+            label=f"{base['name']} at other budgets",
+            gid=f"{base['name']} at other budgets",
+        )
     axes.set_xscale("log")
     plain_log_ticks(axes.xaxis)
     axes.set_xlabel("training FLOPs per run")

@@ -6,14 +6,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from feebcore.compare.report import numbers_of
+from feebcore.report.page import Picture, chart_page
 from feebcore.report.style import compact
 
+COLUMNS = ("recipe", "parameters", "bits per byte", "Δ vs. baseline", "95% CI", "p", "compute multiplier", "steps", "tokens/s", "LR factor", "diverged")
+MULTIPLIER = (
+    "Intervals and p are corrected for the number of recipes. The compute multiplier is the training FLOPs that the baseline needs for a recipe's loss, "
+    "as a multiple of the recipe's own."
+)
 EQUAL = {"tokens": "training tokens", "flops": "training FLOPs", "time": "training time"}
 
 
-def text(result: Mapping[str, Any], name: str, description: str, command: str, environment: Mapping[str, Any]) -> str:
+def text(result: Mapping[str, Any], name: str, description: str, command: str, environment: Mapping[str, Any], pictures: list[Picture]) -> str:
     """description: of the baseline's recipe. command: what makes the page; '' where no command did."""
-    variants = {variant["name"]: variant for variant in result["variants"]}
     lines = [
         f"# {name}",
         *(["", description] if description else []),
@@ -24,14 +29,13 @@ def text(result: Mapping[str, Any], name: str, description: str, command: str, e
         "",
         *(f"- {sentence}" for sentence in result["verdict"]),
         "",
-        "![Differences and their intervals](figure.png)",
+        *(f"![{picture.heading}]({picture.name}.png)\n" for picture in pictures),
         "",
-        "| recipe | parameters | bits per byte | Δ vs. baseline | 95% CI | p | compute multiplier | steps | tokens/s | LR factor | diverged |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-        *(_row(candidate, variants.get(candidate["name"])) for candidate in result["recipes"]),
+        "| " + " | ".join(COLUMNS) + " |",
+        "|" + "---|" * len(COLUMNS),
+        *("| " + " | ".join(row) + " |" for row in _rows(result)),
         "",
-        "Intervals and p are corrected for the number of recipes. The compute multiplier is the training FLOPs that the baseline needs for a recipe's loss,",
-        "as a multiple of the recipe's own.",
+        MULTIPLIER,
         "",
         *(f"- {note}" for note in (*result["notes"], *result["assumptions"])),
         "",
@@ -45,10 +49,21 @@ def _scale(candidates: Sequence[Mapping[str, Any]]) -> str:
     return f"the baseline has {size}{compact(base['tokens'])} training tokens and {compact(base['flops'])} training FLOPs per run"
 
 
-def _row(candidate: Mapping[str, Any], variant: Mapping[str, Any] | None) -> str:
+def html(result: Mapping[str, Any], name: str, description: str, command: str, pictures: list[Picture]) -> str:
+    """page.html: the same with figures that one can zoom."""
+    table = {"columns": COLUMNS, "rows": _rows(result)}
+    notes = [MULTIPLIER, *result["notes"], *result["assumptions"]]
+    return chart_page(name, pictures, lead=description, command=command, sentences=result["verdict"], table=table, notes=notes)
+
+
+def _rows(result: Mapping[str, Any]) -> list[list[str]]:
+    variants = {variant["name"]: variant for variant in result["variants"]}
+    return [_row(candidate, variants.get(candidate["name"])) for candidate in result["recipes"]]
+
+
+def _row(candidate: Mapping[str, Any], variant: Mapping[str, Any] | None) -> list[str]:
     cells = numbers_of(candidate, variant)
     size = compact(candidate["parameters"]["total"]) if candidate["parameters"] else ""
     speed = "" if candidate["tokens_per_second"] is None else compact(candidate["tokens_per_second"])
-    diverged = len(candidate["diverged"]) or ""
-    row = [candidate["name"], size, *cells, f"{candidate['steps']:,}", speed, f"{candidate['lr']['factor']:g} x", diverged]
-    return "| " + " | ".join(map(str, row)) + " |"
+    diverged = str(len(candidate["diverged"]) or "")
+    return [candidate["name"], size, *cells, f"{candidate['steps']:,}", speed, f"{candidate['lr']['factor']:g} x", diverged]

@@ -13,11 +13,10 @@ from pydantic import BaseModel, Field, field_validator
 
 from feebcore.artifacts import Artifact
 from feebcore.config import PartConfig, identity_of
-from feebcore.errors import RecipeError
+from feebcore.errors import RecipeError, plural
 from feebcore.files import digest_of
-from feebcore.parts import Part
-from feebcore.provenance import plugin_sources
-from feebcore.recipe import Recipe, StageEntry, load, load_study, quick_overrides
+from feebcore.parts import Part, identity_of_spec
+from feebcore.recipe import Recipe, StageEntry, load, load_study, quick_overrides, section_changes
 from feebcore.run.plan import identity, stages_for
 from feebcore.train.checks import check_training
 from feebcore.train.pretrain_config import PretrainConfig
@@ -167,7 +166,7 @@ def _names(recipes: Sequence[Recipe]) -> list[str]:
 def _own_identity(recipe: Recipe) -> dict[str, Any]:
     """What makes the recipe's training run what it is, but for its seed."""
     section = recipe.stages[STAGE].section
-    return {"section": identity_of(section.model_copy(update={"seed": 0})), "sources": plugin_sources(recipe, STAGE)}
+    return identity_of(section.model_copy(update={"seed": 0}))
 
 
 def check_same_data(recipes: Sequence[Recipe]) -> None:
@@ -186,11 +185,8 @@ def check_same_data(recipes: Sequence[Recipe]) -> None:
                 f"{other.path}: before {STAGE} it runs {', '.join(theirs)}, and {base.path} runs {', '.join(before)}; recipes are compared on the same data"
             )
         for stage in before:
-            pairs = [(r.stages[stage].spec.full_name, identity_of(r.stages[stage].section), plugin_sources(r, stage)) for r in (base, other)]
-            difference = first_difference({stage: pairs[0][1]}, {stage: pairs[1][1]}) if pairs[0][0] == pairs[1][0] else (stage, pairs[0][0], pairs[1][0])
-            if difference is None and pairs[0][2] != pairs[1][2]:
-                difference = (f"{stage}: plugin sources", "those of the one recipe", "those of the other")
-            if difference is not None:
+            own, others = ({stage: identity_of_spec(r.stages[stage].spec) | {"options": identity_of(r.stages[stage].section)}} for r in (base, other))
+            if (difference := first_difference(own, others)) is not None:
                 key, one, two = difference
                 raise RecipeError(
                     f"{key}: {_short(one)} in {base.path} and {_short(two)} in {other.path}; recipes are compared on the same data, so make them equal"
@@ -282,7 +278,7 @@ def check_run(section: PretrainConfig, candidate: str, run: Run) -> None:
             "curve": " (a run of the baseline's curve; --curve changes it)",
             "run": "",
         }
-        raise RecipeError(f"{candidate}: with {run.max_steps} steps{advice[run.role]}: " + "; ".join(problems))
+        raise RecipeError(f"{candidate}: with {plural(run.max_steps, 'step')}{advice[run.role]}: " + "; ".join(problems))
 
 
 def has_lr(optimizer: Part) -> bool:
@@ -325,7 +321,8 @@ def with_section(recipe: Recipe, name: str, section: PretrainConfig) -> Recipe:
     """The recipe up to pretrain, called `name`, with this section."""
     stages = {stage: recipe.stages[stage] for stage in stages_for(recipe, [STAGE])}
     stages[STAGE] = StageEntry(STAGE, recipe.stages[STAGE].spec, section)
-    return dataclasses.replace(recipe, name=name, stages=stages)
+    changes = recipe.changes | section_changes(STAGE, recipe.stages[STAGE].section, section)
+    return dataclasses.replace(recipe, name=name, stages=stages, changes=changes)
 
 
 # --- which runs -----------------------------------------------------------------------------------------------------------

@@ -28,7 +28,8 @@ from feebcore.files import digest_of
 from feebcore.recipe import Recipe
 from feebcore.run.inputs import finished_inputs
 from feebcore.run.plan import PlanItem, plan_stage, stages_for
-from feebcore.study.planned import row_of, rows_of, unknown
+from feebcore.study.ledger import read_records
+from feebcore.study.planned import noted, row_of, rows_of, unknown
 from feebcore.study.runs import RunSpec
 
 
@@ -38,8 +39,7 @@ def finished_comparison(recipes: Sequence[Recipe], settings: Settings, workspace
     built = _built(_shared(candidates, workspace))
     if built is None:
         return None
-    inputs = {c.name: finished_inputs(c.recipe, STAGE, workspace, built) for c in candidates}
-    return workspace.find("compare", digest_of(study_identity(candidates, settings, inputs))[:12])
+    return workspace.find("compare", _fingerprint(candidates, settings, workspace, built))
 
 
 def planned_runs(recipes: Sequence[Recipe], settings: Settings, workspace: Workspace) -> list[dict[str, Any]]:
@@ -58,10 +58,17 @@ def planned_runs(recipes: Sequence[Recipe], settings: Settings, workspace: Works
         why = "the stages before it are not built yet" if built is None else "its steps are measured when the comparison begins"
         return rows + [unknown(run.name, STAGE, why) for run in [*trials, *runs]]
     check_plan(candidates, steps, settings)
+    folders = workspace.folders("compare", _fingerprint(candidates, settings, workspace, built))
+    records = read_records(folders[0] / "ledger.sqlite") if folders else []
     rows += rows_of([_spec(candidates, run, steps) for run in trials], workspace, built)
     if tuned and settings.tune_lr == "best":
-        return rows + [unknown(run.name, STAGE, "its learning rate depends on the search") for run in runs]
-    return rows + rows_of([_spec(candidates, run, steps) for run in runs], workspace, built)
+        return noted(rows + [unknown(run.name, STAGE, "its learning rate depends on the search") for run in runs], records)
+    return noted(rows + rows_of([_spec(candidates, run, steps) for run in runs], workspace, built), records)
+
+
+def _fingerprint(candidates: Sequence[Candidate], settings: Settings, workspace: Workspace, built: Mapping[str, Artifact]) -> str:
+    inputs = {c.name: finished_inputs(c.recipe, STAGE, workspace, built) for c in candidates}
+    return digest_of(study_identity(candidates, settings, inputs))[:12]
 
 
 def _shared(candidates: Sequence[Candidate], workspace: Workspace) -> list[PlanItem]:

@@ -11,7 +11,7 @@ from feebcore.compare import statistics
 from feebcore.compare.plan import Candidate, LRChoice, Settings, order_differences
 from feebcore.compare.statistics import CurvePoint, Difference
 from feebcore.compare.verdict import judge, p_text
-from feebcore.errors import StageFailed
+from feebcore.errors import StageFailed, plural
 from feebcore.study.runs import RunRecord, missing
 
 ASSUMPTIONS = (
@@ -40,7 +40,9 @@ def make(
     failed = {row.name for row in rows if row.status == "failed"}
     pairs = [i for i in range(settings.seeds) if not any(f"{c.name}-seed{c.seeds[i]}" in failed for c in candidates)]
     if len(pairs) < 2:
-        raise StageFailed(f"{len(failed)} runs failed, which leaves {len(pairs)} pairs of seeds: {'; '.join(missing(rows))}; the same command tries again")
+        raise StageFailed(
+            f"{plural(len(failed), 'run')} failed, which leaves {plural(len(pairs), 'pair')} of seeds: {'; '.join(missing(rows))}; the same command tries again"
+        )
     paired = {name: [values[i] for i in pairs] for name, values in losses.items()}
     differences = statistics.differences_of(paired[base.name], {candidate.name: paired[candidate.name] for candidate in candidates[1:]})
     summaries = {

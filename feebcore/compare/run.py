@@ -34,11 +34,12 @@ from feebcore.compare.plan import (
     token_steps,
     with_section,
 )
-from feebcore.errors import NO_VALIDATION_TEXT, DataError, Diverged, FeebError, StageFailed
+from feebcore.errors import NO_VALIDATION_TEXT, DataError, Diverged, FeebError, StageFailed, plural
 from feebcore.files import digest_of, read_json, write_atomic, write_json
 from feebcore.provenance import describe_plugins
 from feebcore.recipe import Recipe
 from feebcore.run.artifact import Made, build_artifact
+from feebcore.run.contracts import require_checked, unchecked_in, unchecked_note
 from feebcore.run.inputs import finished_inputs
 from feebcore.run.plan import plan_stage, stages_for
 from feebcore.study.executors import InProcess, ProgressFn, current_execution
@@ -51,16 +52,24 @@ COST_STEPS = {"time": 40, "flops": 8, "tokens": 8}
 """Steps that are timed, by budget: for equal time they decide, else they only measure memory."""
 
 
-def compare(recipes: Sequence[Recipe], settings: Settings, workspace: Workspace, on_progress: ProgressFn | None = None, command: str = "") -> Artifact:
-    """The finished comparison of `recipes`, the baseline first: its artifact has result.json, verdict.txt, page.md and figure.png.
+def compare(
+    recipes: Sequence[Recipe],
+    settings: Settings,
+    workspace: Workspace,
+    on_progress: ProgressFn | None = None,
+    command: str = "",
+    unchecked: bool = False,
+) -> Artifact:
+    """The finished comparison of `recipes`, the baseline first: its artifact has result.json, verdict.txt, and page.html and page.md with their figures.
 
-    Runs are built by the executor that was chosen (feebcore.study.executing), else in this process. command: what was typed, for
+    unchecked: also with parts of plugins that fail their contract; the page then names them. Runs are built by the executor that was chosen (feebcore.study.executing), else in this process. command: what was typed, for
     the page. Raises RecipeError where the recipes cannot be compared, before anything is built; Interrupted when asked to stop;
     StageFailed where runs failed for good, after the page that says so is written.
     """
     candidates = candidates_of(recipes, settings)
     if settings.budget == "tokens":  # the only budget that is known before there are data
         check_plan(candidates, token_steps(candidates), settings)
+    require_checked(recipes, [STAGE], workspace, on_progress, unchecked)
     publish = on_progress or (lambda row: None)
     shared = _shared_stages(candidates, workspace, publish)
     name = name_of(candidates, settings)
@@ -71,8 +80,11 @@ def compare(recipes: Sequence[Recipe], settings: Settings, workspace: Workspace,
             inputs = shared | comparison.artifacts()
         write_json(out.path / "result.json", result)
         write_atomic(out.path / "verdict.txt", report.text(result))
-        write_atomic(out.path / "figure.png", figure.draw(result))
-        write_atomic(out.path / "page.md", page.text(result, name, str(candidates[0].recipe.data.get("description", "")), command, environment))
+        pictures, description = figure.pictures(result), str(candidates[0].recipe.data.get("description", ""))
+        for picture in pictures:
+            write_atomic(out.path / f"{picture.name}.png", picture.png)
+        write_atomic(out.path / "page.md", page.text(result, name, description, command, environment, pictures))
+        write_atomic(out.path / "page.html", page.html(result, name, description, command, pictures))
         if result["missing"]:
             raise StageFailed(f"{KIND}: {'; '.join(result['missing'])}. {out.path / 'page.md'} is based on the other runs; run the same command to retry")
         out.content("result.json")
@@ -142,7 +154,9 @@ class Comparison:
                 self.out.log(choice.note)
         runs = self.planned(choices)
         result = report.make(self.candidates, self.settings, self.costs, self.steps, choices, [by_name[r.name] for r in runs], records)
-        return result | {"missing": missing(records), "notes": missing(records) + result["notes"]}
+        unchecked = unchecked_in(self.artifacts().values())
+        verdict = [*unchecked_note(unchecked), *result["verdict"]]
+        return result | {"missing": missing(records), "unchecked": unchecked, "verdict": verdict, "notes": missing(records) + result["notes"]}
 
     # --- budgets --------------------------------------------------------------------------------------------------
 
@@ -258,8 +272,8 @@ class Comparison:
         return measured | numbers | {"bad_steps": len(metrics.get("anomalous_steps", []))}
 
     def artifacts(self) -> dict[str, Artifact]:
-        """Of every run that finished, by the run's name: the comparison's inputs, which gc then keeps."""
-        artifacts = {r.name: self.workspace.find(STAGE, r.result["fingerprint"]) for r in self.ledger.records() if r.status == "done"}
+        """Of every run that was made, diverged ones too, by the run's name: the comparison's inputs, which gc then keeps."""
+        artifacts = {r.name: self.workspace.find(STAGE, r.id) for r in self.ledger.records()}
         return {name: artifact for name, artifact in artifacts.items() if artifact is not None}
 
     def forward(self, row: dict[str, Any]) -> None:
@@ -277,7 +291,7 @@ class Comparison:
         if record.status == "done":
             words = f"{record.result['bits_per_byte']:.4f} bits per byte, {record.result['seconds']:.1f} s"
         ended = counts["done"] + counts["failed"] + counts["diverged"]
-        self.out.log(f"{record.name}: {words} ({ended} of {total} runs)")
+        self.out.log(f"{record.name}: {words} ({ended} of {plural(total, 'run')})")
 
 
 def _loss(record: RunRecord) -> float | None:

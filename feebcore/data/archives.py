@@ -15,16 +15,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from feebcore.data.downloader import safe_join
+from feebcore.data.downloader import MAX_RATIO, safe_join
+from feebcore.data.text_files import decompressed, head_of, is_archive_head
 from feebcore.errors import DataError
 
-SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 MAX_BYTES = 1 << 40
-MAX_RATIO = 1000  # unpacked to packed
 
 
-def is_archive(name: str) -> bool:
-    return name.lower().endswith(SUFFIXES)
+def is_archive(path: Path) -> bool:
+    """Whether a file is a zip or tar archive, by its name or its first bytes; addresses often have no suffix."""
+    if path.name.lower().endswith(SUFFIXES):
+        return True
+    with decompressed(path) as stream:
+        return is_archive_head(head_of(stream))
 
 
 def extract(archive: Path, folder: Path) -> Path:
@@ -36,7 +40,7 @@ def extract(archive: Path, folder: Path) -> Path:
     work.mkdir(parents=True)
     allowed = min(MAX_BYTES, max(1 << 20, archive.stat().st_size * MAX_RATIO))
     try:
-        for name, stream in _zip_members(archive) if archive.name.lower().endswith(".zip") else _tar_members(archive):
+        for name, stream in _zip_members(archive) if _is_zip(archive) else _tar_members(archive):
             target = safe_join(work, name)
             target.parent.mkdir(parents=True, exist_ok=True)
             with stream, open(target, "xb") as out:
@@ -51,6 +55,11 @@ def extract(archive: Path, folder: Path) -> Path:
     return folder
 
 
+def _is_zip(archive: Path) -> bool:
+    with open(archive, "rb") as stream:
+        return stream.read(2) == b"PK"
+
+
 def _zip_members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
     with zipfile.ZipFile(archive) as opened:
         for info in opened.infolist():
@@ -63,7 +72,7 @@ def _zip_members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
 
 
 def _tar_members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
-    with tarfile.open(archive) as opened:
+    with decompressed(archive) as plain, tarfile.open(fileobj=plain, mode="r|") as opened:
         for member in opened:
             if member.isdir():
                 continue

@@ -1,7 +1,7 @@
 """The document table: `documents.parquet` with columns text, source, key, sha256, num_bytes, split.
 
 Rows are sorted by (source, key). sha256 is of the UTF-8 text, num_bytes its length, split 'validation' where the hash is 0
-modulo the section's split_modulus or all of the source is validation text, else 'train'. Nothing here holds more than a batch of
+modulo the section's split_modulus (or in the last part of its source, where the section splits so) or all of the source is validation text, else 'train'. Nothing here holds more than a batch of
 text in memory, except a sort of documents that did not come in order.
 """
 
@@ -10,9 +10,9 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import polars as pl
 
@@ -64,7 +64,12 @@ class DocumentSpool:
 
     def scan(self) -> pl.LazyFrame:
         self.flush()
-        return pl.scan_parquet(sorted(self.folder.glob(f"{self.prefix}-*.parquet")), schema=RAW)
+        return scan_parquet(sorted(self.folder.glob(f"{self.prefix}-*.parquet")), RAW)
+
+
+def scan_parquet(paths: Path | Sequence[Path], schema: Mapping[str, Any] | None = None) -> pl.LazyFrame:
+    """Lazy rows of these files; `[`, `*` and `?` in a path are characters, not patterns."""
+    return pl.scan_parquet(paths, glob=False, hive_partitioning=False, schema=schema)  # type: ignore[arg-type]
 
 
 def write_parquet(frame: pl.LazyFrame, path: Path, compression: Literal["lz4", "zstd"] = "lz4", row_group_size: int | None = None) -> None:
@@ -80,8 +85,8 @@ def write_parquet(frame: pl.LazyFrame, path: Path, compression: Literal["lz4", "
 
 def read_batches(path: Path, columns: Sequence[str], batch_bytes: int = BATCH_BYTES, first_row: int = 0) -> Iterator[pl.DataFrame]:
     """Rows from `first_row` on in frames of about `batch_bytes` of text (at least one row)."""
-    sizes = pl.read_parquet(path, columns=["num_bytes"])["num_bytes"].to_numpy()
-    frame = pl.scan_parquet(path).select(columns)
+    sizes = scan_parquet(path).select("num_bytes").collect()["num_bytes"].to_numpy()
+    frame = scan_parquet(path).select(columns)
     start = first_row
     while start < len(sizes):
         stop, total = start, 0
@@ -105,47 +110,88 @@ def read_texts(path: Path, split: str | None = None, max_bytes: int | None = Non
 
 
 def write_documents(
-    filtered: Path, target: Path, work: Path, split_modulus: int, tick: Callable[[float], None], validation_sources: Set[str] = frozenset()
+    filtered: Path,
+    target: Path,
+    work: Path,
+    split_modulus: int,
+    tick: Callable[[float], None],
+    validation_sources: Set[str] = frozenset(),
+    tail_fraction: float = 0.0,
 ) -> tuple[pl.DataFrame, str]:
     """Hash, split and sort the rows of `filtered` (columns of RAW) into `target`, which appears whole or not at all.
 
-    tick: called with the share of rows done. validation_sources: sources whose documents all go to the validation split. Returns the table without its texts,
-    and a digest of it: the same documents give the same digest whatever wrote the file.
+    tick: called with the share of rows done. validation_sources: sources whose documents all go to the validation split. tail_fraction: share of
+    each source's text, at its end, that goes there instead of documents chosen by hash; a document across the border is cut at the end of a line, its
+    rest has the key `KEY (tail)`. Returns the table without its texts, and a digest of it: the same documents give the same digest whatever wrote the file.
     """
-    names = pl.read_parquet(filtered, columns=["source", "key", "num_bytes"])
+    names = scan_parquet(filtered).select("source", "key", "num_bytes").collect()
     if names.is_empty():
         raise DataError("no document is left")
     in_order = _in_order(names)
     batches = read_batches(filtered, ["text", "source", "key"]) if in_order else _sorted_batches(filtered, names, work)
+    in_tail, cuts = _tails(names if in_order else names.sort("source", "key", maintain_order=True), tail_fraction)
     digest, done = hashlib.sha256(), 0
     without_text: list[pl.DataFrame] = []
     files: list[Path] = []
     for batch in batches:
+        start, done = done, done + batch.height
+        marks = in_tail[start:done]
+        for row in sorted((row for row in cuts if start <= row < done), reverse=True):
+            batch, marks = _cut(batch, marks, row - start, cuts[row])
         encoded = [text.encode() for text in batch["text"]]
         hashes = [hashlib.sha256(text).hexdigest() for text in encoded]
+        splits = [
+            "validation" if source in validation_sources or late else "train" if tail_fraction else split_of(sha256, split_modulus)
+            for sha256, source, late in zip(hashes, batch["source"], marks, strict=True)
+        ]
         frame = batch.with_columns(
             sha256=pl.Series(hashes, dtype=pl.String),
             num_bytes=pl.Series([len(text) for text in encoded], dtype=pl.Int64),
-            split=pl.Series(
-                ["validation" if s in validation_sources else split_of(h, split_modulus) for h, s in zip(hashes, batch["source"], strict=True)], dtype=pl.String
-            ),
+            split=pl.Series(splits, dtype=pl.String),
         ).select(COLUMNS)
         without_text.append(frame.drop("text"))
         digest.update("".join(f"{row}\n" for row in without_text[-1].iter_rows()).encode())
         files.append(work / f"final-{len(files):06}.parquet")
         write_parquet(frame.lazy(), files[-1])
-        done += batch.height
         tick(done / names.height)
     table = pl.concat(without_text)
     rows = rows_per_group(table.height, int(table["num_bytes"].sum()))
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    write_parquet(pl.scan_parquet(files), temporary, compression="zstd", row_group_size=rows)
+    write_parquet(scan_parquet(files), temporary, compression="zstd", row_group_size=rows)
     handle = os.open(temporary, os.O_RDONLY)
     os.fsync(handle)
     os.close(handle)
     os.replace(temporary, target)
     sync_folder(target.parent)
     return table, digest.hexdigest()
+
+
+def _tails(names: pl.DataFrame, fraction: float) -> tuple[list[bool], dict[int, int]]:
+    """Which of the rows, in order of source, lie in the last `fraction` of their source's bytes; and of those that the border goes through, by row,
+    after how many bytes. names: columns source, num_bytes."""
+    if not fraction:
+        return [False] * names.height, {}
+    end = pl.col("num_bytes").cum_sum().over("source")
+    border = (pl.col("num_bytes").sum().over("source") * (1 - fraction)).cast(pl.Int64).clip(1)
+    placed = names.select(
+        late=end - pl.col("num_bytes") >= border, cut=border - (end - pl.col("num_bytes")), across=(end - pl.col("num_bytes") < border) & (end > border)
+    )
+    across = placed.with_row_index("row").filter("across")
+    return placed["late"].to_list(), dict(zip(across["row"].to_list(), across["cut"].to_list(), strict=True))
+
+
+def _cut(batch: pl.DataFrame, marks: list[bool], row: int, at: int) -> tuple[pl.DataFrame, list[bool]]:
+    """The batch with one row as two, the second in the tail: cut at the end of the line at byte `at`, or there where no line ends nearby."""
+    text, source, key = batch.row(row)
+    data = text.encode()
+    ends = [place for place in (data.find(b"\n", at - 1) + 1, data.rfind(b"\n", 0, at) + 1) if abs(place - at) <= min(at, len(data) - at) // 2]
+    place = ends[0] if ends else at
+    while place < len(data) and data[place] & 0xC0 == 0x80:  # inside a character
+        place += 1
+    if not 0 < place < len(data):
+        return batch, marks
+    two = pl.DataFrame([(data[:place].decode(), source, key), (data[place:].decode(), source, f"{key} (tail)")], schema=batch.schema, orient="row")
+    return pl.concat([batch[:row], two, batch[row + 1 :]]), [*marks[: row + 1], True, *marks[row + 1 :]]
 
 
 def rows_per_group(num_rows: int, num_bytes: int) -> int:
@@ -173,7 +219,7 @@ def _sorted_batches(filtered: Path, names: pl.DataFrame, work: Path) -> Iterator
         start, turn = start + frame.height, turn + 1
     for part in placed["part"].unique().sort():
         files = sorted(work.glob(f"sort-{part:06}-*.parquet"))
-        rows = pl.read_parquet(files).sort("place")
+        rows = scan_parquet(files).collect().sort("place")
         for path in files:
             path.unlink()
         yield rows.drop("place", "part")

@@ -1,6 +1,6 @@
 """Downloads that resume, are verified, and are never half there.
 
-A file grows as `<name>.part`, with what the server said about it (`<name>.part.json`: ETag), is checked for size and hash,
+A file grows as `<name>.part`, with what the server said about it (`<name>.part.json`: ETag, encoding), is checked for size and hash,
 and only then renamed to its name. A connection that is cut is taken up again by a Range request, guarded by If-Range so
 that a file which changed meanwhile starts anew. 429 and 5xx answers are waited out as Retry-After says, else with
 growing, jittered pauses. Shared by the sources `urls` and `huggingface`.
@@ -10,29 +10,35 @@ from __future__ import annotations
 
 import contextlib
 import email.utils
+import gzip
 import hashlib
 import json
 import os
 import random
 import time
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from feebcore.data.addresses import expanded
 from feebcore.errors import DataError
 from feebcore.files import explain, sync_folder
 from feebcore.protocols import ProgressFn
+from feebcore.proxies import unusable_proxies
 
 if TYPE_CHECKING:
     import httpx
 
 LONGEST_PAUSE = 120.0  # seconds
+GZIP = ("gzip", "x-gzip")
+MAX_RATIO = 1000  # unpacked to packed
 
 
 @dataclass(frozen=True)
 class Item:
-    """One file to fetch. path: where, relative to the folder. size in bytes, sha256, git_sha1 (of a git blob): what
+    """One file to fetch. url: may name environment variables, which no message shows. path: where, relative to the folder. size in bytes, sha256, git_sha1 (of a git blob): what
     it must be, where known."""
 
     url: str
@@ -92,7 +98,7 @@ class Downloader:
         def once() -> Any:
             try:
                 answer = self._client().get(url, headers=self._headers)
-            except httpx.TransportError as error:
+            except httpx.RequestError as error:
                 raise _Again(_why(error)) from error
             self._check_status(answer, url)
             try:
@@ -118,7 +124,7 @@ class Downloader:
         wrong = ""
         for _ in range(2):  # wrong content is fetched once more, from its first byte
             self._patiently(lambda: self._transfer(item, part, progress), item.url, lambda: _size(part))
-            wrong = _mismatch(item, part)
+            wrong = _decoded(item, part) or _mismatch(item, part)
             if not wrong:
                 os.replace(part, path)
                 sync_folder(path.parent)
@@ -132,8 +138,8 @@ class Downloader:
         """One request that brings `part` to its end, or raises _Again with what it got kept."""
         import httpx
 
-        have = _size(part)
-        if item.size is not None and have >= item.size:
+        have, note = _size(part), _remembered(part)
+        if item.size is not None and have >= item.size and "encoding" not in note:
             if have == item.size:
                 return
             part.unlink()
@@ -141,10 +147,10 @@ class Downloader:
         headers = self._headers | {"Accept-Encoding": "identity"}
         if have:
             headers["Range"] = f"bytes={have}-"
-            if etag := _remembered(part):
+            if etag := note.get("etag"):
                 headers["If-Range"] = etag
         try:
-            with self._client().stream("GET", item.url, headers=headers) as answer:
+            with self._client().stream("GET", expanded(item.url), headers=headers) as answer:
                 if answer.status_code == 416:  # nothing is left after `have`, or the file shrank
                     if answer.headers.get("Content-Range", "").endswith(f"/{have}"):
                         return
@@ -156,9 +162,14 @@ class Downloader:
                     raise _Again("the server answered another range than was asked for")
                 mode = "ab" if answer.status_code == 206 else "wb"
                 have = have if mode == "ab" else 0
-                _remember(part, answer.headers.get("ETag", ""))
+                encoding = answer.headers.get("Content-Encoding", "identity").strip().lower()
+                if encoding not in ("identity", "", *GZIP):
+                    raise DataError(
+                        f"{item.url}: the server sent it {encoding}-encoded although identity was asked for; get the file yourself and use source files"
+                    )
+                _remember(part, answer.headers.get("ETag", ""), encoding in GZIP)
                 length = answer.headers.get("Content-Length")
-                expected = have + int(length) if length and length.isdigit() else item.size
+                expected = have + int(length) if length and length.isdigit() else None if encoding in GZIP else item.size
                 with open(part, mode) as stream:
                     for block in answer.iter_raw():  # as it comes: a size here would hold back, and lose, the last part
                         stream.write(block)
@@ -166,8 +177,10 @@ class Downloader:
                         progress(have)
                     stream.flush()
                     os.fsync(stream.fileno())
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             raise _Again(_why(error)) from error
+        except httpx.InvalidURL:
+            raise DataError(f"{item.url}: no usable address") from None
         except OSError as error:
             raise explain(error, part) from error
         if expected is not None and have < expected:
@@ -200,6 +213,10 @@ class Downloader:
         if self._opened is None:
             import httpx
 
+            if hidden := unusable_proxies():
+                raise DataError(
+                    f"the proxy in {', '.join(hidden)} cannot be used: for SOCKS `pip install socksio`, else write http://host:port, or unset the variable"
+                )
             self._opened = httpx.Client(follow_redirects=True, timeout=self.timeout, headers={"User-Agent": "feeb"})
         return self._opened
 
@@ -210,6 +227,25 @@ def safe_join(folder: Path, name: str) -> Path:
     if relative.is_absolute() or ".." in relative.parts or not relative.parts or ":" in relative.parts[0] or "\0" in name:
         raise DataError(f"the path {name!r} would leave the download folder; this source is refused")
     return folder.joinpath(*relative.parts)
+
+
+def _decoded(item: Item, part: Path) -> str:
+    """Undo the gzip encoding of the transfer, unless the bytes as sent are those that the item announces. Returns what is wrong, '' if nothing."""
+    if "encoding" not in _remembered(part) or ((item.sha256 or item.git_sha1) and not _mismatch(item, part)):
+        return ""
+    plain, allowed = part.with_name(part.name + ".plain"), max(1 << 20, _size(part) * MAX_RATIO)
+    try:
+        with gzip.open(part) as encoded, open(plain, "wb") as out:
+            while block := encoded.read(1 << 20):
+                allowed -= len(block)
+                if allowed < 0:
+                    return f"its gzip encoding unpacks to more than {MAX_RATIO} times its size"
+                out.write(block)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        return f"the server calls it gzip-encoded, which it is not ({error})"
+    _forget(part)
+    os.replace(plain, part)
+    return ""
 
 
 def _mismatch(item: Item, path: Path) -> str:
@@ -255,18 +291,20 @@ def _note(part: Path) -> Path:
     return part.with_name(part.name + ".json")
 
 
-def _remember(part: Path, etag: str) -> None:
-    """Keep a strong ETag for If-Range; a weak one cannot guard a range."""
-    if etag and not etag.startswith("W/"):
-        _note(part).write_text(json.dumps({"etag": etag}))
+def _remember(part: Path, etag: str, gzipped: bool) -> None:
+    """Keep a strong ETag for If-Range (a weak one cannot guard a range), and whether the server sends the file in gzip."""
+    note = ({"etag": etag} if etag and not etag.startswith("W/") else {}) | ({"encoding": "gzip"} if gzipped else {})
+    if note:
+        _note(part).write_text(json.dumps(note))
     else:
         _note(part).unlink(missing_ok=True)
 
 
-def _remembered(part: Path) -> str:
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        return json.loads(_note(part).read_text())["etag"]
-    return ""
+def _remembered(part: Path) -> dict[str, str]:
+    with contextlib.suppress(OSError, ValueError):
+        note = json.loads(_note(part).read_text())
+        return note if isinstance(note, dict) else {}
+    return {}
 
 
 def _forget(part: Path) -> None:

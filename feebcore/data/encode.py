@@ -132,7 +132,9 @@ def encode_rows(tokenizer: Tokenizer, documents: str, split: str, first: int, co
     """One unit of work."""
     import polars as pl
 
-    frame = pl.scan_parquet(documents).select("text", "num_bytes", "split").slice(first, count).filter(pl.col("split") == split).collect()
+    from feebcore.data.documents import scan_parquet
+
+    frame = scan_parquet(Path(documents)).select("text", "num_bytes", "split").slice(first, count).filter(pl.col("split") == split).collect()
     ids, lengths = framed(tokenizer, frame["text"].to_list())
     return EncodedRows(first, count, ids, lengths, int(frame["num_bytes"].sum()))
 

@@ -7,6 +7,7 @@ therefore the same for any number of ranks or micro-batches.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,7 @@ def make_batches(store: TokenStore, packing: Part, data_order: Part, batch_size:
     sources: dict[str, range] = {}
     packed: Packing
     if data_order.config.by_source:
-        packed = PackedBySource(store, packing, seq_len)
+        packed = PackedBySource(store, packing, seq_len, data_order.config.source_names())
         sources = packed.sources
     else:
         packed = packing.build(context)
@@ -98,12 +99,17 @@ class BatchSource:
 
 
 class PackedBySource(Packing):
-    """A packing over each source by itself; sequences are numbered source after source. `sources`: the sequences of each."""
+    """A packing over each source by itself; sequences are numbered source after source. `sources`: the sequences of each.
 
-    def __init__(self, store: TokenStore, packing: Part, seq_len: int) -> None:
+    names: sources that are used, none others are packed; empty: all.
+    """
+
+    def __init__(self, store: TokenStore, packing: Part, seq_len: int, names: Sequence[str] = ()) -> None:
         self._parts: list[Packing] = []
         self.sources: dict[str, range] = {}
         for name, view in source_views(store).items():
+            if names and name not in names:
+                continue
             try:
                 part = packing.build(BuildContext(store=view, seq_len=seq_len))
             except DataError as error:

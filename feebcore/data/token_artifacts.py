@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from feebcore.artifacts import Artifact
+from feebcore.data.addresses import expanded
 from feebcore.errors import ArtifactError
 from feebcore.files import read_json
 
@@ -21,7 +22,7 @@ def open_tokens(tokens: Artifact, split: str, address: str = "") -> TokenStore:
 
     if not address:
         return TokenStore.open(tokens.file("tokens.zarr"), split)
-    store = TokenStore.open(address, split, ledger=tokens.path / "ledger.jsonl")
+    store = TokenStore.open(expanded(address), split, ledger=tokens.path / "ledger.jsonl")
     if store.tokens_sha256 != read_json(tokens.file("tokens.json"))[split]["tokens_sha256"]:
         raise ArtifactError(f"pretrain.tokens_url: {address} holds other tokens than {tokens.path}; copy its tokens.zarr there")
     return store

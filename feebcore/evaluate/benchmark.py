@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ class EvaluatedModel:
     has no tokens, which a benchmark that reads them says in its spec: `needs=("tokens",)`.
 
     precision: 'fp32' or 'bf16', what `score_store` takes as dtype. seed: of everything drawn. progress: call it with
-    (done, total) at least every few seconds; it raises when the run is asked to stop.
+    (done, total) at least every few seconds; it raises when the run is asked to stop. log: for a line of warning.
     """
 
     name: str
@@ -26,6 +26,7 @@ class EvaluatedModel:
     precision: str = "fp32"
     seed: int = 0
     progress: ProgressFn = lambda done, total: None
+    log: Callable[[str], None] = lambda text: None
 
 
 class Benchmark:

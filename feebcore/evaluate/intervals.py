@@ -18,8 +18,9 @@ class Interval(NamedTuple):
     n: int
 
 
-def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
-    """A share and its Wilson score interval (Wilson 1927): sound near 0 and 1 and for small n; (0, 0, 1) for n = 0."""
+def wilson(successes: float, n: int, confidence: float = 0.95) -> Interval:
+    """A share and its Wilson score interval (Wilson 1927): sound near 0 and 1 and for small n; (0, 0, 1) for n = 0. successes
+    may be fractional, where an observation is itself a mean."""
     if not 0 <= successes <= n:
         raise ValueError(f"{successes} successes of {n}")
     if n == 0:

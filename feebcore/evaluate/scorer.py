@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from feebcore.protocols import LanguageModel, ProgressFn, Tokenizer
 
 CHUNK_ELEMENTS = 1 << 22  # logits held at once, in elements: 16 MiB of fp32
-BATCH_TOKENS = 1 << 12  # small enough for a processor's cache; pass more on a GPU
+BATCH_TOKENS = {"cpu": 1 << 12, "cuda": 1 << 16}  # small enough for a processor's cache, large enough for a GPU
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def score_store(
     dtype: str | torch.dtype | None = None,
     progress: ProgressFn | None = None,
     max_documents: int | None = None,
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
 ) -> Score:
     """Score a token store. dtype: 'bf16' runs the model under autocast; None or 'fp32' as it is.
 
@@ -118,20 +118,29 @@ def score_documents(
     dtype: str | torch.dtype | None = None,
     progress: ProgressFn | None = None,
     max_documents: int | None = None,
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
+    max_tokens: int | None = None,
 ) -> DocumentScores:
-    """As `score_store`, one number per document."""
+    """As `score_store`, one number per document. max_tokens: so many documents, evenly spaced, that they have about as many tokens; of a document
+    that has more by itself, its beginning, which counts with its share of the bytes."""
     context, stride = window_shape(model, context, stride)
     chosen = np.arange(store.num_documents)
     if max_documents is not None and max_documents < len(chosen):
         chosen = np.unique(np.linspace(0, len(chosen) - 1, max_documents).round().astype(np.int64))
     offsets = np.asarray(store.doc_offsets)
-    starts, tokens = offsets[chosen], offsets[chosen + 1] - offsets[chosen] - 2  # without BOS and EOS
+    lengths = np.diff(offsets) - 2  # without BOS and EOS
+    if max_tokens is not None and (total := int(lengths[chosen].sum())) > max_tokens:
+        chosen = chosen[np.unique(np.linspace(0, len(chosen) - 1, max(1, len(chosen) * max_tokens // total)).round().astype(np.int64))]
+    starts, sizes = offsets[chosen], np.asarray(store.doc_bytes)[chosen]
+    tokens = lengths[chosen]
+    if max_tokens is not None and (tokens > max_tokens).any():
+        sizes = np.where(tokens > max_tokens, (sizes * (max_tokens / np.maximum(tokens, 1))).round().astype(sizes.dtype), sizes)
+        tokens = np.minimum(tokens, max_tokens)
     windows = document_windows(starts, tokens, context, stride)
     nats = np.zeros(len(chosen))
     for owner, batch_nats, _ in _score_windows(model, store.read, windows, device, dtype, progress, batch_tokens):
         np.add.at(nats, owner, batch_nats)
-    return DocumentScores(nats, np.asarray(store.doc_bytes)[chosen], tokens)
+    return DocumentScores(nats, sizes, tokens)
 
 
 def score_rolling(
@@ -142,7 +151,7 @@ def score_rolling(
     stride: int | None = None,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
 ) -> list[Score]:
     """Score whole texts, each after BOS, by the definition above; one Score a text."""
     context, stride = window_shape(model, context, stride)
@@ -163,7 +172,7 @@ def score(
     context: int | None = None,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
 ) -> list[PairScore]:
     """Score continuations after their contexts: (context ids, continuation ids) pairs, one PairScore each.
 
@@ -220,7 +229,7 @@ def _score_windows(
     device: str | torch.device | None,
     dtype: str | torch.dtype | None,
     progress: ProgressFn | None,
-    batch_tokens: int,
+    batch_tokens: int | None,
     greedy: bool = False,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Per batch: owner [N], nats [N] float64 and whether it was the greedy token [N], over its scored tokens."""
@@ -233,7 +242,7 @@ def _score_windows(
     was_training = module.training
     module.eval()
     try:
-        for rows in _batches(order, windows.length, batch_tokens):
+        for rows in _batches(order, windows.length, batch_tokens or BATCH_TOKENS[place.type]):
             width = int(windows.length[rows].max())
             tokens = np.zeros((len(rows), width + 1), dtype=np.int64)
             for i, row in enumerate(rows):

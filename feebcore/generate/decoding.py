@@ -16,6 +16,10 @@ LogitsProcessor = Callable[[Tensor], Tensor]
 """Logits [B,V] fp32 to logits [B,V]; a removed token becomes -inf. Works row by row."""
 
 
+AHEAD = 32
+"""Numbers a row that are made, and copied to the device, at a time."""
+
+
 class PerRowRNG:
     """Uniform numbers by counter: the n-th draw of a row is SplitMix64 of (its seed, n).
 
@@ -23,14 +27,20 @@ class PerRowRNG:
     """
 
     def __init__(self, seeds: np.ndarray, device: torch.device | str = "cpu") -> None:
-        self._state = np.asarray(seeds, dtype=np.uint64)
+        self._seeds = np.asarray(seeds, dtype=np.uint64)
         self._device = device
+        self._drawn = 0
+        self._ahead = torch.empty(0)
 
     def uniform(self) -> Tensor:
         """The next number of every row: [B] float64 in [0, 1)."""
-        with np.errstate(over="ignore"):
-            self._state = self._state + _GOLDEN
-        return torch.from_numpy((_mix(self._state) >> np.uint64(11)).astype(np.float64) * 2.0**-53).to(self._device)
+        place = self._drawn % AHEAD
+        if place == 0:
+            with np.errstate(over="ignore"):
+                states = self._seeds + _GOLDEN * np.arange(self._drawn + 1, self._drawn + AHEAD + 1, dtype=np.uint64)[:, None]
+            self._ahead = torch.from_numpy((_mix(states) >> np.uint64(11)).astype(np.float64) * 2.0**-53).to(self._device)
+        self._drawn += 1
+        return self._ahead[place]
 
 
 Sampler = Callable[[Tensor, PerRowRNG], Tensor]

@@ -16,9 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from feebcore.errors import DataError
+from feebcore.errors import DataError, plural
 from feebcore.generate.decoding import LogitsProcessor, PerRowRNG, Sampler, row_seeds, sample
 from feebcore.protocols import LanguageModel, Tokenizer
+
+CHECK_EVERY = {"cuda": 16}
+"""Tokens between two looks at whether all rows are done, by device: on a GPU a look waits for it."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ def generate(
         if not prompt:
             raise DataError(f"prompt {i} is empty; begin it with the tokenizer's BOS")
         if len(prompt) >= model.seq_len:
-            raise DataError(f"prompt {i} has {len(prompt)} tokens; this model's context is {model.seq_len}, so at most {model.seq_len - 1} fit")
+            raise DataError(f"prompt {i} has {plural(len(prompt), 'token')}; this model's context is {model.seq_len}, so at most {model.seq_len - 1} fit")
     if device is None:
         device = next(model.parameters()).device  # type: ignore[attr-defined]
     seeds = row_seeds(seed, rows if rows is not None else range(len(prompts)))
@@ -132,6 +135,7 @@ def _decode(
     columns: list[tuple[Tensor, Tensor, Tensor]] = []
     active = torch.ones(len(prompts), dtype=torch.bool, device=device)
     limit = torch.from_numpy(limits).to(device)
+    check_every = CHECK_EVERY.get(torch.device(device).type, 1)
     for step in range(num_steps):
         raw = model.lm_head(hidden).float()
         logits = raw
@@ -141,7 +145,7 @@ def _decode(
         log_probs = _log_prob_of(logits, chosen)
         columns.append((chosen, log_probs, log_probs if logits is raw else _log_prob_of(raw, chosen)))
         active &= (chosen != eos_id) & (limit > step + 1)
-        if step + 1 == num_steps or not active.any():
+        if step + 1 == num_steps or ((step + 1) % check_every == 0 and not active.any()):
             break
         next_positions = (next_positions + 1).clamp(max=model.seq_len - 1)  # rows that are done run on, unseen
         hidden = model(chosen[:, None], positions=next_positions, doc_ids=next_doc_ids, cache=cache).hidden[:, -1]

@@ -9,16 +9,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from feebcore.model.attention import attend, attention_weights
+from feebcore.model.attention import attend, attention_weights, flex_takes
 from feebcore.model.masks import NO_MASKS, Masks, attention_mask, positions_in_documents, window_block_mask, window_mask
-
-if TYPE_CHECKING:
-    from feebcore.model.position import Position
+from feebcore.model.position import Position
 
 C = TypeVar("C", bound="Cache")
 
@@ -85,11 +83,14 @@ class ForwardContext:
         return new_BHTD if self.cache is None else self.cache.update(*new_BHTD)
 
     def attend(self, q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, logit_softcap: float = 0.0, window: int = 0) -> Tensor:
-        """`attend` of feebcore/model/attention.py with this pass's masks and the position's bias. window: number of tokens that each
+        """`attend` of feebcore/model/attention.py with this pass's masks and the position's bias and score scale. window: number of tokens that each
         query attends to, including itself; 0: all."""
         T, S = q_BHTD.shape[2], k_BGSD.shape[2]
         window = self.narrowed(window)
-        mask_BTS, block_mask = self.masks.dense, None if self.dropout else self.masks.blocks  # FlexAttention knows no dropout
+        position, mask_BTS = self.position, self.masks.dense
+        plain = mask_BTS is None and not (logit_softcap or position.has_bias or 0 < window < S)  # causal, which other kernels do faster
+        usable = not (self.dropout or plain) and flex_takes(q_BHTD, v_BGSD)  # FlexAttention knows no dropout
+        block_mask = self.masks.blocks if usable else None
         if window and window < S:
             if block_mask is not None:
                 block_mask = self.masks.near[window] if window in self.masks.near else window_block_mask(block_mask, window)
@@ -98,13 +99,16 @@ class ForwardContext:
                 if (reach := T + window - 1) < S:  # older keys are out of every query's sight
                     k_BGSD, v_BGSD, S = k_BGSD[:, :, -reach:], v_BGSD[:, :, -reach:], reach
                     mask_BTS = None if mask_BTS is None else mask_BTS[..., -reach:]
-        return attend(q_BHTD, k_BGSD, v_BGSD, mask_BTS, logit_softcap, block_mask, self.position.bias(T, S), self.dropout)
+        by_distance = block_mask is not None and type(position).bias_of is not Position.bias_of
+        bias_HTS, bias_of = (None, position.bias_of) if by_distance else (position.bias(T, S), None)
+        return attend(q_BHTD, k_BGSD, v_BGSD, mask_BTS, logit_softcap, block_mask, bias_HTS, self.dropout, position.score_scale, bias_of)
 
     def weights(self, q_BHTD: Tensor, k_BGSD: Tensor, logit_softcap: float = 0.0) -> Tensor:
         """[B,H,T,S] fp32: what `attend` multiplies the values with."""
         T, S = q_BHTD.shape[2], k_BGSD.shape[2]
         mask_BTS = self._near(T, S, self.window, k_BGSD.device) if 0 < self.window < S else self.masks.dense
-        return attention_weights(q_BHTD, k_BGSD, mask_BTS, logit_softcap, self.position.bias(T, S), self.dropout)
+        position = self.position
+        return attention_weights(q_BHTD, k_BGSD, mask_BTS, logit_softcap, position.bias(T, S), self.dropout, position.score_scale)
 
     def narrowed(self, window: int) -> int:
         """An attention's window within that of the pass; 0: none."""

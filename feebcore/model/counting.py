@@ -7,7 +7,7 @@ own initial weights derives from ModelPart and overrides the method that says so
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -21,6 +21,10 @@ class ModelPart(nn.Module):
 
     The base classes of the kinds (feebcore/model/parts.py) derive from it; so may any module inside a part.
     """
+
+    row_blocks: Mapping[str, tuple[int, ...]] = {}
+    """Parameters [..., R, C] that hold several maps of one input on top of each other (q, k and v; gate and up), by name within the part:
+    the rows of each map. Optimizers of matrices treat each map as a matrix of its own."""
 
     @property
     def cache_bytes_per_token(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from feebcore.model.counting import ModelPart
 from feebcore.protocols import ParamGroup
 
 ROLES = ("matrix", "embedding", "lm_head", "vector")
@@ -18,6 +19,12 @@ def param_groups(model: nn.Module, frozen: bool = False) -> list[ParamGroup]:
     """
     tables = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)}
     head = {id(p) for p in model.lm_head.parameters()}  # type: ignore[union-attr]
+    blocks = {
+        f"{prefix}.{key}" if prefix else key: rows
+        for prefix, module in model.named_modules()
+        if isinstance(module, ModelPart)
+        for key, rows in module.row_blocks.items()
+    }
     groups = {role: ParamGroup(role, [], []) for role in ROLES}
     for name, parameter in model.named_parameters():
         if not (frozen or parameter.requires_grad):
@@ -30,4 +37,6 @@ def param_groups(model: nn.Module, frozen: bool = False) -> list[ParamGroup]:
             role = "lm_head" if id(parameter) in head else "matrix"
         groups[role].names.append(name)
         groups[role].parameters.append(parameter)
+        if name in blocks:
+            groups[role].row_blocks[name] = blocks[name]
     return [g for g in groups.values() if g.parameters]

@@ -52,7 +52,7 @@ def save_model(folder: Path, model: Any, architecture: Part, tokenizer_folder: P
 
 
 def load_model(folder: Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None, registry: Registry | None = None) -> Any:
-    """The model of a folder, in eval mode; dtype: None keeps fp32. Raises ArtifactError when the folder is damaged.
+    """The model of a folder, in eval mode; dtype: None keeps fp32; on device meta without weights. Raises ArtifactError when the folder is damaged.
 
     In a finished artifact the weights' hash is compared with the manifest's first.
     """
@@ -69,6 +69,8 @@ def load_model(folder: Path, device: str | torch.device = "cpu", dtype: torch.dt
     except (KeyError, TypeError, ValidationError) as error:
         why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else f"no {error}"
         raise ArtifactError(f"{folder / DESCRIPTION} does not describe a model that can be built here: {why}") from None
+    if torch.device(device).type == "meta":
+        return build_model(architecture, vocab_size, seq_len, device="meta").eval()
     model = build_model(architecture, vocab_size, seq_len)
     load_weights(model, folder / WEIGHTS)
     return model.to(device=device, dtype=dtype).eval()

@@ -1,7 +1,7 @@
 """Linear map and cross-entropy together: logits exist for a chunk of tokens at a time, in the compute dtype.
 
 Reductions are in fp32. A head that is a plain matrix (`plain_weight` of LMHeadPart) goes through feebcore/model/fused_loss.py
-where that is faster: on a CPU, and wherever there are more than MOST_LOGITS. Other heads: up to MOST_LOGITS the tokens are
+where that is faster: on a CPU, and wherever there are more logits than may exist at once. Other heads: up to that number the tokens are
 one chunk (under torch.compile the fp32 copy is then never written to memory); beyond, each chunk's logits are made again in
 the backward pass instead of kept.
 """
@@ -19,7 +19,17 @@ from feebcore.model.fused_loss import fused_cross_entropy
 from feebcore.model.parts import LMHeadPart
 
 MOST_LOGITS = 2**25
-"""Logits that exist at once: 64 MB in bf16."""
+"""Logits that exist at once on a CPU: 64 MB in bf16."""
+BYTES_PER_LOGIT = 256
+"""Of a GPU's memory: 2^28 logits of 80 GB, so that chunks are few and their kernels large. A logit takes 12 bytes at most, in bf16 and fp32."""
+
+
+@torch.compiler.assume_constant_result
+def most_logits_on(kind: str, index: int | None) -> int:
+    """Logits that exist at once on a device."""
+    if kind != "cuda":
+        return MOST_LOGITS
+    return int(max(MOST_LOGITS, torch.cuda.get_device_properties(index).total_memory // BYTES_PER_LOGIT))
 
 
 @dataclass
@@ -40,15 +50,16 @@ def linear_cross_entropy(
     vocab_size: int,
     z_loss: float = 0.0,
     label_smoothing: float = 0.0,
-    most_logits: int = MOST_LOGITS,
+    most_logits: int = 0,
 ) -> CrossEntropy:
     """Cross-entropy of softmax(head(hidden)) against targets, where mask is True; masked targets may hold anything.
 
-    label_smoothing e: (1 - e) (-log p_target) + e mean_v(-log p_v). z_loss z: + z logsumexp^2 (arXiv:2204.02311).
+    most_logits: that exist at once; 0: as suits the device. label_smoothing e: (1 - e) (-log p_target) + e mean_v(-log p_v). z_loss z: + z logsumexp^2 (arXiv:2204.02311).
     """
     hidden_NC, targets_N = hidden_BTC.flatten(0, -2), targets_BT.flatten()
+    most_logits = most_logits or most_logits_on(hidden_NC.device.type, hidden_NC.device.index)
     if mask_BT is None:
-        count = torch.tensor(float(len(targets_N)), device=hidden_NC.device)
+        count = torch.full((), float(len(targets_N)), device=hidden_NC.device)
         weight_N = None
     else:
         weight_N = mask_BT.flatten().float()

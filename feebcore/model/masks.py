@@ -60,6 +60,13 @@ def window_mask(mask_BTS: Tensor | None, length: int, num_keys: int, window: int
     return ((s <= t) & near_TS)[None] if mask_BTS is None else mask_BTS & near_TS
 
 
+def causal_block_mask(length: int, device: torch.device) -> BlockMask:
+    """Causal, the same in every row."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    return create_block_mask(lambda b, h, t, s: t >= s, None, None, length, length, device=device)
+
+
 def document_block_mask(doc_ids_BT: Tensor) -> BlockMask:
     """Causal within equal document ids, as FlexAttention's mask (arXiv:2412.05496): blocks of 128 x 128 that are seen
     whole, in part or not at all, so no [B,T,T] is held and blocks between documents cost nothing."""

@@ -6,7 +6,7 @@ All are nn.Modules made by `build(config, context: BuildContext)`. Shapes: B bat
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -14,8 +14,6 @@ from torch.utils.checkpoint import checkpoint
 from feebcore.model.context import ForwardContext
 from feebcore.model.counting import ModelPart
 from feebcore.protocols import Batch, BuildContext, ModelOutput
-
-M = TypeVar("M", bound=nn.Module)
 
 
 class ResidualLinear(nn.Linear):
@@ -27,6 +25,8 @@ class AttentionPart(ModelPart):
 
     window: int = 0
     """Tokens that each query sees, itself among them, as passed to `context.attend`; 0: all. Masks are made for it before the blocks run."""
+    logit_softcap: float = 0.0
+    """Scores become logit_softcap tanh(scores / logit_softcap), as passed to `context.attend`; 0: they stay."""
 
     def forward(self, x_BTC: Tensor, context: ForwardContext) -> Tensor:
         raise NotImplementedError
@@ -58,6 +58,8 @@ class BlockPart(ModelPart):
     layer: int
     recompute: bool = False
     """Activation checkpointing: activations inside the block are not kept but computed again in the backward pass."""
+    returns_context: bool = False
+    """See `return_context`."""
 
     def __init__(self, config: Any, context: BuildContext) -> None:
         super().__init__()
@@ -84,11 +86,19 @@ class BlockPart(ModelPart):
         stream, shared, losses = run(stream, context)
         return stream, context.after_block(shared, losses)
 
+    def return_context(self) -> None:
+        """Have every call return (stream, shared, losses) instead of the stream alone. For sharding, which hands on a copy of a call's
+        arguments, the context included, and gathers weights for the gradient of what a call returns."""
+        self.returns_context = True
+        self.register_forward_hook(lambda block, arguments, stream: (stream, arguments[1].shared, arguments[1].losses))
+
     def _run_checkpointed(self, stream: Tensor, context: ForwardContext) -> tuple[Tensor, dict[str, Any], dict[str, Tensor]]:
         return checkpoint(self._run, stream, context, use_reentrant=False)  # type: ignore[return-value]
 
     def _run(self, stream: Tensor, context: ForwardContext) -> tuple[Tensor, dict[str, Any], dict[str, Tensor]]:
         own = context.for_block()
+        if self.returns_context:
+            return self(stream, own)  # type: ignore[no-any-return]
         stream = self(stream, own)
         shared = {key: value for key, value in own.shared.items() if value is not context.shared.get(key)}
         losses = {key: value for key, value in own.losses.items() if value is not context.losses.get(key)}
@@ -153,13 +163,6 @@ class LMHeadPart(ModelPart):
     def mtp_flops(self, model: Any, length: int) -> list[float]:
         """Forward FLOPs of each entry of `mtp_outputs` on one sequence, its logits included."""
         raise NotImplementedError
-
-
-def require_part(module: Any, base: type[M], name: str) -> M:
-    """`module`, if it derives from `base`. Raises TypeError that names the part."""
-    if not isinstance(module, base):
-        raise TypeError(f"{name}: {type(module).__name__} must derive from {base.__module__}.{base.__name__}, whose methods the model calls")
-    return module
 
 
 def windows_of(module: nn.Module) -> list[int]:

@@ -16,6 +16,9 @@ class Position(ModelPart):
     positions_BT: [B,T] or [1,T] int64, or None for 0..T-1 in every row.
     """
 
+    score_scale: float = 1.0
+    """Factor on all attention scores beside 1 / sqrt(D), on dimensions that are not rotated as well."""
+
     def add(self, stream_BTC: Tensor, positions_BT: Tensor | None) -> Tensor:
         """The embedded tokens with their positions added."""
         return stream_BTC
@@ -35,6 +38,16 @@ class Position(ModelPart):
         """[H,T,S] fp32, added to the scores of `length` queries, of which the last is aligned with the last of `num_keys` keys.
 
         Distances in tokens are enough: a token sees one document, whose tokens are adjacent."""
+        return None
+
+    @property
+    def has_bias(self) -> bool:
+        """Whether scores get a `bias`."""
+        return type(self).bias is not Position.bias
+
+    def bias_of(self, head: Tensor, distance: Tensor) -> Tensor | None:
+        """`bias` as a function of head and distance t - s, int64 tensors of one shape, for kernels that make scores block by block (FlexAttention)
+        and so never hold [H,T,S]; None: there is no such function."""
         return None
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import importlib.metadata
+import importlib.util
 import os
 import platform
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import nn
 
 from feebcore.errors import FeebError
 
@@ -44,6 +45,11 @@ def autocast(precision: str, device: torch.device) -> contextlib.AbstractContext
     return torch.autocast(device.type, torch.bfloat16) if precision in ("bf16", "fp8") else contextlib.nullcontext()
 
 
+def scoring_precision(precision: str) -> str:
+    """The precision in which a model trained in `precision` is scored: fp8 is a way to train, its model is scored in bf16."""
+    return "bf16" if precision == "fp8" else precision
+
+
 def available_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -56,6 +62,17 @@ def environment(device: torch.device) -> dict[str, Any]:
         "isa": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
+    } | (_cuda_libraries() if device.type == "cuda" else {})
+
+
+def _cuda_libraries() -> dict[str, Any]:
+    """Versions of what computes on a GPU and between them."""
+    has_nccl = torch.distributed.is_available() and torch.distributed.is_nccl_available()
+    return {
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "nccl": ".".join(map(str, torch.cuda.nccl.version())) if has_nccl else None,
+        "triton": importlib.metadata.version("triton") if importlib.util.find_spec("triton") else None,
     }
 
 
@@ -75,34 +92,18 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(trim_threshold, (1 << 31) - 1) and mallopt(top_pad, 64 << 20))
 
 
-def convert_to_fp8(model: nn.Module) -> nn.Module:
-    """`model` with the matrix products of its linear layers in fp8 (torchao's dynamic scaling), in place; masters stay as they are.
-
-    The head keeps its format. Layers whose sizes are no multiples of 16 too: the hardware cannot multiply them. Raises
-    FeebError without CUDA of compute capability 8.9, or without torchao. Not run on such a machine yet.
-    """
-    if not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 9):
-        raise FeebError("precision: fp8 needs a CUDA device of compute capability 8.9 or more (Ada, Hopper or newer); use precision: bf16")
-    try:
-        from torchao.float8 import convert_to_float8_training
-    except ImportError as error:
-        raise FeebError("precision: fp8 needs the package torchao; pip install torchao, or use precision: bf16") from error
-
-    def fits(module: nn.Module, name: str) -> bool:
-        in_head = name == "lm_head" or name.startswith("lm_head.")
-        return isinstance(module, nn.Linear) and not in_head and module.in_features % 16 == 0 and module.out_features % 16 == 0
-
-    return convert_to_float8_training(model, module_filter_fn=fits)
-
-
 @contextlib.contextmanager
-def execution(threads: int, deterministic: bool) -> Iterator[None]:
-    """Threads and determinism inside; what was set before is set again after."""
+def execution(threads: int, deterministic: bool | Literal["auto"], device: torch.device) -> Iterator[None]:
+    """Threads and determinism inside; what was set before is set again after. auto: deterministic on a CPU. On CUDA that would exclude
+    cuDNN's attention, the fast backward of flash attention and inductor's tuning."""
+    deterministic = device.type == "cpu" if deterministic == "auto" else deterministic
     old_threads, old_fill = torch.get_num_threads(), _memory_filling.fill_uninitialized_memory
     old = (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled())
     try:
         keep_freed_memory()
         torch.set_num_threads(threads or min(old_threads, available_cpus()))
+        if device.type == "cuda":  # before the first allocation: sizes that change from step to step then leave no holes
+            os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
         if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS refuses deterministic mode without it
         torch.use_deterministic_algorithms(deterministic)

@@ -16,11 +16,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from feebcore.model.attention import has_flex_kernel
 from feebcore.model.config import StackConfig, TransformerConfig
 from feebcore.model.context import Cache, ForwardContext
 from feebcore.model.counting import count_model
-from feebcore.model.masks import Masks, attention_mask, document_block_mask, make_masks, positions_in_documents
-from feebcore.model.parts import AttentionPart, BlockPart, EmbeddingPart, FeedforwardPart, LMHeadPart, StackPart, require_part, windows_of
+from feebcore.model.masks import Masks, attention_mask, causal_block_mask, document_block_mask, make_masks, positions_in_documents
+from feebcore.model.parts import AttentionPart, BlockPart, EmbeddingPart, LMHeadPart, StackPart, windows_of
 from feebcore.model.position import Position
 from feebcore.protocols import BuildContext, Counts, ModelOutput
 
@@ -37,14 +38,15 @@ class Transformer(nn.Module):
         self.config, self.vocab_size, self.seq_len = config, context.vocab_size, context.seq_len
         options = config.stack.config
         self.all_layers = options.all_layers(config.num_layers) if isinstance(options, StackConfig) else config.num_layers
-        self.embedding = require_part(config.embedding.build(self.build_context()), EmbeddingPart, f"embedding {config.embedding.name}")
-        self.position = require_part(config.position.build(self.build_context()), Position, f"position {config.position.name}")
+        self.embedding: EmbeddingPart = config.embedding.build(self.build_context())
+        self.position: Position = config.position.build(self.build_context())
         self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
         self.stack = self.make_stack()
         self.windows = windows_of(self.stack)
+        caps = any(isinstance(module, AttentionPart) and module.logit_softcap for module in self.stack.modules())
+        self.changes_scores = bool(self.windows) or caps or self.position.has_bias  # plain causal attention has faster kernels
         self.final_norm: nn.Module = self.build_context().make_norm()
-        head = config.lm_head.build(self.build_context(), embedding=self.embedding, make_block=self.make_block)
-        self.lm_head = require_part(head, LMHeadPart, f"lm_head {config.lm_head.name}")
+        self.lm_head: LMHeadPart = config.lm_head.build(self.build_context(), embedding=self.embedding, make_block=self.make_block)
 
     def forward(
         self,
@@ -99,10 +101,11 @@ class Transformer(nn.Module):
 
     def make_masks(self, length: int, doc_ids: Tensor | None, device: torch.device) -> Masks:
         """The masks of a pass over rows of `length` tokens without a cache. doc_ids [B,T]: as of `forward`."""
+        by_blocks = has_flex_kernel(device.type)
         if doc_ids is None:
-            return make_masks(length, length, None, self.windows, device)
+            blocks = causal_block_mask(length, device) if by_blocks and self.changes_scores else None
+            return make_masks(length, length, None, self.windows, device, blocks)
         # compiled, the dense mask is then dead code and never made, unless a part reads it
-        by_blocks = doc_ids.device.type == "cuda" and torch.compiler.is_compiling()
         return make_masks(length, length, attention_mask(doc_ids, doc_ids), self.windows, device, document_block_mask(doc_ids) if by_blocks else None)
 
     def new_cache(self, batch: int, length: int) -> Cache:
@@ -138,25 +141,25 @@ class Transformer(nn.Module):
     def make_stack(self, keep: Keep = lambda kind, layer, module: None) -> StackPart:
         """Its blocks, made anew and not initialized."""
         context = _with(self.build_context(), num_layers=self.config.num_layers, make_block=lambda layer: self.make_block(layer, keep))
-        return require_part(self.config.stack.build(context), StackPart, f"stack {self.config.stack.name}")
+        stack: StackPart = self.config.stack.build(context)
+        return stack
 
     def make_block(self, layer: int, keep: Keep = lambda kind, layer, module: None) -> BlockPart:
         """One residual block, not initialized; stacks and heads are given this to make theirs."""
         c, context = self.config, self.build_context(layer)
 
-        def make(kind: str, base: type[nn.Module], build: Callable[[], nn.Module], name: str) -> nn.Module:
-            module = require_part(build(), base, f"{kind} {name}")
+        def made(kind: str, module: nn.Module) -> nn.Module:
             keep(kind, layer, module)
             return module
 
         parts = _with(
             context,
-            make_attention=lambda: make("attention", AttentionPart, lambda: c.attention.build(context), c.attention.name),
-            make_feedforward=lambda: make("feedforward", FeedforwardPart, lambda: c.feedforward.build(context), c.feedforward.name),
-            make_norm=lambda dim=c.d_model: make("norm", nn.Module, lambda: context.make_norm(dim), c.norm.name),
+            make_attention=lambda: made("attention", c.attention.build(context)),
+            make_feedforward=lambda: made("feedforward", c.feedforward.build(context)),
+            make_norm=lambda dim=c.d_model: made("norm", context.make_norm(dim)),
         )
-        block = make("block", BlockPart, lambda: c.block.build(parts), c.block.name)
-        assert isinstance(block, BlockPart)
+        block: BlockPart = c.block.build(parts)
+        made("block", block)
         return block
 
 

@@ -8,19 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from feebcore.artifacts import Artifact
-from feebcore.files import write_atomic, write_json
+from feebcore.files import read_json, write_atomic, write_json
 from feebcore.report import facts, figures, probe_figures
-from feebcore.report.page import Picture, render
-from feebcore.report.style import DARK, LIGHT, Theme, png, styled
+from feebcore.report.figures import running_mean
+from feebcore.report.page import Picture, picture, render
+from feebcore.report.style import Theme
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CAPTIONS = {
-    "training": (
-        "Training",
-        "Thin line: loss at every logged step. Thick line: running mean. Circles: loss on a sample of the validation split. Diamond: loss on the whole validation split.",
-    ),
+    "training": ("Training", "Circles: loss on a sample of the validation split. Diamond: loss on the whole validation split."),
+    "optimization": ("Learning rate and gradient norm", "As logged, of every stage that trains; the learning rate is that of the first parameter group."),
     "residual_stream": (
         "Residual stream",
         "Root mean square of the residual stream. Growth with depth is normal; unbounded growth during training is not. "
@@ -39,7 +38,10 @@ CAPTIONS = {
         "Expert load",
         "Load balance of the experts, per layer. Left: normalized entropy, 1 is a uniform load. Right: maximum expert load relative to a uniform load (dashed).",
     ),
-    "throughput": ("Throughput", "MFU relative to the measured matmul peak of the same machine, time spent outside training steps, and peak memory."),
+    "throughput": (
+        "Throughput",
+        "Training FLOP/s relative to the peak of the GPU's data sheet (MFU) or, elsewhere, to that of a measured matmul, time spent outside training steps, and peak memory.",
+    ),
     "sweep": (
         "Scaling law",
         "Each color is one training FLOP budget spent on models of different sizes; lines show the fitted law. "
@@ -64,8 +66,9 @@ def build_report(
     """
     pictures = draw_all(artifacts, tick)
     (folder / "figures").mkdir(exist_ok=True)
-    for picture in pictures:
-        write_atomic(folder / "figures" / f"{picture.name}.png", picture.light)
+    for made in pictures:
+        write_atomic(folder / "figures" / f"{made.name}.png", made.png)
+    request = read_json(folder / "request.json") if (folder / "request.json").exists() else {}
     root = str(folder.absolute().parents[1])
     cards, sentences = facts.cards(artifacts), facts.sentences(artifacts)
     environment_rows, parts = facts.environment_rows(environment), facts.part_rows(artifacts)
@@ -78,7 +81,9 @@ def build_report(
         samples=facts.sample_groups(artifacts),
         first_batch=facts.first_batch(artifacts),
         answers=facts.answer_tables(artifacts),
-        stages=facts.stage_rows(artifacts, root),
+        stages=facts.stage_rows(artifacts, root, folder),
+        settings=facts.settings(artifacts),
+        made_by=facts.made_by(request, environment, artifacts),
         parts=parts,
         packages=facts.packages(parts),
         environment=environment_rows,
@@ -92,7 +97,7 @@ def build_report(
 
 
 def draw_all(artifacts: Mapping[str, Artifact], tick: Callable[[int, int], None] = lambda done, total: None) -> list[Picture]:
-    """Every figure for which the artifacts hold data, in light and dark mode."""
+    """Every figure for which the artifacts hold data."""
     logs = {stage: facts.read_optional(artifacts, stage, "metrics.jsonl") for stage in artifacts}
     probes = {name: facts.read_optional(artifacts, "pretrain", f"probes/{name}.jsonl") for name in PROBES}
     law = facts.read_optional(artifacts, "sweep", "law.json")
@@ -100,6 +105,7 @@ def draw_all(artifacts: Mapping[str, Artifact], tick: Callable[[int, int], None]
     times = [(row["stage"], row["seconds"]) for row in facts.stage_rows(artifacts, "/")]
     drawings: dict[str, Callable[[Theme], Figure | None]] = {
         "training": lambda theme: figures.training(logs, theme),
+        "optimization": lambda theme: figures.optimization(logs, theme),
         "residual_stream": lambda theme: probe_figures.residual_stream(probes["residual_stream"], theme),
         "gradients": lambda theme: probe_figures.gradients(probes["gradients"], theme),
         "logits": lambda theme: probe_figures.logits(probes["logits"], probes["repetition"], theme),
@@ -113,15 +119,10 @@ def draw_all(artifacts: Mapping[str, Artifact], tick: Callable[[int, int], None]
     pictures = []
     for number, (name, draw) in enumerate(drawings.items()):
         tick(number, len(drawings))
-        images = [_image(draw, theme) for theme in (LIGHT, DARK)]
-        if images[0] is not None and images[1] is not None:
-            heading, caption = CAPTIONS[name]
-            pictures.append(Picture(name, heading, caption, images[0], images[1]))
+        heading, caption = CAPTIONS[name]
+        if name == "training" and any(running_mean(len(figures.column(rows, "loss", "train")[0])) > 1 for rows in logs.values()):
+            caption = f"Thin line: loss at every logged step. Thick line: running mean. {caption}"
+        if (made := picture(name, heading, caption, draw)) is not None:
+            pictures.append(made)
     tick(len(drawings), len(drawings))
     return pictures
-
-
-def _image(draw: Callable[[Theme], Figure | None], theme: Theme) -> bytes | None:
-    with styled(theme):
-        figure = draw(theme)
-        return None if figure is None else png(figure)

@@ -8,16 +8,23 @@ from __future__ import annotations
 
 import io
 import os
+import shlex
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from feebcore.artifacts import Artifact
+from feebcore.errors import plural
 from feebcore.evaluate.benchmark import intervals
 from feebcore.files import read_json, read_jsonl
-from feebcore.report.figures import NAMES, duration
+from feebcore.report.figures import NAMES, duration, stage_title
+from feebcore.report.probe_figures import within_peak
 from feebcore.report.style import byte_size, compact
+from feebcore.run.contracts import unchecked_in, unchecked_note
 
 Artifacts = Mapping[str, Artifact]
 
@@ -74,6 +81,22 @@ def read_optional(artifacts: Artifacts, stage: str, name: str) -> Any:
 # --- headline numbers -------------------------------------------------------------------------------------------
 
 
+UTILIZATIONS = {"mfu": "MFU", "matmul_utilization": "matmul utilization"}
+"""By what the peak is of: the GPU's data sheet, or a measurement."""
+
+
+def utilization_card(rows: Sequence[Mapping[str, Any]]) -> list[Card]:
+    """Of rows of probe throughput: the median fraction of the peak."""
+    for key, title in UTILIZATIONS.items():
+        if values := [row[key] for row in rows if row.get(key) is not None]:
+            median = statistics.median(within_peak(values))
+            if key == "mfu":
+                return [Card(percent(median), title, "relative to the GPU's data sheet")]
+            note = "relative to the measured matmul peak" if max(values) <= 1 else "relative to the fastest interval, which beat the measured peak"
+            return [Card(percent(median), title, note)]
+    return []
+
+
 def cards(artifacts: Artifacts) -> list[Card]:
     """The headline numbers, in the order of the page."""
     headline = []
@@ -86,26 +109,23 @@ def cards(artifacts: Artifacts) -> list[Card]:
     if pretrain.get("tokens"):
         speed = f"{compact(pretrain['tokens_per_second'])} tokens/s" if pretrain.get("tokens_per_second") else ""
         headline.append(Card(compact(pretrain["tokens"]), "training tokens", speed))
-    utilization = [row["mfu"] for row in read_optional(artifacts, "pretrain", "probes/throughput.jsonl") if row.get("mfu") is not None]
-    if utilization:
-        median = statistics.median(utilization)
-        note = "relative to the measured matmul peak" if median <= 1 else "above 100%: the peak was measured on a busy machine"
-        headline.append(Card(percent(median), "MFU", note))
+    headline += utilization_card(read_optional(artifacts, "pretrain", "probes/throughput.jsonl"))
     if (error := sweep.get("heldout_relative_error")) is not None:
-        nearest = sweep.get("nearest_cell_error")
+        nearest = sweep.get("nearest_run_error")
         note = f"nearest-run baseline: {percent(nearest)}" if nearest is not None else "relative error on the held-out run"
         headline.append(Card(percent(error), "scaling-law prediction error", note))
     before, after = rl.get("accuracy_before"), rl.get("accuracy_after")
     if isinstance(before, Mapping) and isinstance(after, Mapping):
-        headline.append(Card(f"{percent(before['value'])} → {percent(after['value'])}", "task accuracy, RL", f"sampled, {after['n']} held-out prompts"))
+        count = plural(after["n"], "held-out problem")
+        headline.append(Card(f"{percent(before['value'])} → {percent(after['value'])}", "task accuracy, RL", f"sampled, {count}"))
     for bar in evaluation_bars(artifacts):
         if bar["benchmark"] == "python_parses":
             model, value, *_ = bar["models"][0]
             headline.append(Card(percent(value), "valid Python functions", model_name(model)))
     if "bytes" in download:
-        headline.append(Card(byte_size(download["bytes"]), "text", f"{download['documents']:,} documents"))
+        headline.append(Card(byte_size(download["bytes"]), "text", plural(download["documents"], "document")))
     if artifacts:
-        headline.append(Card(duration(sum(a.manifest["seconds"] for a in artifacts.values())), "total time", f"{len(artifacts)} stages"))
+        headline.append(Card(duration(sum(a.manifest["seconds"] for a in artifacts.values())), "total time", plural(len(artifacts), "stage")))
     return headline
 
 
@@ -122,16 +142,20 @@ def first_batch(artifacts: Artifacts, lines: int = 80) -> str:
 
 def sentences(artifacts: Artifacts) -> list[Sentence]:
     """The rows of the summary, in the order of the stages."""
-    return [sentence for describe in (_data, _pretraining, _scaling_law, _fine_tuning, _rl, _evaluation) for sentence in describe(artifacts)]
+    return [sentence for describe in (_unchecked, _data, _pretraining, _scaling_law, _fine_tuning, _rl, _evaluation) for sentence in describe(artifacts)]
+
+
+def _unchecked(artifacts: Artifacts) -> list[Sentence]:
+    return [Sentence("Unchecked", note[0].upper() + note[1:], "bad") for note in unchecked_note(unchecked_in(artifacts.values()))]
 
 
 def _data(artifacts: Artifacts) -> list[Sentence]:
     download, shard = metrics_of(artifacts, "download"), metrics_of(artifacts, "shard")
     if "documents" not in download:
         return []
-    text = f"{download['documents']:,} documents, {byte_size(download['bytes'])}"
+    text = f"{plural(download['documents'], 'document')}, {byte_size(download['bytes'])}"
     if "val_documents" in download:
-        text += f"; validation split: {download['val_documents']:,} documents, {byte_size(download['val_bytes'])}"
+        text += f"; validation split: {plural(download['val_documents'], 'document')}, {byte_size(download['val_bytes'])}"
     tokens, vocab_size = shard.get("train_tokens", 0) + shard.get("val_tokens", 0), metrics_of(artifacts, "tokenizer").get("vocab_size")
     if tokens and vocab_size:
         text += f". {compact(tokens)} tokens with a vocabulary of {vocab_size:,}"
@@ -153,10 +177,10 @@ def _scaling_law(artifacts: Artifacts) -> list[Sentence]:
     if not metrics:
         return []
     rows = []
-    error, nearest = metrics.get("heldout_relative_error"), metrics.get("nearest_cell_error")
+    error, nearest = metrics.get("heldout_relative_error"), metrics.get("nearest_run_error")
     if error is not None:
         num_runs = (metrics.get("law") or {}).get("num_points")
-        text = f"Fitted to {f'{num_runs} runs' if num_runs else 'the runs of the sweep'}. Relative error on the held-out run: {percent(error)}"
+        text = f"Fitted to {plural(num_runs, 'run') if num_runs else 'the runs of the sweep'}. Relative error on the held-out run: {percent(error)}"
         tone = ""
         if nearest is not None:
             tone = "good" if error < nearest else "bad"
@@ -178,7 +202,18 @@ def _fine_tuning(artifacts: Artifacts) -> list[Sentence]:
     value = accuracy.get("value") if isinstance(accuracy, Mapping) else accuracy
     if value is None:
         return []
-    return [Sentence("Fine-tuning", f"Held-out accuracy: {percent(value)} after {metrics.get('examples', 0):,} examples, sampled at temperature 1.")]
+    task = _task_of(artifacts, "sft")
+    count = f" of {plural(accuracy['n'], 'problem')}" if isinstance(accuracy, Mapping) else ""
+    subject = f"Held-out accuracy on {task}" if task else "Held-out accuracy"
+    text = f"{subject}: {percent(value)}{count} after {plural(metrics.get('examples', 0), 'example')}, sampled at temperature 1."
+    if isinstance(metrics_of(artifacts, "rl").get("accuracy_before"), Mapping) or "evaluate" in artifacts:
+        text += " Later stages measure this model again, with samples of their own, so their numbers differ by chance."
+    return [Sentence("Fine-tuning", text)]
+
+
+def _task_of(artifacts: Artifacts, stage: str) -> str:
+    section = artifacts[stage].manifest.get("section") or {}
+    return str((section.get("task") or {}).get("name", "")).replace("_", " ")
 
 
 def _rl(artifacts: Artifacts) -> list[Sentence]:
@@ -188,15 +223,15 @@ def _rl(artifacts: Artifacts) -> list[Sentence]:
         return []
     section = artifacts["rl"].manifest.get("section") or {}
     algorithm = str((section.get("algorithm") or {}).get("name", "")).upper()
-    task = str((section.get("task") or {}).get("name", "")).replace("_", " ")
+    task = _task_of(artifacts, "rl")
     subject = f"{algorithm or 'RL'} on {task}" if task else algorithm or "RL"
-    rollouts = f" after {metrics['rollouts']:,} rollouts" if metrics.get("rollouts") else ""
-    text = f"{subject}: held-out accuracy {percent(before['value'])} → {percent(after['value'])}{rollouts}."
+    rollouts = f" after {plural(metrics['rollouts'], 'rollout')}" if metrics.get("rollouts") else ""
+    text = f"{subject}: held-out accuracy {percent(before['value'])} → {percent(after['value'])}{rollouts}, on {plural(after['n'], 'problem')}."
     if after["low"] > before["high"]:
         return [Sentence("Reinforcement learning", f"{text} Significant improvement: the 95% intervals do not overlap.", "good")]
     if after["high"] < before["low"]:
         return [Sentence("Reinforcement learning", f"{text} Significant regression: the 95% intervals do not overlap.", "bad")]
-    return [Sentence("Reinforcement learning", f"{text} Not significant: the 95% intervals overlap ({after['n']} prompts).", "doubt")]
+    return [Sentence("Reinforcement learning", f"{text} Not significant: the 95% intervals overlap.", "doubt")]
 
 
 def _evaluation(artifacts: Artifacts) -> list[Sentence]:
@@ -233,6 +268,8 @@ def evaluation_bars(artifacts: Artifacts) -> list[dict[str, Any]]:
         for metric in names:
             rows = [(s, r[metric]) for s, r in models.items() if metric in r]
             title = description.get("title", benchmark) + (f", {metric}" if len(names) > 1 else "")
+            counts = {m["n"] for _, m in rows if "n" in m}
+            title += f" (n = {counts.pop()})" if description.get("percent") and len(counts) == 1 else ""
             bars.append(
                 {
                     "benchmark": benchmark,
@@ -306,8 +343,63 @@ def _mixed(rows: Sequence[Mapping[str, Any]], key: str, count: int) -> list[Mapp
 # --- reproducibility --------------------------------------------------------------------------------------------
 
 
-def stage_rows(artifacts: Artifacts, root: str) -> list[dict[str, Any]]:
-    """The finished stages, in execution order: stage, seconds, share, fingerprint, path (relative to the workspace), size."""
+def settings(artifacts: Artifacts) -> list[tuple[str, list[tuple[str, str]]]]:
+    """What one asks first of a run: the model, then the training of each stage that trains, each as (title, [(name, value)])."""
+    tables = []
+    for stage, artifact in artifacts.items():
+        section = artifact.manifest.get("section") or {}
+        if architecture := section.get("architecture"):
+            model = [("architecture", part_text(architecture)), *((k, _text(v)) for k, v in architecture.items() if k != "name" and _told(v))]
+            if vocab := metrics_of(artifacts, "tokenizer").get("vocab_size"):
+                model.append(("vocabulary", f"{vocab:,}"))
+            if stage in ("pretrain", "sft"):
+                tables.append(("Model", model))
+        if "max_steps" in section:
+            rows = [(k, _text(section[k])) for k in SETTINGS if _told(section.get(k)) or (k == "seed" and k in section)]
+            if precision := artifact.metrics.get("precision"):
+                rows = [(k, f"{v} ({precision})" if k == "precision" and v == "auto" else v) for k, v in rows]
+            tables.append((stage_title(stage), rows))
+    return tables
+
+
+SETTINGS = (
+    *("task", "algorithm", "objective", "optimizer", "schedule", "lr_scaling", "max_steps", "batch_size", "prompts_per_step", "group_size"),
+    *("seq_len", "grad_clip", "ema_decay", "precision", "seed"),
+)
+"""Options of a stage that trains, those that a reader looks for first."""
+
+
+def part_text(value: Mapping[str, Any]) -> str:
+    """A part with its numbers and words: 'muon (lr 0.02, momentum 0.95)'."""
+    inner = ", ".join(f"{k} {_text(v)}" for k, v in value.items() if k != "name" and _told(v))
+    return f"{value['name']} ({inner})" if inner and value["name"] != "transformer" else str(value["name"])
+
+
+def _told(value: Any) -> bool:
+    """Whether a setting is worth a place: not off, not empty, not a list."""
+    return value not in (None, False, "", 0, 0.0, "none") and not isinstance(value, list)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return part_text(value) if "name" in value else ", ".join(f"{k} {_text(v)}" for k, v in value.items())
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def made_by(request: Mapping[str, Any], environment: Mapping[str, Any], artifacts: Artifacts) -> list[tuple[str, str]]:
+    """The head of the page: command, date, version. request: of the report's folder."""
+    rows = []
+    if recipe := request.get("recipe"):
+        rows.append(("command", shlex.join(["feeb", "run", recipe, *(word for text in request.get("overrides", ()) for word in ("--set", text))])))
+    if artifacts:
+        rows.append(("finished", datetime.fromtimestamp(max(a.manifest["finished"] for a in artifacts.values()), UTC).strftime("%Y-%m-%d %H:%M UTC")))
+    version = dict(environment_rows(environment)).get("feeb")
+    return rows + ([("feeb", version)] if version else [])
+
+
+def stage_rows(artifacts: Artifacts, root: str, page: Path | None = None) -> list[dict[str, Any]]:
+    """The finished stages, in execution order: stage, seconds, share, fingerprint, path (relative to the workspace), size, and links
+    to its folder and files, relative to the folder `page`."""
     total = sum(a.manifest["seconds"] for a in artifacts.values()) or 1.0
     rows = []
     for stage, artifact in artifacts.items():
@@ -320,11 +412,18 @@ def stage_rows(artifacts: Artifacts, root: str) -> list[dict[str, Any]]:
                 "share": seconds / total,
                 "fingerprint": artifact.fingerprint,
                 "path": os.path.relpath(artifact.path, root),
+                "links": [] if page is None else _links(artifact.path, page),
                 "created": artifact.manifest.get("created", "")[:16].replace("T", " "),
                 "size": byte_size(sum(f["size"] for f in artifact.manifest["files"].values())),
             }
         )
     return rows
+
+
+def _links(folder: Path, page: Path) -> list[tuple[str, str]]:
+    """(text, address) of the files of a stage that one opens: its recipe, its log, its metrics."""
+    files = {"recipe": "recipe.json", "log": "log.txt", "metrics": "metrics.jsonl", "manifest": "manifest.json"}
+    return [(text, quote(os.path.relpath(folder / name, page))) for text, name in files.items() if (folder / name).exists()]
 
 
 def part_rows(artifacts: Artifacts) -> list[dict[str, str]]:

@@ -20,7 +20,6 @@ NAMES = {"pretrain": "base model", "sft": "after SFT", "rl": "after RL"}
 
 def training(logs: Mapping[str, Rows], theme: Theme) -> Figure | None:
     """Training and validation loss of every stage that logs one, at most three panels. logs: rows of metrics.jsonl by stage."""
-    titles = {"pretrain": "Pretraining", "sft": "Supervised fine-tuning"}
     shown = {stage: rows for stage, rows in list(logs.items()) if stage != "rl" and column(rows, "loss", "train")[0]}
     shown = dict(list(shown.items())[:3])
     if not shown:
@@ -28,31 +27,69 @@ def training(logs: Mapping[str, Rows], theme: Theme) -> Figure | None:
     figure = new_figure(9.0, 3.5)
     for axes, (stage, rows) in zip(panels(figure, len(shown), [1.6, 1.0, 1.0]), shown.items(), strict=True):
         steps, loss = column(rows, "loss", "train")
-        axes.plot(steps, loss, color=theme.series[0], alpha=0.28, linewidth=1.0)
+        if running_mean(len(loss)) > 1:
+            axes.plot(steps, loss, color=theme.series[0], alpha=0.28, linewidth=1.0)
         smooth = smoothed(loss)
-        axes.plot(steps, smooth, color=theme.series[0])
+        axes.plot(steps, smooth, color=theme.series[0], gid="training")
         labels = [(smooth[-1], "training", theme.series[0])]
         val_rows = [r for r in rows if r.get("split") == "validation" and not r.get("whole_split")]
         val_steps, val = column(val_rows, "loss", "validation")
         if val:
-            axes.plot(val_steps, val, color=theme.series[1], marker="o", markersize=3.5, linewidth=1.2)
+            axes.plot(val_steps, val, color=theme.series[1], marker="o", markersize=3.5, linewidth=1.2, gid="validation sample")
             labels.append((val[-1], "validation", theme.series[1]))
         whole = [r for r in rows if r.get("split") == "validation" and r.get("whole_split") and r.get("loss") is not None]
         if whole:
-            axes.plot([whole[-1]["step"]], [whole[-1]["loss"]], marker="D", markersize=6, color=theme.series[1], linestyle="none", clip_on=False, zorder=5)
+            place = [whole[-1]["step"]], [whole[-1]["loss"]]
+            axes.plot(*place, marker="D", markersize=6, color=theme.series[1], linestyle="none", clip_on=False, zorder=5, gid="full validation")
             labels.append((whole[-1]["loss"], "full validation", theme.series[1]))
-        top = float(np.quantile(loss, 0.98)) if len(loss) > 20 else max(loss)
-        low = min([*loss, *val, *(r["loss"] for r in whole)])
-        axes.set_ylim(max(0.0, low - 0.08 * (top - low)), top + 0.05 * (top - low) or 1.0)
-        if max(loss) > axes.get_ylim()[1]:
-            axes.annotate(
-                f"first loss {loss[0]:.2f} (off scale)", (0.98, 0.97), xycoords="axes fraction", ha="right", va="top", color=theme.muted, fontsize=8.5
-            )
+        values = [*loss, *val, *(r["loss"] for r in whole)]
+        top, low = float(np.quantile(loss, 0.98)) if len(loss) > 20 else max(loss), min(values)
+        span = top - low or abs(top) or 1.0  # of a single row nothing is spanned
+        axes.set_ylim(max(0.0, low - 0.08 * span), top + 0.05 * span)
+        off_scale(axes, values, theme)
         stack_labels(axes, steps[-1], labels)
-        axes.set(title=titles.get(stage, stage), xlabel="step", ylabel="loss (nats per token)")
+        axes.set(title=stage_title(stage), xlabel="step", ylabel="loss (nats per token)")
         whole_steps(axes)
         axes.margins(x=0.02)
     return figure
+
+
+def optimization(logs: Mapping[str, Rows], theme: Theme) -> Figure | None:
+    """Learning rate and gradient norm of every stage that logs them. logs: rows of metrics.jsonl by stage."""
+    names = {"lr": "Learning rate", "grad_norm": "Gradient norm before clipping"}
+    shown = {key: {s: column(rows, key, "train") for s, rows in logs.items() if column(rows, key, "train")[0]} for key in names}
+    shown = {key: curves for key, curves in shown.items() if curves}
+    if not shown:
+        return None
+    figure = new_figure(9.0, 3.0)
+    for axes, (key, curves) in zip(panels(figure, len(shown), [1.0, 1.0]), shown.items(), strict=True):
+        for number, (stage, (steps, values)) in enumerate(curves.items()):
+            places = [step / steps[-1] for step in steps] if len(curves) > 1 else steps  # stages of other lengths, side by side
+            axes.plot(
+                places, values, color=theme.series[number % len(theme.series)], label=stage, gid=stage, linewidth=1.4, marker="o" if len(steps) < 3 else None
+            )
+        positive = [v for _, values in curves.values() for v in values if v > 0]
+        if positive and max(positive) > 20 * float(np.quantile(positive, 0.05)):
+            axes.set_yscale("log")
+            plain_log_ticks(axes.yaxis)
+        else:
+            axes.set_ylim(bottom=0.0)
+        axes.set(title=names[key], xlabel="fraction of the stage's steps" if len(curves) > 1 else "step", ylabel="lr" if key == "lr" else "norm")
+        axes.margins(x=0.02)
+        if len(curves) > 1:
+            axes.legend(loc="best")
+    return figure
+
+
+def stage_title(stage: str) -> str:
+    return {"pretrain": "Pretraining", "sft": "Supervised fine-tuning", "rl": "Reinforcement learning"}.get(stage, stage)
+
+
+def off_scale(axes: Axes, values: Sequence[float], theme: Theme) -> None:
+    """A note where values lie above the panel."""
+    if max(values) > axes.get_ylim()[1]:
+        text = f"↑ up to {max(values):.4g}, off scale"
+        axes.annotate(text, (0.98, 0.97), xycoords="axes fraction", ha="right", va="top", color=theme.muted, fontsize=8.5)
 
 
 def sweep(law: Mapping[str, Any], theme: Theme) -> Figure | None:
@@ -72,7 +109,14 @@ def sweep(law: Mapping[str, Any], theme: Theme) -> Figure | None:
     for budget in budgets:
         mine = sorted((size(p), p["loss"]) for p in points if p["budget"] == budget and not p.get("heldout"))
         left.plot(
-            *zip(*mine, strict=True), marker="o", markersize=6, linestyle="none" if budget in curves else ":", linewidth=1, color=colors[budget], zorder=4
+            *zip(*mine, strict=True),
+            marker="o",
+            markersize=6,
+            linestyle="none" if budget in curves else ":",
+            linewidth=1,
+            color=colors[budget],
+            zorder=4,
+            gid=with_unit(budget, "FLOPs"),
         )
         if budget in curves:
             left.plot(curves[budget]["size"], curves[budget]["loss"], color=colors[budget], linewidth=1.4, alpha=0.75)
@@ -125,6 +169,7 @@ def _held_out(axes: Axes, x: float, cell: Mapping[str, Any], theme: Theme) -> No
             linestyle="none",
             zorder=6,
             label="held-out run: prediction with 95% interval",
+            gid="held-out run, predicted",
         )
     if cell.get("measured") is not None:
         axes.plot(
@@ -138,6 +183,7 @@ def _held_out(axes: Axes, x: float, cell: Mapping[str, Any], theme: Theme) -> No
             linestyle="none",
             zorder=7,
             label="held-out run: measured",
+            gid="held-out run, measured",
         )
 
 
@@ -200,7 +246,7 @@ def reinforcement(rows: Rows, metrics: Mapping[str, Any], theme: Theme) -> Figur
         steps, values = column(train, key)
         color = theme.series[number]
         axes.plot(steps, values, color=color, alpha=0.28, linewidth=1.0)
-        axes.plot(steps, smoothed(values), color=color)
+        axes.plot(steps, smoothed(values), color=color, gid=label)
         axes.set(title=title, xlabel="step", ylabel=label)
         whole_steps(axes)
         if key != "reward":
@@ -220,7 +266,15 @@ def _held_out_accuracy(axes: Axes, rows: Rows, metrics: Mapping[str, Any], steps
     line = sorted({**dict(between), **{x: a["value"] for x, a in measured}}.items())
     if not line:
         return
-    axes.plot(*zip(*line, strict=True), color=orange, linewidth=1.2, linestyle=(0, (3, 2)), marker="o" if len(line) > 2 else None, markersize=3)
+    axes.plot(
+        *zip(*line, strict=True),
+        color=orange,
+        linewidth=1.2,
+        linestyle=(0, (3, 2)),
+        marker="o" if len(line) > 2 else None,
+        markersize=3,
+        gid="accuracy, held-out prompts",
+    )
     for x, a in measured:
         axes.errorbar(
             [x], [a["value"]], [[a["value"] - a["low"]], [a["high"] - a["value"]]], fmt="o", markersize=6, color=orange, capsize=3, zorder=6, clip_on=False
@@ -331,9 +385,14 @@ def whole_steps(axes: Axes) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(nbins="auto", integer=True, steps=[1, 2, 5, 10]))
 
 
+def running_mean(count: int) -> int:
+    """The number of rows in the running mean of `count` rows."""
+    return max(1, count // 20)
+
+
 def smoothed(values: Sequence[float]) -> np.ndarray:
     """A centered running mean over about 5% of the rows; shorter windows at the edges."""
-    width = max(1, len(values) // 20)
+    width = running_mean(len(values))
     sums = np.concatenate([[0.0], np.cumsum(values)])
     index = np.arange(len(values))
     low, high = np.maximum(0, index - width // 2), np.minimum(len(values), index + width // 2 + 1)

@@ -1,38 +1,71 @@
-"""The HTML page: one self-contained file with embedded images, no scripts and no network access; follows the light or dark mode of the browser."""
+"""HTML pages: one self-contained file each, without network access, in the browser's light or dark mode. Figures are drawn by chart.js
+from the data of the same figures that are saved as PNG; a browser without scripts shows the PNG."""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-TEMPLATE = "page.html.jinja"
+from feebcore.report.chart import SCRIPT, as_json, chart_data
+from feebcore.report.style import LIGHT, Theme, png, styled
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+    from matplotlib.figure import Figure
+
+HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure in light and dark mode, as PNG bytes. caption: how to read it."""
+    """A figure as PNG bytes, and as panels of chart data. caption: how to read it."""
 
     name: str
     heading: str
     caption: str
-    light: bytes
-    dark: bytes
+    png: bytes
+    panels: list[dict[str, Any]]
+
+
+def picture(name: str, heading: str, caption: str, draw: Callable[[Theme], Figure | None]) -> Picture | None:
+    """What `draw` draws, None where it draws nothing."""
+    panels = chart_data(draw)
+    if not panels:
+        return None
+    with styled(LIGHT):
+        figure = draw(LIGHT)
+        assert figure is not None
+        return Picture(name, heading, caption, png(figure), panels)
 
 
 def render(pictures: list[Picture], **values: Any) -> str:
-    """The page as HTML text. Every value is escaped."""
+    """The page of a report as HTML text. Every value is escaped."""
+    return environment().get_template("page.html.jinja").render(pictures={p.name: _shown(p) for p in pictures}, **values)
+
+
+def chart_page(title: str, pictures: list[Picture], **values: Any) -> str:
+    """A page of figures. values: lead, command, sentences (in bold), table ({columns, rows}) and notes, of which any may be missing."""
+    filled = {"lead": "", "command": "", "sentences": [], "table": None, "notes": []} | values
+    return environment().get_template("chart.html.jinja").render(title=title, pictures=[_shown(p) for p in pictures], **filled)
+
+
+def environment() -> Environment:
+    """Templates of this folder, with the style and the script of charts as `chart_css`, `base_css` and `chart_js`."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
 
-    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    shown: dict[str, Mapping[str, Any]] = {
-        p.name: {"heading": p.heading, "caption": p.caption, "light": _data_url(p.light), "dark": _data_url(p.dark), "alt": f"{p.heading}. {p.caption}"}
-        for p in pictures
-    }
-    return environment.get_template(TEMPLATE).render(pictures=shown, **values)
+    made = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    for name, file in (("chart_js", SCRIPT), ("chart_css", HERE / "chart.css"), ("base_css", HERE / "base.css")):
+        made.globals[name] = Markup(file.read_text(encoding="utf-8"))
+    return made
 
 
-def _data_url(image: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(image).decode()
+def _shown(picture: Picture) -> Mapping[str, Any]:
+    from markupsafe import Markup
+
+    image = "data:image/png;base64," + base64.b64encode(picture.png).decode()
+    alt = ". ".join(filter(None, [picture.heading, picture.caption]))
+    return {"name": picture.name, "heading": picture.heading, "caption": picture.caption, "image": image, "alt": alt, "data": Markup(as_json(picture.panels))}

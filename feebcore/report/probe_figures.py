@@ -50,7 +50,7 @@ def _by_depth(axes: Axes, rows: Rows, theme: Theme) -> None:
         if not finite:
             continue
         color = theme.ramp(i / max(1, len(shown) - 1))
-        axes.plot(*zip(*finite, strict=True), color=color, marker="o", markersize=3.5)
+        axes.plot(*zip(*finite, strict=True), color=color, marker="o", markersize=3.5, gid=f"step {rows[number]['step']:,}")
         labels.append((finite[-1][1], f"step {rows[number]['step']:,}", color))
         deepest = max(deepest, finite[-1][0])
     _log_if_wide(axes, [y for r in rows for k, b in enumerate(r["blocks"]) for _, y in _places(k, b)])
@@ -71,7 +71,7 @@ def _histograms(axes: Axes, adds: Sequence[Mapping[str, Any] | None], theme: The
         left = 0.0
         for k, share in enumerate((add or {}).get("histogram") or []):
             width = 100 * (share or 0.0)
-            axes.barh(layer, width, left=left, height=0.72, color=theme.ramp(k / (len(BINS) - 1)), label=BINS[k] if layer == 0 else None)
+            axes.barh(layer, width, left=left, height=0.72, color=theme.ramp(k / (len(BINS) - 1)), label=BINS[k] if layer == 0 else None, gid=BINS[k])
             left += width
     axes.set_yticks(range(len(adds)), [f"block {i}" for i in range(len(adds))])
     axes.invert_yaxis()
@@ -120,7 +120,14 @@ def _by_layer(axes: Axes, history: Sequence[tuple[float, Sequence[Any]]], theme:
         block = name in numbered
         place = numbered.index(name) if block else others.index(name)
         color = theme.ramp(place / max(1, len(numbered) - 1)) if block else theme.series[(1, 3, 4, 5)[place % 4]]
-        axes.plot(*zip(*line, strict=True), color=color, linewidth=1.5, linestyle="-" if block else (0, (5, 2)), marker="o" if len(history) == 1 else None)
+        axes.plot(
+            *zip(*line, strict=True),
+            color=color,
+            linewidth=1.5,
+            linestyle="-" if block else (0, (5, 2)),
+            marker="o" if len(history) == 1 else None,
+            gid=f"block {name}" if block else name,
+        )
         if not block or place in (0, len(numbered) - 1):
             labels.append((line[-1][1], f"block {name}" if block else name, color))
     _log_if_wide(axes, [v for _, values in history for v in values])
@@ -179,7 +186,7 @@ def _fan(axes: Axes, data: Mapping[str, Any], theme: Theme) -> None:
     middle = len(quantiles) // 2
     for k in range(middle):
         axes.fill_between(steps, quantiles[k], quantiles[-1 - k], color=theme.series[0], alpha=0.12 + 0.1 * k, linewidth=0)
-    axes.plot(steps, quantiles[middle], color=theme.series[0])
+    axes.plot(steps, quantiles[middle], color=theme.series[0], gid="median")
     axes.set(title="Logits", ylabel="median, 50%, 98%, all")
 
 
@@ -189,7 +196,7 @@ def _certainty(axes: Axes, data: Mapping[str, Any], theme: Theme) -> None:
     for number, key in ((1, "entropy"), (2, "logsumexp")):
         steps, values = column(data["rows"], key)
         if values:
-            axes.plot(steps, values, color=theme.series[number], marker="o" if len(values) == 1 else None)
+            axes.plot(steps, values, color=theme.series[number], marker="o" if len(values) == 1 else None, gid=key)
             labels.append((values[-1], key, theme.series[number]))
             stop = steps[-1]
     if labels:
@@ -201,7 +208,7 @@ def _loops(axes: Axes, data: Mapping[str, Any], theme: Theme) -> None:
     for number, (kind, (steps, values)) in zip((1, 0, 2), data["loops"].items(), strict=True):
         if values:
             shares = [100 * v for v in values]
-            axes.plot(steps, shares, color=theme.series[number], marker="o", markersize=3)
+            axes.plot(steps, shares, color=theme.series[number], marker="o", markersize=3, gid={"text": "training text"}.get(kind, kind))
             labels.append((shares[-1], {"text": "training text"}.get(kind, kind), theme.series[number]))
     axes.set(title="Repeated 4-grams", ylabel="% of 4-grams", ylim=(-4, 104))
     stack_labels(axes, data["loops"]["greedy"][0][-1], labels)
@@ -227,27 +234,30 @@ def expert_load(rows: Rows, theme: Theme) -> Figure | None:
 
 
 def throughput(rows: Rows, theme: Theme) -> Figure | None:
-    """MFU, overheads and memory. rows: throughput.jsonl."""
-    steps, mfu = column(rows, "mfu")
+    """MFU or matmul utilization, overheads and memory. rows: throughput.jsonl."""
+    (steps, shares), (title, peak) = column(rows, "mfu"), ("MFU", "data-sheet")
+    if not steps:
+        (steps, shares), (title, peak) = column(rows, "matmul_utilization"), ("Matmul utilization", "measured matmul")
     if not steps:
         return None
+    shares = within_peak(shares)
     figure = new_figure(9.0, 3.0)
     speed, lost, memory = panels(figure, 3, [1.2, 1.0, 1.0])
     marker = "o" if len(steps) < 3 else None
-    speed.plot(steps, [100 * v for v in mfu], color=theme.series[0], marker=marker)
-    speed.set(title="MFU", ylabel="% of measured matmul peak", ylim=(0, 110 * max(*mfu, 1e-9)))
+    speed.plot(steps, [100 * v for v in shares], color=theme.series[0], marker=marker, gid=title)
+    speed.set(title=title, ylabel=f"% of {peak} peak", ylim=(0, 110 * max(*shares, 1e-9)))
     for number, key, name in ((1, "data_wait", "data loading"), (2, "outside", "validation, checkpoints")):
         x, values = column(rows, key)
-        lost.plot(x, [100 * v for v in values], color=theme.series[number], marker=marker, label=name)
+        lost.plot(x, [100 * v for v in values], color=theme.series[number], marker=marker, label=name, gid=name)
     lost.set(title="Overhead", ylabel="% of time")
     lost.set_ylim(0, max(1.0, 1.25 * lost.get_ylim()[1]))
     lost.legend(loc="upper left", handlelength=1.2)
     for number, key, name in ((0, "memory", "process"), (3, "device_memory", "device")):
         x, values = column(rows, key)
         if values:
-            memory.plot(x, values, color=theme.series[number], marker=marker)
+            memory.plot(x, values, color=theme.series[number], marker=marker, gid=name)
             end_label(memory, x[-1], values[-1], name, theme.series[number])
-    memory.set(title="Peak memory")
+    memory.set(title="Peak memory", ylabel="bytes")
     memory.set_ylim(0, 1.1 * memory.get_ylim()[1])
     memory.yaxis.set_major_formatter(lambda value, position: byte_size(value))
     for axes in (speed, lost, memory):
@@ -255,6 +265,12 @@ def throughput(rows: Rows, theme: Theme) -> Figure | None:
         whole_steps(axes)
         axes.margins(x=0.02)
     return figure
+
+
+def within_peak(utilization: Sequence[float]) -> list[float]:
+    """Shares of the peak. Training that was faster than the measured peak shows that the measurement was disturbed: then the fastest
+    interval is the peak."""
+    return [value / max(1.0, *utilization) for value in utilization]
 
 
 def _finite(value: Any) -> bool:

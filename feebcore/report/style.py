@@ -145,3 +145,10 @@ def plain_log_ticks(axis: Any) -> None:
     axis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
     axis.set_major_formatter(FuncFormatter(lambda value, position: tick(value)))
     axis.set_minor_formatter(NullFormatter())
+
+
+def plain_ticks(axis: Any) -> None:
+    """The same on a linear axis."""
+    from matplotlib.ticker import FuncFormatter
+
+    axis.set_major_formatter(FuncFormatter(lambda value, position: tick(value)))

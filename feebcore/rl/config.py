@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from feebcore.config import Execution, Observation, StageConfig
+from feebcore.config import DETERMINISTIC, Execution, Observation, StageConfig
 from feebcore.parts import Part, PartKey, default_part
 from feebcore.rl.sft_config import SftConfig
 from feebcore.train.config import TrainSection
@@ -22,7 +22,9 @@ class RlConfig(StageConfig):
     algorithm make its optimizer steps. Clipping, KL, entropy and epochs are the algorithm's own options.
     """
 
-    task: Annotated[Part, PartKey("tasks")] = Field(default_part("sort"), description="task: prompts and a verifiable reward")
+    task: Annotated[Part, PartKey("tasks")] = Field(
+        default_part("sort"), description="task: prompts and a verifiable reward; left out: the task that another stage of the recipe names"
+    )
     algorithm: Annotated[Part, PartKey("algorithms")] = Field(default_part("grpo"), description="RL algorithm: advantages and losses")
     optimizer: Annotated[Part, PartKey("optimizers")] = Field(default_part("adamw", lr=1e-4), description="optimizer of the policy")
     schedule: Annotated[Part, PartKey("schedules")] = Field(default_part("constant"), description="learning-rate schedule")
@@ -41,7 +43,7 @@ class RlConfig(StageConfig):
 
     device: Execution[Literal["auto", "cpu", "cuda"]] = Field("auto", description="auto: CUDA if available")
     threads: Execution[Annotated[int, Field(ge=0)]] = Field(0, description="CPU threads; 0: every CPU this process may use")
-    deterministic: Execution[bool] = Field(True, description="deterministic algorithms")
+    deterministic: Execution[bool | Literal["auto"]] = Field("auto", description=DETERMINISTIC)
     micro_batch: Execution[Annotated[int, Field(ge=0)]] = Field(0, description="rollouts per forward pass; 0: a whole minibatch")
 
     checkpoint_every: Observation[Annotated[int, Field(ge=0)]] = Field(20, description="steps between checkpoints; 0: only at the end")

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from feebcore.config import Execution, Observation, StageConfig
+from feebcore.config import DETERMINISTIC, Execution, Observation, StageConfig
 from feebcore.parts import Part, PartKey, default_part
 
 
@@ -17,7 +17,9 @@ class SftConfig(StageConfig):
     answer and the end token.
     """
 
-    task: Annotated[Part, PartKey("tasks")] = Field(default_part("sort"), description="task that supplies the prompts and reference answers")
+    task: Annotated[Part, PartKey("tasks")] = Field(
+        default_part("sort"), description="task that supplies the prompts and reference answers; left out: the task that another stage of the recipe names"
+    )
     objective: Annotated[Part, PartKey("objectives")] = Field(default_part("completion_only"), description="objective part")
     optimizer: Annotated[Part, PartKey("optimizers")] = Field(default_part("adamw", lr=1e-3), description="optimizer part")
     schedule: Annotated[Part, PartKey("schedules")] = Field(default_part("cosine"), description="learning-rate schedule")
@@ -32,7 +34,7 @@ class SftConfig(StageConfig):
     device: Execution[Literal["auto", "cpu", "cuda"]] = Field("auto", description="auto: CUDA if available")
     compile: Execution[Literal["auto", "on", "off"]] = Field("off", description="torch.compile")
     threads: Execution[Annotated[int, Field(ge=0)]] = Field(0, description="CPU threads; 0: every CPU this process may use")
-    deterministic: Execution[bool] = Field(True, description="deterministic algorithms")
+    deterministic: Execution[bool | Literal["auto"]] = Field("auto", description=DETERMINISTIC)
     micro_batch: Execution[Annotated[int, Field(ge=0)]] = Field(0, description="examples per forward pass; 0: the whole batch")
 
     callbacks: Observation[list[Annotated[Part, PartKey("callbacks")]]] = Field(

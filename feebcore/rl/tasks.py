@@ -46,18 +46,26 @@ def training_problems(task: Task, count: int, *seed: int) -> list[Problem]:
 
 
 def held_out_problems(task: Task, count: int) -> list[Problem]:
-    """The task's fixed held-out set: the first `count` held-out problems with distinct prompts, the same for every seed and run.
+    """The task's fixed held-out set: the first `count` held-out problems with distinct keys, the same for every seed and run.
 
-    Fewer when the task has fewer. Raises DataError when it has none.
+    Two prompts of one key are one problem: its answers say the same thing twice. Fewer when the task has fewer
+    (`too_few_problems` says so). Raises DataError when it has none.
     """
     problems: dict[str, Problem] = {}
     repeats = 0
     for problem in _draws(task, np.random.default_rng(np.random.SeedSequence((0x6865_6C64, 0))), held_out=True):
-        repeats = repeats + 1 if problem.prompt in problems else 0
-        problems.setdefault(problem.prompt, problem)
+        repeats = repeats + 1 if problem.key in problems else 0
+        problems.setdefault(problem.key, problem)
         if len(problems) >= count or repeats > 5_000:
             break
     return list(problems.values())
+
+
+def too_few_problems(task: str, problems: Sequence[Problem], asked: int) -> str:
+    """A line of warning where a task of this name has fewer held-out problems than were asked for; else ''."""
+    if len(problems) >= asked:
+        return ""
+    return f"task {task} has only {len(problems)} distinct held-out problems, {asked} were asked for: accuracies and their intervals are over {len(problems)}"
 
 
 def encode_example(tokenizer: Tokenizer, problem: Problem) -> tuple[list[int], list[int]]:
@@ -88,7 +96,7 @@ def evaluate_task(
 ) -> dict[str, Any]:
     """Exact accuracy on `problems`: one completion each, greedy or sampled (T = 1 without logits_processors).
 
-    Returns `{value, low, high, n}` (Wilson 95 %) and `samples`: rows of prompt, completion, answer, reward.
+    Returns `{value, low, high, n}` (Wilson 95 %; n distinct problems: those of one key count as one, by their mean) and `samples`: rows of prompt, completion, answer, reward.
     A completion is right when its reward is 1.
     """
     prompts = [encode_prompt(tokenizer, i.prompt) for i in problems]
@@ -101,4 +109,7 @@ def evaluate_task(
         {"prompt": i.prompt, "completion": completion_text(tokenizer, c), "answer": i.answer, "reward": r, "finish_reason": c.finish_reason}
         for i, c, r in zip(problems, completions, rewards, strict=True)
     ]
-    return {**wilson(sum(r >= 1.0 for r in rewards), len(rewards))._asdict(), "samples": samples}
+    by_key: dict[str, list[bool]] = {}
+    for problem, reward in zip(problems, rewards, strict=True):
+        by_key.setdefault(problem.key, []).append(reward >= 1.0)
+    return {**wilson(sum(sum(right) / len(right) for right in by_key.values()), len(by_key))._asdict(), "samples": samples}

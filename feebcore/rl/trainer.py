@@ -8,6 +8,7 @@ stays in eval mode: dropout would make sampled and trained probabilities differ.
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import math
 import time
@@ -30,7 +31,7 @@ from feebcore.protocols import ParamGroup, Problem, Task, Tokenizer
 from feebcore.rl import losses
 from feebcore.rl.advantages import zero_variance
 from feebcore.rl.rollouts import Algorithm, Experience, Rollout, collate, make_rollout, predict
-from feebcore.rl.tasks import completion_text, evaluate_task, held_out_problems, score, training_problems
+from feebcore.rl.tasks import completion_text, evaluate_task, held_out_problems, score, too_few_problems, training_problems
 from feebcore.train import checkpoint
 
 if TYPE_CHECKING:
@@ -138,6 +139,8 @@ class RlTrainer:
     def run(self) -> dict[str, Any]:
         """From the last checkpoint, or the start, to `max_steps`; the metrics of the stage. Raises Interrupted after saving on a stop."""
         self.resume()
+        if warning := too_few_problems(self.section.task.name, self.held_out, self.section.eval_prompts):
+            self.out.log(warning)
         if not self.before:
             self.before = self.evaluate()
             self.log(self._evaluation_row(self.before))
@@ -250,13 +253,16 @@ class RlTrainer:
             **extra,
         }
 
+    @functools.cached_property
+    def held_out(self) -> list[Problem]:
+        return held_out_problems(self.task, self.section.eval_prompts)
+
     def evaluate(self) -> dict[str, Any]:
         """Held-out accuracy, sampled as in training and greedy, each `{value, low, high, n}`."""
-        problems = held_out_problems(self.task, self.section.eval_prompts)
         accuracies = {}
         for name, greedy in (("accuracy", False), ("accuracy_greedy", True)):
             with autocast(self.precision, self.device):
-                result = evaluate_task(self.policy, self.tokenizer, self.task, problems, greedy, self.logits_processors, _EVALUATION)  # type: ignore[arg-type]
+                result = evaluate_task(self.policy, self.tokenizer, self.task, self.held_out, greedy, self.logits_processors, _EVALUATION)  # type: ignore[arg-type]
             accuracies[name] = {k: v for k, v in result.items() if k != "samples"}
         return accuracies
 

@@ -11,6 +11,7 @@ from typing import Any
 from feebcore.artifacts import Artifact, StageOutput, Workspace, commit
 from feebcore.files import digest_of, explain, write_json
 from feebcore.provenance import describe_environment
+from feebcore.run.contracts import unchecked_in
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ def build_artifact(
                 plugins=made.plugins,
                 environment=environment,
                 started=started,
+                unchecked=unchecked_in(made.inputs.values()),
             )
         except OSError as error:
             raise explain(error, place) from error

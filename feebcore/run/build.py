@@ -18,9 +18,10 @@ from feebcore.files import digest_of, explain, write_json
 from feebcore.provenance import describe_environment, describe_plugins
 from feebcore.recipe import Recipe
 from feebcore.registry import use_registry
+from feebcore.run.contracts import require_checked, unchecked_parts
 from feebcore.run.inputs import finished_inputs
-from feebcore.run.plan import identity, plan
-from feebcore.run.processes import IN_THREADS, SAME_REQUEST, Publish, run_in_processes
+from feebcore.run.plan import identity, plan, require_unchanged, revalidated
+from feebcore.run.processes import AT_WORK, SAME_REQUEST, Publish, run_in_processes
 
 
 def build(
@@ -51,10 +52,13 @@ def build(
         started = time.time()
         environment = describe_environment()
         plugins = describe_plugins(recipe, stage)
+        paths = {name: str(input_artifact.path) for name, input_artifact in inputs.items()}
+        require_unchanged(revalidated(recipe, stage), stage, inputs, stage_identity)
         try:
             write_json(place / "recipe.json", recipe.resolved())
             write_json(place / "environment.json", environment)
-            write_json(place / "request.json", {"stage": stage, "fingerprint": fingerprint, "inputs": {n: str(a.path) for n, a in inputs.items()}})
+            request = {"stage": stage, "fingerprint": fingerprint, "inputs": paths, "identity": stage_identity}
+            write_json(place / "request.json", request | {"recipe": str(recipe.path.absolute()), "overrides": recipe.overrides, "changes": recipe.changes})
             (place / "result.json").unlink(missing_ok=True)
             out = StageOutput(place, None if entry.spec.process == "worker" and not in_process else on_progress)
         except OSError as error:
@@ -81,6 +85,7 @@ def build(
                 environment=environment,
                 started=started,
                 makes=entry.spec.makes,
+                unchecked=unchecked_parts(recipe, stage, workspace, inputs),
             )
         except OSError as error:
             raise explain(error, place) from error
@@ -94,8 +99,12 @@ def build(
 def run_stage(recipe: Recipe, stage: str, inputs: Mapping[str, Artifact], out: StageOutput) -> dict[str, Any]:
     """Run the stage's function in this process; its metrics as plain JSON values."""
     entry = recipe.stages[stage]
-    with use_registry(recipe.registry), stop_on_signals(out):
-        metrics = entry.spec.load()(entry.section, inputs, out)
+    AT_WORK.add(out)
+    try:
+        with use_registry(recipe.registry), stop_on_signals(out):
+            metrics = entry.spec.load()(entry.section, inputs, out)
+    finally:
+        AT_WORK.discard(out)
     return json.loads(json.dumps(metrics or {}))
 
 
@@ -107,11 +116,7 @@ def stop_on_signals(out: StageOutput) -> Iterator[None]:
     started others pass it on.
     """
     if threading.current_thread() is not threading.main_thread():
-        IN_THREADS.add(out)
-        try:
-            yield
-        finally:
-            IN_THREADS.discard(out)
+        yield  # no signal reaches a thread; `stop_running` asks
         return
 
     first: float | None = None
@@ -142,10 +147,17 @@ def stop_on_signals(out: StageOutput) -> Iterator[None]:
 
 
 def run_all(
-    recipe: Recipe, workspace: Workspace, stages: Iterable[str] | None = None, on_progress: Publish | None = None, in_process: bool = True
+    recipe: Recipe,
+    workspace: Workspace,
+    stages: Iterable[str] | None = None,
+    on_progress: Publish | None = None,
+    in_process: bool = True,
+    unchecked: bool = False,
 ) -> dict[str, Artifact]:
-    """Build `stages` and what they need, in order, with no orchestrator."""
+    """Build `stages` and what they need, in order, with no orchestrator. unchecked: also with parts of plugins that fail their contract."""
     built: dict[str, Artifact] = {}
+    stages = None if stages is None else list(stages)
+    require_checked([recipe], stages, workspace, on_progress, unchecked)
     for item in plan(recipe, workspace, stages):
         if on_progress:
             on_progress({"kind": "stage", "time": time.time(), "stage": item.stage})

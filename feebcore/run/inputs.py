@@ -30,8 +30,8 @@ def find_input(named: NamedInput, workspace: Workspace) -> Artifact:
 
     Raises RecipeError that says where it is named and what there is instead.
     """
-    where = f"{named.where}: inputs.{named.stage}"
-    artifact = _in_folder(Path(named.reference), named, where) if named.reference.startswith("/") else _by_name(named, workspace, where)
+    where = named.where
+    artifact = _in_folder(Path(named.reference), named) if named.reference.startswith("/") else _by_name(named, workspace)
     if missing := [kind for kind in named.spec.makes if kind not in artifact.makes]:
         has = ", ".join(artifact.makes) or "nothing that another stage needs"
         raise RecipeError(f"{where}: {artifact.path} holds {has}; instead of stage {named.stage} it must hold {missing[0]}")
@@ -39,15 +39,15 @@ def find_input(named: NamedInput, workspace: Workspace) -> Artifact:
     return artifact
 
 
-def _in_folder(folder: Path, named: NamedInput, where: str) -> Artifact:
+def _in_folder(folder: Path, named: NamedInput) -> Artifact:
     artifact = read_artifact(folder)
     if artifact is None:
         what = f"{folder} is not a finished artifact (it has no manifest.json)" if folder.is_dir() else f"there is no folder {folder}"
-        raise RecipeError(f"{where}: {what}; `feeb artifacts import FOLDER {named.stage} NAME` makes an artifact of files made elsewhere")
+        raise RecipeError(f"{named.where}: {what}; `feeb artifacts import FOLDER {named.stage} NAME` makes an artifact of files made elsewhere")
     return artifact
 
 
-def _by_name(named: NamedInput, workspace: Workspace, where: str) -> Artifact:
+def _by_name(named: NamedInput, workspace: Workspace) -> Artifact:
     stage, _, name = named.reference.rpartition("/")
     parent = workspace.root / (stage or named.stage)
     folders = [*parent.glob(f"{glob.escape(name)}-*"), *parent.glob(glob.escape(name))] if name and parent.is_dir() else []
@@ -59,8 +59,8 @@ def _by_name(named: NamedInput, workspace: Workspace, where: str) -> Artifact:
     if finished:
         return max(finished, key=lambda a: a.manifest["finished"])
     if artifacts:
-        raise RecipeError(f"{where}: {named.reference!r} is unfinished in {parent}; finish it first")
-    raise RecipeError(f"{where}: no artifact {named.reference!r} of stage {stage or named.stage} in {workspace.root}; {_near(named, workspace)}")
+        raise RecipeError(f"{named.where}: {named.reference!r} is unfinished in {parent}; finish it first")
+    raise RecipeError(f"{named.where}: no artifact {named.reference!r} of stage {stage or named.stage} in {workspace.root}; {_near(named, workspace)}")
 
 
 def _near(named: NamedInput, workspace: Workspace) -> str:

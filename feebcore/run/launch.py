@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from feebcore.artifacts import Artifact, StageOutput, Workspace
-from feebcore.errors import FeebError, Interrupted
-from feebcore.recipe import Recipe, load
+from feebcore.errors import FeebError, Interrupted, RecipeError, plural
+from feebcore.files import escape_unencodable
+from feebcore.recipe import Recipe, load_study
 from feebcore.run.build import build, run_all, run_stage
 from feebcore.run.inputs import finished_inputs
 from feebcore.run.plan import plan
@@ -30,6 +31,14 @@ from feebcore.run.worker import RankOutput, end_when
 
 POLL = 0.5
 """Seconds between checks that the parent still runs."""
+
+
+def one_run(path: Path, overrides: Sequence[str]) -> Recipe:
+    """The recipe at `path`. Raises RecipeError for a study of several runs."""
+    recipes = load_study(path, overrides)
+    if len(recipes) > 1:
+        raise RecipeError(f"{path}: a study of {plural(len(recipes), 'run')}, and this trains one; use `feeb run`, or add --set variants={{}} --set seeds=[0]")
+    return recipes[0]
 
 
 def launch(recipe: Recipe, stage: str, workspace: Workspace) -> Path:
@@ -100,8 +109,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--workspace", type=Path, help="default: FEEB_WORKSPACE, or data/")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a key of the recipe, as in pretrain.max_steps=100")
     options = parser.parse_args(arguments)
+    escape_unencodable()
     try:
-        record(launch)(load(options.recipe, options.set), options.stage, Workspace(options.workspace))
+        record(launch)(one_run(options.recipe, options.set), options.stage, Workspace(options.workspace))
         return
     except Interrupted as error:
         status = 130

@@ -9,11 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from feebcore.artifacts import Artifact, Workspace
 from feebcore.config import identity_of
-from feebcore.errors import RecipeError, did_you_mean
+from feebcore.errors import ArtifactError, RecipeError, did_you_mean
 from feebcore.files import digest_of
-from feebcore.provenance import plugin_sources
+from feebcore.parts import identity_of_spec
+from feebcore.provenance import made_elsewise
 from feebcore.recipe import Recipe
 from feebcore.run.inputs import input_artifacts
 
@@ -35,13 +38,44 @@ class PlanItem:
 def identity(recipe: Recipe, stage: str, inputs: Mapping[str, Artifact]) -> dict[str, Any]:
     """Everything that changes this stage's result, as plain JSON."""
     entry = recipe.stages[stage]
-    result: dict[str, Any] = {"stage": entry.spec.full_name, "revision": entry.spec.revision, "section": identity_of(entry.section)}
+    result: dict[str, Any] = identity_of_spec(entry.spec) | {"section": identity_of(entry.section)}
     result["inputs"] = {name: artifact.digest for name, artifact in sorted(inputs.items())}
     if entry.spec.shows:
         result["shows"] = {"recipe": digest_of(recipe.resolved()), "inputs": {name: digest_of(a.manifest) for name, a in sorted(inputs.items())}}
-    if sources := plugin_sources(recipe, stage):
-        result["sources"] = sources
     return result
+
+
+def require_unchanged(recipe: Recipe, stage: str, inputs: Mapping[str, Artifact], planned: Mapping[str, Any]) -> None:
+    """Raises ArtifactError where the stage would now have another identity than was planned: a file that it names was written
+    again in the meantime, or the source of a part was edited."""
+    changed = differences(dict(planned), json.loads(json.dumps(identity(recipe, stage, inputs))))
+    if changed:
+        raise ArtifactError(
+            f"{recipe.name}: what {stage} depends on has changed since it was planned ({'; '.join(changed)}), so it was not begun; run the same command again"
+        )
+
+
+def revalidated(recipe: Recipe, stage: str) -> Recipe:
+    """The recipe with the section of `stage` validated anew, so that digests of what it names are of now. Raises ArtifactError
+    where it is not valid any more, as when a file is gone."""
+    entry = recipe.stages[stage]
+    context = {"registry": recipe.registry, "recipe_folder": recipe.path.parent}
+    try:
+        section = entry.spec.config.model_validate(entry.section.model_dump(mode="json"), context=context)
+    except ValidationError as error:
+        why = "; ".join(str(e["msg"]).removeprefix("Value error, ") for e in error.errors(include_url=False))
+        raise ArtifactError(f"{recipe.name}: {stage} was planned, but cannot begin any more: {why}") from None
+    return dataclasses.replace(recipe, stages=recipe.stages | {stage: dataclasses.replace(entry, section=section)})
+
+
+def reused_from_another_feeb(artifacts: Iterable[Artifact]) -> str:
+    """One line of advice on artifacts that are reused though another feeb made them; '' where none was."""
+    made = [(f"{a.stage}/{a.name}", how) for a in artifacts if (how := made_elsewise(a.manifest.get("environment", {})))]
+    if not made:
+        return ""
+    names = list(dict.fromkeys(name for name, _ in made))
+    listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return f"reused {listed}: made with {made[0][1]}; to rebuild, remove the folder"
 
 
 def stages_for(recipe: Recipe, stages: Iterable[str] | None = None) -> list[str]:
@@ -96,16 +130,20 @@ def _nearest_difference(workspace: Workspace, stage: str, name: str, stage_ident
     for _, artifact in workspace.all(damaged=lambda folder, error: None, stage=stage):
         if artifact is None or "section" not in artifact.manifest["identity"]:
             continue
-        keys = _differences(artifact.manifest["identity"], stage_identity)
+        keys = differences(artifact.manifest["identity"], stage_identity)
         rank = (len(keys), artifact.name != name, keys)
         best = rank if best is None or rank[:2] < best[:2] else best
     return best[2] if best else ()
 
 
-def _differences(old: Any, new: Any, prefix: str = "") -> tuple[str, ...]:
+def differences(old: Any, new: Any, prefix: str = "") -> tuple[str, ...]:
+    """Each key in which two identities differ, as 'pretrain key: old -> new'; of a part's source that it changed."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = sorted(set(old) | set(new))
-        return tuple(d for k in keys for d in _differences(old.get(k), new.get(k), f"{prefix}.{k}" if prefix else k))
+        changed: tuple[str, ...] = ()
+        if "part" in new and old.get("part") == new["part"] and old.get("source") != new.get("source"):
+            changed, keys = (f"the source code of {new['part']} changed",), [key for key in keys if key != "source"]
+        return changed + tuple(d for k in keys for d in differences(old.get(k), new.get(k), f"{prefix}.{k}" if prefix else k))
     if old == new:
         return ()
     short = lambda v: "default" if v is None else (v[:12] if isinstance(v, str) else json.dumps(v))  # noqa: E731

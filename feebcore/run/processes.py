@@ -8,9 +8,9 @@ rank-1.log and so on.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -25,7 +25,7 @@ from typing import Any
 from feebcore.artifacts import StageOutput
 from feebcore.config import StageConfig
 from feebcore.errors import ArtifactError, Diverged, FeebError, Interrupted, StageFailed
-from feebcore.files import read_json
+from feebcore.files import read_json, wait_for_lock
 
 Publish = Callable[[dict[str, Any]], None]
 """Takes one event of a stage: {"time": …, "kind": "log" or "progress" …}."""
@@ -79,7 +79,7 @@ def num_ranks(section: StageConfig) -> int:
     """How many processes the stage runs as on this machine. Raises FeebError where GPUs cannot be counted."""
     if number := section.num_processes():
         return number
-    count = [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"]  # torch stays out of this process
+    count = [sys.executable, "-P", "-c", "import torch; print(torch.cuda.device_count())"]  # torch stays out of this process
     done = subprocess.run(count, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise FeebError(f"parallel: GPUs cannot be counted, set parallel.ranks; torch says: {done.stderr.strip().splitlines()[-1:]}")
@@ -96,18 +96,19 @@ def outcome_name(rank: int) -> str:
 
 
 _RUNNING: set[Any] = set()
-IN_THREADS: set[StageOutput] = set()
-"""Outputs of stages that run inside threads of this process, which no signal reaches."""
+AT_WORK: set[StageOutput] = set()
+"""Outputs of stages that run inside this process."""
 
 
-def stop_running(kill: bool = False) -> None:
-    """Ask every stage at work in threads of this process to save and end, as a signal asks the one of the main thread; who has
-    been asked is not asked again. kill: workers end at once."""
+def stop_running(kill: bool = False) -> bool:
+    """Ask every stage at work to save and end, as a signal asks the one of the main thread; who has been asked is not asked
+    again. kill: workers end at once. Returns whether there was one."""
     for workers in list(_RUNNING):
         if kill or not workers.asked:
             workers.ask()
-    for out in list(IN_THREADS):
+    for out in list(AT_WORK):
         out.stop_requested = True
+    return bool(_RUNNING or AT_WORK)
 
 
 @contextlib.contextmanager
@@ -208,18 +209,9 @@ def _exclusive(folder: Path, publish: Publish) -> Iterator[int]:
     """
     handle = os.open(folder, os.O_RDONLY)
     try:
-        waiting = False
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if not waiting:
-                    publish({"kind": "log", "time": time.time(), "text": "workers of an earlier run are still saving; waiting for them"})
-                waiting = True
-                time.sleep(0.1)
-            except OSError:  # a file system without locks on folders
-                break
+        text = "workers of an earlier run are still saving; waiting for them"
+        with contextlib.suppress(OSError):  # a file system without locks on folders
+            wait_for_lock(handle, lambda: publish({"kind": "log", "time": time.time(), "text": text}), poll=0.1)
         yield handle
     finally:
         os.close(handle)
@@ -228,7 +220,7 @@ def _exclusive(folder: Path, publish: Publish) -> Iterator[int]:
 @contextlib.contextmanager
 def _environments(ranks: int) -> Iterator[list[dict[str, str]]]:
     """The environment of every rank. They meet through a file on this machine; CPU threads are shared out among them."""
-    base = {k: v for k, v in os.environ.items() if k not in RANK_VARIABLES}
+    base = {k: v for k, v in os.environ.items() if k not in RANK_VARIABLES} | {"PYTHONIOENCODING": "utf-8:backslashreplace"}  # logs are UTF-8
     if ranks == 1:
         yield [base]
         return
@@ -255,7 +247,7 @@ def _failure(place: Path, codes: Sequence[int], killed: set[int], out: StageOutp
         log = place / log_name(rank)
         who = f"rank {rank} of {len(codes)}" if several else "the worker"
         if rank not in said:
-            how = f"was killed by signal {-codes[rank]}" if codes[rank] < 0 else f"ended with status {codes[rank]}"
+            how = how_it_ended(codes[rank])
             text = log.read_text(errors="replace").strip().splitlines()
             return StageFailed(f"{place.parent.name}: {who} {how}; log {log}:\n" + "\n".join(text[-20:]))
         outcome = said[rank]
@@ -264,8 +256,24 @@ def _failure(place: Path, codes: Sequence[int], killed: set[int], out: StageOutp
             return Interrupted(outcome["message"])
         message = f"{who}: {outcome['message']}" if several else outcome["message"]
         trace = f":\n{outcome['traceback'].rstrip()}" if several and outcome["traceback"] else ""
-        return kind(f"{message} (log: {log}){trace}")
+        sentence = f"{message}{memory_hint(message)} (log: {log}){trace}"
+        return StageFailed(sentence, None if trace else log) if kind is StageFailed else kind(sentence)
     return StageFailed(f"{place.parent.name}: the ranks did not end in time after one had; logs in {place}")
+
+
+_OUT_OF_MEMORY = re.compile(r"out of memory|could not create a primitive|bad_alloc|can'?t allocate memory|cannot allocate memory|MemoryError", re.IGNORECASE)
+
+
+def memory_hint(message: str) -> str:
+    """What to do, where an error says in one of its ways that memory is short; else ''."""
+    return "; usually out of memory: lower batch_size or set micro_batch, and run again" if _OUT_OF_MEMORY.search(message) else ""
+
+
+def how_it_ended(code: int) -> str:
+    """What a return code says of a process that has said nothing itself."""
+    if code >= 0:
+        return f"ended with status {code}"
+    return f"was killed by signal {-code}" + (memory_hint("out of memory") if code == -signal.SIGKILL else "")
 
 
 class _Tail(threading.Thread):

@@ -57,6 +57,7 @@ class RankOutput(StageOutput):
         self.path = Path(path)
         self.stop_requested = False
         self.content_patterns = ()
+        self.runs = {}
         self._last = {}
 
     def log(self, text: str) -> None:
@@ -78,6 +79,7 @@ def main(folder: Path, pipe: int, lock: int) -> int:
     from feebcore.files import read_json, write_json
     from feebcore.recipe import from_resolved
     from feebcore.run.build import run_stage
+    from feebcore.run.plan import require_unchanged
 
     rank = int(os.environ.get("RANK", 0))
     out = RankOutput(folder) if rank else StageOutput(folder)
@@ -90,6 +92,7 @@ def main(folder: Path, pipe: int, lock: int) -> int:
             if artifact is None:
                 raise ArtifactError(f"input {name} at {path} is not finished")
             inputs[name] = artifact
+        require_unchanged(recipe, request["stage"], inputs, request["identity"])
         metrics = run_stage(recipe, request["stage"], inputs, out)
         if not rank:
             write_json(folder / "result.json", {"metrics": metrics, "content": list(out.content_patterns)})

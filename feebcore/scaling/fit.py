@@ -206,7 +206,7 @@ def _flags(size: Array, tokens: Array, loss: Array, values: Array, intervals: di
     flags = []
     parameter = dict(zip(NAMES, values, strict=True))
     if len(loss) < 15:
-        flags.append(f"few_points: {len(loss)} points for 5 parameters leave {len(loss) - 5} degrees of freedom")
+        flags.append(f"few_points: {len(loss)} points for 5 parameters leave {len(loss) - 5} degree{'' if len(loss) == 6 else 's'} of freedom")
     decades = float(np.log10(size.max() / size.min()))
     if len(np.unique(size)) < 4 or decades < 1.5:
         flags.append(f"narrow_sizes: {len(np.unique(size))} sizes over {decades:.1f} decades of N; 4 over 1.5 are the least for the exponents")
@@ -223,7 +223,7 @@ def _flags(size: Array, tokens: Array, loss: Array, values: Array, intervals: di
     if intervals:
         low, high = intervals["a"]
         if high - low > WIDEST_A:
-            flags.append(f"not_identified: the 95 % interval of a, {low:.2f} to {high:.2f}, is wider than {WIDEST_A}")
+            flags.append(f"not_identified: the 95% interval of a, {low:.2f} to {high:.2f}, is wider than {WIDEST_A}")
         if intervals["E"][0] < 0.01 * loss.min() <= parameter["E"]:
             flags.append("E_not_identified: resampled fits reach E = 0")
     else:

@@ -26,6 +26,7 @@ PART = StageSpec(
     needs=(Need("tokens"), Need("tokenizer")),
     makes=("law",),
     process="inline",
+    revision=2,  # runs.jsonl and metrics speak of runs; the runs are inputs of the manifest
     summary="Trains a sweep of small models, fits a scaling law and predicts the loss of a held-out run.",
 )
 
@@ -49,7 +50,7 @@ def check(section: SweepConfig, recipe: Recipe) -> list[str]:
 
 
 def run(section: SweepConfig, inputs: Mapping[str, Artifact], out: StageOutput) -> dict[str, Any]:
-    """Writes cells.jsonl, prediction.json and law.json; continues from ledger.sqlite when there is one."""
+    """Writes runs.jsonl, prediction.json and law.json; continues from ledger.sqlite when there is one."""
     from feebcore.files import read_json
     from feebcore.recipe import from_resolved
     from feebcore.scaling.sweep import Sweep

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from feebcore.artifacts import Artifact, StageOutput, Workspace
-from feebcore.errors import NO_VALIDATION_TEXT, DataError, Diverged, StageFailed
+from feebcore.errors import NO_VALIDATION_TEXT, DataError, Diverged, StageFailed, plural
 from feebcore.files import read_json, write_atomic, write_json
 from feebcore.protocols import Cell
-from feebcore.recipe import Recipe, StageEntry
+from feebcore.recipe import Recipe, StageEntry, flat
 from feebcore.run.inputs import finished_inputs
 from feebcore.run.plan import stages_for
 from feebcore.scaling import isoflop
@@ -66,7 +66,9 @@ class Sweep:
         self.publish({})
         records = run_study(self.propose, self.ledger, self.workspace, self.built, self.record, self.forward, lambda: self.out.stop_requested, self.on_ended)
         self.write_cells(records)  # once more: a kill may have come between the ledger's last entry and this file
-        metrics = self.report(records, read_json(self.out.path / "prediction.json")["cells"])
+        found = {record.name: self.workspace.find("pretrain", record.id) for record in records}
+        self.out.rests_on({f"runs/{name}": artifact for name, artifact in found.items() if artifact is not None})
+        metrics = self.report(records, read_json(self.out.path / "prediction.json")["runs"])
         if sentences := missing(records):
             raise StageFailed(f"sweep: {'; '.join(sentences)}. {self.out.path / 'law.json'} is based on the other runs; run the same command to retry")
         return metrics
@@ -125,7 +127,7 @@ class Sweep:
             predictions.append(entry)
         ids = {spec.name: run_id(spec.recipe, spec.stages, self.workspace, self.built) for spec in heldout}
         begun = [name for name, own in ids.items() if name in records or self.workspace.folders("pretrain", own)]
-        write_json(path, _finite({"written": time.time(), "already_run": begun, "law": fit.to_dict() if fit else None, "cells": predictions}))
+        write_json(path, _finite({"written": time.time(), "already_run": begun, "law": fit.to_dict() if fit else None, "runs": predictions}))
         for entry in predictions:
             if "loss" in entry:
                 self.out.log(f"predicted for {entry['name']}: {entry['loss']:.4f} nats per token ({entry['low']:.4f} to {entry['high']:.4f})")
@@ -156,9 +158,9 @@ class Sweep:
         metrics = {
             "law": law,
             "heldout_relative_error": float(np.mean(errors)) if errors else None,
-            "nearest_cell_error": float(np.mean(guesses)) if guesses else None,
+            "nearest_run_error": float(np.mean(guesses)) if guesses else None,
             "heldout": heldout,
-            "cells": len(records),
+            "runs": len(records),
             "diverged": len(diverged),
             "flops": float(sum(p.flops for p in points)),
             "seconds": round(sum(r.result.get("seconds", 0.0) for r in records), 1),
@@ -170,7 +172,7 @@ class Sweep:
         """Flags that the law itself cannot know."""
         flags = []
         if diverged := [r.name for r in records if r.status == "diverged"]:
-            flags.append(f"diverged_cells: {len(diverged)} runs diverged and are not in the fit ({', '.join(diverged)})")
+            flags.append(f"diverged_runs: {plural(len(diverged), 'run')} diverged, not in the fit ({', '.join(diverged)})")
         if edges := [m for m in curves if m.problem]:
             flags.append(f"isoflop_edges: {len(edges)} of {len(curves)} budgets have no interior minimum")
         epochs = max((r.result.get("epochs", 0.0) for r in records), default=0.0)
@@ -197,8 +199,8 @@ class Sweep:
         }
 
     def write_cells(self, records: Iterable[RunRecord]) -> None:
-        """cells.jsonl: the ledger for those who read JSON."""
-        write_atomic(self.out.path / "cells.jsonl", "".join(json.dumps(_finite(_cell_line(record))) + "\n" for record in records))
+        """runs.jsonl: the ledger for those who read JSON."""
+        write_atomic(self.out.path / "runs.jsonl", "".join(json.dumps(_finite(_cell_line(record))) + "\n" for record in records))
 
     def on_ended(self, record: RunRecord) -> None:
         records = {r.name: r for r in self.ledger.records()}
@@ -212,10 +214,10 @@ class Sweep:
     def publish(self, records: Mapping[str, RunRecord], last: RunRecord | None = None) -> None:
         """Progress of the sweep, in GFLOP of its cells."""
         ended = [r for r in records.values() if r.ended]
-        fields: dict[str, Any] = {"cells": len(ended), "of": len(self.cells)} | ({"cell": last.name} if last else {})
+        fields: dict[str, Any] = {"runs": len(ended), "of": len(self.cells)} | ({"run": last.name} if last else {})
         if last is not None and last.status == "done":
             fields["loss"] = round(last.result["loss"], 4)
-        self.out.progress(sum(r.flops for r in ended) / 1e9, sum(cell.flops for cell in self.cells) / 1e9, "GFLOP", "cells", **fields)
+        self.out.progress(sum(r.flops for r in ended) / 1e9, sum(cell.flops for cell in self.cells) / 1e9, "GFLOP", "runs", **fields)
 
     def forward(self, row: dict[str, Any]) -> None:
         """Progress of cells to whoever follows the sweep; their own logs stay in their folders."""
@@ -227,11 +229,11 @@ def cell_run(section: SweepConfig, recipe: Recipe, key: str, cell: Cell) -> RunS
     """A cell as a run of stage pretrain, on the tokens of the sweep, which is stage `key` of the recipe."""
     train = with_overrides(section.train, cell.overrides)
     values = {name: getattr(train, name) for name in type(train).model_fields}
-    pretrain = PretrainConfig.model_validate(values | {"score_documents": section.eval_documents})
+    pretrain = PretrainConfig.model_validate(values | {"score_documents": section.eval_documents, "score_tokens": 0})
     stages = {name: recipe.stages[name] for name in stages_for(recipe, [key]) if name != key}
     stages["pretrain"] = StageEntry("pretrain", recipe.registry.resolve("stages", "feeb/pretrain"), pretrain)  # type: ignore[arg-type]
     name = re.sub(r"[^\w.-]+", "-", f"{recipe.name}-{cell.name}")[:120]  # it becomes a folder's name
-    own = dataclasses.replace(recipe, name=name, stages=stages)
+    own = dataclasses.replace(recipe, name=name, stages=stages, changes=flat({"pretrain": cell.overrides}))
     return RunSpec(cell.name, own, ("pretrain",), "cell", cell.overrides, cell.flops, cell.budget, heldout=cell.heldout)
 
 
@@ -242,7 +244,7 @@ def planned_cells(recipe: Recipe, key: str, workspace: Workspace, built: Mapping
     needs = recipe.needs(key)
     if not {needs["tokens"], needs["tokenizer"]} <= {*built, *recipe.inputs}:
         number = len(section.planner.build().overrides())
-        return [unknown(f"{recipe.name}-cell{i + 1}", "pretrain", "the stages before it are not built yet") for i in range(number)]
+        return [unknown(f"{recipe.name}-run{i + 1}", "pretrain", "the stages before it are not built yet") for i in range(number)]
     vocab_size = read_json(finished_inputs(recipe, key, workspace, built)["tokens"].file("tokens.json"))["vocab_size"]
     cells = section.planner.build().plan(measure_with(section.train, vocab_size))
     return rows_of([cell_run(section, recipe, key, cell) for cell in cells], workspace, built)

@@ -11,13 +11,13 @@ import shutil
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
 from feebcore.artifacts import Artifact, StageOutput
 from feebcore.config import StageConfig
-from feebcore.errors import DataError, Interrupted, did_you_mean
+from feebcore.errors import DataError, Interrupted, did_you_mean, plural
 from feebcore.files import write_atomic, write_json
 from feebcore.parts import Part, PartKey
 from feebcore.protocols import Source
@@ -34,7 +34,11 @@ class DownloadConfig(StageConfig):
 
     sources: list[Annotated[Part, PartKey("sources")]] = Field(min_length=1, description="sources, e.g. [stdlib]")
     filters: list[Annotated[Part, PartKey("filters")]] = Field([], description="filter parts, applied in this order")
-    split_modulus: int = Field(10, ge=2, description="documents whose SHA-256 is 0 modulo this go to the validation split")
+    split: Literal["hash", "tail"] = Field(
+        "hash", description="what the validation split is: documents chosen by their hash, or the tail, the last tail_fraction of every source's text"
+    )
+    split_modulus: int = Field(10, ge=2, description="with split hash: documents whose SHA-256 is 0 modulo this go to the validation split")
+    tail_fraction: float = Field(0.1, gt=0, lt=1, description="with split tail: share of every source's text in the validation split, in bytes")
     validation_sources: list[str] = Field([], description="names of sources whose documents all go to the validation split: more validation sets")
 
 
@@ -78,36 +82,52 @@ def run(section: DownloadConfig, inputs: Mapping[str, Artifact], out: StageOutpu
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
     dropped: Counter[str] = Counter()
-    frame, provenance, num_read = _read_sources(section, out, work, dropped)
+    frame, read, num_read = _read_sources(section, out, work, dropped)
     filtered, statistics = _filter(section, out, frame, work, dropped)
     if num_read == sum(n for name, n in dropped.items() if name.startswith("filter ")):
         why = ", ".join(f"{name}: {n}" for name, n in dropped.items() if n)
         raise DataError(f"download: no document is left of {num_read} ({why}); loosen download.filters")
     tick = lambda share: _tick(out, share * num_read, num_read, "documents", "write")  # noqa: E731
-    table, digest = write_documents(filtered, out.path / "documents.parquet", work, section.split_modulus, tick, frozenset(section.validation_sources))
+    tail = section.tail_fraction if section.split == "tail" else 0.0
+    validation_sources = frozenset(section.validation_sources)
+    table, digest = write_documents(filtered, out.path / "documents.parquet", work, section.split_modulus, tick, validation_sources, tail)
     write_atomic(out.path / "documents.sha256", digest + "\n")
     out.content("documents.sha256")
     metrics = _metrics(table, dropped)
     if unknown := sorted(set(section.validation_sources) - set(table["source"])):
         raise DataError(f"download.validation_sources: no document has source {unknown[0]!r}; {did_you_mean(unknown[0], set(table['source']))}")
     if metrics["documents"] == metrics["val_documents"]:
-        raise DataError(f"download: all {metrics['documents']} documents fall into the validation split; add documents or raise download.split_modulus")
+        raise DataError(
+            f"download: every document ({metrics['documents']}) falls into the validation split, which leaves none to train on; {_remedy(section, 'raise')}"
+        )
     if not metrics["val_documents"]:
         out.log(
-            f"none of {metrics['documents']} documents falls into the validation split (SHA-256 is 0 mod {section.split_modulus}): there is no validation loss"
+            f"of {plural(metrics['documents'], 'document')} none falls into the validation split, so there is no validation loss; {_remedy(section, 'lower')}"
         )
     per_source = {name: {"documents": n, "bytes": size} for name, n, size in _per_source(table)}
-    write_json(out.path / "statistics.json", metrics | {"sources": per_source, "columns": statistics, "provenance": provenance})
+    write_json(out.path / "statistics.json", metrics | {"sources": per_source, "columns": statistics} | read)
     shutil.rmtree(work)
     return metrics
 
 
-def _read_sources(section: DownloadConfig, out: StageOutput, work: Path, dropped: Counter[str]) -> tuple[pl.LazyFrame, list[dict[str, Any]], int]:
-    """Fetch and read every source into one frame."""
+def _remedy(section: DownloadConfig, change: str) -> str:
+    """What fills an empty split."""
+    if section.split == "tail":
+        return f"add text, or {'raise' if change == 'lower' else 'lower'} download.tail_fraction ({section.tail_fraction})"
+    return (
+        f'set download.split: tail (the last {section.tail_fraction:.0%} of the text), or separator in the source (as "\\n\\n", documents between blank '
+        f"lines), or {change} download.split_modulus ({section.split_modulus})"
+    )
+
+
+def _read_sources(section: DownloadConfig, out: StageOutput, work: Path, dropped: Counter[str]) -> tuple[pl.LazyFrame, dict[str, Any], int]:
+    """Fetch and read every source into one frame. Returns it, what was read and what was left out, and the number of documents."""
     from feebcore.data.documents import DocumentSpool
+    from feebcore.data.file_listing import describe_skipped
 
     spool = DocumentSpool(work, "read")
-    provenance = []
+    provenance: list[dict[str, Any]] = []
+    left_out: list[dict[str, Any]] = []
     for number, part in enumerate(section.sources):
         folder = out.path / "raw" / f"{number}-{part.spec.name}"
         source: Source = part.build()
@@ -118,21 +138,24 @@ def _read_sources(section: DownloadConfig, out: StageOutput, work: Path, dropped
             spool.add(document)
             _tick(out, spool.num_bytes, 0, "bytes", f"read {part.name}", documents=spool.num_documents)
         if spool.num_documents == before:
-            seen = f"{spool.num_empty - empty} empty documents" if spool.num_empty > empty else "no documents"
-            left_out = "".join(f", {n} left out ({why})" for why, n in source.skipped.items())
-            raise DataError(f"download: source {part.name!r} has {seen}{left_out}; the corpus would be empty, check download.sources.{number}")
+            seen = plural(spool.num_empty - empty, "empty document") if spool.num_empty > empty else "no documents"
+            also = f", {describe_skipped(source.skipped)}" if source.skipped else ""
+            raise DataError(f"download: source {part.name!r} has {seen}{also}; the corpus would be empty, check download.sources.{number}")
         dropped["empty"] += spool.num_empty - empty
         if spool.num_unencodable > unencodable:
             dropped[f"{part.name}: lone surrogates"] += spool.num_unencodable - unencodable
         for why, n in source.skipped.items():
             dropped[f"{part.name}: {why}"] += n
-        if read := source.provenance():
-            provenance.append({"source": part.name} | read)
+            left_out.append({"source": part.name, "why": why, "number": n, "names": source.skipped.names.get(why, [])})
+        if source.skipped:
+            out.log(f"source {part.name}: {describe_skipped(source.skipped)}")
+        if origin := source.provenance():
+            provenance.append({"source": part.name} | origin)
         if not any(folder.iterdir()):
             folder.rmdir()
     if (out.path / "raw").is_dir() and not any((out.path / "raw").iterdir()):
         (out.path / "raw").rmdir()
-    return spool.scan(), provenance, spool.num_documents
+    return spool.scan(), {"provenance": provenance, "left_out": left_out}, spool.num_documents
 
 
 def _filter(section: DownloadConfig, out: StageOutput, frame: pl.LazyFrame, work: Path, dropped: Counter[str]) -> tuple[Path, dict[str, Any]]:
@@ -140,7 +163,7 @@ def _filter(section: DownloadConfig, out: StageOutput, frame: pl.LazyFrame, work
     of the numeric columns that filters added."""
     import polars as pl
 
-    from feebcore.data.documents import RAW, rows_per_group, write_parquet
+    from feebcore.data.documents import RAW, rows_per_group, scan_parquet, write_parquet
 
     path = work / "filtered-0.parquet"
     num_rows, num_bytes = frame.select(pl.len(), pl.col("num_bytes").sum()).collect().row(0)
@@ -149,7 +172,7 @@ def _filter(section: DownloadConfig, out: StageOutput, frame: pl.LazyFrame, work
     height = _height(path)
     for number, part in enumerate(section.filters, 1):
         _tick(out, number - 1, len(section.filters), "filters", "filter")
-        frame = part.build()(pl.scan_parquet(path))
+        frame = part.build()(scan_parquet(path))
         missing = set(RAW) - set(frame.collect_schema())
         if missing:
             raise DataError(f"download: filter {part.name!r} lost column {', '.join(sorted(missing))}; filters keep text, source, key and num_bytes")
@@ -160,10 +183,10 @@ def _filter(section: DownloadConfig, out: StageOutput, frame: pl.LazyFrame, work
         dropped[f"filter {part.name}"] += before - height
         if before and not height:
             break
-    extra = [name for name, kind in pl.scan_parquet(path).collect_schema().items() if name not in RAW and kind.is_numeric()]
+    extra = [name for name, kind in scan_parquet(path).collect_schema().items() if name not in RAW and kind.is_numeric()]
     columns: dict[str, Any] = {}
     for name in extra:
-        column = pl.read_parquet(path, columns=[name])[name].cast(pl.Float64)
+        column = scan_parquet(path).select(name).collect()[name].cast(pl.Float64)
         quantiles = {f"p{q}": column.quantile(q / 100) for q in (1, 5, 25, 50, 75, 95, 99)}
         columns[name] = {"mean": column.mean(), "min": column.min(), "max": column.max()} | quantiles
     return path, columns
@@ -172,7 +195,9 @@ def _filter(section: DownloadConfig, out: StageOutput, frame: pl.LazyFrame, work
 def _height(path: Path) -> int:
     import polars as pl
 
-    return int(pl.scan_parquet(path).select(pl.len()).collect().item())
+    from feebcore.data.documents import scan_parquet
+
+    return int(scan_parquet(path).select(pl.len()).collect().item())
 
 
 def _per_source(table: pl.DataFrame) -> list[tuple[str, int, int]]:

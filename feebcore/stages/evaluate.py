@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from feebcore.artifacts import Artifact, StageOutput, read_artifact
-from feebcore.config import Execution, StageConfig
+from feebcore.config import DETERMINISTIC, Execution, StageConfig
 from feebcore.errors import DataError, Interrupted, did_you_mean
 from feebcore.files import read_json, write_json
 from feebcore.parts import Part, PartKey, default_part
@@ -38,7 +38,7 @@ class EvaluateConfig(StageConfig):
 
     device: Execution[Literal["auto", "cpu", "cuda"]] = Field("auto", description="auto: CUDA if available")
     threads: Execution[Annotated[int, Field(ge=0)]] = Field(0, description="CPU threads; 0: every CPU this process may use")
-    deterministic: Execution[bool] = Field(True, description="deterministic algorithms")
+    deterministic: Execution[bool | Literal["auto"]] = Field("auto", description=DETERMINISTIC)
 
 
 PART = StageSpec(
@@ -99,7 +99,7 @@ def run(section: EvaluateConfig, inputs: Mapping[str, Artifact], out: StageOutpu
     models = [name for name, artifact in inputs.items() if "model" in artifact.makes and name != "tokens"]
     todo = [(stage, name) for stage in models for name in benchmarks if stage in section.models.get(name, models)]
     (out.path / "parts").mkdir(exist_ok=True)
-    with execution(section.threads, section.deterministic):
+    with execution(section.threads, section.deterministic, device):
         _run_missing(todo, benchmarks, section, inputs, out, str(device), precision)
     parts = {(stage, name): read_json(_part_file(out.path, stage, name)) for stage, name in todo}
     collect = lambda key: {n: {s: parts[s, n][key] for s in models if (s, n) in parts} for n in benchmarks}  # noqa: E731
@@ -148,7 +148,7 @@ def _run_missing(
             store = _validation_tokens(inputs, stage) if "tokens" in inputs else None
             target = EvaluatedModel(stage, load_model(folder, device), load_tokenizer(folder / "tokenizer"), store, device, precision, section.seed)
         started = time.monotonic()
-        result = dict(benchmarks[name].build().run(dataclasses.replace(target, progress=progress)))
+        result = dict(benchmarks[name].build().run(dataclasses.replace(target, progress=progress, log=out.log)))
         seconds = round(time.monotonic() - started, 2)
         samples = result.pop("samples", [])
         write_json(_part_file(out.path, stage, name), {"result": result, "samples": samples, "seconds": seconds})
@@ -182,4 +182,10 @@ def _part_file(folder: Path, stage: str, benchmark: str) -> Path:
 def _in_words(result: Mapping[str, Any]) -> str:
     from feebcore.evaluate.benchmark import intervals
 
-    return ", ".join(f"{metric} {entry['value']:.4g}" for metric, entry in intervals(result).items()) or "done"
+    return (
+        ", ".join(
+            f"{metric} {entry['value']:.4g} (n {entry['n']})" if "n" in entry else f"{metric} {entry['value']:.4g}"
+            for metric, entry in intervals(result).items()
+        )
+        or "done"
+    )

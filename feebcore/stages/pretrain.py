@@ -75,6 +75,16 @@ def run(section: PretrainConfig, inputs: Mapping[str, Artifact], out: StageOutpu
     out.content("model/*")
     tokenizer = inputs["tokenizer"].file("tokenizer")
     validation = val if val.num_documents else None
-    trained = train_model(section, data, validation, tokenizer, out.path, out, vocab_size=train.vocab_size, score_documents=section.score_documents)
+    trained = train_model(
+        section,
+        data,
+        validation,
+        tokenizer,
+        out.path,
+        out,
+        vocab_size=train.vocab_size,
+        score_documents=section.score_documents,
+        score_tokens=section.score_tokens,
+    )
     steps = round(trained.metrics["tokens"] / (section.batch_size * section.seq_len))  # of this size of batch; a branch's trunk may have had another
     return trained.metrics | {"data": data.statistics(steps)}

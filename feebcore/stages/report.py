@@ -35,7 +35,7 @@ def run(section: ReportConfig, inputs: Mapping[str, Artifact], out: StageOutput)
     def tick(done: int, total: int) -> None:
         if out.stop_requested:
             raise Interrupted("report: stopped; run it again")
-        out.progress(done, total, "figures", "report")
+        out.progress(done, total, "", "report")
 
     recipe, environment = (read_json(out.path / name) if (out.path / name).exists() else {} for name in ("recipe.json", "environment.json"))
     metrics = build_report(inputs, out.path, recipe, environment, tick)

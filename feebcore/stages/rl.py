@@ -56,7 +56,7 @@ def run(section: RlConfig, inputs: Mapping[str, Artifact], out: StageOutput) -> 
 
     source = inputs["model"].file("model")
     device = resolve_device(section.device)
-    with execution(section.threads, section.deterministic):
+    with execution(section.threads, section.deterministic, device):
         model = load_model(source, device)
         tokenizer = load_tokenizer(source / "tokenizer")
         trainer = RlTrainer(section, model, tokenizer, section.task.build(), out.path, out, device)

@@ -39,7 +39,7 @@ def run(section: SftConfig, inputs: Mapping[str, Artifact], out: StageOutput) ->
     from feebcore.model.io import load_model
     from feebcore.model.precision import autocast, execution, resolve_device
     from feebcore.rl.examples import Examples, train_section
-    from feebcore.rl.tasks import evaluate_task, held_out_problems
+    from feebcore.rl.tasks import evaluate_task, held_out_problems, too_few_problems
     from feebcore.train.pretrain import train_model
 
     source = inputs["model"].file("model")
@@ -51,11 +51,18 @@ def run(section: SftConfig, inputs: Mapping[str, Artifact], out: StageOutput) ->
     settings = train_section(section, source, data.width)
     result = train_model(settings, data, None, source / "tokenizer", out.path, out, vocab_size=model.vocab_size, model=model, final_score=False, name="sft")
     problems = held_out_problems(task, section.eval_prompts)
+    if warning := too_few_problems(section.task.name, problems, section.eval_prompts):
+        out.log(warning)
     accuracies = {}
-    with execution(section.threads, section.deterministic), autocast(result.metrics["precision"], device):
+    with execution(section.threads, section.deterministic, device), autocast(result.metrics["precision"], device):
         for name, greedy in (("accuracy_sampled", False), ("accuracy_greedy", True)):
             evaluated = evaluate_task(result.model, tokenizer, task, problems, greedy, seed=section.seed)  # type: ignore[arg-type]
             accuracies[name] = {k: v for k, v in evaluated.items() if k != "samples"}
+    out.log(f"task {section.task.name}: {_shown(accuracies['accuracy_sampled'])} sampled, {_shown(accuracies['accuracy_greedy'])} greedy")
     out.content("model/*")
     training = {k: result.metrics[k] for k in ("steps", "final_loss", "tokens", "seconds") if k in result.metrics}
     return training | {"examples": section.max_steps * section.batch_size} | accuracies
+
+
+def _shown(accuracy: Mapping[str, Any]) -> str:
+    return f"{accuracy['value']:.1%} ({accuracy['low']:.1%} to {accuracy['high']:.1%}) of {accuracy['n']} held-out problems"

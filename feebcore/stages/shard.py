@@ -14,7 +14,7 @@ from pydantic import Field, field_validator
 
 from feebcore.artifacts import Artifact, StageOutput
 from feebcore.config import Execution, StageConfig
-from feebcore.errors import DataError, Interrupted
+from feebcore.errors import DataError, Interrupted, plural
 from feebcore.files import write_json
 from feebcore.specs import Need, StageSpec
 
@@ -123,7 +123,9 @@ def _describe(documents: Path) -> tuple[pl.DataFrame, list[str]]:
     """One row a document: num_bytes int64, validation bool, source uint16 (a number into the sorted names, returned too)."""
     import polars as pl
 
-    scan = pl.scan_parquet(documents)
+    from feebcore.data.documents import scan_parquet
+
+    scan = scan_parquet(documents)
     sources = scan.select(pl.col("source").unique()).collect(engine="streaming")["source"].sort().to_list()
     code = pl.col("source").replace_strict(sources, range(len(sources)), return_dtype=pl.UInt16)
     return scan.select("num_bytes", (pl.col("split") == "validation").alias("validation"), code).collect(engine="streaming"), sources
@@ -167,5 +169,7 @@ def _write_split(
         writer.append_ids(encoded.ids, encoded.lengths)
         done_bytes += encoded.num_bytes
         if out.stop_requested:
-            raise Interrupted(f"shard: stopped after {writer.next_document} documents of {writer.split}; run again to continue at the last whole shard")
+            raise Interrupted(
+                f"shard: stopped after {plural(writer.next_document, 'document')} of {writer.split}; run again to continue at the last whole shard"
+            )
         out.progress(done_bytes, total_bytes, "bytes", "encode", documents=writer.next_document)

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,10 +25,11 @@ from typing import Any, Protocol
 
 from feebcore.artifacts import Artifact, Workspace, read_artifact
 from feebcore.errors import ArtifactError, Diverged, FeebError, Interrupted, StageFailed
+from feebcore.hardware import cuda_devices
 from feebcore.recipe import Recipe
 from feebcore.run.build import build
 from feebcore.run.plan import PlanItem, plan_stage
-from feebcore.run.processes import SECONDS_TO_SAVE, num_ranks, running
+from feebcore.run.processes import SECONDS_TO_SAVE, how_it_ended, memory_hint, num_ranks, running
 
 ProgressFn = Callable[[dict[str, Any]], None]
 
@@ -173,7 +174,7 @@ class _Worker:
         if item.artifact is not None:
             return item.artifact
         request = {"recipe": recipe.resolved(), "path": str(recipe.path), "stage": stage, "workspace": str(workspace.root), "fingerprint": item.fingerprint}
-        request["built"] = {name: str(artifact.path) for name, artifact in built.items()}
+        request |= {"changes": recipe.changes, "built": {name: str(artifact.path) for name, artifact in built.items()}}
         self.asked, self.deadline = False, float("inf")
         with running(self):
             with contextlib.suppress(BrokenPipeError):
@@ -189,7 +190,8 @@ class _Worker:
         kinds: dict[str, type[FeebError]] = {kind.__name__: kind for kind in (Interrupted, ArtifactError, Diverged)}
         if outcome["error"] in kinds:
             raise kinds[outcome["error"]](outcome["message"])
-        raise StageFailed(f"{outcome['message']}{self._where(stage, item, workspace)}")
+        log = self._log_of(stage, item, workspace)
+        raise StageFailed(f"{outcome['message']}{memory_hint(outcome['message'])}{_where(log)}", log)
 
     def ask(self) -> None:
         """SIGTERM, with SECONDS_TO_SAVE seconds to end in; asked again, none."""
@@ -235,28 +237,25 @@ class _Worker:
             os.killpg(self._process.pid, signal.SIGKILL)  # what it had started
         if self.asked:
             return Interrupted(f"stage {stage} was stopped; what it had saved is kept, run the same command again to continue")
-        how = f"was killed by signal {-code}" + (" (out of memory?)" if code == -signal.SIGKILL else "") if code < 0 else f"ended with status {code}"
         self._log.seek(0)
         tail = self._log.read().decode(errors="replace").strip().splitlines()
-        return StageFailed(f"{stage}: the worker {how}{self._where(stage, item, workspace)}" + "".join(f"\n{line}" for line in tail[-20:]))
+        return StageFailed(
+            f"{stage}: the worker {how_it_ended(code)}{_where(self._log_of(stage, item, workspace))}" + "".join(f"\n{line}" for line in tail[-20:])
+        )
 
-    def _where(self, stage: str, item: PlanItem, workspace: Workspace) -> str:
+    def _log_of(self, stage: str, item: PlanItem, workspace: Workspace) -> Path | None:
         logs = [folder / "log.txt" for folder in workspace.folders(stage, item.fingerprint)]
-        return f" (log: {logs[0]})" if logs and logs[0].exists() else ""
+        return logs[0] if logs and logs[0].exists() else None
+
+
+def _where(log: Path | None) -> str:
+    return f" (log: {log})" if log else ""
 
 
 def _environment(jobs: int, device: str | None) -> dict[str, str]:
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     shared = {"OMP_NUM_THREADS": str(max(1, cpus // jobs))} if jobs > 1 else {}
-    return shared | dict(os.environ) | ({"CUDA_VISIBLE_DEVICES": device} if device is not None else {})
-
-
-def cuda_devices() -> Sequence[str]:
-    """The CUDA devices that this process may use, as CUDA_VISIBLE_DEVICES names them; found without torch."""
-    if "CUDA_VISIBLE_DEVICES" in os.environ:
-        return [name for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name.strip() not in ("", "-1")]
-    folder = Path("/proc/driver/nvidia/gpus")
-    return [str(i) for i in range(len(list(folder.iterdir())))] if folder.is_dir() else []
+    return shared | dict(os.environ) | {"PYTHONIOENCODING": "utf-8:backslashreplace"} | ({"CUDA_VISIBLE_DEVICES": device} if device is not None else {})
 
 
 def _lease_device(on_progress: ProgressFn) -> tuple[str, int]:
@@ -346,4 +345,4 @@ def current_execution() -> Execution:
     return _execution.get()
 
 
-__all__ = ["Around", "Execution", "Executor", "InProcess", "OwnProcesses", "ProgressFn", "WarmWorkers", "cuda_devices", "current_execution", "executing"]
+__all__ = ["Around", "Execution", "Executor", "InProcess", "OwnProcesses", "ProgressFn", "WarmWorkers", "current_execution", "executing"]

@@ -23,6 +23,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -55,7 +56,7 @@ CREATE TABLE IF NOT EXISTS runs (
 CREATE TABLE IF NOT EXISTS dependencies (name TEXT NOT NULL, after TEXT NOT NULL, PRIMARY KEY (name, after)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS runs_by_id ON runs (id);
 CREATE INDEX IF NOT EXISTS runs_by_position ON runs (position);
-CREATE INDEX IF NOT EXISTS runs_ready ON runs (failures, priority DESC, position) WHERE status = 'planned' AND waiting = 0;
+CREATE INDEX IF NOT EXISTS runs_ready ON runs (failures, priority DESC, attempts, position) WHERE status = 'planned' AND waiting = 0;
 CREATE INDEX IF NOT EXISTS runs_leased ON runs (owner, lease_until) WHERE status = 'leased';
 CREATE INDEX IF NOT EXISTS dependents ON dependencies (after, name);
 """
@@ -111,13 +112,14 @@ class Ledger:
     def lease(self, owner: str, seconds: float = 120.0) -> RunRecord | None:
         """The next run that is planned and waits for none, or whose holder's lease is over or process gone; None when there is none.
 
-        The order: those that failed less often first, then by priority, then as planned. The caller owns the run until
-        `seconds` from now; `renew` prolongs.
+        The order: those that failed less often first, then by priority, then those that took fewer processes with them (one that
+        ends the study's own process does not keep the others waiting), then as planned. The caller owns the run until `seconds`
+        from now; `renew` prolongs.
         """
         with self._transaction():
             self._reclaim()
             row = self._connection.execute(
-                "SELECT name, id FROM runs WHERE status = 'planned' AND waiting = 0 ORDER BY failures, priority DESC, position LIMIT 1"
+                "SELECT name, id FROM runs WHERE status = 'planned' AND waiting = 0 ORDER BY failures, priority DESC, attempts, position LIMIT 1"
             ).fetchone()
             if row is None:
                 return None
@@ -135,7 +137,8 @@ class Ledger:
         """Give a leased run back unfinished, so that the next `lease` may take it at once."""
         with self._transaction():
             self._connection.execute(
-                f"UPDATE runs SET {_FREE} WHERE id = (SELECT id FROM runs WHERE name = ?) AND owner = ? AND status = 'leased'", (name, owner)
+                f"UPDATE runs SET {_FREE}, attempts = attempts - 1 WHERE id = (SELECT id FROM runs WHERE name = ?) AND owner = ? AND status = 'leased'",
+                (name, owner),
             )
 
     def expire(self, everyone: bool = False) -> list[str]:
@@ -203,11 +206,8 @@ class Ledger:
         self.close()
 
     def _create(self) -> None:
-        version = self._connection.execute("PRAGMA user_version").fetchone()[0]
-        tables = self._connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]
-        if tables and version != FORMAT:
-            raise ArtifactError(f"ledger {self.path} has format {version or 1}, this feeb writes {FORMAT}; remove the file, finished runs are found again")
-        with self._transaction():
+        with self._transaction():  # another process may be making the same file
+            _check_format(self._connection, self.path)
             for statement in filter(str.strip, _SCHEMA.split(";")):
                 self._connection.execute(statement)
             self._connection.execute(f"PRAGMA user_version = {FORMAT}")
@@ -286,13 +286,37 @@ class Ledger:
                 raise
             self._connection.execute("COMMIT")
 
-    @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.Error as error:
-            what = "the disk is full; free some space and run the same command again" if "full" in str(error) else str(error)
-            raise ArtifactError(f"ledger {self.path}: {what}") from error
+    def _explained(self) -> contextlib.AbstractContextManager[None]:
+        return _explained(self.path)
+
+
+def read_records(path: Path) -> list[RunRecord]:
+    """Every run of the ledger at `path` in the order it was planned, without writing to it; one whose holder is gone is planned. None where
+    there is no file. Raises ArtifactError for a damaged file or another format."""
+    if not path.exists():
+        return []
+    with _explained(path), contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", timeout=60, uri=True)) as connection:
+        connection.row_factory = sqlite3.Row
+        _check_format(connection, path)
+        records = [_as_record(row) for row in connection.execute("SELECT * FROM runs ORDER BY position").fetchall()]
+    lost = {owner for owner in {r.owner for r in records if r.status == "leased"} if _gone(owner)}
+    return [replace(r, status="planned") if r.status == "leased" and (r.owner in lost or r.lease_until <= time.time()) else r for r in records]
+
+
+def _check_format(connection: sqlite3.Connection, path: Path) -> None:
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    tables = connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]
+    if tables and version != FORMAT:
+        raise ArtifactError(f"ledger {path} has format {version or 1}, this feeb writes {FORMAT}; remove the file, finished runs are found again")
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        what = "the disk is full; free some space and run the same command again" if "full" in str(error) else str(error)
+        raise ArtifactError(f"ledger {path}: {what}") from error
 
 
 _FREE = "status = 'planned', owner = '', lease_until = 0"
@@ -309,7 +333,7 @@ def _machine() -> str:
     """Host, boot and process namespace: where a pid means something. The boot tells cloned machines of one name apart."""
     boot, namespace = "", ""
     with contextlib.suppress(OSError):
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
         namespace = os.readlink("/proc/self/ns/pid").strip("pid:[]")
     return f"{socket.gethostname()}/{boot}/{namespace}"
 
@@ -317,7 +341,7 @@ def _machine() -> str:
 def _start_time(pid: int) -> str:
     """Clock ticks from boot to the start of a process; '' where /proc does not tell. Raises ProcessLookupError."""
     try:
-        with open(f"/proc/{pid}/stat") as stream:
+        with open(f"/proc/{pid}/stat", encoding="utf-8") as stream:
             fields = stream.read().rpartition(")")[2].split()
     except FileNotFoundError:
         os.kill(pid, 0)  # raises ProcessLookupError when there is no such process

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from feebcore.artifacts import MANIFEST, Artifact, Workspace
-from feebcore.errors import Diverged, FeebError, Interrupted
+from feebcore.errors import Diverged, FeebError, Interrupted, plural
 from feebcore.recipe import Recipe
-from feebcore.run.plan import plan_stage
+from feebcore.run.plan import plan_stage, reused_from_another_feeb
 from feebcore.run.processes import SAME_REQUEST, stop_running
 from feebcore.study.executors import Execution, ProgressFn, current_execution
 from feebcore.study.ledger import LeaseLost, Ledger, this_owner
@@ -39,6 +39,9 @@ proposed again as they were. Called at the beginning and whenever a run has ende
 
 Recorder = Callable[[RunSpec, Mapping[str, Artifact]], Mapping[str, Any]]
 """`record(spec, artifacts)`: what the ledger keeps of a run, as JSON values. Raises Diverged when its number is none to use."""
+
+_advised: set[Path] = set()
+"""Reused artifacts that advice was given on, once a process: a study reuses its shared stages for every run."""
 
 STOPPED = "stopped; what is finished is kept, run the same command again to continue"
 
@@ -192,7 +195,7 @@ class _Study:
             elif isinstance(outcome, Exception):
                 reason = str(outcome) if isinstance(outcome, FeebError) else f"{type(outcome).__name__}: {outcome}"
                 final = self.ledger.fail(name, reason, self.owner, self.max_attempts)
-                what = f"failed {self.max_attempts} times" if final else "failed and will be retried"
+                what = f"failed {plural(self.max_attempts, 'time')}" if final else "failed and will be retried"
                 self.on_progress({"kind": "log", "time": time.time(), "text": f"{name} {what}: {reason}"})
             else:
                 self.ledger.done(name, outcome, self.owner)
@@ -253,6 +256,10 @@ def build_stages(
         item = plan_stage(recipe, stage, workspace, artifacts)
         head = {"time": time.time(), "run": run, "stage": stage}
         on_progress({"kind": "stage", **head, "status": item.status, "index": index, "total": len(order)})
+        if item.artifact is not None and item.artifact.path not in _advised:
+            _advised.add(item.artifact.path)
+            if advice := reused_from_another_feeb([item.artifact]):
+                on_progress({"kind": "log", **head, "text": advice})
         began = time.monotonic()
 
         def make(listener: ProgressFn, stage: str = stage, finished: Artifact | None = item.artifact) -> Artifact:
@@ -299,6 +306,11 @@ def _stopping_on_signals(asked: threading.Event, in_caller: bool) -> Iterator[No
 
 def open_ledger(workspace: Workspace, name: str, identity: str) -> Ledger:
     """The ledger of a study that has no folder of its own: `<workspace>/.studies/<name>-<identity>.sqlite`."""
-    folder: Path = workspace.root / ".studies"
-    folder.mkdir(parents=True, exist_ok=True)
-    return Ledger(folder / f"{name}-{identity}.sqlite")
+    path = ledger_of(workspace, name, identity)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return Ledger(path)
+
+
+def ledger_of(workspace: Workspace, name: str, identity: str) -> Path:
+    """Where `open_ledger` keeps it."""
+    return workspace.root / ".studies" / f"{name}-{identity}.sqlite"

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from feebcore.artifacts import Artifact, Workspace
+from feebcore.errors import plural
 from feebcore.files import digest_of
 from feebcore.recipe import Recipe
 from feebcore.run.inputs import find_input
@@ -43,7 +44,7 @@ class RunSpec:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One run as the ledger has it. id: see `run_id`. lease_until: Unix time. attempts: how often it was leased. failures: how
+    """One run as the ledger has it. id: see `run_id`. lease_until: Unix time. attempts: how often it was leased and not given back. failures: how
     often it failed since it was planned or requeued. result: what `done` was given. reason: why it failed or diverged."""
 
     name: str
@@ -97,4 +98,8 @@ def run_id(recipe: Recipe, stages: Iterable[str], workspace: Workspace, built: M
 
 def missing(records: Iterable[RunRecord]) -> list[str]:
     """A sentence for each run without a result: one that failed for good. A run that diverged has one: that it did."""
-    return [f"{r.name} failed {r.failures} times: {r.reason.splitlines()[0] if r.reason else 'no reason is known'}" for r in records if r.status == "failed"]
+    return [
+        f"{r.name} failed {plural(r.failures, 'time')}: {r.reason.splitlines()[0] if r.reason else 'no reason is known'}"
+        for r in records
+        if r.status == "failed"
+    ]

@@ -9,6 +9,7 @@ from feebcore.artifacts import Workspace, read_artifact
 from feebcore.errors import Diverged, FeebError, StageFailed
 from feebcore.files import digest_of
 from feebcore.recipe import Recipe
+from feebcore.run.contracts import require_checked
 from feebcore.study.executors import Execution, Executor, ProgressFn, current_execution
 from feebcore.study.run import build_stages, open_ledger, run_study, stage_result
 from feebcore.study.runs import RunSpec, run_id
@@ -18,13 +19,14 @@ Results = dict[str, dict[str, dict[str, Any]]]
 
 
 def run_variants(
-    recipes: Sequence[Recipe], stages: Sequence[str] | None, workspace: Workspace, on_progress: ProgressFn, alone: Executor
+    recipes: Sequence[Recipe], stages: Sequence[str] | None, workspace: Workspace, on_progress: ProgressFn, alone: Executor, unchecked: bool = False
 ) -> tuple[Results, dict[str, FeebError]]:
     """Build `stages` (None: all) of every recipe, and what they need; results and failures by run.
 
     One recipe is no study: `alone` builds it, and what it raises is raised. Of several, one that fails does not end the others.
-    Raises Interrupted when asked to stop.
+    unchecked: also with parts of plugins that fail their contract. Raises Interrupted when asked to stop, PluginError for such a part.
     """
+    require_checked(recipes, stages, workspace, on_progress, unchecked)
     results: Results = {recipe.name: {} for recipe in recipes}
 
     def follow(row: dict[str, Any]) -> None:

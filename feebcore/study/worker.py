@@ -53,7 +53,7 @@ def main(requests: int, replies: int) -> int:
 def _serve(request: dict[str, Any], reply: Any) -> None:
     with contextlib.ExitStack() as stack:
         try:
-            recipe = from_resolved(request["recipe"], Path(request["path"]))
+            recipe = from_resolved(request["recipe"], Path(request["path"]), changes=request["changes"])
             built = {}
             for stage, path in request["built"].items():
                 artifact = read_artifact(Path(path))

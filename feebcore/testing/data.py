@@ -17,7 +17,7 @@ from feebcore.data.store import TokenStore
 from feebcore.data.store_writer import SplitWriter
 from feebcore.parts import resolve_part
 from feebcore.protocols import PackedSequences
-from feebcore.testing.framework import Candidate, check, require
+from feebcore.testing.framework import Candidate, check, require, skip
 
 TEXTS = [
     "def add(a, b):\n    return a + b\n",
@@ -40,12 +40,14 @@ def arbitrary_texts(number: int = 60) -> list[str]:
 def train_tokenizer(subject: Candidate, folder: Path) -> Any:
     small = {"vocab_size": 300} if "vocab_size" in subject.spec.config.model_fields else {}
     part = resolve_part("tokenizers", subject.part.dump() | small, subject.registry)
-    texts = [*TEXTS * 20, Path(__file__).read_text()]
+    texts = [*TEXTS * 20, Path(__file__).read_text(encoding="utf-8")]
     return part.build().train(lambda: iter(texts), folder, lambda done, total: None)
 
 
 @check(
-    "tokenizers", meaning="Text is lost or changed, so bits per byte is a number about other text; look for normalization, stripped spaces or unknown tokens."
+    "tokenizers",
+    quick=True,
+    meaning="Text is lost or changed, so bits per byte is a number about other text; look for normalization, stripped spaces or unknown tokens.",
 )
 def text_round_trip(subject: Candidate) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -54,7 +56,7 @@ def text_round_trip(subject: Candidate) -> None:
             require(tokenizer.decode(tokenizer.encode(text)) == text, f"{text[:40]!r} comes back as {tokenizer.decode(tokenizer.encode(text))[:40]!r}")
 
 
-@check("tokenizers", meaning="Text that looks like a special token becomes one, so a document can end itself or inject a role.")
+@check("tokenizers", quick=True, meaning="Text that looks like a special token becomes one, so a document can end itself or inject a role.")
 def no_injection(subject: Candidate) -> None:
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = train_tokenizer(subject, Path(folder))
@@ -66,7 +68,7 @@ def no_injection(subject: Candidate) -> None:
             require(all(0 <= i < tokenizer.vocab_size for i in ids), f"{text[:40]!r} has an id outside 0..{tokenizer.vocab_size - 1}")
 
 
-@check("tokenizers", meaning="Encoding many texts at once differs from one at a time, so shards and prompts disagree.")
+@check("tokenizers", quick=True, meaning="Encoding many texts at once differs from one at a time, so shards and prompts disagree.")
 def batch_equals_single(subject: Candidate) -> None:
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = train_tokenizer(subject, Path(folder))
@@ -106,7 +108,7 @@ def lone_surrogates_are_refused(subject: Candidate) -> None:
             require(False, f"{text!r} is encoded as {list(ids)[:8]}; raise UnicodeEncodeError, as str.encode does")
 
 
-@check("tokenizers", meaning="A tokenizer differs after saving and loading, so ids lose their meaning.")
+@check("tokenizers", quick=True, meaning="A tokenizer differs after saving and loading, so ids lose their meaning.")
 def tokenizer_saves_and_loads(subject: Candidate) -> None:
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = train_tokenizer(subject, Path(folder))
@@ -142,7 +144,7 @@ def all_sequences(subject: Candidate, store: TokenStore, seq_len: int) -> Packed
     return packing.sequences(np.arange(packing.num_sequences))
 
 
-@check("packings", meaning="A model learns to predict something that is not the next token; look for off-by-one cuts and pieces put side by side.")
+@check("packings", quick=True, meaning="A model learns to predict something that is not the next token; look for off-by-one cuts and pieces put side by side.")
 def targets_follow_inputs(subject: Candidate) -> None:
     with small_store() as store:
         flat = store.read(0, store.num_tokens).astype(np.int64)
@@ -162,7 +164,7 @@ def targets_follow_inputs(subject: Candidate) -> None:
             require(len(np.unique(text)) == len(text), f"{len(text) - len(np.unique(text))} tokens are a target twice in an epoch")
 
 
-@check("packings", meaning="A sequence depends on what it is asked together with, so ranks and resumed runs see other data.")
+@check("packings", quick=True, meaning="A sequence depends on what it is asked together with, so ranks and resumed runs see other data.")
 def packing_is_stateless(subject: Candidate) -> None:
     with small_store() as store:
         whole = all_sequences(subject, store, 16)
@@ -176,14 +178,14 @@ def packing_is_stateless(subject: Candidate) -> None:
                 require(value is None or np.array_equal(value, expected[piece]), f"{name} of sequence {piece[0]} depends on the sequences asked with it")
 
 
-@check("packings", meaning="Documents leak into each other, though doc_ids promise they do not.")
+@check("packings", quick=True, meaning="Documents leak into each other, though doc_ids promise they do not.")
 def packing_isolates_documents(subject: Candidate) -> None:
     masked = {"document_mask": True} if "document_mask" in subject.spec.config.model_fields else {}
     part = dataclasses.replace(subject.part, config=subject.part.config.model_copy(update=masked))
     with small_store() as store:
         packed = all_sequences(dataclasses.replace(subject, part=part), store, 16)
         if packed.doc_ids is None:
-            return
+            skip("it gives no doc_ids, so it promises no isolation")
         flat = store.read(0, store.num_tokens)
         document = np.full(VOCAB, -1)
         document[flat] = np.searchsorted(store.doc_offsets, np.arange(len(flat)), side="right") - 1
@@ -204,13 +206,13 @@ def packing_isolates_documents(subject: Candidate) -> None:
                 require(not len(across), f"a target of sequence {row} lies in another document than its input")
 
 
-@check("packings", meaning="The reported padding or dropped fraction is wrong.")
+@check("packings", quick=True, meaning="The reported padding or dropped fraction is wrong.")
 def packing_statistics_are_right(subject: Candidate) -> None:
     with small_store() as store:
         packing = subject.part.build(store=store, seq_len=16)
         statistics = packing.statistics
         if not statistics:
-            return
+            skip("it reports no statistics")
         packed = packing.sequences(np.arange(packing.num_sequences))
         flat = store.read(0, store.num_tokens).astype(np.int64)
         held = np.isin(flat, packed.tokens[packed.tokens > EOS])
@@ -233,6 +235,7 @@ def packing_statistics_are_right(subject: Candidate) -> None:
 
 @check(
     "data_orders",
+    quick=True,
     meaning="Training fails late, or a resumed run sees other data: a data order must return valid sequence indices, deterministically for every sample index.",
 )
 def order_works_in_the_loader(subject: Candidate) -> None:
@@ -249,11 +252,11 @@ def order_works_in_the_loader(subject: Candidate) -> None:
         require(np.array_equal(data.data_order(samples[777:779]), sequences[777:779]), "asking for few samples gives other sequences")
 
 
-@check("data_orders", meaning="Some sequences are seen twice and some never; an order must visit each once per epoch.")
+@check("data_orders", quick=True, meaning="Some sequences are seen twice and some never; an order must visit each once per epoch.")
 def each_sequence_once(subject: Candidate) -> None:
     assert issubclass(subject.spec.config, DataOrderConfig)
     if subject.spec.config.repeats:
-        return  # curricula and mixtures that say so
+        skip("its options say `repeats`")
     for sequences in (1, 2, 37, 256):
         order = subject.part.build(num_sequences=sequences, seed=3)
         for epoch in range(2):
@@ -261,7 +264,7 @@ def each_sequence_once(subject: Candidate) -> None:
             require(sorted(seen.tolist()) == list(range(sequences)), f"epoch {epoch} of {sequences} sequences is not a permutation")
 
 
-@check("data_orders", meaning="A sequence depends on what was asked before, so a resumed run sees other data.")
+@check("data_orders", quick=True, meaning="A sequence depends on what was asked before, so a resumed run sees other data.")
 def order_is_stateless(subject: Candidate) -> None:
     order, again = (subject.part.build(num_sequences=100, seed=3) for _ in range(2))
     whole = order(np.arange(150))
@@ -269,7 +272,7 @@ def order_is_stateless(subject: Candidate) -> None:
     require(np.array_equal(whole, np.concatenate([pieces[10:], pieces[:10]])), "asking in other pieces gives other sequences")
 
 
-@check("filters", meaning="The filter changes the columns, or its result depends on the batch size.")
+@check("filters", quick=True, meaning="The filter changes the columns, or its result depends on the batch size.")
 def filter_keeps_the_schema(subject: Candidate) -> None:
     import polars as pl
 
@@ -281,3 +284,24 @@ def filter_keeps_the_schema(subject: Candidate) -> None:
     require(set(frame.columns) <= set(filtered.columns), f"columns {filtered.columns}")
     again = subject.part.build()(filtered.select(frame.columns).lazy()).collect()
     require(again.height == filtered.height, f"run on its own result it keeps {again.height} of {filtered.height}")
+
+
+@check(
+    "filters",
+    quick=True,
+    meaning="The filter changes text, but num_bytes still counts the old text, so bytes of the corpus are wrong; set it to the UTF-8 length of the new text.",
+)
+def sizes_follow_the_text(subject: Candidate) -> None:
+    import polars as pl
+
+    lines = [
+        "  Spaces around, and\ttabs.  ",
+        "UPPER and lower, naïve café, 東京",
+        "See https://example.org or a@b.org, 100 % <b>bold</b> &amp; more.",
+        "twice\ntwice\n\n\n",
+    ]
+    texts = [f"{line}\nDocument {i} is written here, in a sentence of ordinary length, as documents are.\n" * 4 for i in range(8) for line in lines]
+    frame = pl.DataFrame({"text": texts, "source": "s", "key": [f"{i:03}" for i in range(len(texts))], "num_bytes": [len(t.encode()) for t in texts]})
+    filtered = subject.part.build()(frame.lazy()).collect()
+    for text, said in zip(filtered["text"], filtered["num_bytes"], strict=True):
+        require(said == len(text.encode()), f"num_bytes is {said} for a text of {len(text.encode())} bytes, {text[:30]!r}")

@@ -86,7 +86,9 @@ def small_benchmark(subject: Candidate, **options: Any) -> Any:
 
 
 @check(
-    "benchmarks", meaning="The result cannot be displayed or compared: metrics are {value, low, high, n} with low <= value <= high; other values must be JSON."
+    "benchmarks",
+    quick=True,
+    meaning="The result cannot be displayed or compared: metrics are {value, low, high, n} with low <= value <= high; other values must be JSON.",
 )
 def result_is_valid(subject: Candidate) -> None:
     benchmark = small_benchmark(subject)
@@ -102,7 +104,11 @@ def result_is_valid(subject: Candidate) -> None:
         require(not benchmark.percent or 0 <= entry["low"] <= entry["high"] <= 1, f"{name} is a share, but {entry['low']} to {entry['high']}")
 
 
-@check("benchmarks", meaning="Scores differ from one run to the next or with the batch size, or scoring changes the model; draw by `target.seed`, row by row.")
+@check(
+    "benchmarks",
+    quick=True,
+    meaning="Scores differ from one run to the next or with the batch size, or scoring changes the model; draw by `target.seed`, row by row.",
+)
 def result_is_repeatable(subject: Candidate) -> None:
     with small_target() as model:
         weights = [p.clone() for p in model.model.parameters()]  # type: ignore[attr-defined]

@@ -16,11 +16,15 @@ from feebcore.specs import PartSpec
 if TYPE_CHECKING:
     from feebcore.registry import Registry
 
-FAMILIES = ("generic", "models", "blocks", "objectives", "training", "data", "sampling", "tasks", "evaluation", "thorough")
+FAMILIES = ("generic", "models", "blocks", "objectives", "training", "data", "sampling", "tasks", "evaluation", "options", "thorough")
 
 
 class CheckFailed(AssertionError):
     """A part broke a promise; the message says what was seen."""
+
+
+class DoesNotApply(Exception):
+    """The check asks nothing of this part; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -51,13 +55,15 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Check:
-    """meaning: one sentence, what a failure means and which mistake usually causes it. full: slow, run only when asked for, and
-    always on the built-in parts in `always`. elsewhere: other processes build the part, so a plugin must offer it by its name."""
+    """meaning: one sentence, what a failure means and which mistake usually causes it. quick: cheap, and a part that fails it gives
+    results that cannot be believed, so it is run before a recipe uses the part. full: slow, run only when asked for, and always on
+    the built-in parts in `always`. elsewhere: other processes build the part, so a plugin must offer it by its name."""
 
     name: str
     kinds: tuple[str, ...]  # empty: every kind
     meaning: str
     run: Callable[[Candidate], None]
+    quick: bool = False
     full: bool = False
     always: tuple[str, ...] = ()
     elsewhere: bool = False
@@ -71,23 +77,26 @@ class CheckResult:
     passed: bool
     message: str = ""
     seconds: float = 0.0
+    skipped: str = ""  # why the check does not apply; `passed` is then true
+    raised: bool = False  # the part raised something, rather than gave a wrong result
 
     def __str__(self) -> str:
-        return f"{self.kind}/{self.part}: {self.check} {'ok' if self.passed else 'FAILED: ' + self.message}"
+        outcome = f"FAILED: {self.message}" if not self.passed else f"skipped: {self.skipped}" if self.skipped else "ok"
+        return f"{self.kind}/{self.part}: {self.check} {outcome}"
 
 
 _CHECKS: dict[str, Check] = {}
 
 
 def check(
-    *kinds: str, meaning: str, full: bool = False, always: tuple[str, ...] = (), elsewhere: bool = False
+    *kinds: str, meaning: str, quick: bool = False, full: bool = False, always: tuple[str, ...] = (), elsewhere: bool = False
 ) -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
     """Register a function as the check of its name on these kinds (none: on every kind)."""
 
     def register(function: Callable[[Any], None]) -> Callable[[Any], None]:
         name = function.__name__
         assert name not in _CHECKS or _CHECKS[name].run.__module__ == function.__module__, f"two checks are called {name}"
-        _CHECKS[name] = Check(name, kinds, meaning, function, full, always, elsewhere)
+        _CHECKS[name] = Check(name, kinds, meaning, function, quick, full, always, elsewhere)
         return function
 
     return register
@@ -95,6 +104,11 @@ def check(
 
 def fail(text: str) -> NoReturn:
     raise CheckFailed(text)
+
+
+def skip(why: str) -> NoReturn:
+    """Leave a check that asks nothing of this part."""
+    raise DoesNotApply(why)
 
 
 def require(condition: Any, text: str) -> None:
@@ -108,6 +122,9 @@ def _load_checks() -> dict[str, Check]:
         importlib.import_module(f"feebcore.testing.{family}")
     return _CHECKS
 
+
+WITHOUT_QUICK_CHECKS = ("stages", "sources", "callbacks", "algorithms", "planners", "laws", "importers", "exporters")
+"""Kinds that have no quick check: what they do, a run shows at once, or only a run can."""
 
 NEEDS_THE_WORLD = ("stages", "sources", "planners", "benchmarks", "importers", "exporters")
 """Extension points whose parts may have options that nobody but the recipe can fill in: paths, addresses, budgets."""
@@ -153,17 +170,21 @@ def one_thread() -> Iterator[None]:
 def run_check(check: Check, subject: Candidate) -> CheckResult:
     """Run one check; anything it raises is a failure of the part, and a check that the part says it breaks must fail."""
     begun = time.perf_counter()
-    message = ""
+    message = skipped = ""
+    raised = False
     try:
         with one_thread():
             check.run(subject)
     except CheckFailed as error:
         message = f"{error}. {check.meaning}"
+    except DoesNotApply as reason:
+        skipped = str(reason)
     except Exception as error:  # a broken part may raise anything; that is its result
+        raised = True
         message = f"it raised {type(error).__name__}: {error}. {check.meaning}"
     if check.name in subject.spec.breaks:
         message = "" if message else f"it passes, but its spec says that it breaks {check.name}. Take the name out of `breaks`."
-    return CheckResult(subject.kind, subject.part.name, check.name, not message, message, time.perf_counter() - begun)
+    return CheckResult(subject.kind, subject.part.name, check.name, not message, message, time.perf_counter() - begun, skipped, raised)
 
 
 def check_part(kind: str, part: str | Part, only: Iterable[str] = (), registry: Registry | None = None) -> list[CheckResult]:
@@ -178,8 +199,8 @@ def iterate(subject: Candidate, only: Iterable[str] = (), full: bool = False) ->
 
 def applicable(subject: Candidate, only: Iterable[str] = (), full: bool = False) -> list[Check]:
     """The checks of these names; without names all but the slow ones, and with `full` all. Of a part that cannot be built
-    here only whether it is well formed."""
+    here only whether it is well formed and described."""
     wanted, name = set(only), f"{subject.kind}/{subject.part.name}"
     asked = [c for c in checks_for(subject.kind) if (c.name in wanted if wanted else full or not c.full or name in c.always)]
     asked = [c for c in asked if wanted or not c.elsewhere or subject.has_a_name]
-    return [c for c in asked if subject.complete or c.name == "well_formed"]
+    return [c for c in asked if subject.complete or c.name in ("summary_is_a_sentence", "well_formed")]

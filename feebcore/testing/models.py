@@ -25,7 +25,7 @@ from feebcore.model.groups import param_groups
 from feebcore.model.io import load_model, save_model
 from feebcore.model.transformer import Transformer
 from feebcore.parts import Part, resolve_part
-from feebcore.testing.framework import Candidate, check, example_options, require
+from feebcore.testing.framework import Candidate, check, example_options, require, skip
 
 BLOCK_KEYS = {
     "attentions": "attention",
@@ -102,7 +102,9 @@ def restored_buffers(model: nn.Module) -> Iterator[None]:
             buffer.copy_(before[name])
 
 
-@check(*KINDS, meaning="A position sees later tokens, so training loss is too good to be true; look for a missing, transposed or shifted causal mask.")
+@check(
+    *KINDS, quick=True, meaning="A position sees later tokens, so training loss is too good to be true; look for a missing, transposed or shifted causal mask."
+)
 @torch.no_grad()
 def causality(subject: Candidate) -> None:
     model, tokens = small_model(subject), some_tokens()
@@ -115,6 +117,7 @@ def causality(subject: Candidate) -> None:
 
 @check(
     *KINDS,
+    quick=True,
     meaning="The output for a sequence depends on the rest of the batch, so losses change with batch size; look for statistics or a softmax over the batch or head axis.",
 )
 @torch.no_grad()
@@ -127,7 +130,7 @@ def batch_invariance(subject: Candidate) -> None:
             require_close(model(tokens[row : row + 1]).hidden, together[row : row + 1], f"row {row} alone and in a batch of {ROWS}, in {mode}")
 
 
-@check(*KINDS, meaning="Packed documents see each other; look for a mask or positions that ignore doc_ids.")
+@check(*KINDS, quick=True, meaning="Packed documents see each other; look for a mask or positions that ignore doc_ids.")
 @torch.no_grad()
 def document_isolation(subject: Candidate) -> None:
     model, tokens = small_model(subject), some_tokens()
@@ -138,7 +141,7 @@ def document_isolation(subject: Candidate) -> None:
         require_close(packed[:, start:stop], model(tokens[:, start:stop]).hidden, f"document at {start}..{stop} packed and alone")
 
 
-@check(*KINDS, meaning="Generation differs from training; look for positions that start again at 0, or an offset by one, when a cache is used.")
+@check(*KINDS, quick=True, meaning="Generation differs from training; look for positions that start again at 0, or an offset by one, when a cache is used.")
 @torch.no_grad()
 def cache_parity(subject: Candidate) -> None:
     model, tokens = small_model(subject), some_tokens()
@@ -151,7 +154,7 @@ def cache_parity(subject: Candidate) -> None:
         require_close(torch.cat(parts, 1), whole, f"fed in pieces of {steps} through the cache")
 
 
-@check(*KINDS, meaning="Padding on the left changes the result; look for a mask that lets padding be attended, or positions that count it.")
+@check(*KINDS, quick=True, meaning="Padding on the left changes the result; look for a mask that lets padding be attended, or positions that count it.")
 @torch.no_grad()
 def left_padding_parity(subject: Candidate) -> None:
     model, tokens = small_model(subject), some_tokens()
@@ -182,7 +185,9 @@ def initial_loss(subject: Candidate) -> None:
 
 
 @check(
-    *KINDS, meaning="A parameter gets no gradient and never learns; look for a detach, an argmax without a straight-through, or a module that is not called."
+    *KINDS,
+    quick=True,
+    meaning="A parameter gets no gradient and never learns; look for a detach, an argmax without a straight-through, or a module that is not called.",
 )
 def gradient_everywhere(subject: Candidate) -> None:
     model = small_model(subject)
@@ -211,7 +216,11 @@ def overfits_one_batch(subject: Candidate) -> None:
     require(False, f"loss {loss:.2f} after 80 steps on one batch")
 
 
-@check(*KINDS, meaning="Declared counts are not the measured ones, so every compute comparison is off; see feebcore/model/counting.py for what to declare.")
+@check(
+    *KINDS,
+    quick=True,
+    meaning="Declared counts are not the measured ones, so every compute comparison is off; see feebcore/model/counting.py for what to declare.",
+)
 @torch.no_grad()
 def counts_are_measured(subject: Candidate) -> None:
     model = small_model(subject)
@@ -236,7 +245,7 @@ def counts_are_measured(subject: Candidate) -> None:
 def recomputation_parity(subject: Candidate) -> None:
     model, tokens = small_model(subject), some_tokens()
     if not isinstance(model, Transformer):
-        return
+        skip("it is not a Transformer, which activation checkpointing is for")
     gradients = []
     for recompute in (False, True):
         for block in model.stack.all_blocks():
@@ -272,7 +281,11 @@ def bf16_is_close(subject: Candidate) -> None:
     require(error < 0.05, f"relative error {error:.3f} in bf16")
 
 
-@check(*KINDS, meaning="A model differs after saving and loading; look for state outside parameters and buffers, or weights tied only at initialization.")
+@check(
+    *KINDS,
+    quick=True,
+    meaning="A model differs after saving and loading; look for state outside parameters and buffers, or weights tied only at initialization.",
+)
 @torch.no_grad()
 def saves_and_loads(subject: Candidate) -> None:
     model, architecture = small_model(subject), architecture_of(subject)
@@ -285,7 +298,7 @@ def saves_and_loads(subject: Candidate) -> None:
     require(len(list(again.parameters())) == len(list(model.parameters())), "parameters that were shared are separate after load")
 
 
-@check(*KINDS, meaning="The same seed gives other weights, so a run cannot be repeated; look for random numbers drawn outside torch's generator.")
+@check(*KINDS, quick=True, meaning="The same seed gives other weights, so a run cannot be repeated; look for random numbers drawn outside torch's generator.")
 def built_from_the_seed_alone(subject: Candidate) -> None:
     architecture = architecture_of(subject)
     before = torch.random.get_rng_state()

@@ -26,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from feebcore.model.counting import count_flops
 from feebcore.model.parts import LMHeadPart
 from feebcore.protocols import Batch, ModelOutput, ObjectiveOutput
-from feebcore.testing.framework import Candidate, check, require
+from feebcore.testing.framework import Candidate, check, require, skip
 
 VOCAB, ROWS, LENGTH = 11, 3, 7
 SURENESS = (0.4, 0.7, 1.0)  # of each layer: what the last layer's scores are multiplied with
@@ -135,7 +135,11 @@ def model_folder() -> Path:
     return Path(_model_folder().name) / "model"
 
 
-@check("objectives", meaning="Targets are shifted: the model learns to copy its input or to skip a token; inputs and targets come aligned, do not shift again.")
+@check(
+    "objectives",
+    quick=True,
+    meaning="Targets are shifted: the model learns to copy its input or to skip a token; inputs and targets come aligned, do not shift again.",
+)
 def targets_are_aligned(subject: Candidate) -> None:
     objective, batch = subject.part.build(), everywhere(example()[1])
     mean = lambda ids: float((out := evaluate(objective, sure_of(ids), batch)).loss_sum.detach() / out.count)  # noqa: E731
@@ -180,7 +184,7 @@ def confident_errors_are_penalized(subject: Candidate) -> None:
     require(more > less + 1, f"wrong by 10 nats costs {less:.2f}, by 20 nats {more:.2f}")
 
 
-@check("objectives", meaning="Raising all logits by a constant changes the loss: the softmax (logsumexp) is missing.")
+@check("objectives", quick=True, meaning="Raising all logits by a constant changes the loss: the softmax (logsumexp) is missing.")
 def logits_are_normalized(subject: Candidate) -> None:
     objective, (logits, batch) = subject.part.build(), example()
     table = Table(logits)
@@ -216,6 +220,7 @@ def logits_are_raised_to_fp32(subject: Candidate) -> None:
 
 @check(
     "objectives",
+    quick=True,
     meaning="Masked targets change the loss, so padding or prompts are trained on; multiply by the mask before summing and divide by its sum.",
 )
 def loss_mask_is_respected(subject: Candidate) -> None:
@@ -233,7 +238,7 @@ def loss_mask_is_respected(subject: Candidate) -> None:
     require(before.count == after.count, f"count {counted} became {float(after.count)}")
 
 
-@check("objectives", meaning="Padding (document id -1) is trained on.")
+@check("objectives", quick=True, meaning="Padding (document id -1) is trained on.")
 def padding_is_left_out(subject: Candidate) -> None:
     objective, (logits, batch) = subject.part.build(), example()
     assert batch.mask is not None
@@ -250,12 +255,13 @@ def padding_is_left_out(subject: Candidate) -> None:
 
 @check(
     "objectives",
+    quick=True,
     meaning="The loss of a document depends on its neighbor in the sequence; mask targets across document boundaries (doc_ids of input and target differ).",
 )
 def documents_are_independent(subject: Candidate) -> None:
     objective, (logits, batch) = subject.part.build(), example()
     if objective.selects:
-        return
+        skip("it selects targets across the batch")
     border = LENGTH // 2
     first = (torch.arange(LENGTH) <= border).expand(ROWS, LENGTH)
     mask = torch.ones_like(first).clone()
@@ -268,7 +274,11 @@ def documents_are_independent(subject: Candidate) -> None:
     require(whole.count == one.count + two.count, "the count of two documents is not that of each for itself")
 
 
-@check("objectives", meaning="The loss of a batch is not the sum over its rows, so the result depends on the micro-batch; return sums and counts, no means.")
+@check(
+    "objectives",
+    quick=True,
+    meaning="The loss of a batch is not the sum over its rows, so the result depends on the micro-batch; return sums and counts, no means.",
+)
 def adds_up_over_rows(subject: Candidate) -> None:
     objective, (logits, batch) = subject.part.build(), example()
     assert batch.mask is not None
@@ -289,7 +299,11 @@ def adds_up_over_rows(subject: Candidate) -> None:
     require(count == sum(c for _, c in rows), "count of the batch is not the rows' sum")
 
 
-@check("objectives", meaning="Auxiliary losses of the model (load balance of experts and the like) are dropped; add each of output.losses times the count.")
+@check(
+    "objectives",
+    quick=True,
+    meaning="Auxiliary losses of the model (load balance of experts and the like) are dropped; add each of output.losses times the count.",
+)
 def auxiliary_losses_are_added(subject: Candidate) -> None:
     objective, (logits, batch) = subject.part.build(), example()
     plain, more = evaluate(objective, Table(logits), batch), evaluate(objective, Table(logits, extra_loss=2.0), batch)
@@ -320,6 +334,7 @@ def _slopes(objective: Callable[..., ObjectiveOutput], logits: Tensor, batch: Ba
 
 @check(
     "objectives",
+    quick=True,
     meaning="The FLOPs of the objective do not match `extra_flops`, so comparisons at matched FLOPs are wrong; declare what it computes beyond one forward pass.",
 )
 @torch.no_grad()

@@ -82,5 +82,7 @@ def feeb_check(request: pytest.FixtureRequest) -> Callable[[], None]:
             result = run_check(item, subject)
         if not result.passed:
             pytest.fail(str(result), pytrace=False)
+        if result.skipped:
+            pytest.skip(result.skipped)
 
     return run

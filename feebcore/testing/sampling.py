@@ -20,20 +20,20 @@ def example_logits() -> Tensor:
     return logits
 
 
-@check("logits_processors", meaning="No token is left, so sampling fails or returns nonsense.")
+@check("logits_processors", quick=True, meaning="No token is left, so sampling fails or returns nonsense.")
 def keeps_a_token(subject: Candidate) -> None:
     processed = subject.part.build()(example_logits())
     require(processed.shape == example_logits().shape and not processed.isnan().any(), "shape changed or NaN")
     require((processed > float("-inf")).any(-1).all(), "a row has no token left")
 
 
-@check("logits_processors", meaning="A token that an earlier processor removed is possible again.")
+@check("logits_processors", quick=True, meaning="A token that an earlier processor removed is possible again.")
 def removed_stays_removed(subject: Candidate) -> None:
     logits = example_logits()
     require((subject.part.build()(logits.clone())[logits == float("-inf")] == float("-inf")).all(), "a removed token is back")
 
 
-@check("logits_processors", meaning="A row depends on the rest of the batch, so batched and single decoding differ.")
+@check("logits_processors", quick=True, meaning="A row depends on the rest of the batch, so batched and single decoding differ.")
 def processor_works_by_row(subject: Candidate) -> None:
     logits, processor = example_logits(), subject.part.build()
     together = processor(logits.clone())
@@ -51,7 +51,7 @@ def most_likely_token_stays(subject: Candidate) -> None:
     require(torch.equal(processed.argmax(-1)[sharp], logits.argmax(-1)[sharp]), "the most likely token of a row changes")
 
 
-@check("samplers", meaning="A sampler returns a token that was removed, or one outside the vocabulary.")
+@check("samplers", quick=True, meaning="A sampler returns a token that was removed, or one outside the vocabulary.")
 def chooses_possible_tokens(subject: Candidate) -> None:
     logits, sampler = example_logits().repeat(40, 1), subject.part.build()
     tokens = sampler(logits, PerRowRNG(row_seeds(1, range(len(logits)))))
@@ -59,7 +59,7 @@ def chooses_possible_tokens(subject: Candidate) -> None:
     require((logits.gather(-1, tokens[:, None]) > float("-inf")).all(), "a removed token was chosen")
 
 
-@check("samplers", meaning="A row's choice depends on the rest of the batch or on the previous call, so completions change with batch size.")
+@check("samplers", quick=True, meaning="A row's choice depends on the rest of the batch or on the previous call, so completions change with batch size.")
 def sampler_works_by_row(subject: Candidate) -> None:
     logits, sampler = example_logits().repeat(6, 1), subject.part.build()
     seeds = row_seeds(3, range(len(logits)))
@@ -70,6 +70,7 @@ def sampler_works_by_row(subject: Candidate) -> None:
 
 @check(
     "samplers",
+    quick=True,
     meaning="Tokens are drawn from another distribution than softmax(logits), so log-probabilities of rollouts are wrong; change logits in a processor.",
 )
 def draws_from_the_logits(subject: Candidate) -> None:

@@ -14,7 +14,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from feebcore.protocols import ParamGroup
-from feebcore.testing.framework import Candidate, check, require
+from feebcore.testing.framework import Candidate, check, require, skip
 from feebcore.train.lr_scaling import LRScale, TrainShape
 from feebcore.train.optimizer import Optimizer
 from feebcore.train.state_tensors import optimizer_state, restore_optimizer
@@ -56,7 +56,7 @@ def decreases_the_loss(subject: Candidate) -> None:
     require(not still, f"role {', '.join(still)} did not move")
 
 
-@check("optimizers", meaning="A run that resumes differs from one that was not interrupted; some state is not in state_dict.")
+@check("optimizers", quick=True, meaning="A run that resumes differs from one that was not interrupted; some state is not in state_dict.")
 def optimizer_state_round_trip(subject: Candidate) -> None:
     groups = toy_groups()
     optimizer = subject.part.build(groups=groups)
@@ -93,7 +93,7 @@ def displacement(subject: Candidate, change: Callable[[dict[str, Any]], None], s
     return {g.role: (before[g.role], g.parameters[0].detach()) for g in groups}
 
 
-@check("optimizers", meaning="A parameter is updated twice or never; every role must be in exactly one param group.")
+@check("optimizers", quick=True, meaning="A parameter is updated twice or never; every role must be in exactly one param group.")
 def each_parameter_in_one_group(subject: Candidate) -> None:
     groups = toy_groups()
     held = [id(p) for torch_group in subject.part.build(groups=groups).param_groups for p in torch_group["params"]]
@@ -103,6 +103,7 @@ def each_parameter_in_one_group(subject: Candidate) -> None:
 
 @check(
     "optimizers",
+    quick=True,
     meaning="Weights move at learning rate 0, so warmup and decay do not reach that path; it has a learning rate of its own instead of reading group['lr'].",
 )
 def zero_lr_changes_nothing(subject: Candidate) -> None:
@@ -128,7 +129,7 @@ def update_scales_with_lr(subject: Candidate) -> None:
 @check("optimizers", meaning="Weight decay that a group asks for does nothing, grows the weights, or cannot be switched off: a sign, or an option read once.")
 def weight_decay_shrinks(subject: Candidate) -> None:
     if not any("weight_decay" in g for g in subject.part.build(groups=toy_groups()).param_groups):
-        return
+        skip("its groups have no weight_decay")
     without = displacement(subject, lambda g: g.update(lr=0.01, weight_decay=0.0), scale=0.0)
     moved = [role for role, (before, after) in without.items() if not torch.equal(before, after)]
     require(not moved, f"role {', '.join(moved)} moved with neither gradient nor weight decay")
@@ -137,7 +138,7 @@ def weight_decay_shrinks(subject: Candidate) -> None:
         require(0 < share < 1, f"weight decay takes role {role} to {share:.4f} of its size")
 
 
-@check("optimizers", meaning="A run that resumes from disk differs: state that is neither a tensor nor plain JSON is lost in a checkpoint.")
+@check("optimizers", quick=True, meaning="A run that resumes from disk differs: state that is neither a tensor nor plain JSON is lost in a checkpoint.")
 def state_fits_checkpoints(subject: Candidate) -> None:
     groups, twins = toy_groups(), toy_groups()
     optimizer, other = subject.part.build(groups=groups), subject.part.build(groups=twins)
@@ -175,7 +176,7 @@ def missing_gradients_are_skipped(subject: Candidate) -> None:
         require(moved == bool(number % 2), f"role {group.role} {'moved without' if moved else 'stood still with'} a gradient")
 
 
-@check("optimizers", meaning="Validation changes training: use_train_weights() does not restore the weights bit for bit after use_eval_weights().")
+@check("optimizers", quick=True, meaning="Validation changes training: use_train_weights() does not restore the weights bit for bit after use_eval_weights().")
 def eval_weights_are_restored(subject: Candidate) -> None:
     groups = toy_groups()
     optimizer = subject.part.build(groups=groups)
@@ -183,7 +184,7 @@ def eval_weights_are_restored(subject: Candidate) -> None:
     require(len(set(own.values())) == 1, "it has only one of use_eval_weights() and use_train_weights()")
     require(own["use_eval_weights"] == optimizer.has_eval_weights, f"has_eval_weights is {optimizer.has_eval_weights}, its methods say otherwise")
     if not optimizer.has_eval_weights:
-        return
+        skip("it validates with the weights that it trains")
     for step in range(5):
         fixed_gradients(groups, step)
         optimizer.step()
@@ -196,7 +197,7 @@ def eval_weights_are_restored(subject: Candidate) -> None:
         require(same, f"after step {step + 1}, use_eval_weights() and use_train_weights() leave other weights behind")
 
 
-@check("schedules", meaning="The learning rate depends on more than the step, or leaves 0..1, so a resumed run differs or diverges.")
+@check("schedules", quick=True, meaning="The learning rate depends on more than the step, or leaves 0..1, so a resumed run differs or diverges.")
 def pure_and_bounded(subject: Candidate) -> None:
     first, second = subject.part.build(total_steps=STEPS), subject.part.build(total_steps=STEPS)
     rates = [first(step) for step in range(STEPS + 1)]
@@ -242,7 +243,7 @@ def factors(scale: LRScale) -> dict[str, float]:
     return {f"{what} of {role}": of(role) for what, of in (("learning rate", scale.of), ("weight decay", scale.decay_of)) for role in ROLES}
 
 
-@check("lr_scalings", meaning="A factor becomes zero, negative or infinite at some size; look for a subtraction, or a size that may be 0.")
+@check("lr_scalings", quick=True, meaning="A factor becomes zero, negative or infinite at some size; look for a subtraction, or a size that may be 0.")
 def factors_are_positive(subject: Candidate) -> None:
     rule = subject.part.build()
     for shape in itertools.product((0, 64, 8192), (0, 1, 96), (256, 2**22), (1, 10**6)):
@@ -255,7 +256,7 @@ def identity_at_the_reference(subject: Candidate) -> None:
     sizes = {"d_model": "reference_width", "num_layers": "reference_layers", "batch_tokens": "reference_batch_tokens", "steps": "reference_steps"}
     known = {size: getattr(subject.part.config, option, 0) for size, option in sizes.items()}
     if not any(known.values()):
-        return
+        skip("its options name no reference size")
     for other in (1000, 3000):  # of sizes that the rule has no reference for
         shape = TrainShape(**{size: value or other for size, value in known.items()})
         changed = {name: f for name, f in factors(subject.part.build()(shape)).items() if abs(f - 1) > 1e-9}

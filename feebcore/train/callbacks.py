@@ -25,7 +25,7 @@ from feebcore.data.tokenizers import load_tokenizer
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
+    from torch import Tensor, nn
 
     from feebcore.artifacts import StageOutput
     from feebcore.config import PartConfig
@@ -84,13 +84,18 @@ class Callback:
         """Before the forward pass of a step that follows `step` steps (0: the very first): its batch, this rank's rows.
         Called only where it is overridden; the tensors must not be changed."""
 
-    def on_gradients(self, step: int, scale: float = 1.0) -> None:
-        """Before optimizer step `step` (counted from 1) changes the weights: `p.grad` times `scale` is what the optimizer
-        uses, clipping included; scaling it here would spoil the step. Not called for a step that is skipped. Called only
+    def on_gradients(self, step: int, scale: Tensor | float = 1.0) -> None:
+        """Before optimizer step `step` (counted from 1) changes the weights: `p.grad` times `scale`, a scalar on the device, is what
+        the optimizer uses, clipping included; scaling it here would spoil the step. Not called for a step that is skipped. Called only
         where it is overridden."""
 
+    def due(self, step: int) -> bool:
+        """Whether `on_step_end(step)` must come before the next step begins, as the model or a file is looked at then. Where no callback
+        is due, steps are not waited for, and `on_step_end` comes later, for each of them in turn. Default: wherever it is overridden."""
+        return type(self).on_step_end is not Callback.on_step_end
+
     def on_step_end(self, step: int, metrics: dict[str, Any]) -> None:
-        """After optimizer step `step` (counted from 1)."""
+        """After optimizer step `step` (counted from 1); at once if it is `due`."""
 
     def on_validation(self, step: int, metrics: dict[str, Any]) -> None:
         """After a validation: loss (nats per token), bits_per_byte (an estimate, or the final score)."""
@@ -114,6 +119,11 @@ class Callback:
 
 class LoopCallback(Callback):
     """A part of the engine on every rank, called after the recipe's callbacks. It may change the course of the training."""
+
+    def due(self, step: int) -> bool:
+        """Whether the numbers of the steps so far must be known, and the recipe's callbacks told, before `on_step_end(step)`; that always
+        comes at once, without metrics."""
+        return False
 
     def on_step_begin(self, step: int) -> None:
         """Before optimizer step `step`, counted from 0."""

@@ -27,10 +27,14 @@ class Checkpointing(LoopCallback):
         )
         self.saved_step = -1
 
+    def due(self, step: int) -> bool:
+        every = self.trainer.section.checkpoint_every
+        return bool(every) and step % every == 0
+
     def on_step_end(self, step: int, metrics: dict[str, Any]) -> None:
-        section, validation = self.trainer.section, self.trainer.state.validation
+        validation = self.trainer.state.validation
         validated = validation is not None and validation[0] == step
-        if (section.checkpoint_every and step % section.checkpoint_every == 0) or (validated and section.keep_best):
+        if self.due(step) or (validated and self.trainer.section.keep_best):
             self.save()
 
     def on_rollback(self, reason: str) -> None:

@@ -6,11 +6,16 @@ import contextlib
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import nn
+
+from feebcore.errors import FeebError
+from feebcore.files import NoHomeError, expand_user
+
+Form = Literal["", "blocks", "whole"]
+"""What of a run is compiled: nothing, each residual block by itself, or the whole training graph."""
 
 CPU_FLOPS = {"bf16": 2e11, "fp32": 8e10}  # eager training of small models on a few cores; order of magnitude only
 CUDA_FLOPS = {"bf16": 1e14, "fp32": 3e13}
@@ -25,34 +30,53 @@ time (a block once for all layers) and then take 7 % longer a step, as nothing i
 def has_compiler(device: torch.device) -> bool:
     """Inductor needs a C++ compiler on CPU and Triton on CUDA."""
     if device.type == "cuda":
-        return torch.utils._triton.has_triton()
+        from torch.utils._triton import has_triton  # no part of `import torch`
+
+        return bool(has_triton())
     return any(shutil.which(c) for c in (os.environ.get("CXX", ""), "g++", "clang++", "c++") if c)
 
 
-def should_compile(
-    option: str, device: torch.device, precision: str, training_flops: float, steps: int, by_blocks: bool = False
-) -> tuple[Literal["", "blocks", "whole"], str]:
-    """What to compile (`blocks`: each residual block, `whole`: the training graph), '' for nothing, and a sentence when `compile: on`
-    cannot be met. by_blocks: blocks can be compiled by themselves. From shape and length alone, never from a clock, so that the same recipe
-    takes the same path twice."""
+def compiler_of(device: torch.device) -> str:
+    """What inductor is missing there, and so what to install."""
+    return "Triton (package triton)" if device.type == "cuda" else "C++ compiler (g++)"
+
+
+def should_compile(option: str, device: torch.device, precision: str, training_flops: float, steps: int, by_blocks: bool = False) -> tuple[Form, str]:
+    """What to compile, and a sentence when `compile: on` cannot be met. by_blocks: blocks can be compiled by themselves. From shape and
+    length alone, never from a clock, so that the same recipe takes the same path twice."""
     if option == "off":
         return "", ""
+    if precision == "fp8":
+        return _fp8_compiles(device)
     rates = CUDA_FLOPS if device.type == "cuda" else CPU_FLOPS
     rate = rates.get(precision, rates["bf16"])
     seconds = max(training_flops / rate, steps * STEP_SECONDS[device.type])
     if option == "auto" and seconds < WORTH * COMPILE_SECONDS:
         return "", ""
     if not has_compiler(device):
-        return "", "no C++ compiler was found, so training runs uncompiled (about half as fast); install g++ or set compile: off"
+        return "", f"no {compiler_of(device)} was found, so training runs uncompiled (about half as fast); install it or set compile: off"
     short = option == "blocks" or (option == "auto" and seconds < WHOLE * COMPILE_SECONDS)
     return "blocks" if short and by_blocks else "whole", ""
 
 
+def _fp8_compiles(device: torch.device) -> tuple[Form, str]:
+    """However short the run is: uncompiled, fp8 is slower than bf16."""
+    if not has_compiler(device):
+        raise FeebError(f"precision: fp8 needs torch.compile, and there is no {compiler_of(device)}; install it, or use precision: bf16")
+    return "whole", ""
+
+
 def compiled(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """`forward` through inductor with static shapes."""
+    """`forward` through inductor with static shapes; where no gradient is wanted, as it is: validation has other shapes and modes, and
+    would be compiled for each of them in the middle of a run."""
     keep_compiled_code()
     trust_vector_instructions()
-    return torch.compile(forward, dynamic=False)
+    fast = torch.compile(forward, dynamic=False)
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        return (fast if torch.is_grad_enabled() else forward)(*arguments, **options)
+
+    return call
 
 
 def compiled_blocks(forward: Callable[..., Any], blocks: Sequence[nn.Module]) -> Callable[..., Any]:
@@ -96,8 +120,8 @@ def keep_compiled_code() -> None:
     """
     if "TORCHINDUCTOR_CACHE_DIR" in os.environ:
         return
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "feeb" / "inductor"
-    with contextlib.suppress(OSError, RuntimeError):  # no home, or one that cannot be written: torch's default
+    with contextlib.suppress(OSError, NoHomeError):  # no home, or one that cannot be written: torch's default
+        folder = expand_user(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "feeb" / "inductor"
         folder.mkdir(parents=True, exist_ok=True)
         if os.access(folder, os.W_OK):
             os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)

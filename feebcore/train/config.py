@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from feebcore.config import Execution, Observation, StageConfig
-from feebcore.files import digest_of, read_json, sha256_file
+from feebcore.config import DETERMINISTIC, Execution, Observation, StageConfig
+from feebcore.files import digest_of, expand_user, read_json, sha256_file
 from feebcore.parts import Part, PartKey, default_part
 from feebcore.train.depth_scaling import LR_SCALING, depth_scaled_run
 from feebcore.train.parallel_config import ParallelConfig
@@ -60,7 +60,7 @@ class TrainSection(StageConfig):
     branch_step: int = Field(0, ge=0, description="checkpoint step of that run to branch from; 0: its newest")
     branch_content: str = Field("", description="hash of that checkpoint; set automatically")
     precision: Literal["auto", "fp32", "bf16", "fp8"] = Field(
-        "auto", description="matmul precision, weights stay fp32; auto: bf16 where the hardware supports it; fp8: CUDA, with torchao"
+        "auto", description="matmul precision, weights stay fp32; auto: bf16 where the hardware supports it; fp8: CUDA, compiled, with torchao (feeb[fp8])"
     )
     on_nonfinite: Policy = Field(
         "stop", description="if loss or gradient are not finite: stop the run; skip the update; rollback: continue from an earlier state with later batches"
@@ -85,7 +85,7 @@ class TrainSection(StageConfig):
     prefetch: Execution[int] = Field(2, ge=0, description="batches prepared ahead by a thread; 0: none")
     gc_every: Execution[int] = Field(0, ge=0, description="run Python's garbage collector every N steps only, on all ranks at once; 0: leave it alone")
     threads: Execution[int] = Field(0, ge=0, description="CPU threads; 0: all that this process may use")
-    deterministic: Execution[bool] = Field(True, description="use deterministic kernels; costs a few percent")
+    deterministic: Execution[bool | Literal["auto"]] = Field("auto", description=DETERMINISTIC)
 
     callbacks: Observation[list[Annotated[Part, PartKey("callbacks")]]] = Field(
         default_factory=lambda: [default_part("metrics"), default_part("progress")], description="loggers and probes, in the order of their calls"
@@ -129,7 +129,7 @@ class TrainSection(StageConfig):
     @classmethod
     def _absolute(cls, value: str, info: ValidationInfo) -> str:
         folder = Path((info.context or {}).get("recipe_folder", "."))
-        return str((folder / Path(value).expanduser()).absolute()) if value else ""
+        return str((folder / expand_user(value)).absolute()) if value else ""
 
     @model_validator(mode="after")
     def _digested(self) -> TrainSection:
@@ -150,6 +150,8 @@ class TrainSection(StageConfig):
             raise ValueError(f"validation_stride: {self.validation_stride} is more than seq_len {self.seq_len}, so tokens would go unscored")
         if self.on_loss_spike != "stop" and not self.spike_factor:
             raise ValueError(f"on_loss_spike: {self.on_loss_spike} needs a spike_factor above 0; with 0 no loss is a spike")
+        if self.precision == "fp8" and self.compile == "off":
+            raise ValueError("precision: fp8 is slower than bf16 unless it is compiled; set compile: auto or on, or precision: bf16")
         if self.branch_step and not self.branch_from:
             raise ValueError(f"branch_step: {self.branch_step} needs branch_from; set it as well, or remove branch_step")
         if self.init_from and self.branch_from:

@@ -6,7 +6,7 @@ import math
 from collections import deque
 from collections.abc import Callable
 
-from feebcore.errors import Diverged
+from feebcore.errors import Diverged, plural
 from feebcore.train.config import TrainSection
 from feebcore.train.state import TrainState
 
@@ -34,6 +34,9 @@ class LossSpikeGuard:
 
     def __init__(self, section: TrainSection, log: Callable[[str], None]) -> None:
         self.section, self.log = section, log
+        policies = (section.on_nonfinite, section.on_loss_spike if section.spike_factor else "stop")
+        self.judges_at_once = any(policy != "stop" for policy in policies)
+        """Whether an update may be left out, so that its step is to be judged before it; a run that ends may hear of it some steps late."""
 
     def skips(self, step: int, loss: float, norm: float, state: TrainState) -> bool:
         """Whether the update of a step (counted from 1) with this loss and gradient norm is left out.
@@ -60,6 +63,6 @@ class LossSpikeGuard:
                 raise Diverged(f"{what}, after {len(state.rollbacks)} rollbacks (max_recoveries); {advice}")
             raise Rollback(what)
         if state.anomalies_in_row >= section.max_recoveries:
-            raise Diverged(f"{what}: {state.anomalies_in_row} skipped steps in a row (max_recoveries); {advice}")
+            raise Diverged(f"{what}: {plural(state.anomalies_in_row, 'skipped step')} in a row (max_recoveries); {advice}")
         self.log(f"{what}; the step is skipped")
         return True

@@ -10,8 +10,8 @@ from feebcore.protocols import BuildContext
 
 @dataclass(frozen=True)
 class TrainShape:
-    """The sizes that a scaling depends on. d_model and num_layers are 0 for a model that has none; batch_tokens: tokens per
-    optimizer step."""
+    """The sizes that a scaling depends on. d_model: width of the hidden states; num_layers: the transformer's option, of another model its
+    `num_streams`; batch_tokens: tokens per optimizer step."""
 
     d_model: int
     num_layers: int

@@ -1,13 +1,14 @@
-"""The peak FLOP/s of this device: what a training run's FLOP/s are a share of (MFU).
+"""The peak FLOP/s of this device: what a training run's FLOP/s are a share of.
 
-GPUs: dense peaks of the vendors' data sheets, as others quote MFU. CPUs, and GPUs that the table lacks, are measured: a data sheet
-says nothing about two cores of a shared processor.
+GPUs: dense peaks of the vendors' data sheets, which the share is called MFU of. CPUs, and GPUs that the table lacks, are measured,
+as a data sheet says nothing about two cores of a shared processor; that is a share of what matrix products reach, and a larger number.
 """
 
 from __future__ import annotations
 
 import functools
 import time
+from typing import NamedTuple
 
 import torch
 
@@ -31,13 +32,17 @@ SECONDS = 0.25
 """What a measurement may take, after one product to warm up."""
 
 
-def matmul_peak(device: torch.device, precision: str) -> float:
-    """FLOP/s of the device's matrix products in a run's precision (fp8: those of bf16, as MFU is quoted)."""
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        if (peak := data_sheet_peak(name, precision)) is not None:
-            return peak
-    return _measured(device.type, precision, torch.get_num_threads())
+class Peak(NamedTuple):
+    """flops: FLOP/s. measured: on this machine, else of the data sheet."""
+
+    flops: float
+    measured: bool
+
+
+def matmul_peak(device: torch.device, precision: str) -> Peak:
+    """Of matrix products in a run's precision (fp8: those of bf16, as MFU is quoted)."""
+    known = data_sheet_peak(torch.cuda.get_device_name(device), precision) if device.type == "cuda" else None
+    return Peak(_measured(device.type, precision, torch.get_num_threads()), True) if known is None else Peak(known, False)
 
 
 def data_sheet_peak(name: str, precision: str) -> float | None:

@@ -15,7 +15,8 @@ class Optimizer(torch.optim.Optimizer):
     """
 
     counters: tuple[str, ...] = ()
-    """Keys of torch groups that count steps or sum something up: a branch takes them over, where options are its own."""
+    """Keys of torch groups that count steps or sum something up, JSON values: all that a checkpoint holds of groups. A run that
+    resumes or branches takes them over; every other key is an option, and that of the recipe and the strategy at hand."""
 
     has_eval_weights = False
     """Whether the weights to evaluate are others than those that are trained; RL, which samples from what it trains, refuses that."""

@@ -56,7 +56,7 @@ def build_optimizer(part: Part, groups: Sequence[ParamGroup], rules: Sequence[Pa
 
 def _trainable(group: ParamGroup) -> ParamGroup:
     named = [(n, p) for n, p in zip(group.names, group.parameters, strict=True) if p.requires_grad]
-    return ParamGroup(group.role, [n for n, _ in named], [p for _, p in named])
+    return ParamGroup(group.role, [n for n, _ in named], [p for _, p in named], group.row_blocks)
 
 
 def _adjust(torch_group: dict[str, Any], role: str, change: Change, scale: LRScale) -> None:
@@ -71,8 +71,7 @@ class OptimizerSchedules:
     """Sets lr, momentum and weight_decay of every group of the optimizer for a step: base values times multipliers.
 
     schedule and the others: pure functions of the step, 0 to 1; None: the base value at every step. Base values are those
-    that the groups have when this is made, so make it before a checkpoint is restored: values that come with the
-    checkpoint never last. momentum is group["momentum"], or else the first of group["betas"].
+    that the groups have when this is made. momentum is group["momentum"], or else the first of group["betas"].
     Raises FeebError for a schedule of something that no group has.
     """
 

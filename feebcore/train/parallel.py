@@ -6,7 +6,9 @@ sum over ranks divided by a global count, so that a run means the same for any n
 ddp: every rank holds the whole model (torch's DistributedDataParallel). Gradients are summed where torch would average
     them, in buckets that stay the same from the first step on, so that a resumed run adds in the same order.
 fsdp: weights, gradients and optimizer state are sharded over ranks along their first dimension (torch's fully_shard,
-    arXiv:2304.11277), gathered a block at a time. Each micro-batch's gradient is exchanged: a whole one is never held.
+    arXiv:2304.11277), gathered a block at a time, in fp32: so every number has the dtype that it has in one process. Each
+    micro-batch's gradient is exchanged: a whole one is never held. The whole model is in no device's memory at any time: it is built
+    and loaded in rank 0's, shared out a block at a time, and gathered there again, a tensor at a time, at the end.
 
 torchrun's environment (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT) says who is who; ranks that feeb starts
 itself on one machine meet through a file instead (RENDEZVOUS), as a port could be taken by then. CUDA talks NCCL, the CPU Gloo.
@@ -27,7 +29,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from feebcore.errors import FeebError
-from feebcore.model.tensors import named_tensors
+from feebcore.model.parts import BlockPart
+from feebcore.model.tensors import replace_tensors
 from feebcore.train.dtensor import is_sharded, local_shard
 
 if TYPE_CHECKING:
@@ -38,6 +41,11 @@ RENDEZVOUS = "FEEB_RENDEZVOUS"
 
 COLLECTIVE_TIMEOUT = datetime.timedelta(hours=1)
 """How long a rank waits for another. Dead ones are noticed at once; this is for slow ones: compiling, a big checkpoint."""
+
+
+STEP_TIMEOUT = datetime.timedelta(minutes=10)
+"""The same once the first step is done and all is compiled: a rank that hangs then costs minutes. Long enough for what rank 0 does by
+itself between steps, samples and probes."""
 
 
 class Channel:
@@ -76,9 +84,14 @@ class Strategy:
         """Whether this rank writes the files that all share."""
         return self.rank == 0
 
-    def wrap(self, module: nn.Module, blocks: Sequence[nn.Module] = (), precision: str = "fp32") -> nn.Module:
+    @property
+    def build_device(self) -> torch.device:
+        """Where this rank builds the model that it wraps; on meta the weights come from another rank."""
+        return self.device
+
+    def wrap(self, module: nn.Module, blocks: Sequence[nn.Module] = ()) -> nn.Module:
         """The module to call in training. It may be changed in place (sharded) or wrapped (replicated). blocks: parts of it
-        that are sharded one by one. precision: that it computes in.
+        that are sharded one by one.
 
         Wrap before the optimizer is made, as sharding replaces the parameters; compile what comes back, with `compile`.
         """
@@ -100,13 +113,17 @@ class Strategy:
         """L2 norm of the whole gradient, over all ranks where it is sharded. fp32 scalar."""
         return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(gradients))))
 
-    def full_tensors(self, model: nn.Module) -> dict[str, Tensor]:
-        """Parameters and persistent buffers by name, whole also where they are sharded. Every rank must call it."""
-        return {name: t.detach() for name, t in named_tensors(model).items()}
+    def whole_model(self, model: nn.Module, build: Callable[[torch.device], nn.Module]) -> nn.Module:
+        """The trained model itself or, where it is sharded, on rank 0 a whole one on the CPU with the same weights; other ranks get the
+        sharded one back. build: makes a model of the kind on a device. Every rank must call it."""
+        return model
 
     def channel(self) -> Channel:
         """A new way to exchange texts. Every rank must call it, in the same order as other calls of the kind."""
         return Channel()
+
+    def expect_steps(self) -> None:
+        """The first step is done: from here on ranks wait for each other no longer than a step takes."""
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any rank: what one rank is asked to do, all do at the same step."""
@@ -132,7 +149,7 @@ class DDP(Strategy):
         super().__init__(device, dist.get_rank(), dist.get_world_size())
         self._owns_group = owns_group
 
-    def wrap(self, module: nn.Module, blocks: Sequence[nn.Module] = (), precision: str = "fp32") -> nn.Module:
+    def wrap(self, module: nn.Module, blocks: Sequence[nn.Module] = ()) -> nn.Module:
         if not any(p.requires_grad for p in module.parameters()):
             return module
         wrapped = DistributedDataParallel(
@@ -161,6 +178,9 @@ class DDP(Strategy):
     def channel(self) -> Channel:
         return Channel(dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT))
 
+    def expect_steps(self) -> None:
+        dist.distributed_c10d._set_pg_timeout(STEP_TIMEOUT)
+
     def any(self, flag: bool) -> bool:
         return bool(self.sum(torch.tensor([float(flag)], device=self.device)).item())
 
@@ -178,26 +198,36 @@ class FSDP(DDP):
 
     strategy = "fsdp"
 
-    def wrap(self, module: nn.Module, blocks: Sequence[nn.Module] = (), precision: str = "fp32") -> nn.Module:
-        from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+    @property
+    def build_device(self) -> torch.device:
+        return torch.device("cpu" if self.is_main else "meta")
 
-        for tensor in [*module.parameters(), *module.buffers()]:  # seeded, so the same already; a rank that differs would poison all
-            dist.broadcast(tensor.data, 0)
+    def wrap(self, module: nn.Module, blocks: Sequence[nn.Module] = ()) -> nn.Module:
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import FSDPModule, fully_shard
+
         mesh = init_device_mesh(self.device.type, (self.world,))
-        half = self.device.type == "cuda" and precision == "bf16"
-        # weights travel in bf16, in which autocast would compute anyway; sums of gradients stay in fp32
-        policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False) if half else MixedPrecisionPolicy()
         self._blocks = list(blocks)
         for block in self._blocks:
-            fully_shard(block, mesh=mesh, mp_policy=policy)
-        fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+            if isinstance(block, BlockPart):
+                block.return_context()
+        for unit in (*self._blocks, module):
+            replace_tensors(unit, self._from_main)
+            fully_shard(unit, mesh=mesh, reshard_after_forward=unit is not module)
         for part in module.modules():
             if isinstance(part, FSDPModule):
                 part.set_gradient_divide_factor(1.0)
                 part.set_force_sum_reduction_for_comms(True)
         module.register_forward_hook(_reshard)
         return module
+
+    def _from_main(self, name: str, tensor: Tensor) -> Tensor:
+        """Rank 0's, whole, on this rank's device; what is sharded already stays."""
+        if is_sharded(tensor):
+            return tensor
+        whole = torch.empty(tensor.shape, dtype=tensor.dtype, device=self.device) if tensor.is_meta else tensor.detach().to(self.device).contiguous()
+        dist.broadcast(whole, 0)
+        return like_parameter(whole, tensor)
 
     def compile(self, module: nn.Module, compiler: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Callable[..., Any]:
         for block in self._blocks:
@@ -213,8 +243,22 @@ class FSDP(DDP):
         own = torch.linalg.vector_norm(torch.stack(torch._foreach_norm([g for g in shards if g.numel()] or [torch.zeros(1, device=self.device)])))
         return self.sum(own.square().reshape(1)).sqrt().reshape(())
 
-    def full_tensors(self, model: nn.Module) -> dict[str, Tensor]:
-        return {name: t.full_tensor() if is_sharded(t) else t for name, t in super().full_tensors(model).items()}  # type: ignore[attr-defined]
+    def whole_model(self, model: nn.Module, build: Callable[[torch.device], nn.Module]) -> nn.Module:
+        tensors: dict[str, Tensor] = {}
+        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+            full = tensor.detach().full_tensor() if is_sharded(tensor) else tensor.detach()  # type: ignore[attr-defined]
+            if self.is_main:
+                tensors[name] = full.cpu()
+        if not self.is_main:
+            return model
+        whole = build(torch.device("meta"))
+        replace_tensors(whole, lambda name, tensor: like_parameter(tensors[name], tensor))
+        return whole
+
+
+def like_parameter(tensor: Tensor, old: Tensor) -> Tensor:
+    """`tensor` as what `old` is: a parameter, trained or not, or a buffer."""
+    return nn.Parameter(tensor, old.requires_grad) if isinstance(old, nn.Parameter) else tensor
 
 
 def make_parallel(section: Any, device: torch.device) -> Strategy:
@@ -245,10 +289,15 @@ def make_parallel(section: Any, device: torch.device) -> Strategy:
 
 
 def local_device(device: torch.device) -> torch.device:
-    """This rank's GPU among those that the process may see, or the CPU. Raises FeebError when there are fewer GPUs than ranks."""
+    """This rank's GPU among those that the process may see, or the CPU. Raises FeebError when there are fewer GPUs than ranks.
+
+    A process that sees one GPU, and that another program started, has that one: Slurm gives each task its own (--gpus-per-task).
+    """
     if device.type != "cuda":
         return device
     local = int(os.environ.get("LOCAL_RANK", 0))
+    if torch.cuda.device_count() == 1 and RENDEZVOUS not in os.environ:
+        local = 0
     if local >= torch.cuda.device_count():
         raise FeebError(f"parallel: {local + 1} or more ranks on this machine, and {torch.cuda.device_count()} GPUs; lower parallel.ranks")
     torch.cuda.set_device(local)

@@ -74,7 +74,7 @@ def apply_rules(rules: Sequence[ParamGroupOverride], groups: Sequence[ParamGroup
             fitting = [i for i, rule in enumerate(rules) if rule.fits(name, group.role)]
             for i in fitting:
                 matched[i] = True
-            part = split.setdefault(_change([rules[i] for i in fitting]), ParamGroup(group.role, [], []))
+            part = split.setdefault(_change([rules[i] for i in fitting]), ParamGroup(group.role, [], [], group.row_blocks))
             part.names.append(name)
             part.parameters.append(parameter)
         result += [(part, change) for change, part in split.items()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,12 +16,12 @@ from feebcore.data.loader import Prefetch
 from feebcore.data.views import scores_by_source
 from feebcore.errors import FeebError, Interrupted
 from feebcore.evaluate.scorer import score_documents
-from feebcore.model import precision
 from feebcore.model.build import build_model
 from feebcore.model.counting import hook_optimizer, training_flops
+from feebcore.model.fp8 import convert_to_fp8
 from feebcore.model.groups import param_groups
 from feebcore.model.io import load_model, save_model
-from feebcore.model.precision import execution, resolve_device, resolve_precision
+from feebcore.model.precision import execution, resolve_device, resolve_precision, scoring_precision
 from feebcore.model.transformer import Transformer
 from feebcore.train import optimizer_schedules
 from feebcore.train.callbacks import Callback, RunContext
@@ -30,10 +31,9 @@ from feebcore.train.garbage_collection import GarbageCollection
 from feebcore.train.loop import Trainer
 from feebcore.train.lr_scaling import LRScale, LRScaling, TrainShape
 from feebcore.train.optimizer import Optimizer
-from feebcore.train.parallel import Strategy, make_parallel
+from feebcore.train.parallel import make_parallel
 from feebcore.train.resume import resume
 from feebcore.train.rollback import RollbackStates
-from feebcore.train.state_tensors import restore_model
 from feebcore.train.step import GradientAccumulator, LossModule, checkpoint_activations
 from feebcore.train.validation import Validation, make_evaluation
 
@@ -66,36 +66,40 @@ def train_model(
     save: bool = True,
     final_score: bool = True,
     score_documents: int = 0,
+    score_tokens: int = 0,
     name: str = "",
 ) -> TrainResult:
     """Train `section` on `data` and return the model with its metrics.
 
     folder: where checkpoints/, metrics.jsonl and model/ go. val_store: the validation split, scored whole at the end
-    (`final_score`; on `score_documents` of its documents, 0: all) and in part every `validation_every` steps. model: continue from this module instead of a fresh one.
+    (`final_score`; on `score_documents` of its documents or about `score_tokens` of its tokens, 0: all) and in part every `validation_every` steps. model: continue from this module instead of a fresh one.
     checkpoint: keep state on disk and continue from it. save: write model/. name: of this run among several.
     Raises Interrupted after saving when `out.stop_requested`; Diverged when a loss spike or a non-finite step ends the run.
     """
     began = time.perf_counter()
     with contextlib.ExitStack() as stack:
-        stack.enter_context(execution(section.threads, section.deterministic))
-        parallel = make_parallel(section, resolve_device(section.device))
+        device = resolve_device(section.device)
+        stack.enter_context(execution(section.threads, section.deterministic, device))
+        parallel = make_parallel(section, device)
         stack.callback(parallel.close)
         device = parallel.device
-        model = (_fresh_model(section, vocab_size, device) if model is None else model).to(device)
+        model = _fresh_model(section, vocab_size, parallel.build_device) if model is None else model
+        model = model if parallel.strategy == "fsdp" else model.to(device)
         counts = model.count()  # type: ignore[operator]
         objective = section.objective.build()
-        objective.check(model)
+        if parallel.build_device.type != "meta":
+            objective.check(model)
         flops_per_token = training_flops(model, objective, section.seq_len)  # type: ignore[arg-type]
         data = Repeated(data, section.overfit_batches) if section.overfit_batches else data
         run = RunContext(section, model, device, Path(folder), out, name, tokenizer_folder=tokenizer_folder, data=data)
         run.precision, run.flops_per_token = resolve_precision(section.precision, device), flops_per_token
         if section.activation_checkpointing:
             checkpoint_activations(model)
-        if run.precision == "fp8":
-            precision.convert_to_fp8(model)
+        put_back = convert_to_fp8(model) if run.precision == "fp8" else None
         optimizer_schedules.freeze(param_groups(model, frozen=True), section.param_groups)
+        scale = lr_scale(section, model)  # asks the model for its sizes, so before it is sharded
         gradients = GradientAccumulator(LossModule(model, objective, run.precision, device), parallel, section.micro_batch, out.log)
-        optimizer = build_optimizer(section, model)
+        optimizer = build_optimizer(section, model, scale)
         multipliers = (None if part is None else part.build(total_steps=section.max_steps) for part in schedules_of(section))
         schedules = optimizer_schedules.OptimizerSchedules(optimizer, *multipliers)  # type: ignore[arg-type]
         callbacks = {f"{i}:{part.name}": part.build() for i, part in enumerate(section.callbacks)} if parallel.is_main else {}
@@ -109,16 +113,21 @@ def train_model(
         state = trainer.train()
         ended = time.perf_counter()
         trainer.use_eval_weights()
-        run.model = model = _whole(section, model.eval(), vocab_size, parallel)
+        if put_back is not None and parallel.strategy != "fsdp":
+            put_back()
+        run.model = model = parallel.whole_model(model, lambda device: _fresh_model(section.model_copy(update={"init_from": ""}), vocab_size, device)).eval()
         metrics = _metrics(trainer) | {
             "flops": flops_per_token * state.tokens,
             "parameters": {"total": counts.total, "non_embedding": counts.non_embedding, "matmul": counts.matmul},
         }
         if parallel.is_main:
-            if val_store is not None and final_score:
-                metrics |= _score(run, val_store, callbacks, score_documents)
-            if save:
+            if save:  # first: what was trained is kept, whatever becomes of the score
                 save_model(run.folder / "model", model, section.architecture, tokenizer_folder)
+            if parallel.strategy == "fsdp":
+                optimizer.state.clear()  # there is a checkpoint of it; the whole model may need the room
+                run.device = move_if_it_fits(model, device, out.log)
+            if val_store is not None and final_score:
+                metrics |= _score(run, val_store, callbacks, score_documents, score_tokens)
         metrics["seconds"] = round(state.elapsed + time.perf_counter() - ended, 3)
         metrics["wall_seconds"] = round(time.perf_counter() - began, 3)
         for callback in (*callbacks.values(), *trainer.loop_callbacks):
@@ -146,32 +155,43 @@ def schedules_of(section: TrainSection) -> tuple[Part, Part | None, Part | None]
     return section.schedule, section.momentum_schedule, section.weight_decay_schedule
 
 
-def _whole(section: TrainSection, model: nn.Module, vocab_size: int, parallel: Strategy) -> nn.Module:
-    """The model itself, or, where it is sharded, a whole one with the same weights; every rank must call this."""
-    if parallel.strategy != "fsdp":
-        return model
-    tensors = parallel.full_tensors(model)
-    whole = _fresh_model(section.model_copy(update={"init_from": ""}), vocab_size, parallel.device)
-    restore_model(whole, tensors)
-    return whole.eval()
+def move_if_it_fits(model: nn.Module, device: torch.device, log: Callable[[str], None]) -> torch.device:
+    """The device on which a whole model is scored that was sharded in training: this rank's, else the CPU."""
+    try:
+        model.to(device)
+        return device
+    except torch.OutOfMemoryError:
+        model.to("cpu")
+    log("the whole model does not fit on one device next to the shards, so it is scored on the CPU")
+    return torch.device("cpu")
 
 
-def build_optimizer(section: TrainSection, model: nn.Module) -> Optimizer:
-    """The optimizer part over the model's parameters by role and override, with scaled learning rates."""
-    scale = _lr_scale(section, model)
+def build_optimizer(section: TrainSection, model: nn.Module, scale: LRScale | None = None) -> Optimizer:
+    """The optimizer part over the model's parameters by role and override, with scaled learning rates. scale: what `lr_scale` gave before the
+    model was sharded; default: what it gives now."""
+    scale = lr_scale(section, model) if scale is None else scale
     optimizer: Optimizer = optimizer_schedules.build_optimizer(section.optimizer, param_groups(model, frozen=True), section.param_groups, scale)
     hook_optimizer(model, optimizer)
     return optimizer
 
 
-def _lr_scale(section: TrainSection, model: nn.Module) -> LRScale:
+def lr_scale(section: TrainSection, model: nn.Module) -> LRScale:
+    """The factors of the section's lr_scaling for this model, none without one."""
     if section.lr_scaling is None:
         return LRScale()
-    sizes = model.config if isinstance(model, Transformer) else None
-    d_model, num_layers = (sizes.d_model, sizes.num_layers) if sizes else (0, 0)
-    tokens = section.batch_size * section.seq_len
     scaling: LRScaling = section.lr_scaling.build()
-    return scaling(TrainShape(d_model, num_layers, tokens, section.max_steps))
+    return scaling(TrainShape(*_sizes(model), section.batch_size * section.seq_len, section.max_steps))
+
+
+def _sizes(model: nn.Module) -> tuple[int, int]:
+    """d_model and num_layers: of the transformer as its options have them, of another model as its output shows them."""
+    if isinstance(model, Transformer):
+        return model.config.d_model, model.config.num_layers
+    training = model.training
+    with torch.no_grad():
+        hidden_BTC = model.eval()(torch.zeros(1, 1, dtype=torch.int64, device=next(model.parameters()).device)).hidden
+    model.train(training)
+    return hidden_BTC.shape[-1], model.num_streams  # type: ignore[return-value]
 
 
 def _fresh_model(section: TrainSection, vocab_size: int, device: torch.device) -> nn.Module:
@@ -205,8 +225,8 @@ def _metrics(trainer: Trainer) -> dict[str, Any]:
     return metrics | {name: steps for name, steps in anomalies.items() if steps}
 
 
-def _score(run: RunContext, store: TokenStore, callbacks: dict[str, Callback], max_documents: int = 0) -> dict[str, Any]:
-    """The validation split (or max_documents of it) by the one definition of bits per byte; of the whole split also each source by itself."""
+def _score(run: RunContext, store: TokenStore, callbacks: dict[str, Callback], max_documents: int = 0, max_tokens: int = 0) -> dict[str, Any]:
+    """The validation split (or a part of it) by the one definition of bits per byte; of the whole split also each source by itself."""
 
     def progress(done: float, total: float) -> None:
         run.out.progress(done, total, "tokens", f"{run.name} final validation".strip())
@@ -215,9 +235,15 @@ def _score(run: RunContext, store: TokenStore, callbacks: dict[str, Callback], m
 
     section = run.section
     stride = section.validation_stride or max(1, section.seq_len // 2)
-    documents = score_documents(run.model, store, section.seq_len, stride, run.device, run.precision, progress, max_documents or None)  # type: ignore[arg-type]
-    score = documents.total()
+    limits = {"max_documents": max_documents or None, "max_tokens": max_tokens or None}
+    precision = scoring_precision(run.precision)
+    documents = score_documents(run.model, store, section.seq_len, stride, run.device, precision, progress, **limits)  # type: ignore[arg-type]
+    score, text_tokens = documents.total(), store.num_tokens - 2 * store.num_documents
+    whole = score.tokens == text_tokens
+    if not whole:
+        key = "score_documents" if max_documents else "score_tokens"
+        run.out.log(f"final validation: {score.tokens:,} of {text_tokens:,} tokens ({key}; 0 scores all)")
     for callback in callbacks.values():
-        callback.on_validation(run.step, {"loss": score.loss, "bits_per_byte": score.bits_per_byte, "whole_split": not max_documents})
-    sources = {name: one.bits_per_byte for name, one in scores_by_source(store, documents).items()} if not max_documents else {}
+        callback.on_validation(run.step, {"loss": score.loss, "bits_per_byte": score.bits_per_byte, "whole_split": whole})
+    sources = {name: one.bits_per_byte for name, one in scores_by_source(store, documents).items()} if whole else {}
     return {"val_bits_per_byte": score.bits_per_byte, "val_loss": score.loss} | ({"val_bits_per_byte_by_source": sources} if sources else {})

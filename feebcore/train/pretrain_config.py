@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field, field_validator
 
 from feebcore.config import Execution
+from feebcore.data.addresses import without_secrets
 from feebcore.train.config import TrainSection
 
 
@@ -14,13 +15,14 @@ class PretrainConfig(TrainSection):
     tokens_url: Execution[str] = Field(
         "", description="URL of a copy of the tokens.zarr folder to read instead, e.g. s3://bucket/tokens.zarr; it must hold the same tokens"
     )
+    score_tokens: int = Field(
+        262_144, ge=0, description="validation tokens of the final score, about N in whole documents, evenly spaced over the split; 0: all"
+    )
     score_documents: int = Field(0, ge=0, description="validation documents of the final score, evenly spaced over the split; 0: all of them")
 
     @field_validator("tokens_url")
     @classmethod
-    def _no_password(cls, value: str) -> str:
+    def _no_secrets(cls, value: str) -> str:
         if value and "://" not in value:
             raise ValueError(f"{value!r} is not a URL; write one such as s3://bucket/tokens.zarr, or leave the key out to read the artifact's own")
-        if "@" in value:
-            raise ValueError("a recipe is stored with every run, so a URL in it may not hold a user name or password; use the environment instead")
-        return value
+        return without_secrets(value)

@@ -111,14 +111,11 @@ def _branch(trainer: Trainer, checkpointer: Checkpointer) -> None:
         raise FeebError(f"branch_from: {source} has no checkpoint" + (f" of step {section.branch_step}" if section.branch_step else ""))
     if checkpoint_digest(path) != section.branch_content:
         raise FeebError(f"branch_from: {path} is not the checkpoint that this run was planned with; run it again")
-    options = [{k: v for k, v in group.items() if k != "params" and k not in optimizer.counters} for group in optimizer.param_groups]
     same_optimizer = read_state(path)["optimizer_part"] == section.optimizer.name
     try:
         state, extras = checkpointer.load(path, trainer.run.model, optimizer if same_optimizer else None)
     except ArtifactError as error:
         raise FeebError(f"branch_from: {error}; a branch must have the architecture of the original run") from error
-    for group, own in zip(optimizer.param_groups, options, strict=True):
-        group.update(own)
     restore_state(trainer, state | {"callbacks": {}}, extras)
     offset = _branch_offset(trainer, state["data"])
     trainer.state = dataclasses.replace(trainer.state, elapsed=0.0, timed_tokens=0, timed_seconds=0.0, waited_seconds=0.0, data_offset=offset)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,20 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from feebcore.errors import ArtifactError
-from feebcore.model.tensors import named_tensors
 from feebcore.train.dtensor import ShardSpec, as_sharded, is_sharded, local_shard, shard_spec
+from feebcore.train.optimizer import Optimizer
 from feebcore.train.tensor_files import TensorFiles
-
-
-def restore_model(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Copy whole tensors, or tensors sharded as the model is, into the model in place. Raises ArtifactError when names or
-    shapes differ."""
-    named = named_tensors(model)
-    check_names(named, set(tensors))
-    with torch.no_grad():
-        for name, target in named.items():
-            check_shape(name, target.shape, tensors[name].shape)
-            target.copy_(tensors[name])
 
 
 def check_names(named: Mapping[str, Tensor], saved: set[str]) -> None:
@@ -38,7 +25,8 @@ def check_shape(name: str, own: tuple[int, ...], saved: tuple[int, ...]) -> None
 
 
 def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """State tensors under "parameter name|key", and what is no tensor (state values, group options) as JSON values."""
+    """State tensors under "parameter name|key", and what is no tensor (state values, counters of groups) as JSON
+    values. Options of groups are the recipe's and the strategy's, and are not part of the state."""
     names: dict[Tensor, str] = {p: n for n, p in model.named_parameters()}
     tensors: dict[str, Tensor] = {}
     scalars: dict[str, Any] = {}
@@ -49,7 +37,8 @@ def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple
                 tensors[place] = value.detach()
             else:
                 scalars[place] = value
-    groups = [{k: v for k, v in g.items() if k != "params" and _is_plain(v)} for g in optimizer.param_groups]
+    counters = optimizer.counters if isinstance(optimizer, Optimizer) else ()
+    groups = [{k: g[k] for k in counters if k in g} for g in optimizer.param_groups]
     return tensors, {"scalars": scalars, "groups": groups}
 
 
@@ -68,7 +57,7 @@ def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensor
     if len(optimizer.param_groups) != len(plain["groups"]):
         raise ArtifactError(f"the optimizer's state has {len(plain['groups'])} groups of parameters, this optimizer {len(optimizer.param_groups)}")
     for group, saved in zip(optimizer.param_groups, plain["groups"], strict=True):
-        group.update({k: tuple(v) if isinstance(group.get(k), tuple) else v for k, v in saved.items()})
+        group.update(saved)
 
 
 # --- sharded -------------------------------------------------------------------------------------------------------
@@ -103,10 +92,3 @@ def read_like(files: TensorFiles, name: str, parameter: Tensor | None) -> Tensor
         return files.read(name)
     shard = files.read(name, shard_spec(parameter)).to(parameter.device)
     return shard if files.is_local(name) else as_sharded(shard, parameter)
-
-
-def _is_plain(value: Any) -> bool:
-    with contextlib.suppress(TypeError, ValueError):
-        json.dumps(value)
-        return True
-    return False

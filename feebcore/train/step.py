@@ -5,12 +5,11 @@ from __future__ import annotations
 import collections
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from feebcore.errors import FeebError
+from feebcore.errors import FeebError, plural
 from feebcore.model.precision import autocast
 from feebcore.model.tensors import blocks_of
 from feebcore.protocols import Batch, Objective
@@ -41,12 +40,13 @@ class GradientAccumulator:
 
     def __init__(self, module: LossModule, parallel: Strategy, size: int, log: Callable[[str], None]) -> None:
         self.module, self.parallel, self.size, self.log = module, parallel, size, log
-        self.wrapped = parallel.wrap(module, blocks_of(module.model), module.precision)
+        self.wrapped = parallel.wrap(module, blocks_of(module.model))
         self.forward: Callable[..., Sums] = self.wrapped
-        self.compiled: Literal["", "blocks", "whole"] = ""
+        self.compiled: compilation.Form = ""
         self.warmed_up = False  # forward and backward have run once
+        self.fits = False  # they have run beside the optimizer's state, which the first update allocates
 
-    def compile(self, what: Literal["blocks", "whole"]) -> None:
+    def compile(self, what: compilation.Form) -> None:
         self.compiled = what
         if what == "blocks":
             self.forward = compilation.compiled_blocks(self.wrapped, blocks_of(self.module.model))
@@ -59,19 +59,24 @@ class GradientAccumulator:
         blocks = blocks_of(self.module.model)
         return self.parallel.world == 1 and self.module.device.type == "cpu" and len(blocks) > 1 and not any(b.recompute for b in blocks)
 
-    def add(self, batch: Batch, divisor: float, seed: int) -> Sums:
-        """Backward of loss_sum / divisor through the batch; returns the sums. A compile that fails, or memory that runs out
-        in the first step, is handled and logged; later ones are errors."""
+    def add(self, batch: Batch, divisor: float, seed: int, with_state: bool = True) -> Sums:
+        """Backward of loss_sum / divisor through the batch; returns the sums. with_state: the optimizer's state is in memory by now.
+
+        A compile that fails in the first pass, and memory that runs out until a pass has fitted beside the optimizer's state, are
+        handled and logged; later failures are errors.
+        """
         while True:
             try:
                 sums = self._add(batch, divisor, seed)
+                self.warmed_up, self.fits = True, self.fits or with_state
+                return sums
             except Exception as error:
-                if self.warmed_up or not (self._smaller(batch, error) or self._uncompiled(error)):
+                if not (self._smaller(batch, error) or self._uncompiled(error)):
                     raise
-                self.module.zero_grad(set_to_none=True)
-                continue
-            self.warmed_up = True
-            return sums
+            # the block above is left, and with it the traceback that holds the activations
+            self.module.zero_grad(set_to_none=True)
+            if self.module.device.type == "cuda":
+                torch.cuda.empty_cache()
 
     def _add(self, batch: Batch, divisor: float, seed: int) -> Sums:
         torch.manual_seed(seed)
@@ -89,21 +94,21 @@ class GradientAccumulator:
 
     def _smaller(self, batch: Batch, error: Exception) -> bool:
         """Half of the micro-batch, where memory ran out and there is something to halve."""
-        if not out_of_memory(error):
+        if self.fits or not out_of_memory(error):
             return False
         size = self.size or len(batch.tokens)
         if size == 1:
             raise FeebError("not one sequence fits in memory; lower seq_len or the model's size, or set activation_checkpointing: true") from error
         if self.parallel.world > 1:  # ranks must agree; this one cannot speak for the others
-            raise FeebError(f"{size} sequences do not fit in the memory of rank {self.parallel.rank}; set micro_batch to {size // 2} or less") from error
+            raise FeebError(
+                f"{plural(size, 'sequence')} at once: too much for the memory of rank {self.parallel.rank}; set micro_batch to {size // 2} or less"
+            ) from error
         self.size = next(s for s in range(size // 2, 0, -1) if len(batch.tokens) % s == 0)
-        self.log(f"{size} sequences at once do not fit in memory; continuing with micro_batch: {self.size}")
-        if self.module.device.type == "cuda":
-            torch.cuda.empty_cache()
+        self.log(f"{plural(size, 'sequence')} at once do not fit in memory; continuing with micro_batch: {self.size}")
         return True
 
     def _uncompiled(self, error: Exception) -> bool:
-        if not self.compiled or self.parallel.world > 1:
+        if self.warmed_up or not self.compiled or self.parallel.world > 1 or self.module.precision == "fp8":
             return False
         self.log(f"compiling failed ({type(error).__name__}: {str(error).strip().splitlines()[0][:200]}); training runs uncompiled")
         self.compiled, self.forward = "", self.wrapped

@@ -36,9 +36,12 @@ class Validation(LoopCallback):
     def __init__(self, trainer: Trainer, evaluate: Callable[[Callable[..., Any]], dict[str, float]]) -> None:
         self.trainer, self.evaluate = trainer, evaluate
 
+    def due(self, step: int) -> bool:
+        return step % self.trainer.section.validation_every == 0 and step < self.trainer.section.max_steps
+
     def on_step_end(self, step: int, metrics: dict[str, Any]) -> None:
-        section, state = self.trainer.section, self.trainer.state
-        state.validation_due = step % section.validation_every == 0 and step < section.max_steps
+        state = self.trainer.state
+        state.validation_due = self.due(step)
         if state.validation_due:
             self.validate()
 
@@ -83,17 +86,16 @@ def make_evaluation(
     def evaluate(forward: Callable[..., Any]) -> dict[str, float]:
         was_training = model.training
         model.eval()
-        nats, count = 0.0, 0.0
+        sums = torch.zeros(2, dtype=torch.float64, device=device)  # nats, targets
         rows = gradients.size or max(1, section.batch_size // parallel.world)  # what fits in training fits here
         for part in micro_batches(batch, rows, device):
             if parallel.any(stop_requested()):
                 model.train(was_training)
                 raise ValidationInterrupted
             loss_sum, targets, metrics = forward(part.tokens, part.targets, part.mask, part.doc_ids, part.positions)
-            nats += float(metrics.get("nll", loss_sum))
-            count += float(targets)
+            sums += torch.stack([torch.as_tensor(v, dtype=torch.float64, device=device) for v in (metrics.get("nll", loss_sum), targets)])
         model.train(was_training)
-        nats, count = parallel.sum(torch.tensor([nats, count], dtype=torch.float64, device=device)).tolist()
+        nats, count = parallel.sum(sums).tolist()
         return {"loss": nats / max(count, 1.0), "bits_per_byte": nats / max(count, 1.0) * bits}
 
     return evaluate

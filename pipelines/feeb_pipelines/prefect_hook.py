@@ -33,6 +33,7 @@ RUN_WITH_VALUE = {
 @register_hook
 def setup_environment(*, ctx: Any) -> None:
     """Called by Prefect before its command line reads the arguments."""
+    os.environ["PREFECT_PLUGINS_ENABLED"] = "false"  # done: a worker would call this again where it cannot, and log tracebacks
     if os.path.basename(sys.argv[0]) not in ("prefect", "__main__.py"):
         return
     position = bare_name(sys.argv[1:])

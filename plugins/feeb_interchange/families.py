@@ -39,16 +39,15 @@ class Llama:
         kind = config["model_type"]
         _refuse(config, "hidden_act", config.get("hidden_act", "silu") in ("silu", "swish"), "feedforwards other than SwiGLU")
         _refuse(config, "sliding_window", not _slides(config), "attention in sliding windows shorter than the context")
-        rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-        rope_type = rope.get("rope_type", rope.get("type", "default"))
+        _refuse(config, "quantization_config", not config.get("quantization_config"), "quantized weights")
+        rope_type, base = _rope(config)
         _refuse({"rope_type": rope_type}, "rope_type", rope_type == "default", "rotary positions that are rescaled")
-        _refuse(config, "partial_rotary_factor", (config.get("partial_rotary_factor") or rope.get("partial_rotary_factor") or 1.0) == 1.0, "partial rotation")
         heads, bias = config["num_attention_heads"], bool(config.get("attention_bias", kind == "qwen2"))
         return {
             "num_layers": config["num_hidden_layers"],
             "d_model": config["hidden_size"],
             "num_heads": heads,
-            "head_dim": config.get("head_dim") or (128 if kind == "qwen3" else config["hidden_size"] // heads),
+            "head_dim": config.get("head_dim") or (128 if kind == "qwen3" else max(1, config["hidden_size"] // heads)),
             "attention": {
                 "name": "gqa",
                 "num_kv_heads": (config.get("num_key_value_heads") or heads) if kind == "llama" else config["num_key_value_heads"],
@@ -57,7 +56,7 @@ class Llama:
             },
             "feedforward": {"name": "swiglu", "intermediate_size": config["intermediate_size"], "bias": bool(config.get("mlp_bias", False))},
             "norm": {"name": "rmsnorm", "eps": config.get("rms_norm_eps", 1e-6)},
-            "position": {"name": "rope", "base": float(config.get("rope_theta") or rope.get("rope_theta") or 10_000.0)},
+            "position": {"name": "rope", "base": base},
             "lm_head": "tied" if config.get("tie_word_embeddings", False) else "linear",
         }
 
@@ -251,7 +250,62 @@ def family_of(model_type: str) -> type[Llama] | type[Gpt2]:
     raise DataError(f"model_type {model_type!r} cannot be imported; known: {known}")
 
 
+def check_config(config: Any, origin: str) -> Options:
+    """The config.json itself, where what is read of it has the right types. Raises DataError that names the key."""
+    if not isinstance(config, dict):
+        raise DataError(f"{origin} holds {type(config).__name__}, not an object of settings")
+    for keys, fits, what in (
+        (WHOLE, lambda v: type(v) is int and 0 < v <= LARGEST, f"a whole number from 1 to {LARGEST:,}"),
+        (REAL, lambda v: type(v) in (int, float) and 0 < v < float("inf"), "a number above 0"),
+        (FLAGS, lambda v: type(v) is bool, "true or false"),
+        (WORDS, lambda v: type(v) is str, "a word"),
+        (OBJECTS, lambda v: type(v) is dict, "an object of settings"),
+        (LISTS, lambda v: type(v) is list, "a list"),
+    ):
+        for key in keys:
+            if config.get(key) is not None and not fits(config[key]):  # null: the library's default
+                raise DataError(f"{origin}: {key} is {str(config[key])[:60]!r}, not {what}")
+    return {key: value for key, value in config.items() if value is not None or key in ("sliding_window", "bos_token_id", "eos_token_id")}
+
+
+LARGEST = 1 << 28
+WHOLE: tuple[str, ...] = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim")
+WHOLE += ("max_position_embeddings", "sliding_window", "n_layer", "n_embd", "n_head", "n_inner", "n_positions", "n_ctx")
+REAL = ("rms_norm_eps", "layer_norm_epsilon", "rope_theta", "partial_rotary_factor")
+FLAGS = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window", "scale_attn_weights", "scale_attn_by_inverse_layer_idx")
+WORDS = ("model_type", "hidden_act", "activation_function")
+OBJECTS = ("rope_parameters", "rope_scaling", "quantization_config")
+LISTS = ("layer_types",)
+
+
+def _rope(config: Options) -> tuple[str, float]:
+    """(kind, base) of the rotary positions. They may be said in three places, which must not contradict one another, and by kind
+    of layer, which no family here has."""
+    said: dict[str, dict[str, Any]] = {}
+    for place in ("rope_parameters", "rope_scaling"):
+        values = config.get(place) or {}
+        _refuse(config, place, not any(isinstance(value, dict) for value in values.values()), "rotary positions by kind of layer")
+        for key, value in values.items():
+            said.setdefault("rope_type" if key == "type" else key, {})[f"{place}.{key}"] = value
+    for key in ("rope_theta", "partial_rotary_factor"):
+        if config.get(key) is not None:
+            said.setdefault(key, {})[key] = config[key]
+    chosen = {}
+    for key, values in said.items():
+        known = {place: value for place, value in values.items() if value is not None}
+        if len({repr(float(v)) if isinstance(v, int | float) else repr(v) for v in known.values()}) > 1:
+            raise DataError(f"the model says {' and '.join(f'{place} = {value!r}' for place, value in known.items())}; which one holds cannot be known")
+        chosen[key] = next(iter(known.values()), None)
+    factor, base = chosen.get("partial_rotary_factor"), chosen.get("rope_theta", 10_000.0)
+    _refuse({"partial_rotary_factor": factor}, "partial_rotary_factor", factor in (None, 1), "partial rotation")
+    base = 10_000.0 if base is None else base
+    _refuse({"rope_theta": base}, "rope_theta", isinstance(base, int | float) and 0 < base < float("inf"), "such a base")
+    return str(chosen.get("rope_type") or "default"), float(base)
+
+
 def _slides(config: Options) -> bool:
+    if any(kind != "full_attention" for kind in config.get("layer_types", ())) and (config.get("sliding_window") or 0) < Llama.seq_len(config):
+        return True
     window = config.get("sliding_window", 4096)
     used = config.get("use_sliding_window", config["model_type"] == "mistral")
     return bool(used and window and window < Llama.seq_len(config))

@@ -6,12 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim.adamw import adamw
 
 from feeb_optim.elementwise import gradients_of, shards_of, state_of
 from feeb_optim.role_groups import adamw_group, can_fuse
 from feeb_optim.roles import AdamWConfig
-from feebcore.protocols import ParamGroup
+from feebcore.protocols import BuildContext, ParamGroup
 from feebcore.train.dtensor import local_shard
 from feebcore.train.optimizer import Optimizer
 
@@ -20,6 +21,12 @@ def groups_of(config: AdamWConfig, groups: list[ParamGroup], **options: Any) -> 
     """Torch groups; `options` are for those of role 'matrix'."""
     fused = can_fuse(groups)
     return [adamw_group(config, g, by_matrix=g.role == "matrix", fused=fused, **(options if g.role == "matrix" else {})) for g in groups]
+
+
+def row_blocks_of(context: BuildContext, split: bool) -> dict[Tensor, tuple[int, ...]]:
+    """Of the matrices that hold several maps of one input: the rows of each. split: False for none at all."""
+    named = [(name, p, group.row_blocks) for group in context.groups for name, p in zip(group.names, group.parameters, strict=True)]
+    return {p: blocks[name] for name, p, blocks in named if split and name in blocks}
 
 
 class MatrixOptimizer(Optimizer):

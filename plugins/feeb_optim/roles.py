@@ -14,6 +14,7 @@ LR = "learning rate of weight matrices inside blocks, and of roles without one o
 EMBEDDING_LR = "learning rate of embedding tables; default: lr"
 LM_HEAD_LR = "learning rate of an untied output head; default: lr"
 VECTOR_LR = "learning rate of norms, biases and scalars; default: lr"
+SPLIT_FUSED = "the maps in a fused matrix (q, k and v; gate and up) separately; false: the matrix as a whole"
 DECOUPLED = "decoupled weight decay: weights shrink by lr * weight_decay per step"
 L2_PENALTY = "L2 penalty: weight_decay * weights is added to the gradient"
 EPS = "added to the denominator for numerical stability"

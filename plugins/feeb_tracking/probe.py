@@ -9,6 +9,7 @@ from typing import Any
 
 from feeb_tracking.row_files import append, keep_until
 from feebcore.protocols import BuildContext
+from feebcore.train import dtensor
 from feebcore.train.callbacks import Callback, RunContext
 
 FOLDER = "probes"
@@ -67,8 +68,8 @@ class Probe(Callback):
 
 
 def is_sharded(run: RunContext) -> bool:
-    """Whether weights are spread over ranks: no rank can run the model alone."""
-    return run.section.parallel.strategy == "fsdp"
+    """Whether weights are spread over ranks: no rank can run the model alone. A single rank has them all, whatever the strategy."""
+    return any(dtensor.is_sharded(p) for p in run.model.parameters())
 
 
 def rounded(value: Any) -> Any:

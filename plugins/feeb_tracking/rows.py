@@ -26,6 +26,9 @@ class RowLogger(Callback):
         super().on_start(run)
         self.every = self.config.every or run.section.log_every
 
+    def due(self, step: int) -> bool:
+        return step % self.every == 0 or step == self.run.section.max_steps
+
     def on_step_end(self, step: int, metrics: dict[str, Any]) -> None:
         sums = self.sums
         if math.isfinite(metrics["loss"]):  # else the step was skipped
@@ -34,7 +37,7 @@ class RowLogger(Callback):
             sums["steps"] += 1
         sums["seconds"] += metrics["seconds"]
         sums["data_wait"] += metrics["data_wait"]
-        if step % self.every == 0 or step == self.run.section.max_steps:
+        if self.due(step):
             shown = {k: v for k, v in metrics.items() if k not in ("step", "seconds")}
             rate = (metrics["tokens"] - sums["tokens_before"]) / sums["seconds"] if sums["seconds"] else 0.0
             mean = lambda key: sums.get(key, 0.0) / sums["steps"] if sums["steps"] else math.nan  # noqa: E731

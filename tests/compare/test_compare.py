@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -48,7 +49,10 @@ def test_the_difference_is_that_of_the_runs_artifacts(done, result):
     assert variant["sentence"] in page
     assert f"{variant['difference']:+.4f}" in page
     assert (done[1].path / "verdict.txt").read_text().startswith(variant["sentence"])
-    assert (done[1].path / "figure.png").read_bytes().startswith(b"\x89PNG")
+    assert all((done[1].path / f"{name}.png").read_bytes().startswith(b"\x89PNG") for name in ("figure", "curves"))
+    curves = json.loads(re.findall(r'class="chart-data">(.*?)</script>', (done[1].path / "page.html").read_text(), re.DOTALL)[1])
+    names = [s["name"] for s in curves[0]["series"] if "validation" not in s["name"]]
+    assert names == [c["name"] for c in result["recipes"] for _ in c["seeds"]]
 
 
 def test_counted_flops_of_the_runs_are_equal_to_the_nearest_step(result):

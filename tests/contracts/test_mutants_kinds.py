@@ -21,7 +21,7 @@ from feebcore.evaluate.intervals import dump, wilson
 from feebcore.generate import decoding
 from feebcore.generate.decoding import PerRowRNG
 from feebcore.parts import Part
-from feebcore.protocols import Document, Source
+from feebcore.protocols import Document, Source, TokenizerTrainer
 from feebcore.testing import check_part
 
 
@@ -42,7 +42,7 @@ def tokenizer(**changes: Callable[..., Any]) -> Part:
                 return lambda *given: changes[name](self.sound, *given)
             return getattr(self.sound, name)
 
-    class Trainer:
+    class Trainer(TokenizerTrainer):
         def train(self, texts: Any, folder: Path, progress: Any) -> Codec:
             return Codec(ByteTrainer(NoOptions()).train(texts, folder, progress))
 

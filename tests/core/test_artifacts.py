@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from feebcore.artifacts import Artifact, StageOutput, Workspace, commit, read_artifact
-from feebcore.errors import ArtifactError, UnknownPartError
+from feebcore.errors import ArtifactError, FeebError, UnknownPartError, UsageError
 from feebcore.files import locked, read_jsonl, write_atomic
 
 
@@ -281,15 +281,43 @@ def test_gc_clears_what_a_killed_gc_left(tmp_path):
     assert not left.exists()
 
 
-def test_one_damaged_manifest_does_not_hide_the_rest(tmp_path, capsys):
+@pytest.mark.parametrize(("manifest", "problem"), [("{", "is damaged"), ('{"schema": 1, "stage": "sums"}', "has schema 1 and this feeb reads 2")])
+def test_one_unreadable_manifest_is_named_and_does_not_hide_the_rest(tmp_path, capsys, manifest, problem):
     from feeb_pipelines.cli import run_command
 
     workspace = Workspace(tmp_path)
-    good, bad = make(workspace), make(workspace, fingerprint="b" * 12)
-    (bad.path / "manifest.json").write_text("{")
-    assert run_command(["runs", "--json", "--workspace", str(tmp_path)]) == 0
-    assert {r["path"]: r["status"] for r in json.loads(capsys.readouterr().out)} == {str(good.path): "finished", str(bad.path): "damaged"}
-    assert run_command(["artifacts", "verify", "--json", "--workspace", str(tmp_path)]) == 1
-    assert {r["path"]: r["bad"] for r in json.loads(capsys.readouterr().out)} == {str(good.path): [], str(bad.path): ["manifest.json"]}
-    with pytest.raises(ArtifactError):
-        workspace.gc(superseded=True)  # what it cannot read it does not judge
+    used, lone, good = (make(workspace, fingerprint=letter * 12, files={"x": letter}) for letter in "abc")
+    bad = make(workspace, stage="sums", fingerprint="d" * 12)
+    (bad.path / "manifest.json").write_text(manifest)
+    (bad.path / "request.json").write_text(json.dumps({"inputs": {"numbers": f"/where/it/was/once/{used.path.parent.name}/{used.path.name}"}}))
+    where = ["--workspace", str(tmp_path)]
+    assert run_command(["runs", "--json", *where]) == 0
+    rows = {r["path"]: (r["status"], r["reason"]) for r in json.loads(capsys.readouterr().out)}
+    assert {rows.pop(str(a.path)) for a in (used, lone, good)} == {("finished", "")}
+    assert rows[str(bad.path)][0] == "damaged"
+    assert problem in rows[str(bad.path)][1]
+    assert f"remove {bad.path} and run the recipe again" in rows[str(bad.path)][1]
+    assert run_command(["artifacts", "verify", "--json", *where]) == 1
+    assert {r["path"]: r["problem"] for r in json.loads(capsys.readouterr().out) if r["bad"]} == {str(bad.path): rows[str(bad.path)][1]}
+    assert run_command(["artifacts", "gc", "--superseded", "--yes", *where]) == 0
+    out, err = capsys.readouterr()
+    assert out == f"removed {lone.path}\n"
+    assert err == f"feeb: {rows[str(bad.path)][1]}\n"
+    assert used.path.exists(), "what the unreadable one was made of"
+
+
+def test_the_workspace_may_begin_with_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("FEEB_WORKSPACE", "~/ws")
+    assert Workspace().root == tmp_path / "ws"
+    assert Workspace("./~").root == Path("~").absolute()
+    with pytest.raises(FeebError, match="there is no home folder of that name"):
+        Workspace("~no-such-user-here/ws")
+
+
+def test_a_workspace_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to("nowhere")
+    for name in ("file", "file/below", "link"):
+        with pytest.raises(UsageError, match=r"the workspace .* cannot be a folder: .*/(file|link) is a file; choose another"):
+            Workspace(tmp_path / name)

@@ -12,7 +12,10 @@ ROOT = Path(feebcore.__file__).parent
 ALLOWED = {
     "model/loss.py": {"placements"},  # tensors of torch: DTensor, without importing it
     "model/precision.py": {"sched_getaffinity"},  # Linux has it, macOS does not
-    "recipe.py": {"__args__", "annotation", "model_fields"},  # typing and pydantic, for the keys that a message lists
+    "model/fp8.py": {"parametrizations"},  # torch puts it on modules whose weight is computed
+    "part_source.py": {"__module__", "__qualname__"},  # functions have them, instances with __call__ do not
+    "parts.py": {"*", "_is_protocol"},  # the check of a protocol itself: which of its members a part lacks
+    "recipe.py": {"device", "__args__", "annotation", "model_fields"},  # typing and pydantic, for the keys that a message lists; stages may have a device
     "recipe_yaml.py": {"problem", "problem_mark"},  # ruamel's errors
     "registry.py": {"__feeb_file__", "feeb_impl"},  # marks on modules and functions of plugins
     "run/processes.py": {"sched_getaffinity"},

@@ -66,8 +66,10 @@ def test_parts_that_only_watch_are_told_from_those_that_change_the_result():
     assert [p.name for p in parts_in(Watched(), identity_only=True)] == ["constant"]
 
 
-def test_a_chosen_part_always_shows_its_revision():
-    assert identity_of(Section(steps=5))["schedule"] == {"part": "feeb/constant", "revision": 1}
+def test_a_chosen_part_always_shows_its_revision_and_source():
+    shown = identity_of(Section(steps=5))["schedule"]
+    assert len(shown.pop("source")) == 16
+    assert shown == {"part": "feeb/constant", "revision": 1}
 
 
 def test_parts_are_found_in_lists_too():

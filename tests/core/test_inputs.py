@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from feeb_pipelines.cli.options import with_inputs
 from feebcore import recipe as recipes
 from feebcore.artifacts import Workspace
 from feebcore.errors import RecipeError
@@ -58,11 +59,18 @@ def test_a_named_artifact_feeds_what_is_built(folder, workspace):
 
 
 def test_a_listed_stage_is_not_built_when_its_artifact_is_named(folder, workspace):
-    recipe = recipes.load(folder / "toy.yaml", ["inputs.numbers=three", "numbers.count=99", "total.power=3"])
+    recipe = recipes.load(folder / "toy.yaml", ["inputs.numbers=three", "total.power=3"])
     assert list(recipe.stages) == ["total"]
     with pytest.raises(RecipeError, match="stage 'numbers' is not built, as inputs names an artifact in its place"):
         plan(recipe, workspace, ["numbers"])
     assert run_all(recipe, workspace)["total"].metrics == {"total": 36}
+
+
+def test_an_input_that_spares_a_listed_stage_but_feeds_none_is_not_written_down(folder):
+    recipe = recipes.load(folder / "toy.yaml", ["stages=[tokenizer, numbers, total]", "inputs.tokenizer=any"])
+    assert list(recipe.stages) == ["numbers", "total"]
+    again = recipes.from_resolved(recipe.resolved(), folder / "recipe.json")
+    assert (list(again.stages), again.inputs) == (["numbers", "total"], {})
 
 
 def test_null_drops_an_inherited_input(folder, workspace):
@@ -89,7 +97,7 @@ def test_the_newest_of_a_name_is_taken_and_its_content_is_identity(folder, works
         ),
         ("{numbers: ./nowhere}", r"alone.yaml:3: inputs.numbers: there is no folder .*nowhere; `feeb artifacts import FOLDER numbers NAME`"),
         ("{numbers: ./data}", r"data is not a finished artifact"),
-        ("{nmbers: three}", r"alone.yaml:3: inputs: no part 'nmbers' of kind 'stages'; did you mean 'numbers'"),
+        ("{nmbers: three}", r"alone.yaml:3: inputs.nmbers: no part 'nmbers' of kind 'stages'; did you mean 'numbers'"),
         ("{numbers: 3}", r"alone.yaml:3: inputs is a mapping of stages to artifacts"),
         ("[three]", r"inputs is a mapping of stages to artifacts"),
         ("{total: three}", r"every stage of the recipe is a named input"),
@@ -100,6 +108,23 @@ def test_what_is_wrong_is_said_with_file_and_line(folder, workspace, inputs, mes
     (folder / "alone.yaml").write_text(ALONE.replace("{numbers: REFERENCE}", inputs))
     with pytest.raises(RecipeError, match=message):
         plan(recipes.load(folder / "alone.yaml"), workspace)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "given", "message"),
+    [
+        ("toy", ["numbers=thre"], r"^--input numbers=thre: no artifact 'thre' of stage numbers in .*; did you mean 'three'\?$"),
+        ("toy", ["nmbers=three"], r"^--input nmbers=three: no part 'nmbers' of kind 'stages'; did you mean 'numbers'\?$"),
+        ("toy", ["pretrain=three"], r"^--input pretrain=three: no stage of this recipe needs an artifact of stage 'pretrain'; it runs numbers, total$"),
+        ("toy", ["numbers=/nowhere"], r"^--input numbers=/nowhere: there is no folder /nowhere"),
+        ("toy", ["numbers=total/three"], r"^--input numbers=total/three: .* it must hold numbers"),
+        ("toy", ["numbers=three", "numbers.count=9"], r"^--set numbers.count: stage 'numbers' is not built, as a finished artifact takes its place"),
+    ],
+)
+def test_a_wrong_option_input_is_said_in_its_own_words(folder, workspace, recipe, given, message):
+    texts = [text for option in given for text in (with_inputs([], [option]) if "." not in option else [option])]
+    with pytest.raises(RecipeError, match=message):
+        plan(recipes.load(folder / f"{recipe}.yaml", texts), workspace)
 
 
 def test_an_unfinished_artifact_is_refused(folder, workspace):

@@ -8,6 +8,7 @@ import pytest
 from feebcore import recipe as recipes
 from feebcore import recipe_yaml
 from feebcore.errors import RecipeError
+from feebcore.registry import PluginInfo, Registry
 
 IDEA = """
 import feebcore as feeb
@@ -109,9 +110,16 @@ def test_a_stage_check_speaks_with_file_and_line(write):
     ("text", "message"),
     [
         ("", "the recipe is empty"),
-        ("- a\n- b\n", "a recipe is a mapping"),
+        ("- a\n- b\n", "a recipe is a mapping .*, not a list$"),
+        ("hello\n", "a recipe is a mapping .*, not 'hello'$"),
         ("stages: [a\n  b: {", "not YAML"),
-        ("a: 1\na: 2\n", "not YAML"),
+        ("a: 1\na: 2\n", "r.yaml:2: key 'a' is here for the second time; remove one of the two"),
+        (HEAD + "count_it: {limit: 1, 'limit': 2}\n", "r.yaml:3: key 'limit' is here for the second time"),
+        (HEAD + "extends: nowhere.yaml\n", "r.yaml:3: extends: no recipe .*nowhere.yaml; did you mean .*r.yaml"),
+        (HEAD + "extends: .\n", "r.yaml:3: extends: no recipe"),
+        (HEAD + "pipelines: {}\n", "unknown key 'pipelines'"),
+        (HEAD.replace(", sum_it", "") + "variants: {a: 3}\nquick: 5\nsum_it: {}\n", "does not run stage 'sum_it'"),
+        (HEAD + "count_it: {several: steady}\n", r"count_it.several: Input should be a valid list, not 'steady'; write \[steady\]"),
         (HEAD + "---\n" + HEAD, "r.yaml:3: a second recipe begins here"),
         ("name: x\n", "stages must be a list"),
         (HEAD + "count_it: 3\n", "section 'count_it' is a mapping"),
@@ -217,6 +225,43 @@ def test_an_error_in_a_variant_names_the_line_of_the_variant(write):
 def test_an_unknown_section_that_set_made_is_blamed_on_set(write):
     with pytest.raises(RecipeError, match=r"^--set count_itt: unknown key 'count_itt'; did you mean 'count_it'"):
         recipes.load(write(HEAD), ["count_itt.limit=3"])
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "message"),
+    [
+        ("", ["sum_it.limit=3"], "--set sum_it.limit: this recipe does not run stage 'sum_it'"),
+        ("sum_it: {limit: 3}\n", [], "r.yaml:3: this recipe does not run stage 'sum_it', whose options these are; add it to `stages:` or remove them"),
+        ("seeds: [1, 2]\n", ["seed=3"], "^--set seed: seed changes nothing where `seeds:`"),
+        ("seed: 3\nseeds: [1, 2]\n", [], "r.yaml:3: seed changes nothing where `seeds:` lists the seed of every run; remove one of the two"),
+        ("variants: {a: {sum_it.limit: 3}}\n", [], r"r.yaml:3 \(variant 'a'\): this recipe does not run stage 'sum_it'"),
+    ],
+)
+def test_what_nothing_reads_is_refused(write, text, overrides, message):
+    with pytest.raises(RecipeError, match=message):
+        recipes.load_study(write(HEAD.replace(", sum_it", "") + text), overrides)
+
+
+def test_sections_that_came_with_other_stages_are_left_alone(write):
+    write(HEAD + "sum_it: {}\nquick: {sum_it.limit: 3}\n", "base.yaml")
+    child = write("extends: base.yaml\nstages: [count_it]\n", "child.yaml")
+    assert list(recipes.load(child, recipes.quick_overrides(child)).stages) == ["count_it"]
+    assert list(recipes.load(child.with_name("base.yaml"), ["stages=[count_it]"]).stages) == ["count_it"]
+    shared = write(HEAD.replace(", sum_it", "") + "sum_it: {}\nvariants: {alone: {}, both: {stages: [count_it, sum_it]}}\n")
+    assert [list(r.stages) for r in recipes.load_study(shared)] == [["count_it"], ["count_it", "sum_it"]]
+    with pytest.raises(RecipeError, match=r"late.yaml:2: this recipe does not run stage 'sum_it'"):
+        recipes.load(write("extends: child.yaml\nsum_it: {}\n", "late.yaml"))
+
+
+def test_a_plugin_that_did_not_load_is_named_once_before_what_lacks_it(write):
+    registry = Registry((write("").with_name("recipe_idea.py"),))
+    registry.plugins.append(PluginInfo("feeb-broken", "1.0", "broken", "ImportError: no module 'x'"))
+    with pytest.raises(RecipeError) as error:
+        recipes.load(write(HEAD + "count_it: {schedule: mine, several: [mine, mine]}\n"), registry=registry)
+    first, *rest = str(error.value).splitlines()
+    assert first == "plugin feeb-broken is not loaded (ImportError: no module 'x')"
+    assert len(rest) == 3
+    assert all("no part 'mine'" in line and "feeb-broken" not in line for line in rest)
 
 
 def test_a_recipe_that_uses_a_clashing_name_in_full_loads_again_when_resolved(write):

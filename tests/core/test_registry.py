@@ -1,13 +1,16 @@
 """Discovery, lookup and every way a plugin can go wrong."""
 
 import importlib.metadata
+import re
 import sys
 import types
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import feebcore as feeb
+from feebcore import hookspecs
 from feebcore.errors import PartClashError, PluginError, UnknownPartError
 from feebcore.parts import Part
 from feebcore.protocols import BuildContext
@@ -103,7 +106,7 @@ def test_a_hook_that_raises_is_reported_and_fatal_only_in_strict_mode():
 
 def test_the_error_for_an_unknown_name_mentions_plugins_that_failed():
     registry = registry_with(bad=plugin({"feeb_schedules": offers(optimizer())}))
-    with pytest.raises(UnknownPartError, match="Plugins that are not loaded: bad"):
+    with pytest.raises(UnknownPartError, match=r"^plugin bad is not loaded"):
         registry.resolve("optimizers", "lion")
 
 
@@ -221,7 +224,24 @@ def test_a_built_in_stage_is_one_file_or_folder():
     assert {spec.name for spec in stages.feeb_stages()} == files
 
 
-def test_a_part_that_does_not_derive_from_the_base_class_of_its_kind_is_refused_by_name():
-    spec = feeb.ObjectiveSpec("idea", build=lambda config, context: lambda model, batch: None, summary="A plain function.")
-    with pytest.raises(PluginError, match=r"objectives: idea is built as a function; write it as a class that derives from feebcore\.protocols\.Objective"):
-        Part("objectives", spec, spec.config()).build()
+@pytest.mark.parametrize("kind", [kind for kind in hookspecs.KINDS if kind != "stages"])
+def test_what_is_not_a_part_of_its_kind_is_refused_by_name_with_what_it_lacks(kind):
+    spec = hookspecs.KINDS[kind]("idea", build=lambda config, context: None, summary="Forgets its return.")
+    with pytest.raises(PluginError, match=rf"^{kind}: idea is built as None; (it must be callable|write it as a class that derives from|it lacks )"):
+        Part(kind, spec, spec.config()).build()
+
+
+@pytest.mark.parametrize(
+    ("kind", "made", "problem"),
+    [
+        ("objectives", lambda model, batch: None, "a function; write it as a class that derives from feebcore.protocols.Objective"),
+        ("norms", lambda x: x, "a function; write it as a class that derives from torch.nn.Module"),
+        ("schedules", 0.5, "a float; it must be callable"),
+        ("laws", SimpleNamespace(fit=print), "a SimpleNamespace; it lacks predict of feebcore.scaling.points.Law"),
+        ("architectures", SimpleNamespace(lm_head=0, final_norm=0, vocab_size=2, seq_len=3, training=True, count=print), "it lacks num_streams, __call__, new_cache of"),
+    ],
+)  # fmt: skip
+def test_a_part_of_another_kind_is_refused(kind, made, problem):
+    spec = hookspecs.KINDS[kind]("idea", build=lambda config, context: made, summary="Something else.")
+    with pytest.raises(PluginError, match=f"{kind}: idea is built as .*{re.escape(problem)}"):
+        Part(kind, spec, spec.config()).build()

@@ -177,7 +177,7 @@ def test_sources_that_are_interleaved_are_refused(tmp_path: Path) -> None:
 
 def test_a_source_too_short_for_a_sequence_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"source 's1': seq_len 8 is longer than the text"):
-        mixed(store_of(tmp_path, [50, 2], [0, 1]), proportions={"s0": 1})
+        mixed(store_of(tmp_path, [50, 2], [0, 1]), proportions={"s0": 1, "s1": 1})
 
 
 def test_scores_of_sources_add_up_to_the_split_s(store: TokenStore, tmp_path: Path) -> None:
@@ -194,3 +194,21 @@ def test_scores_of_sources_add_up_to_the_split_s(store: TokenStore, tmp_path: Pa
     assert all(isinstance(v, StoreView) for v in validation_sets(store).values())
     single = store_of(tmp_path / "single", [5, 6])
     assert validation_sets(single) == scores_by_source(single, DocumentScores(np.ones(2), single.doc_bytes, np.ones(2))) == {}
+
+
+@pytest.mark.parametrize("proportions", [{"s0": 1.0}, {"s0": 1.0, "s1": 0.0}], ids=["not named", "weight 0"])
+def test_a_source_that_gets_no_sample_may_be_too_short(tmp_path: Path, proportions: dict[str, float]) -> None:
+    store = store_of(tmp_path, [60] * 20 + [5], [0] * 20 + [1])
+    batches = make_batches(store, part("packings", "concat"), part("data_orders", "mixture", proportions=proportions), 4, 16, seed=0, max_steps=3)
+    alone = store_of(tmp_path / "alone", [60] * 20)
+    same = make_batches(alone, part("packings", "concat"), part("data_orders", "mixture", proportions={"s0": 1.0}), 4, 16, seed=0, max_steps=3)
+    for step in range(3):
+        assert batches.batch(step).tokens.equal(same.batch(step).tokens)
+    with pytest.raises(DataError, match="source 's1': seq_len 16 is longer than the text"):
+        make_batches(store, part("packings", "concat"), part("data_orders", "mixture", proportions={"s0": 1.0, "s1": 0.1}), 4, 16, seed=0)
+
+
+def test_a_source_that_is_not_there_is_reported_with_those_that_are(tmp_path: Path) -> None:
+    store = store_of(tmp_path, [60] * 4, [0, 0, 1, 1])
+    with pytest.raises(DataError, match=r"proportions: the text has no source 's2'; .*'?s[01]'?"):
+        make_batches(store, part("packings", "concat"), part("data_orders", "mixture", proportions={"s0": 1.0, "s2": 1.0}), 4, 16, seed=0)

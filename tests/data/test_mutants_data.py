@@ -14,7 +14,7 @@ from feeb_data.packings.bestfit.bestfit import bestfit
 from feeb_data.packings.concat import ConcatConfig
 from feeb_data.packings.concat.concat import ConcatPacking
 from feebcore.parts import Part
-from feebcore.protocols import BuildContext, PackedSequences, Packing
+from feebcore.protocols import BuildContext, DataOrder, PackedSequences, Packing
 from feebcore.testing import check_part
 
 PACKING_CHECKS = ("targets_follow_inputs", "packing_is_stateless", "packing_isolates_documents", "packing_statistics_are_right")
@@ -114,8 +114,16 @@ def test_what_is_not_broken_is_not_caught(base: str) -> None:
     assert failed_checks("packings", packing_mutant(nothing, base), *PACKING_CHECKS) == set()
 
 
+class Order(DataOrder):
+    def __init__(self, function: Callable[[np.ndarray], np.ndarray]) -> None:
+        self.function = function
+
+    def __call__(self, samples: np.ndarray) -> np.ndarray:
+        return self.function(samples)
+
+
 def order_mutant(build: Callable[..., Any]) -> Part:
-    spec = feeb.DataOrderSpec("mutant", build=build, summary="A broken part.")
+    spec = feeb.DataOrderSpec("mutant", build=lambda config, context: Order(build(config, context)), summary="A broken part.")
     return Part("data_orders", spec, spec.config())
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from feeb_pipelines.cli import run_command
-from feeb_pipelines.cli.plugin import TEMPLATE, new, update
+from feeb_pipelines.cli.plugin import PRISTINE, TEMPLATE, new, update
 from feebcore.errors import FeebError
 from feebcore.hookspecs import KINDS
 
@@ -119,7 +119,7 @@ def test_the_template_has_an_example_of_every_kind_and_no_other():
     assert {folder.name for folder in (TEMPLATE / "kinds").iterdir()} == {*KINDS}
 
 
-def test_an_update_renews_the_template_and_leaves_the_part_alone(tmp_path):
+def test_an_update_merges_the_template_into_what_the_author_changed(tmp_path, capsys):
     new("halves", kind="schedule", into=tmp_path)
     folder = tmp_path / "feeb-halves"
     with pytest.raises(FeebError, match="not a git checkout"):
@@ -129,17 +129,32 @@ def test_an_update_renews_the_template_and_leaves_the_part_alone(tmp_path):
         subprocess.run(["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@b", *arguments], check=True, capture_output=True)
 
     workflow, part = folder / ".github" / "workflows" / "tests.yml", folder / "feeb_halves" / "halves" / "halves.py"
-    fresh = workflow.read_text()
-    workflow.write_text("from an older template\n")
+    project, ignored, test = folder / "pyproject.toml", folder / ".gitignore", folder / "tests" / "test_contract.py"
+    fresh = {path: path.read_text() for path in (workflow, project, test)}
+    for path in (workflow, project, test):  # made by an older template, whose last line was another
+        older = "".join(fresh[path].splitlines(keepends=True)[:-1]) + "# old\n"
+        for copy in (path, folder / PRISTINE / path.relative_to(folder)):
+            copy.write_text(older)
+    project.write_text("# the author's\n" + project.read_text())
+    test.write_text(test.read_text().replace("# old", "# the author's"))
     part.write_text("mine\n")
+    ignored.unlink()
     git("init")
     git("add", "--all")
     with pytest.raises(FeebError, match="uncommitted"):
         update(folder)
     git("commit", "-m", "all")
-    update(folder)
-    assert workflow.read_text() == fresh
+    assert update(folder) == 1
+    assert capsys.readouterr().err == "resolve the conflicts, marked <<<<<<< and >>>>>>>, in tests/test_contract.py\n"
+    assert workflow.read_text() == fresh[workflow]
+    assert project.read_text() == "# the author's\n" + fresh[project]
+    assert "<<<<<<< yours\n# the author's\n" in test.read_text()
     assert part.read_text() == "mine\n"
+    assert not ignored.exists()
+    test.write_text(fresh[test])
+    git("commit", "-a", "-m", "merged")
+    assert update(folder) == 0
+    assert subprocess.run(["git", "-C", str(folder), "status", "--porcelain"], capture_output=True, text=True).stdout == "", "nothing was left to do"
     with pytest.raises(FeebError, match="not made by"):
         update(tmp_path)
 

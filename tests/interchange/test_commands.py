@@ -106,7 +106,7 @@ def test_input_names_an_artifact_on_the_command_line(imported: Path, tmp_path: P
         assert run_command(["plan", str(tmp_path / "tune.yaml"), "sft", "--input", f"pretrain={reference}", "--json", *options]) == 0
         (row,) = json.loads(capsys.readouterr().out)
         assert (row["stage"], len(row["fingerprint"])) == ("sft", 12)
-    assert run_command(["plan", str(tmp_path / "tune.yaml"), "--input", "smol", *options]) == 1
+    assert run_command(["plan", str(tmp_path / "tune.yaml"), "--input", "smol", *options]) == 2
     assert "write STAGE=ARTIFACT" in capsys.readouterr().err
 
 

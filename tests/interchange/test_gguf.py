@@ -222,7 +222,7 @@ def test_a_file_is_the_model_it_was_made_from(kind: str, tmp_path: Path) -> None
 
 def test_an_unknown_tokenizer_is_left_out_and_said(tmp_path: Path) -> None:
     file, _ = small_llama(tmp_path, "llama", **{"tokenizer.ggml.model": "llama"})
-    with pytest.warns(UserWarning, match=r"its tokenizer \(llama, gpt-2\) cannot be read"):
+    with pytest.warns(UserWarning, match=r"its tokenizer \(llama, gpt-2\) cannot be used"):
         import_file(file, tmp_path / "ours")
     assert load_model(tmp_path / "ours").seq_len == 16
     assert not (tmp_path / "ours/tokenizer").exists()

@@ -1,8 +1,13 @@
+from typing import Any
+
 import pytest
 import torch
 
+from feebcore.model import attention, transformer
 from feebcore.model.attention import _explicit, attend
+from feebcore.model.build import build_model
 from feebcore.model.masks import attention_mask, document_block_mask
+from feebcore.parts import resolve_part
 
 B, H, T, D = 2, 4, 24, 8
 
@@ -65,3 +70,31 @@ def test_dropout_drops_weights_and_keeps_their_mean(logit_softcap):
     assert kept.float().mean().item() == pytest.approx(0.75, abs=0.01)
     torch.testing.assert_close(draws[0][draws[0] != 0], whole[draws[0] != 0] / 0.75)
     torch.testing.assert_close(draws.mean(0), whole, atol=0.03, rtol=0)
+
+
+@pytest.mark.parametrize("documents", [False, True])
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"attention": {"name": "mha", "logit_softcap": 5.0}},
+        {"attention": {"name": "sliding_window", "window": 7}},
+        {"attention": {"name": "mha", "logit_softcap": 5.0}, "position": "alibi"},
+        {"attention": "gqa", "position": "rope_yarn"},
+        {"attention": "mla", "position": "rope_yarn"},
+    ],
+    ids=str,
+)
+def test_a_model_computes_the_same_where_flexattention_is_a_kernel(parts: dict[str, Any], documents: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU: caps, windows, biases and documents go through FlexAttention; here through its slow form."""
+    used: list[bool] = []
+    original = attention._by_blocks
+    monkeypatch.setattr(attention, "_by_blocks", lambda *arguments: used.append(True) or original(*arguments))
+    architecture = resolve_part("architectures", {"name": "transformer", "num_layers": 2, "d_model": 64, "num_heads": 4, **parts})
+    model = build_model(architecture, 50, 24, seed=1).requires_grad_(False)
+    tokens = torch.randint(50, (2, 24), generator=torch.Generator().manual_seed(0))
+    doc_ids = (torch.arange(24) >= torch.tensor([[9], [15]])).long() if documents else None
+    expected = model(tokens, doc_ids=doc_ids).hidden
+    assert not used
+    monkeypatch.setattr(transformer, "has_flex_kernel", lambda kind: True)
+    torch.testing.assert_close(model(tokens, doc_ids=doc_ids).hidden, expected, rtol=1e-4, atol=1e-4)
+    assert bool(used) == (documents or bool(parts["attention"] not in ("gqa", "mla")))

@@ -3,6 +3,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from feebcore.model import fused_loss
 from feebcore.model.fused_loss import fused_cross_entropy
 from feebcore.model.loss import linear_cross_entropy
 from feebcore.model.parts import LMHeadPart
@@ -45,6 +46,19 @@ def test_loss_and_gradients_are_those_of_autograd_whatever_the_chunk(masked: boo
     expected = reference(hidden, head.weight, targets, mask if masked else None)
     for found, right in zip((loss.detach(), hidden.grad, head.weight.grad), expected, strict=True):
         torch.testing.assert_close(found.double(), right, rtol=2e-5, atol=2e-5)
+
+
+def test_a_padded_vocabulary_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, where 50 tokens are multiplied as 64."""
+    results = []
+    for alignment in (1, 64):
+        monkeypatch.setitem(fused_loss.ALIGNMENT, "cpu", alignment)
+        hidden, head, targets, mask = example()
+        loss = fused_cross_entropy(hidden, head.weight, targets, mask.float(), 5)
+        loss.backward()
+        results.append((loss.detach(), hidden.grad, head.weight.grad))
+    for plain, padded in zip(*results, strict=True):
+        torch.testing.assert_close(padded, plain, rtol=1e-5, atol=1e-5)
 
 
 def test_certain_and_hopeless_predictions_lose_no_precision() -> None:

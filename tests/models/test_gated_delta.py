@@ -37,14 +37,14 @@ def plainly(m: nn.Module, x_TC: Tensor) -> Tensor:
     x = x_TC.double()
     raw, filters = x @ m.qkv.weight.T, m.filter.view(m.conv, -1)
     mixed = torch.stack([sum(filters[j] * raw[t - j] for j in range(m.conv) if t >= j) for t in range(len(x))])
-    mixed = (mixed * mixed.sigmoid()).view(len(x), H, 2 * K + V)
+    queries, keys, values = (part.view(len(x), H, -1) for part in (mixed * mixed.sigmoid()).split([H * K, H * K, H * V], -1))
     forget, write = (x @ m.rates.weight.T).view(len(x), 2, H).unbind(1)
     kept, write = torch.exp(-m.decay.exp() * torch.log1p(torch.exp(forget + m.shift))), write.sigmoid()
     out = torch.zeros(len(x), H, V, dtype=torch.float64)
     for h in range(H):
         state = torch.zeros(V, K, dtype=torch.float64)
         for t in range(len(x)):
-            q, k, v = mixed[t, h, :K], mixed[t, h, K : 2 * K], mixed[t, h, 2 * K :]
+            q, k, v = queries[t, h], keys[t, h], values[t, h]
             q, k = q / q.norm(), k / k.norm()
             state = kept[t, h] * state @ (torch.eye(K) - write[t, h] * torch.outer(k, k)) + write[t, h] * torch.outer(v, k)
             o = state @ q

@@ -140,10 +140,52 @@ def test_yarn_stretches_by_parts_and_sharpens_attention() -> None:
         want.append((1 - ramp) * frequency / factor + ramp * frequency)
     options = {"name": "rope_yarn", "factor": factor, "original_max_position_embeddings": trained}
     torch.testing.assert_close(frequencies(options, dim), torch.tensor(want), rtol=1e-4, atol=1e-9)
-    for fraction in (1.0, 0.5):
-        rope, x = position({**options, "partial_rotary_factor": fraction}, dim), torch.randn(dim)
-        score = turned(rope, x, 9) @ turned(rope, x, 9)
-        assert score.item() == pytest.approx((0.1 * math.log(4) + 1) ** 2 * (x @ x).item(), rel=1e-5)
+    assert position(options, dim).score_scale == pytest.approx((0.1 * math.log(4) + 1) ** 2)
+
+
+@pytest.mark.parametrize("attention", ["mha", "mla", "differential", "no_value", {"name": "mha", "logit_softcap": 20.0}], ids=str)
+def test_yarn_sharpens_every_dimension_of_a_score(attention: Any) -> None:
+    """Where nothing is rotated by another angle, YaRN is RoPE with queries that are (1 + 0.1 ln s)^2 times as long, on rotated and
+    other dimensions alike; with a cache too."""
+    factor, sharper = 4.0, (1 + 0.1 * math.log(4)) ** 2
+    yarn = {"name": "rope_yarn", "factor": factor, "beta_slow": 1e-9, "beta_fast": 2e-9}
+    models = [
+        build_model(
+            resolve_part("architectures", {"name": "transformer", "num_layers": 1, "d_model": 32, "num_heads": 4, "attention": attention, "position": p}),
+            50,
+            40,
+            seed=1,
+        )
+        for p in ("rope", yarn)
+    ]
+    plain, with_yarn = (model.stack.all_blocks()[0].attention for model in models)
+    with torch.no_grad():
+        for module in (plain, with_yarn):
+            for p in module.parameters():
+                p.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(len(p))))
+    x_BTC = torch.randn(2, 12, 32, generator=torch.Generator().manual_seed(0))
+    contexts = [model.make_context(torch.zeros(2, 12, dtype=torch.int64)) for model in models]
+    models[0].position.score_scale = sharper
+    torch.testing.assert_close(with_yarn(x_BTC, contexts[1]), plain(x_BTC, contexts[0]), rtol=1e-4, atol=1e-4)
+    models[0].position.score_scale = 1.0
+    assert not torch.allclose(with_yarn(x_BTC, contexts[1]), plain(x_BTC, contexts[0]), rtol=1e-3)
+
+
+@pytest.mark.parametrize("attention", ["mha", "mla"])
+def test_yarn_keeps_the_contract_of_attention(attention: str) -> None:
+    part = resolve_part("attentions", attention)
+    model = build_model(
+        resolve_part(
+            "architectures", {"name": "transformer", "num_layers": 2, "d_model": 32, "num_heads": 4, "attention": part.dump(), "position": "rope_yarn"}
+        ),
+        50,
+        40,
+        seed=1,
+    ).eval()
+    tokens = torch.randint(50, (2, 12), generator=torch.Generator().manual_seed(0))
+    cache = model.new_cache(2, 12)
+    pieces = [model(tokens[:, a:b], cache=cache).hidden for a, b in ((0, 5), (5, 6), (6, 12))]
+    torch.testing.assert_close(torch.cat(pieces, 1), model(tokens).hidden, rtol=1e-4, atol=1e-4)
 
 
 def test_the_trained_window_is_the_model_s_over_the_factor_unless_said() -> None:

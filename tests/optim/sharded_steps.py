@@ -53,7 +53,8 @@ def groups_of(model: nn.Module) -> list[ParamGroup]:
     named = dict(model.named_parameters())
     roles = {"embedding": ["table.weight"], "lm_head": ["lm_head.weight"], "matrix": ["up.weight", "down.weight"]}
     roles["vector"] = [name for name in named if not any(name in names for names in roles.values())]
-    return [ParamGroup(role, names, [named[n] for n in names]) for role, names in roles.items()]
+    blocks = {"up.weight": (8, 5)}  # two maps in one matrix, of which a rank has parts of both
+    return [ParamGroup(role, names, [named[n] for n in names], blocks if role == "matrix" else {}) for role, names in roles.items()]
 
 
 def train(model: nn.Module, part: dict, steps: int = 6) -> torch.optim.Optimizer:

@@ -13,6 +13,8 @@ from pytorch_optimizer.optimizer.grokfast import gradfilter_ema
 from torch import nn
 
 from feeb_optim.muon.muon import COEFFICIENTS
+from feebcore.model.build import build_model
+from feebcore.model.groups import param_groups
 from feebcore.parts import resolve_part
 from feebcore.protocols import ParamGroup
 
@@ -226,20 +228,70 @@ def test_normuon_follows_the_papers_equations(monkeypatch):
 
 @pytest.mark.parametrize("name", ["muon", "normuon", "soap"])
 def test_a_stack_of_matrices_is_trained_as_its_matrices_alone(name):
-    """[experts, R, C] as one parameter; NorMuon's norm is of the whole stack, so only one expert there."""
+    """[experts, R, C] as one parameter; the gradient of one expert has rank one."""
     generator = torch.Generator().manual_seed(0)
-    start = torch.randn(1 if name == "normuon" else 3, 6, 10, generator=generator)
+    start = torch.randn(3, 6, 10, generator=generator)
     stack = nn.Parameter(start.clone())
     alone = [nn.Parameter(x.clone()) for x in start.unbind()]
     optimizers = [resolve_part("optimizers", name).build(groups=[ParamGroup("matrix", [str(i) for i in range(len(ps))], ps)]) for ps in ([stack], alone)]
     for _ in range(12):
         gradient = torch.randn(start.shape, generator=generator)
+        gradient[1] = torch.outer(gradient[1, :, 0], gradient[1, 0])
         stack.grad = gradient.clone()
         for p, g in zip(alone, gradient.unbind(), strict=True):
             p.grad = g.clone()
         for optimizer in optimizers:
             optimizer.step()
     torch.testing.assert_close(stack.detach(), torch.stack([p.detach() for p in alone]), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+@pytest.mark.parametrize("name", ["muon", "normuon", "soap"])
+def test_maps_in_a_fused_matrix_are_trained_as_matrices_alone(name, stacked):
+    """q, k and v of different sizes, and gate and up of stacked experts; with split_fused: false the matrix is one."""
+    generator = torch.Generator().manual_seed(0)
+    blocks = (12, 4, 4)
+    start = torch.randn(*((2,) if stacked else ()), 20, 10, generator=generator)
+    alone = [nn.Parameter(x.clone()) for x in start.split(blocks, -2)]
+    fused, whole, plain = (nn.Parameter(start.clone()) for _ in range(3))
+    group = lambda p: [ParamGroup("matrix", ["w"], [p], {"w": blocks})]  # noqa: E731
+    optimizers = [
+        resolve_part("optimizers", name).build(groups=[ParamGroup("matrix", ["q", "k", "v"], alone)]),
+        resolve_part("optimizers", name).build(groups=group(fused)),
+        resolve_part("optimizers", {"name": name, "split_fused": False}).build(groups=group(whole)),
+        resolve_part("optimizers", name).build(groups=[ParamGroup("matrix", ["w"], [plain])]),
+    ]
+    for _ in range(12):
+        gradient = torch.randn(start.shape, generator=generator)
+        gradient[..., 12:, :] *= 0.01
+        for p in (fused, whole, plain):
+            p.grad = gradient.clone()
+        for p, g in zip(alone, gradient.split(blocks, -2), strict=True):
+            p.grad = g.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    torch.testing.assert_close(fused.detach(), torch.cat([p.detach() for p in alone], -2), atol=1e-5, rtol=1e-4)
+    assert torch.equal(whole, plain)
+    assert not torch.allclose(fused, whole, atol=1e-3)
+
+
+@pytest.mark.parametrize("attention", ["mha", "gqa", "mla", "cross_layer", "differential", "no_value", "gated_delta", "ngpt"])
+def test_fused_matrices_of_a_model_are_known_to_its_optimizer(attention):
+    options = {"name": attention, "kv_share_layers": 1} if attention == "cross_layer" else attention
+    architecture = {
+        "name": "transformer",
+        "num_layers": 1,
+        "d_model": 32,
+        "num_heads": 4,
+        "attention": options,
+        "feedforward": {"name": "moe", "num_shared": 1},
+    }
+    model = build_model(resolve_part("architectures", architecture), 50, 16)
+    (group,) = (g for g in param_groups(model) if g.role == "matrix")
+    named = dict(zip(group.names, group.parameters, strict=True))
+    assert {name.split(".")[3] for name in group.row_blocks} == {"attention", "feedforward"}
+    assert all(sum(rows) == named[name].shape[-2] for name, rows in group.row_blocks.items())
+    assert group.row_blocks["stack.blocks.0.feedforward.experts.up"][0] * 2 == named["stack.blocks.0.feedforward.experts.up"].shape[-2]
 
 
 def test_muons_momentum_can_be_scheduled_and_its_counter_survives_a_branch():

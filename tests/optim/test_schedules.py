@@ -222,7 +222,8 @@ def test_mup_keeps_the_size_of_an_adam_update_of_the_output():
 def test_nanochat_rule_is_its_laws():
     rule = {"name": "nanochat", "reference_width": 768, "reference_batch_tokens": 1000, "reference_steps": 100}
     scale = scale_of((1536, 24, 4000, 50), **rule)  # twice the width, 4 times the batch, twice the tokens
-    assert scale.roles == pytest.approx({"matrix": 2, "embedding": 2**0.5, "lm_head": 2**0.5, "vector": 2**0.5})
-    assert scale.weight_decay == pytest.approx(dict.fromkeys(scale.roles, 1.0))
-    assert scale_of((768, 12, 1000, 400), **rule).decay_of("matrix") == pytest.approx(0.25)
+    assert scale.roles == pytest.approx({"matrix": 2, "embedding": 2**0.5, "lm_head": 2**0.5, "vector": 2})
+    assert scale.weight_decay == pytest.approx({"matrix": 1.0})
+    longer = scale_of((768, 12, 1000, 400), **rule)
+    assert [longer.decay_of(role) for role in ("matrix", "embedding", "lm_head", "vector")] == pytest.approx([0.25, 1, 1, 1])
     assert scale_of((768, 12, 1000, 400), name="nanochat").weight_decay == {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +45,14 @@ def test_a_recipe_is_one_flow_run_with_a_task_per_stage(served: Feeb) -> None:
     assert flow_runs(served) == [("tiny-pipeline", "Completed")] * 2
     stages = ["make_numbers", "sum_numbers", "slow", "page"]
     assert task_runs(served) == [(f"tiny-{stage}", "Completed") for stage in stages] * 2
-    tags = {name: set(json.loads(text)) for name, text in rows(served, "select name, tags from task_run")}
-    fingerprints = {r["fingerprint"] for r in served.json("runs") if r["stage"] == "slow"}
-    assert {"slow", "tiny"} < tags["tiny-slow"]
-    assert tags["tiny-slow"] & fingerprints
+    assert not [name for name, tags in rows(served, "select name, tags from task_run") if json.loads(tags)], "tags make Prefect ask for limits, for seconds"
     kinds = dict(rows(served, "select key, type from artifact"))
     assert kinds["tiny-slow-summary"] == "markdown"
     assert kinds["tiny-slow-metrics"] == kinds["tiny-pipeline-stages"] == "table"
-    assert "report.html" in str(rows(served, "select data from artifact where key = 'tiny-page-link'"))
+    assert "report.html" in str(rows(served, "select data from artifact where key = 'tiny-page-report'"))
+    fingerprints = {r["fingerprint"] for r in served.json("runs") if r["stage"] == "slow"}
+    stages_tables = [data for (data,) in rows(served, "select data from artifact where key = 'tiny-pipeline-stages'")]
+    assert all(any(fingerprint in data for data in stages_tables) for fingerprint in fingerprints)
     messages = {message for (message,) in rows(served, "select message from log")}
     assert {"starts at step 0", "numbers are made"} <= messages
     assert not rows(served, "select name from flow_run where parameters not like '%tiny.yaml%'")
@@ -112,6 +113,53 @@ def test_a_killed_run_leaves_no_process_is_settled_and_continues(own_server: Fee
     assert flow_runs(own_server) == [("tiny-pipeline", "Crashed"), ("tiny-pipeline", "Completed")]
     assert ("tiny-slow", "Crashed") in task_runs(own_server)
     assert not {state for _, state in task_runs(own_server)} & {"Running", "Pending"}
+
+
+def test_a_run_that_is_cancelled_in_prefect_saves_and_stops(served: Feeb) -> None:
+    process = served.start("run", RECIPE, "--set", "slow.steps=1000", "--set", "slow.step_seconds=0.05")
+    wait_until(lambda: slow_state(served) >= 2, 90, "stage slow did not begin")
+    (run,) = served.api("POST", "/flow_runs/filter", {})
+    assert run["name"] == "tiny-pipeline"
+    served.api("POST", f"/flow_runs/{run['id']}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}})
+    output, _ = process.communicate(timeout=20)
+    assert process.returncode == 130, output
+    assert "saved at step" in output
+    assert "Traceback" not in output
+    assert flow_runs(served) == [("tiny-pipeline", "Cancelled")]
+    assert task_runs(served)[-1] == ("tiny-slow", "Cancelled")
+    traces = [message for (message,) in rows(served, "select message from log") if "Traceback" in message]
+    assert not traces
+
+
+def test_only_dead_runs_of_this_workspace_get_a_final_state(served: Feeb) -> None:
+    from feeb_pipelines.runs import PROCESS, WORKSPACE, labels_of_process
+
+    mine = labels_of_process(served.workspace)
+    dead, other = mine | {PROCESS: "1-dead"}, mine | {WORKSPACE: "another", PROCESS: "1-dead"}
+    flow = served.api("POST", "/flows/", {"name": "pipeline"})["id"]
+
+    def run(name: str, state: str, labels: dict[str, str], tags: Sequence[str] = ("feeb",)) -> None:
+        body = {"flow_id": flow, "name": name, "labels": labels, "tags": list(tags), "state": {"type": state}}
+        id = served.api("POST", "/flow_runs/", body)["id"]
+        served.api("POST", "/task_runs/", {"flow_run_id": id, "name": f"task of {name}", "task_key": "t", "dynamic_key": name, "state": {"type": "RUNNING"}})
+
+    run("somebody else's", "RUNNING", {}, ())
+    run("another workspace's", "RUNNING", other)
+    run("a living process's", "RUNNING", mine)
+    run("killed", "RUNNING", dead)
+    run("killed at once", "PENDING", dead)
+    run("cancelled, then killed", "CANCELLING", dead)
+    run("its worker says so", "CRASHED", dead)
+    done = served("run", "make_numbers", RECIPE)
+    assert done.returncode == 0, done.stderr
+    states = dict(flow_runs(served))
+    alive = ["somebody else's", "another workspace's", "a living process's"]
+    assert [states[name] for name in alive] == ["Running"] * 3
+    gone = ["killed", "killed at once", "cancelled, then killed", "its worker says so"]
+    assert [states[name] for name in gone] == ["Crashed", "Crashed", "Cancelled", "Crashed"]
+    tasks = dict(task_runs(served))
+    assert [tasks[f"task of {name}"] for name in alive] == ["Running"] * 3
+    assert [tasks[f"task of {name}"] for name in gone] == ["Crashed", "Crashed", "Cancelled", "Crashed"]
 
 
 def test_two_runs_of_one_recipe_at_once_build_it_once(served: Feeb) -> None:

@@ -164,7 +164,13 @@ def _probes(folder: Path, rng: Any) -> None:
                 for i, name in enumerate(names)
             ]
             gradients.append({"step": step, "layers": layers})
-            row = {"tokens_per_second": 62_100.0, "mfu": 0.31 + rng.normal(0, 0.01), "data_wait": 0.002, "outside": 0.03, "memory": 1.1e9 + 1e5 * step}
+            row = {
+                "tokens_per_second": 62_100.0,
+                "matmul_utilization": 0.31 + rng.normal(0, 0.01),
+                "data_wait": 0.002,
+                "outside": 0.03,
+                "memory": 1.1e9 + 1e5 * step,
+            }
             throughput.append({"step": step, **row})
     for name, rows in {"residual_stream": streams, "gradients": gradients, "logits": logits, "repetition": repetition, "throughput": throughput}.items():
         _lines(folder / f"{name}.jsonl", rows)
@@ -224,7 +230,7 @@ def law_document(rng: Any, identified: bool = True) -> dict[str, Any]:
 def _sweep(folder: Path, rng: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     document = law_document(rng, identified=False)
     (folder / "law.json").write_text(json.dumps(document))
-    return {"law": document["law"], "heldout_relative_error": 0.0119, "nearest_cell_error": 0.064, "cells": 13, "flops": 2.2e13}, {}
+    return {"law": document["law"], "heldout_relative_error": 0.0119, "nearest_run_error": 0.064, "runs": 13, "flops": 2.2e13}, {}
 
 
 def _sft(folder: Path, rng: Any) -> tuple[dict[str, Any], dict[str, Any]]:

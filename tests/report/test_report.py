@@ -15,6 +15,7 @@ from feebcore.report.style import LIGHT, byte_size, compact, styled, tick, with_
 
 FIGURES = {
     "training.png",
+    "optimization.png",
     "residual_stream.png",
     "gradients.png",
     "logits.png",
@@ -33,7 +34,7 @@ def page(whole_run) -> tuple[Path, str]:
     root, artifacts = whole_run
     folder = root / "report" / "quickstart-0123456789ab"
     folder.mkdir(parents=True)
-    assert build_report(artifacts, folder, RECIPE, ENVIRONMENT, lambda done, total: None) == {"report": "report.html", "figures": 9}
+    assert build_report(artifacts, folder, RECIPE, ENVIRONMENT, lambda done, total: None) == {"report": "report.html", "figures": 10}
     return folder, (folder / "report.html").read_text(encoding="utf-8")
 
 
@@ -61,11 +62,49 @@ def test_the_page_is_well_formed_and_self_contained(page) -> None:
     folder, text = page
     parsed = Links(text)
     assert parsed.open == []
-    assert "script" not in parsed.tags
-    assert all(a.startswith("data:") for a in parsed.addresses)
-    assert not re.search(r"url\(|@import", text)
+    inside, outside = [a for a in parsed.addresses if a.startswith(("data:", "#"))], [a for a in parsed.addresses if not a.startswith(("data:", "#"))]
+    assert outside
+    assert all((folder / address).is_file() for address in outside)  # files of the workspace
+    assert all(f'id="{address[1:]}"' in text for address in inside if address.startswith("#"))
+    assert not re.search(r"url\(['\"]?(?!#)|@import|fetch\(|XMLHttpRequest", text)
+    assert len(text) < 6e6
     assert {p.name for p in (folder / "figures").iterdir()} == FIGURES
     assert all(p.read_bytes().startswith(b"\x89PNG") for p in (folder / "figures").iterdir())
+
+
+def test_the_head_says_how_the_page_was_made_and_the_settings_what_was_trained(whole_run, tmp_path: Path) -> None:
+    from fake_run import ENVIRONMENT
+
+    rows = facts.made_by({"recipe": "my runs/a.yaml", "overrides": ["seed=3"]}, ENVIRONMENT, whole_run[1])
+    assert rows[0] == ("command", "feeb run 'my runs/a.yaml' --set seed=3")
+    assert rows[1][0] == "finished"
+    assert rows[2] == ("feeb", "0.1.0 9f3c2a71d0")
+
+
+def test_settings_name_the_model_and_the_optimizer(tiny_chain) -> None:
+    tables = dict(facts.settings(tiny_chain[1]))
+    assert ("d_model", "32") in tables["Model"]
+    training = dict(tables["Pretraining"])
+    assert training["max_steps"] == "6"
+    assert training["optimizer"].startswith("adamw (lr 0.003, weight_decay 0.1")
+    assert training["precision"] == "fp32"
+
+
+def test_utilization_is_never_above_the_peak() -> None:
+    from feebcore.report.probe_figures import within_peak
+
+    assert within_peak([0.5, 0.25]) == [0.5, 0.25]
+    assert within_peak([1.25, 0.5]) == [1.0, 0.4]
+
+
+def test_a_curve_that_is_cut_off_says_so() -> None:
+    losses = [9.0, 8.0, 20.0, *(4.0 - k / 100 for k in range(60))]
+    rows = [{"step": k + 1, "split": "train", "loss": loss} for k, loss in enumerate(losses)]
+    rows += [{"step": 5, "split": "validation", "loss": 30.0}]
+    with styled(LIGHT):
+        figure = figures.training({"pretrain": rows}, LIGHT)
+    assert figure is not None
+    assert any("up to 30" in text.get_text() for text in figure.axes[0].texts)
 
 
 def test_samples_are_escaped(page) -> None:
@@ -86,21 +125,16 @@ def test_the_page_shows_numbers_verdicts_parts_recipe_and_fingerprints(page, who
 
 @pytest.mark.parametrize("missing", ["pretrain", "sweep", "rl", "evaluate", "download"])
 def test_any_stage_may_be_absent(whole_run, tmp_path: Path, missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from feebcore.report import build
+    from feebcore.report import page as page_of_report
 
-    monkeypatch.setattr(build, "_image", lambda draw, theme: b"\x89PNG" if _draws(draw, theme) else None)
+    monkeypatch.setattr(page_of_report, "png", lambda figure: b"\x89PNG")
     artifacts = {k: a for k, a in whole_run[1].items() if k != missing}
     folder = _folder(tmp_path)
     build_report(artifacts, folder, {}, {}, lambda done, total: None)
     page = (folder / "report.html").read_text()
     assert page.rstrip().endswith("</html>")
     for stage, heading in {"sweep": "Scaling law", "rl": "Reinforcement learning", "evaluate": "Evaluation"}.items():
-        assert (f"<h2>{heading}" in page) == (stage != missing), f"section {heading!r} without {missing}"
-
-
-def _draws(draw, theme) -> bool:
-    with styled(theme):
-        return draw(theme) is not None
+        assert (f">{heading}</h2>" in page) == (stage != missing), f"section {heading!r} without {missing}"
 
 
 def _folder(root: Path) -> Path:
@@ -194,19 +228,53 @@ def test_probe_figures_appear_where_there_is_data_and_tolerate_gaps(whole_run) -
         assert probe_figures.gradients([], LIGHT) is None
         assert probe_figures.logits([], [], LIGHT) is None
         assert probe_figures.throughput([{"step": 1, "mfu": None}], LIGHT) is None
+        assert probe_figures.throughput([{"step": 1, "matmul_utilization": 1.1}], LIGHT) is not None
 
 
-def test_the_page_shows_the_first_batch_and_mfu(page) -> None:
+def test_the_page_shows_the_first_batch_and_utilization(page) -> None:
     _, text = page
     assert "16 sequences of 256 tokens" in text
     assert "&lt;bos&gt;" in text
     assert "relative to the measured matmul peak" in text
+    assert "MFU" not in text.partition("relative to the measured matmul peak")[0][-200:]
 
 
-def test_pictures_come_in_both_modes(whole_run) -> None:
-    pictures = draw_all({"rl": whole_run[1]["rl"]})
-    assert {p.name for p in pictures} == {"reinforcement", "stage_times"}
-    assert all(p.light != p.dark for p in pictures)
+def test_charts_have_the_numbers_and_both_modes(whole_run) -> None:
+    rl = whole_run[1]["rl"]
+    pictures = {p.name: p for p in draw_all({"rl": rl})}
+    assert set(pictures) == {"reinforcement", "stage_times"}
+    rows = [json.loads(line) for line in (rl.path / "metrics.jsonl").read_text().splitlines()]
+    rewards = [r["reward"] for r in rows if r.get("split") == "train"]
+    lines = [s for s in pictures["reinforcement"].panels[0]["series"] if s["type"] == "line"]
+    assert any(s["y"] == pytest.approx(rewards, rel=1e-5) for s in lines)
+    assert all(s["color"][0] != s["color"][1] for s in lines)
+
+
+def test_a_chart_is_the_matplotlib_figure() -> None:
+    from feebcore.report.chart import as_json, chart_data
+    from feebcore.report.style import Theme, new_figure
+
+    def draw(theme: Theme):
+        figure = new_figure()
+        left, right = figure.subplots(1, 2, gridspec_kw={"width_ratios": [2.0, 1.0]})
+        left.plot([1, 2, 3], [1.0, float("nan"), 4.0], color=theme.series[0], gid="</script><b>", marker="o")
+        left.axhline(2.0, color=theme.muted)
+        left.fill_between([1, 2], [0, 0], [1, 1], color=theme.series[1])
+        left.set(title="T", xlabel="step", yscale="log", ylim=(0.5, 8.0))
+        right.barh([0, 1], [3.0, 5.0], color=theme.series[2])
+        right.set_yticks([0, 1], ["a", "b"])
+        right.annotate("3.0", (3.0, 0), xytext=(7, 0), textcoords="offset points")
+        return figure
+
+    left, right = chart_data(draw)
+    assert (left["title"], left["xlabel"], left["yscale"], left["ylim"], left["weight"], right["weight"]) == ("T", "step", "log", [0.5, 8.0], 1.0, 0.5)
+    assert [s["type"] for s in left["series"]] == ["area", "line", "rule"]
+    assert left["series"][1]["y"] == [1.0, None, 4.0]
+    assert [s["w"] for s in right["series"]] == [3.0, 5.0]
+    assert right["yticks"] == [[0.0, "a"], [1.0, "b"]]
+    assert right["texts"][0]["dx"] == 7.0
+    assert "<" not in as_json([left, right])
+    assert json.loads(as_json([left, right])) == [left, right]
 
 
 def test_numbers_read_well() -> None:
@@ -221,7 +289,7 @@ def test_the_summary_names_the_number_of_fitted_runs(whole_run) -> None:
     import dataclasses
 
     sweep = whole_run[1]["sweep"]
-    metrics = {**sweep.metrics, "cells": 13, "law": {**sweep.metrics["law"], "num_points": 11}}
+    metrics = {**sweep.metrics, "runs": 13, "law": {**sweep.metrics["law"], "num_points": 11}}
     rows = facts._scaling_law({"sweep": dataclasses.replace(sweep, manifest={**sweep.manifest, "metrics": metrics})})
     assert rows[0].text.startswith("Fitted to 11 runs.")
     assert rows[1].topic == "Scaling-law caveats"

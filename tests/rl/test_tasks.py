@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rl_toys import CharTokenizer, EmitTask
+from rl_toys import CharTokenizer, EmitTask, tiny_model
 
 from feeb_rl.tasks.countdown.countdown import evaluate
 from feebcore.errors import DataError
+from feebcore.evaluate.intervals import wilson
 from feebcore.generate.engine import Completion
 from feebcore.parts import resolve_part
 from feebcore.protocols import Problem
 from feebcore.rl.examples import Examples
-from feebcore.rl.tasks import encode_example, held_out_problems, is_held_out, score, training_problems
+from feebcore.rl.tasks import encode_example, evaluate_task, held_out_problems, is_held_out, score, too_few_problems, training_problems
 
 
 def task(name, **options):
@@ -43,10 +44,30 @@ def test_training_problems_are_a_function_of_their_numbers():
     assert training_problems(sort, 5, 1, 2, 3) != training_problems(sort, 5, 1, 2, 4)
 
 
-def test_countdown_has_512_held_out_problems_and_finds_them_soon():
+def test_problems_that_differ_in_the_order_of_their_numbers_are_one_problem():
+    """512 held-out prompts of countdown were 187 problems, so intervals were 1.7 times too narrow."""
     began = time.process_time()
-    assert len(held_out_problems(task("countdown"), 512)) == 512
-    assert time.process_time() - began < 5
+    problems = held_out_problems(task("countdown"), 512)
+    assert time.process_time() - began < 15
+    assert len({p.key for p in problems}) == len(problems) < 250
+    assert too_few_problems("countdown", problems, 512).startswith(f"task countdown has only {len(problems)} distinct held-out problems, 512 were asked for")
+    assert too_few_problems("countdown", problems[:64], 64) == ""
+
+
+class Exact(EmitTask):
+    def reward(self, problem, completion):
+        return float(completion == problem.answer)
+
+
+def test_accuracy_counts_prompts_of_one_key_once(monkeypatch):
+    """Six prompts of two problems, one of which is solved: half, of two."""
+    problems = [Problem(f"{i}=", "a" if i < 4 else "b", "one" if i < 4 else "two") for i in range(6)]
+    tokens = CharTokenizer().encode("a")
+    completions = [Completion(tokens, [0.0], [0.0], "stop") for _ in problems]
+    monkeypatch.setattr("feebcore.rl.tasks.generate", lambda *arguments, **options: completions)
+    result = evaluate_task(tiny_model(21), CharTokenizer(), Exact(), problems)
+    assert (result["value"], result["n"]) == (0.5, 2)
+    assert (result["low"], result["high"]) == (wilson(1, 2).low, wilson(1, 2).high)
 
 
 def test_a_task_too_small_to_split_gives_what_it_has_or_says_so():

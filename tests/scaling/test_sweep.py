@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from feebcore.artifacts import Artifact, Workspace
 from feebcore.errors import DataError, Interrupted, RecipeError, StageFailed
-from feebcore.files import read_json, read_jsonl
+from feebcore.files import read_json, read_jsonl, write_json
 from feebcore.scaling.cells import measure_with, with_overrides
 from feebcore.scaling.config import SweepConfig
 from feebcore.scaling.stage import check
@@ -46,10 +46,10 @@ def root(finished, tmp_path: Path) -> Path:
 
 def test_every_cell_is_an_artifact_with_exact_counts(finished) -> None:
     root, artifact, _ = finished
-    cells = read_jsonl(artifact.path / "cells.jsonl")
+    cells = read_jsonl(artifact.path / "runs.jsonl")
     assert [c["status"] for c in cells] == ["done"] * 7
     assert [c["heldout"] for c in cells] == [False] * 6 + [True]
-    assert artifact.metrics["cells"] == 7
+    assert artifact.metrics["runs"] == 7
     measure = measure_with(section().train, VOCAB)
     for cell in cells:
         cost = measure(cell["overrides"])
@@ -73,12 +73,12 @@ def test_the_heldout_cell_is_predicted_before_it_is_run(finished) -> None:
     assert len(fitted) == 6
     assert not any(e["prediction"] for e in fitted)
     heldout = read_json(artifact.path / "law.json")["heldout"][0]
-    assert heldout["predicted"] == prediction["cells"][0]["loss"]
+    assert heldout["predicted"] == prediction["runs"][0]["loss"]
     assert artifact.metrics["heldout_relative_error"] == pytest.approx(abs(heldout["predicted"] / heldout["measured"] - 1))
-    near = next(c for c in read_jsonl(artifact.path / "cells.jsonl") if c["name"] == heldout["nearest"])
+    near = next(c for c in read_jsonl(artifact.path / "runs.jsonl") if c["name"] == heldout["nearest"])
     assert near["overrides"]["architecture.d_model"] == 8
     assert near["budget"] == 3e7
-    assert artifact.metrics["nearest_cell_error"] == pytest.approx(abs(near["loss"] / heldout["measured"] - 1))
+    assert artifact.metrics["nearest_run_error"] == pytest.approx(abs(near["loss"] / heldout["measured"] - 1))
 
 
 def test_the_law_is_reported_with_honest_flags_and_fits_cells_that_are_not_held_out(finished) -> None:
@@ -94,9 +94,9 @@ def test_the_law_is_reported_with_honest_flags_and_fits_cells_that_are_not_held_
 
 
 def test_progress_counts_to_the_end(finished) -> None:
-    rows = [e for e in finished[2] if e["kind"] == "progress" and e["name"] == "cells"]
+    rows = [e for e in finished[2] if e["kind"] == "progress" and e["name"] == "runs"]
     assert rows[-1]["done"] == rows[-1]["total"]
-    assert (rows[-1]["cells"], rows[-1]["of"]) == (7, 7)
+    assert (rows[-1]["runs"], rows[-1]["of"]) == (7, 7)
 
 
 def test_another_sweep_over_the_same_cells_trains_nothing(finished) -> None:
@@ -104,9 +104,9 @@ def test_another_sweep_over_the_same_cells_trains_nothing(finished) -> None:
     logged: list[dict[str, Any]] = []
     other = sweep(finished[0], logged.append, bootstrap=10)
     assert other.fingerprint != finished[1].fingerprint
-    assert [c["loss"] for c in read_jsonl(other.path / "cells.jsonl")] == [c["loss"] for c in read_jsonl(finished[1].path / "cells.jsonl")]
+    assert [c["loss"] for c in read_jsonl(other.path / "runs.jsonl")] == [c["loss"] for c in read_jsonl(finished[1].path / "runs.jsonl")]
     assert len(list((finished[0] / "data" / "pretrain").glob("*/manifest.json"))) == 7
-    assert not [e for e in logged if e["kind"] == "progress" and e["name"] != "cells"]
+    assert not [e for e in logged if e["kind"] == "progress" and e["name"] != "runs"]
     assert len(read_json(other.path / "prediction.json")["already_run"]) == 1
 
 
@@ -125,6 +125,18 @@ def test_a_sweep_killed_and_continued_by_two_warm_workers_ends_with_the_same_law
     assert {r.name: r for r in records if r.name in before} == before
     assert (artifact.path / "law.json").read_bytes() == (finished[1].path / "law.json").read_bytes()
     assert not list(artifact.path.glob("*-wal"))
+
+
+def test_gc_keeps_the_runs_that_a_law_stands_on(finished, tmp_path: Path) -> None:
+    shutil.copytree(finished[0] / "data", tmp_path / "data")
+    workspace = Workspace(tmp_path / "data")
+    runs = [artifact for _, artifact in workspace.all(stage="pretrain") if artifact is not None]
+    newer = [run.path.with_name(f"{run.name}-{'0' * 12}") for run in runs]
+    for run, folder in zip(runs, newer, strict=True):
+        shutil.copytree(run.path, folder)
+        write_json(folder / "manifest.json", run.manifest | {"fingerprint": "0" * 12, "finished": run.manifest["finished"] + 1})
+    assert not [folder for folder in workspace.gc(superseded=True, dry_run=True) if folder.parent.name == "pretrain"]
+    assert {f"runs/{c['name']}" for c in read_jsonl(finished[1].path / "runs.jsonl")} <= finished[1].manifest["inputs"].keys()
 
 
 def test_no_validation_text_is_said_at_once(tmp_path: Path) -> None:
@@ -156,16 +168,16 @@ def test_a_cell_that_diverges_is_kept_and_the_rest_goes_on(root: Path) -> None:
     planner = {"name": "isoflop", "sizes": sizes, "budgets": [1e7, 1.5e7, 2e7], "min_steps": 5, "tolerance": 0.2}
     artifact = sweep(root, planner=planner)
     assert artifact.metrics["diverged"] == 3
-    assert any(f.startswith("diverged_cells: 3") for f in artifact.metrics["law"]["flags"])
+    assert any(f.startswith("diverged_runs: 3") for f in artifact.metrics["law"]["flags"])
     assert artifact.metrics["law"]["num_points"] == 6
     assert artifact.metrics["heldout_relative_error"] is None
-    assert [c["status"] for c in read_jsonl(artifact.path / "cells.jsonl")].count("diverged") == 3
+    assert [c["status"] for c in read_jsonl(artifact.path / "runs.jsonl")].count("diverged") == 3
 
 
 def test_a_cell_that_fails_is_named_and_the_law_rests_on_the_others_until_it_is_there(finished, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from feebcore.train import pretrain
 
-    tokens = max(c["tokens"] for c in read_jsonl(finished[1].path / "cells.jsonl") if c["overrides"]["architecture.d_model"] == 16)
+    tokens = max(c["tokens"] for c in read_jsonl(finished[1].path / "runs.jsonl") if c["overrides"]["architecture.d_model"] == 16)
 
     def fails(section: Any, *args: Any, **options: Any) -> Any:
         if section.architecture.config.d_model == 16 and section.batch_size * section.seq_len * section.max_steps == tokens:
@@ -189,7 +201,7 @@ def test_cells_that_cannot_identify_a_law_are_reported_without_one(root: Path) -
     assert metrics["law"]["E"] is None
     assert metrics["law"]["flags"][0].startswith("refused: 2 points cannot determine 5 parameters")
     assert metrics["heldout_relative_error"] is None
-    assert metrics["nearest_cell_error"] < 1
+    assert metrics["nearest_run_error"] < 1
 
 
 def test_bad_sizes_are_found_before_anything_runs() -> None:
@@ -236,7 +248,7 @@ def test_plan_lists_every_cell_of_a_sweep_that_is_not_finished(finished, tmp_pat
     recipe(finished[0])
     inputs = [("tiny", stage, "reuse") for stage in ("download", "tokenizer", "shard")]
     assert planned(finished[0] / "data") == [*inputs, ("tiny", "sweep", "reuse")]
-    cells = [(c["name"], "pretrain", "reuse") for c in read_jsonl(finished[1].path / "cells.jsonl")]
+    cells = [(c["name"], "pretrain", "reuse") for c in read_jsonl(finished[1].path / "runs.jsonl")]
     assert planned(finished[0] / "data", "--set", "sweep.bootstrap=3") == [*inputs, *cells, ("tiny", "sweep", "run")]
     nothing = planned(tmp_path)
     assert [row[1:] for row in nothing].count(("pretrain", "run")) == len(cells)

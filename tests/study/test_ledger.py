@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from feebcore.errors import ArtifactError, FeebError
-from feebcore.study.ledger import LeaseLost, Ledger, this_owner
+from feebcore.study.ledger import LeaseLost, Ledger, read_records, this_owner
+from feebcore.study.planned import state_of
 from feebcore.study.runs import RunSpec
 
 ME = "me"
@@ -107,7 +108,7 @@ def test_a_failure_is_retried_behind_the_others_and_then_final(ledger: Ledger) -
 def test_an_expired_lease_is_handed_out_again_and_its_old_holder_cannot_report(ledger: Ledger) -> None:
     assert lease(ledger, "slow", seconds=0.01) == "r0"
     time.sleep(0.02)
-    assert lease(ledger, "quick") == "r0"
+    assert [lease(ledger, "quick") for _ in range(4)] == ["r1", "r2", "r3", "r0"]
     with pytest.raises(LeaseLost, match="leased by quick"):
         ledger.done("r0", {"loss": 1.0}, owner="slow")
     assert ledger.renew("slow") == 0
@@ -131,9 +132,20 @@ def test_released_and_expired_runs_are_planned_again(ledger: Ledger) -> None:
     assert ledger.record("r0").status == "planned"
     lease(ledger, seconds=0.0)
     assert ledger.expire() == ["r0"]
-    lease(ledger)
-    assert ledger.expire(everyone=True) == ["r0"]
+    assert lease(ledger) == "r1"
+    assert ledger.expire(everyone=True) == ["r1"]
     assert ledger.counts()["planned"] == 4
+
+
+def test_what_runs_and_what_waits_is_read_without_writing(ledger: Ledger, tmp_path: Path) -> None:
+    lease(ledger, this_owner())
+    lease(ledger, "elsewhere/boot/ns:1:2", seconds=-1)
+    before = ledger.path.stat().st_mtime_ns
+    assert [state_of(r) for r in read_records(ledger.path)] == [("running", "attempt 1"), *[("waiting", "not begun")] * 3]
+    assert ledger.path.stat().st_mtime_ns == before
+    ledger.close()
+    assert [r.status for r in read_records(ledger.path)] == ["leased", *["planned"] * 3]
+    assert read_records(tmp_path / "nowhere.sqlite") == []
 
 
 def test_ten_thousand_runs_are_planned_leased_and_listed_quickly(tmp_path: Path) -> None:
@@ -190,14 +202,14 @@ sys.stdin.readline()
 """
 
 
-def test_a_run_whose_holder_was_killed_is_reclaimed_at_once(ledger: Ledger) -> None:
+def test_a_run_whose_holder_was_killed_is_reclaimed_at_once_and_waits_behind_those_that_killed_none(ledger: Ledger) -> None:
     holder = _start(HOLDER, ledger.path)
     assert holder.stdout is not None
     assert holder.stdout.readline() == "r0\n"
     assert lease(ledger, this_owner()) == "r1"
     os.kill(holder.pid, signal.SIGKILL)
     holder.wait()
-    assert lease(ledger, this_owner()) == "r0"
+    assert [lease(ledger, this_owner()) for _ in range(3)] == ["r2", "r3", "r0"]
     assert ledger.record("r0").attempts == 2
     holder.stdout.close()
 
@@ -208,7 +220,8 @@ def test_a_holder_of_another_machine_or_boot_is_trusted_until_its_lease_ends(led
     lease(ledger, "other-host/123:1:99")
     lease(ledger, f"{host}/{boot[:-1]}x/{namespace}:1:99")  # a clone of this machine, with the same name
     lease(ledger, f"{host}/{boot}/{namespace}:1:99")  # of this one, and gone
-    assert lease(ledger) == "r2"
+    assert [lease(ledger), lease(ledger)] == ["r3", "r2"]
+    assert ledger.lease(ME) is None
 
 
 def test_a_damaged_ledger_and_one_of_an_older_format_are_named(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -13,15 +14,17 @@ from pathlib import Path
 import pytest
 
 from feebcore.artifacts import Workspace
-from feebcore.errors import Interrupted
+from feebcore.errors import Interrupted, RecipeError
 from feebcore.files import read_json
-from feebcore.study.executors import InProcess, cuda_devices, executing
+from feebcore.hardware import cuda_devices
+from feebcore.run.launch import one_run
+from feebcore.study.executors import InProcess, executing
 from feebcore.study.ledger import Ledger
 from feebcore.study.run import run_study
 from feebcore.study.runs import RunRecord, RunSpec, missing, run_id
 
 sys.path.insert(0, str(Path(__file__).parent))
-from toy_study import spec, study, text_of
+from toy_study import PLUGIN, spec, study, text_of
 
 
 def attempts(root: Path, name: str) -> int:
@@ -68,6 +71,16 @@ def test_a_study_killed_five_times_equals_the_undisturbed_one(tmp_path: Path) ->
         assert not any(r.failures for r in ledger.records()), "a kill of the whole is no failure of a run"
 
 
+def test_two_processes_share_one_study(tmp_path: Path) -> None:
+    command = [sys.executable, str(Path(__file__).with_name("toy_study.py")), str(tmp_path), "6"]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for _ in range(2)]
+    outputs = [process.communicate(timeout=60)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    assert [attempts(tmp_path, f"r{i}") for i in range(6)] == [1] * 6
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        assert ledger.counts()["done"] == 6
+
+
 @pytest.mark.parametrize("how", ["fails", "dies"])
 def test_a_failing_run_of_twelve_is_retried_twice_and_the_others_go_on(tmp_path: Path, how: str) -> None:
     specs = [spec(tmp_path, f"r{i}", number=i, steps=1, **({how: 99} if i == 3 else {how: 1} if i == 5 else {})) for i in range(12)]
@@ -77,7 +90,7 @@ def test_a_failing_run_of_twelve_is_retried_twice_and_the_others_go_on(tmp_path:
     assert attempts(tmp_path, "r5") == 2
     (sentence,) = missing(records.values())
     assert sentence.startswith("r3 failed 3 times: ")
-    assert ("number 3 is not liked" if how == "fails" else "killed by signal 9 (out of memory?)") in sentence
+    assert ("number 3 is not liked" if how == "fails" else "killed by signal 9; usually out of memory") in sentence
     again = study(tmp_path, specs)  # by then the reason may be gone
     assert (again["r3"].failures, attempts(tmp_path, "r3")) == (3, 6)
     assert attempts(tmp_path, "r4") == 1
@@ -166,6 +179,34 @@ def test_a_signal_saves_what_is_at_work_and_begins_nothing_else(tmp_path: Path, 
         assert time.monotonic() - began < 10
         assert ledger.counts() == {"planned": 4, "leased": 0, "done": 0, "failed": 0, "diverged": 0}
     assert 1 <= len(list(tmp_path.glob("data/count/*/state.json"))) <= 2
+
+
+def test_runs_and_plan_list_what_is_not_done_with_its_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from feeb_pipelines.cli import run_command
+
+    options = {"good": {}, "bad": {"count.number": 1, "count.fails": 99}, "wild": {"count.number": 2, "count.diverges": True}}
+    recipe = tmp_path / "s.yaml"
+    recipe.write_text(json.dumps({"plugins": [str(PLUGIN)], "stages": ["count"], "variants": options}))
+    where = ["--workspace", str(tmp_path / "data")]
+    assert run_command(["run", str(recipe), "--in-process", *where]) == 1
+    capsys.readouterr()
+    assert run_command(["runs", "--json", *where]) == 0
+    rows = {r["name"]: (r["status"], r["reason"]) for r in json.loads(capsys.readouterr().out)}
+    expected = {"s-bad": "failed 3 times: RuntimeError: number 1 is not liked", "s-wild": "step 1: loss nan"}
+    assert rows == {"s-good": ("finished", ""), "s-bad": ("failed", expected["s-bad"]), "s-wild": ("diverged", expected["s-wild"])}
+    assert run_command(["plan", str(recipe), "--json", *where]) == 0
+    plan = {r["run"]: (r["status"], r["differs"]) for r in json.loads(capsys.readouterr().out)}
+    assert plan["s-good"] == ("reuse", [])
+    assert plan["s-bad"] == ("continue", [f"failed: {expected['s-bad']}"])
+    assert plan["s-wild"] == ("diverged", [f"diverged: {expected['s-wild']}"])
+
+
+def test_launch_trains_one_run_and_refuses_a_study(tmp_path: Path) -> None:
+    recipe = tmp_path / "s.yaml"
+    recipe.write_text(json.dumps({"plugins": [str(PLUGIN)], "stages": ["count"], "variants": {"a": {}, "b": {"count.number": 1}}, "seeds": [3, 4]}))
+    with pytest.raises(RecipeError, match=r"s.yaml: a study of 4 runs, and this trains one; use `feeb run`, or add --set variants={} --set seeds=\[0\]"):
+        one_run(recipe, [])
+    assert one_run(recipe, ["variants={}", "seeds=[5]"]).seed == 5
 
 
 def test_the_id_of_a_chain_stands_for_what_is_not_built_yet(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from feebcore.artifacts import Artifact, Workspace
+from feebcore.files import write_atomic
 from feebcore.recipe import Recipe, load
 from feebcore.study.executors import WarmWorkers, executing
 from feebcore.study.ledger import Ledger
@@ -21,7 +22,7 @@ PLUGIN = Path(__file__).with_name("toy_stage.py")
 def recipe(folder: Path, name: str, **options: Any) -> Recipe:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.yaml"
-    path.write_text(json.dumps({"name": name, "plugins": [str(PLUGIN)], "stages": ["count"], "count": options}))
+    write_atomic(path, json.dumps({"name": name, "plugins": [str(PLUGIN)], "stages": ["count"], "count": options}))  # several processes do
     return load(path)
 
 

@@ -1,17 +1,18 @@
-"""One rank of several, a process of its own: `RANK=0 WORLD_SIZE=2 FEEB_RENDEZVOUS=FILE python ranks.py JSON` does the jobs
-in turn. `start(world, folder, jobs)` starts them all; a job is `{"do": "train" | "reshard" | "sums", ...}`."""
+"""Several ranks, each a process of its own: `start(world, folder, jobs)` has all of them do the jobs in turn; a job is
+`{"do": "train" | "reshard" | …, ...}`."""
 
 from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
+import resource
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import forked
 import torch
+from safetensors.torch import save_file
 from small_run import VOCAB, B, Cycle, T, section
 
 from feebcore.artifacts import StageOutput
@@ -24,7 +25,7 @@ from feebcore.train.parallel import join, make_parallel
 from feebcore.train.pretrain import build_optimizer, train_model
 from feebcore.train.step import LossModule
 
-__all__ = ["CPU", "VOCAB", "B", "T", "reshard", "start", "train"]
+__all__ = ["CPU", "VOCAB", "B", "T", "dtypes", "reshard", "start", "train"]
 
 CPU = torch.device("cpu")
 
@@ -65,6 +66,64 @@ def reshard(source: Path, folder: Path, **changes: Any) -> None:
     writer.wait()
 
 
+def sharded(wanted: Any) -> tuple[Any, Any]:
+    """(strategy, sharded model) as train_model makes them."""
+    parallel = make_parallel(wanted, CPU)
+    model = build_model(wanted.architecture, VOCAB, wanted.seq_len, wanted.seed, parallel.build_device)
+    parallel.wrap(LossModule(model, wanted.objective.build(), "fp32", CPU), blocks_of(model))
+    return parallel, model
+
+
+def weights(folder: Path, architectures: list[dict[str, Any]]) -> None:
+    """The initial weights of sharded models, put together again and saved, one file an architecture."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, architecture in enumerate(architectures):
+        wanted = section(architecture=architecture, parallel={"strategy": "fsdp"})
+        parallel, model = sharded(wanted)
+        whole = parallel.whole_model(model, lambda device, wanted=wanted: build_model(wanted.architecture, VOCAB, wanted.seq_len, device=device))
+        if parallel.is_main:
+            save_file({name: t.clone() for name, t in (*whole.named_parameters(), *whole.named_buffers())}, folder / f"{number}.safetensors")
+
+
+def memory(folder: Path, **changes: Any) -> None:
+    """How much more memory this rank held at most while the model was built, sharded and put together again; bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sharded(section(**changes))  # imports and gloo's buffers
+    before = peak()
+    parallel, model = sharded(section(**changes | {"architecture": {"name": "transformer", "num_layers": 12, "d_model": 512, "num_heads": 4}}))
+    made = peak()
+    parallel.whole_model(model, lambda device: build_model(section(**changes).architecture, VOCAB, T, device=device)) if not parallel.is_main else [
+        t.detach().full_tensor() if hasattr(t, "full_tensor") else t for t in (*model.parameters(), *model.buffers())
+    ]
+    found = {"weights": sum(p.numel() * 4 for p in model.parameters()), "made": made - before, "gathered": peak() - before}
+    (folder / f"memory-{parallel.rank}.json").write_text(json.dumps(found))
+
+
+def peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def dtypes(folder: Path, **changes: Any) -> None:
+    """dtype and values of what a training pass in bf16 computes: the stream after each block, the hidden state, the loss and gradients."""
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = section(**changes)
+    parallel, model = make_parallel(wanted, CPU), None
+    model = build_model(wanted.architecture, VOCAB, wanted.seq_len, wanted.seed, parallel.build_device)
+    module = LossModule(model, wanted.objective.build(), "bf16", CPU)
+    wrapped = parallel.wrap(module, blocks_of(model))
+    seen: dict[str, torch.Tensor] = {}
+    for number, block in enumerate(blocks_of(model)):
+        block.register_forward_pre_hook(lambda m, a, number=number: seen.update({f"stream {number}": a[0].detach().clone()}))
+    model.final_norm.register_forward_hook(lambda m, a, result: seen.update({"hidden": result.detach().clone()}))
+    batch = Cycle().batch(0)  # the same on all ranks, so that what they see is what one process sees
+    loss, _, _ = wrapped(batch.tokens, batch.targets, None, None, None)
+    loss.backward()
+    for name, p in model.named_parameters():
+        seen[f"gradient {name}"] = p.grad.full_tensor() / parallel.world if hasattr(p.grad, "full_tensor") else p.grad
+    if parallel.is_main:
+        save_file({name: t.contiguous() for name, t in (seen | {"loss": loss.detach()}).items()}, folder / "seen.safetensors")
+
+
 def sums(folder: Path) -> None:
     """What the loop asks of a group, on values that differ by rank."""
     parallel = make_parallel(section(parallel={"strategy": "ddp"}), CPU)
@@ -80,24 +139,20 @@ def sums(folder: Path) -> None:
 def start(world: int, folder: Path, jobs: Sequence[dict[str, Any]]) -> None:
     """Run the jobs in `world` processes. Raises AssertionError with what the ranks printed when one fails."""
     folder.mkdir(parents=True, exist_ok=True)
-    common = os.environ | {"WORLD_SIZE": str(world), "FEEB_RENDEZVOUS": str(folder / "meet"), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    common = {"WORLD_SIZE": str(world), "FEEB_RENDEZVOUS": str(folder / "meet"), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     logs = [folder / f"rank-{rank}.txt" for rank in range(world)]
-    command = [sys.executable, __file__, json.dumps(list(jobs), default=str)]
-    processes = []
-    for rank, log in enumerate(logs):
-        with open(log, "wb") as stream:
-            processes.append(subprocess.Popen(command, env=common | {"RANK": str(rank)}, stdout=stream, stderr=subprocess.STDOUT))
-    try:
-        codes = [process.wait(250) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert not any(codes), "\n".join(log.read_text() for log in logs)
+    processes = [forked.start(do, jobs, log=log, environment=common | {"RANK": str(rank)}) for rank, log in enumerate(logs)]
+    for process in processes:
+        process.join(250)
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
+    assert codes == [0] * world, "\n".join(log.read_text() for log in logs)
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
+def do(jobs: Sequence[dict[str, Any]]) -> None:
     join(CPU)
-    for job in json.loads(sys.argv[1]):
-        {"train": train, "reshard": reshard, "sums": sums}[job.pop("do")](**{k: Path(v) if k in ("folder", "source") else v for k, v in job.items()})
+    kinds = {"train": train, "reshard": reshard, "sums": sums, "weights": weights, "memory": memory, "dtypes": dtypes}
+    for job in jobs:
+        kinds[job["do"]](**{k: v for k, v in job.items() if k != "do"})
     torch.distributed.destroy_process_group()

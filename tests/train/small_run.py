@@ -1,15 +1,14 @@
-"""A tiny run, also as a process of its own: `python small_run.py FOLDER JSON` where JSON overrides the section."""
+"""A tiny run, also in a process of its own."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import subprocess
-import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import forked
 import torch
 from safetensors.torch import load_file
 
@@ -91,9 +90,18 @@ def run(folder: Path, the_section: TrainSection | None = None, data: Any = None,
 TIME_FIELDS = ("elapsed", "tokens_per_second", "data_wait")
 
 
-def in_process_of_its_own(folder: Path, **changes: object) -> int:
-    folder.mkdir(parents=True, exist_ok=True)
-    return subprocess.run([sys.executable, __file__, str(folder), json.dumps(changes)], capture_output=True, timeout=800, check=False).returncode
+def in_process_of_its_own(folder: Path, environment: Mapping[str, str] = {}, **changes: object) -> int:
+    """The exit code of a run that sends itself `signal` (SIGKILL) when it asks for the batch of step `kill_at`."""
+    process = forked.start(_run_with, folder, changes, environment=environment)
+    process.join(800)
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+def _run_with(folder: Path, changes: dict[str, Any]) -> None:
+    kill_at, how, bad = (changes.pop(key, None) for key in ("kill_at", "signal", "shocks"))
+    data: Any = Cycle({} if kill_at is None else {kill_at: lambda: os.kill(os.getpid(), how or signal.SIGKILL)})
+    run(folder, section(**changes), data if bad is None else Shocks(set(bad), kill_at))
 
 
 def rows(folder: Path) -> list[dict]:
@@ -107,13 +115,3 @@ def assert_same_bits(a: Path, b: Path, step: int = 20) -> None:
         for key, tensor in first.items():
             assert tensor.numpy().tobytes() == second[key].numpy().tobytes(), f"{name}: {key}"
     assert rows(a) == rows(b)
-
-
-if __name__ == "__main__":
-    wanted = json.loads(sys.argv[2])
-    kill_at, how = wanted.pop("kill_at", None), getattr(signal, wanted.pop("signal", "SIGKILL"))
-    bad = wanted.pop("shocks", None)
-    if bad is not None:
-        run(Path(sys.argv[1]), section(**wanted), Shocks(set(bad), kill_at))
-        sys.exit()
-    run(Path(sys.argv[1]), section(**wanted), Cycle({} if kill_at is None else {kill_at: lambda: os.kill(os.getpid(), how)}))

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import struct
-import subprocess
-import sys
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
-from small_run import B, Cycle, T, run, section
+from small_run import B, Cycle, T, in_process_of_its_own, run, section
 
 from feebcore.errors import FeebError
 from feebcore.files import read_jsonl
@@ -77,16 +75,19 @@ def test_samples_after_a_resume_equal_those_of_an_uninterrupted_run(tmp_path, mo
 
 def test_wandb_offline_holds_the_rows_of_the_log_and_of_probes_and_no_key(tmp_path):
     pytest.importorskip("wandb")
-    script = Path(__file__).with_name("small_run.py")
-    environment = os.environ | {"WANDB_API_KEY": "0123456789abcdef" * 2 + "01234567", "HOME": str(tmp_path)}
+    environment = {"WANDB_API_KEY": "0123456789abcdef" * 2 + "01234567", "HOME": str(tmp_path)}
     probes = [{"name": "logits", "every": 5}, {"name": "gradients", "every": 5}]
     changes = {"callbacks": ["metrics", "wandb", *probes], "max_steps": 7}
     folder = tmp_path / "run"
-    folder.mkdir()
-    done = subprocess.run([sys.executable, str(script), str(folder), json.dumps(changes)], capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr
+    assert in_process_of_its_own(folder, environment, **changes) == 0
     rows = wandb_rows(folder)
-    assert [row for row in rows if "split" in row] == read_jsonl(folder / "metrics.jsonl")
+    prefixes = {"train": "train/", "validation": "val/"}
+    logged = [
+        {"step": row["step"]} | {prefixes[row["split"]] + k: v for k, v in row.items() if k not in ("step", "split")}
+        for row in read_jsonl(folder / "metrics.jsonl")
+    ]
+    assert [row for row in rows if "train/loss" in row or "val/loss" in row] == logged
+    assert [(m.glob_name or m.name, m.step_metric) for m in wandb_records(folder, "metric")] == [("*", "step")]
     mirrored = {name: [row for row in rows if any(key.startswith(f"{name}/") for key in row)] for name in ("logits", "gradients")}
     for name, found in mirrored.items():
         assert [row["step"] for row in found] == [row["step"] for row in read_jsonl(folder / "probes" / f"{name}.jsonl")]
@@ -99,18 +100,23 @@ def test_wandb_offline_holds_the_rows_of_the_log_and_of_probes_and_no_key(tmp_pa
 
 
 def wandb_rows(folder: Path) -> list[dict]:
-    """History rows of the one offline run under a folder, in wandb's own binary log."""
+    """History rows of the one offline run under a folder."""
+    rows = [{(i.key or ".".join(i.nested_key)): json.loads(i.value_json) for i in history.item} for history in wandb_records(folder, "history")]
+    return [{k: v for k, v in items.items() if not k.startswith("_")} for items in rows]
+
+
+def wandb_records(folder: Path, kind: str) -> list:
+    """Records of a kind in wandb's own binary log of the one offline run under a folder."""
     from wandb.proto import wandb_internal_pb2
 
     (file,) = folder.glob("wandb/offline-run-*/*.wandb")
-    rows = []
+    records = []
     for data in leveldb_records(file.read_bytes()):
         record = wandb_internal_pb2.Record()
         record.ParseFromString(data)
-        if record.WhichOneof("record_type") == "history":
-            items = {(i.key or ".".join(i.nested_key)): json.loads(i.value_json) for i in record.history.item}
-            rows.append({k: v for k, v in items.items() if not k.startswith("_")})
-    return rows
+        if record.WhichOneof("record_type") == kind:
+            records.append(getattr(record, kind))
+    return records
 
 
 def leveldb_records(content: bytes, header: int = 7, block: int = 32768) -> list[bytes]:
@@ -127,3 +133,22 @@ def leveldb_records(content: bytes, header: int = 7, block: int = 32768) -> list
             records.append(parts)
             parts = b""
     return records
+
+
+def test_training_and_validation_loss_are_two_curves_in_wandb():
+    from feeb_tracking.wandb.wandb_run import WandbRun
+    from feebcore.parts import resolve_part
+    from feebcore.train.callbacks import make_row
+
+    class Session:
+        rows: ClassVar[list[dict]] = []
+
+        def log(self, row: dict) -> None:
+            self.rows.append(row)
+
+    callback = resolve_part("callbacks", "wandb").build()
+    assert isinstance(callback, WandbRun)
+    callback.session = Session()
+    callback.write(make_row(3, "train", {"loss": 2.0}))
+    callback.on_validation(3, {"loss": 1.0, "bits_per_byte": 0.5})
+    assert Session.rows == [{"step": 3, "train/loss": 2.0}, {"step": 3, "val/loss": 1.0, "val/bits_per_byte": 0.5}]

@@ -7,10 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
-from feebcore.errors import FeebError
-from feebcore.model import precision
 from feebcore.model.build import build_model
 from feebcore.model.tensors import blocks_of
 from feebcore.parts import resolve_part
@@ -38,6 +35,15 @@ def test_without_a_compiler_a_run_says_so_and_stays_eager(monkeypatch: pytest.Mo
     wanted, notice = compilation.should_compile("on", CPU, "fp32", 1e15, 1000)
     assert not wanted
     assert "g++" in notice
+
+
+def test_on_a_gpu_it_is_triton_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch.utils._triton
+
+    monkeypatch.setattr(torch.utils._triton, "has_triton", lambda: False)
+    notice = compilation.should_compile("on", torch.device("cuda"), "bf16", 1e15, 1000)[1]
+    assert "Triton" in notice
+    assert "g++" not in notice
 
 
 def test_compiled_code_is_kept_in_the_users_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -123,12 +129,6 @@ def test_only_vectors_that_torch_itself_uses_are_not_tried_first(
     with inductor.patch({"cpp.vec_isa_ok": asked}):
         compilation.trust_vector_instructions()
         assert inductor.cpp.vec_isa_ok is answer
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without CUDA")
-def test_fp8_without_cuda_says_what_to_do() -> None:
-    with pytest.raises(FeebError, match=r"precision: fp8 needs .* use precision: bf16"):
-        precision.convert_to_fp8(nn.Linear(16, 16))
 
 
 FAULTS = """

@@ -21,10 +21,10 @@ from feebcore.run.build import build
 from feebcore.run.plan import plan
 from feebcore.train.checkpoint import checkpoints, step_of
 
-STEPS = 200
+STEPS = 100
 CHANGES = {
     "max_steps": STEPS,
-    "checkpoint_every": 25,
+    "checkpoint_every": 20,
     "validation_every": 0,
     "log_every": 1,
     "optimizer": "muon",
@@ -117,13 +117,13 @@ def test_one_process_trains_on_the_same_text_with_the_same_losses(tiny_chain, tm
     """With adamw: muon orthogonalizes in bf16 where the hardware has it, each rank its own batch of matrices, and drifts apart."""
     found = []
     for name, parallel in (("alone", "{strategy: none}"), ("ranks", CHANGES["parallel"])):
-        changes = CHANGES | {"optimizer": "adamw", "max_steps": 50, "parallel": parallel}
+        changes = CHANGES | {"optimizer": "adamw", "max_steps": 20, "parallel": parallel}
         monkeypatch.setattr(sys.modules[__name__], "SETTINGS", [f"pretrain.{key}={value}" for key, value in changes.items()])
         found.append(Place(tiny_chain[0], tmp_path / name).finish())
     alone, ranks = found
     assert alone.fingerprint == ranks.fingerprint
     losses = [[row["loss"] for row in rows(artifact.path) if row["split"] == "train"] for artifact in found]
-    assert len(losses[0]) == 50
+    assert len(losses[0]) == 20
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
     assert alone.metrics["tokens"] == ranks.metrics["tokens"]
     assert alone.metrics["val_bits_per_byte"] == pytest.approx(ranks.metrics["val_bits_per_byte"], rel=1e-3)
@@ -134,30 +134,30 @@ def test_kills_of_the_parent_and_of_a_rank_and_a_stop_change_no_bit_and_leave_no
     place = Place(tiny_chain[0], tmp_path / "data")
 
     process = place.begin_run()
-    place.until(12, process)
+    place.until(5, process)
     assert set(place.ranks()) == {0, 1}
     process.kill()
     process.wait()
     assert place.gone(11)
     saved = step_of(checkpoints(place.folder)[0])
-    assert saved >= 12
+    assert saved >= 5
 
     process = place.begin_run()
-    place.until(saved + 8, process)
+    place.until(saved + 4, process)
     os.kill(place.ranks()[1], signal.SIGKILL)
     told = process.communicate(timeout=20)[0].decode()
     assert "rank 1 of 2 was killed by signal 9" in told
     assert place.gone(0.5)
 
     process = place.begin_run()
-    place.until(saved + 30, process)
+    place.until(saved + 12, process)
     began = time.monotonic()
     process.send_signal(signal.SIGTERM)
     told = process.communicate(timeout=20)[0].decode()
     assert time.monotonic() - began < 10
     assert "Interrupted: stopped after step" in told
     assert place.gone(0.5)
-    assert step_of(checkpoints(place.folder)[0]) >= saved + 30
+    assert step_of(checkpoints(place.folder)[0]) >= saved + 12
 
     assert_same_run(place.finish(), whole)
 
@@ -170,7 +170,7 @@ def test_torchrun_runs_the_same_stage_and_its_ranks_end_with_it(tiny_chain, whol
     command += ["--workspace", str(place.root), *options]
 
     process = place.begin(*command)
-    place.until(12, process)
+    place.until(5, process)
     assert set(place.ranks()) == {0, 1}
     process.kill()
     process.wait()
@@ -178,13 +178,13 @@ def test_torchrun_runs_the_same_stage_and_its_ranks_end_with_it(tiny_chain, whol
 
     saved = step_of(checkpoints(place.folder)[0])
     process = place.begin(*command)
-    place.until(saved + 30, process)
+    place.until(saved + 12, process)
     began = time.monotonic()
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=20)
     assert time.monotonic() - began < 10
     assert place.gone(0.5)
-    assert step_of(checkpoints(place.folder)[0]) >= saved + 30
+    assert step_of(checkpoints(place.folder)[0]) >= saved + 12
 
     process = place.begin(*command)
     told = process.communicate(timeout=200)[0].decode()

@@ -187,3 +187,13 @@ def test_flops_include_what_the_objective_runs_besides(tmp_path):
     head = 2 * section().architecture.config.d_model * VOCAB
     metrics = run(tmp_path, section(max_steps=steps, objective="all_layer"), checkpoint=False, save=False).metrics
     assert metrics["flops"] == 3 * (counts.flops_per_token + (layers - 1) * head) * steps * B * T
+
+
+def test_a_metric_that_equals_the_loss_is_logged_at_every_step(tmp_path):
+    """The router's loss is 0 while experts are balanced; then nll is the loss, and still a metric."""
+    from feebcore.files import read_jsonl
+
+    run(tmp_path, section(max_steps=6, log_every=1), checkpoint=False, save=False)
+    rows = read_jsonl(tmp_path / "metrics.jsonl")
+    assert all(row["nll"] == row["loss"] for row in rows)
+    assert len(rows) == 6

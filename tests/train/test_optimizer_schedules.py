@@ -16,12 +16,13 @@ from feebcore.errors import FeebError
 from feebcore.model.build import build_model
 from feebcore.model.groups import param_groups
 from feebcore.parts import resolve_part
-from feebcore.protocols import ParamGroup
+from feebcore.protocols import ModelOutput, ParamGroup
 from feebcore.registry import get_registry
 from feebcore.train.lr_scaling import LRScale
 from feebcore.train.optimizer import Optimizer
 from feebcore.train.optimizer_schedules import OptimizerSchedules, build_optimizer, freeze
 from feebcore.train.param_groups import ParamGroupOverride, apply_rules
+from feebcore.train.pretrain import lr_scale
 from feebcore.train.state_tensors import optimizer_state, restore_optimizer
 
 SHAPES = {"matrix": {"blocks.0.up": (6, 4), "blocks.1.up": (6, 4), "blocks.1.down": (4, 6)}, "embedding": {"table": (9, 4)}, "vector": {"blocks.0.norm": (4,)}}
@@ -48,6 +49,30 @@ def rule(**options):
     return ParamGroupOverride.model_validate(options)
 
 
+class Foreign(nn.Module):
+    """A model that is not the transformer: tokens to hidden states of width 24 through a narrow table."""
+
+    num_streams = 3
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.up, self.dropout = nn.Embedding(9, 4), nn.Linear(4, 24), nn.Dropout(0.5)
+
+    def forward(self, tokens):
+        return ModelOutput(self.dropout(self.up(self.table(tokens))))
+
+
+def test_lr_scaling_takes_the_sizes_of_any_model_from_its_output():
+    model = Foreign()
+    before = torch.get_rng_state()
+    scale = lr_scale(section(lr_scaling={"name": "mup_lr", "reference_width": 12, "reference_layers": 12}), model)
+    assert scale.roles == {"matrix": 0.5 * 2, "lm_head": 0.5, "embedding": 1.0, "vector": 1.0}
+    assert model.training
+    assert torch.equal(torch.get_rng_state(), before)
+    transformer = build_model(section().architecture, 64, 16)
+    assert lr_scale(section(lr_scaling={"name": "inverse_width", "reference_width": 64}), transformer).of("matrix") == 2.0
+
+
 # --- by step ------------------------------------------------------------------------------------------------------
 
 
@@ -72,7 +97,7 @@ def test_values_that_come_with_a_checkpoint_never_last():
     branch = build_optimizer(resolve_part("optimizers", {"name": "adamw", "lr": 0.01, "betas": [0.9, 0.9], "weight_decay": 0.2}), groups)
     follow = OptimizerSchedules(branch, lambda s: 1.0)
     restore_optimizer(names, branch, *saved)
-    assert branch.param_groups[0]["lr"] == 0.025, "restoring brings the main_run's rate"
+    assert branch.param_groups[0]["lr"] == 0.01, "options are the code's own"
     follow.apply(1)
     assert [branch.param_groups[0][k] for k in ("lr", "betas", "weight_decay")] == [0.01, (0.9, 0.9), 0.2]
 

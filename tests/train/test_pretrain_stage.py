@@ -10,6 +10,7 @@ import pytest
 from feebcore.artifacts import Workspace
 from feebcore.errors import ArtifactError, Interrupted, RecipeError
 from feebcore.files import read_jsonl
+from feebcore.model.fp8 import exchange
 from feebcore.recipe import load
 from feebcore.run.build import run_all
 
@@ -60,6 +61,32 @@ def test_text_files_become_a_model_whose_score_can_be_had_again(recipe, tmp_path
     assert rows[-1]["bits_per_byte"] == pytest.approx(metrics["val_bits_per_byte"], rel=1e-5)
     assert {r["step"] for r in read_jsonl(artifact.path / "samples.jsonl")} == {4, 6}
     assert (artifact.path / "model" / "tokenizer" / "part.json").exists()
+
+
+def test_a_run_in_fp8_ends_with_a_model_and_its_score(recipe, tmp_path, monkeypatch):
+    """Emulated and uncompiled, as the hardware is a GPU's; the model that is scored and saved has plain layers again."""
+    pytest.importorskip("torchao")
+    from feebcore.model.io import load_model
+    from feebcore.train import compilation, pretrain
+
+    monkeypatch.setattr(pretrain, "convert_to_fp8", lambda model: exchange(model, emulate=True))
+    monkeypatch.setattr(compilation, "should_compile", lambda *unused: ("", ""))
+    built = run_all(load(recipe, ["pretrain.precision=fp8", "pretrain.callbacks=[metrics]"]), Workspace(tmp_path / "ws"))["pretrain"]
+    assert built.metrics["precision"] == "fp8"
+    assert built.metrics["val_bits_per_byte"] > 0
+    assert load_model(built.path / "model").count().total == built.metrics["parameters"]["total"]
+
+
+def test_the_model_is_saved_before_it_is_scored(recipe, tmp_path, monkeypatch):
+    from feebcore.train import pretrain
+
+    def fail(*unused):
+        raise ArtifactError("the score failed")
+
+    monkeypatch.setattr(pretrain, "_score", fail)
+    with pytest.raises(ArtifactError, match="the score failed"):
+        run_all(load(recipe), Workspace(tmp_path / "ws"))
+    assert list((tmp_path / "ws").rglob("model/model.safetensors"))
 
 
 def test_each_source_is_scored_by_itself_where_there_are_several(recipe, tmp_path):

@@ -8,8 +8,9 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
-from small_run import Cycle, assert_same_bits, in_process_of_its_own, rows, run, section
+from small_run import VOCAB, Cycle, T, assert_same_bits, in_process_of_its_own, rows, run, section
 
 from feebcore.artifacts import StageOutput
 from feebcore.errors import ArtifactError, FeebError, Interrupted
@@ -79,6 +80,32 @@ def test_a_kill_between_a_repeated_validation_and_its_checkpoint_leaves_no_row_t
     assert [r["split"] for r in rows(tmp_path / "killed") if r["step"] == 8] == ["validation"]
     go_on(tmp_path / "killed")
     assert_same_bits(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_options_of_an_optimizer_are_those_of_the_code_that_resumes(tmp_path):
+    """A checkpoint brings state and counters; how the step is computed (fused, foreach) depends on where it runs."""
+    from feebcore.model.build import build_model
+    from feebcore.train.checkpoint import load_latest, save_checkpoint
+    from feebcore.train.lr_scaling import LRScale
+    from feebcore.train.pretrain import build_optimizer
+
+    def made(fused: bool, **options):
+        model = build_model(section().architecture, VOCAB, T)
+        optimizer = build_optimizer(section(optimizer={"name": "sgd", "lr": 0.1, **options}), model, LRScale())
+        optimizer.param_groups[0] |= {"fused": fused, "foreach": not fused}
+        for p in model.parameters():
+            p.grad = torch.ones_like(p)
+        return model, optimizer
+
+    (model, optimizer), (again, resumed) = made(True, momentum=0.8), made(False, momentum=0.9)
+    optimizer.step()
+    save_checkpoint(tmp_path, 1, model, optimizer, {}, keep=1)
+    before = [dict(group, params=None) for group in resumed.param_groups]
+    load_latest(tmp_path, again, resumed, print)
+    assert [dict(group, params=None) for group in resumed.param_groups] == before
+    for a, b in zip(model.parameters(), again.parameters(), strict=True):
+        assert torch.equal(optimizer.state[a]["momentum_buffer"], resumed.state[b]["momentum_buffer"])
+    resumed.step()
 
 
 def test_a_finished_run_that_is_called_again_trains_no_further(tmp_path):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import weakref
+
 import pytest
 import torch
 from small_run import VOCAB, B, Cycle, T, run, section
@@ -9,6 +12,7 @@ from small_run import VOCAB, B, Cycle, T, run, section
 from feebcore.errors import FeebError
 from feebcore.model.build import build_model
 from feebcore.model.tensors import blocks_of
+from feebcore.train.checkpoint import checkpoints, read_state
 from feebcore.train.ema import WeightAverage
 
 
@@ -42,6 +46,56 @@ def test_the_micro_batch_that_fits_is_found_and_kept(tmp_path):
     assert any("micro_batch: 2" in text for text in logged)
     given = run(tmp_path / "b", section(max_steps=6, micro_batch=2), save=False)
     assert all(a.equal(b) for a, b in zip(found.model.parameters(), given.model.parameters(), strict=True))
+
+
+class CrampedByState(Cramped):
+    """Memory that holds the whole batch until the optimizer has its state, and `rows` sequences from the second step on."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__(B)
+        self.rows_beside_state = rows
+        self.failed: list[weakref.ref] = []
+
+    def forward(self, module, arguments):
+        activations = torch.zeros(4)
+        if len(self.seen) == 1:  # the second step
+            self.rows = self.rows_beside_state
+        if len(arguments[0]) > self.rows:
+            self.failed.append(weakref.ref(activations))
+        super().forward(module, arguments)
+
+
+def test_memory_that_runs_out_at_the_second_step_halves_the_micro_batch_too(tmp_path):
+    model, logged = build_model(section().architecture, VOCAB, T, 0), []
+    watch = CrampedByState(rows=3)
+    model.register_forward_pre_hook(watch)
+    zero_grad, held = torch.nn.Module.zero_grad, []
+
+    def noticing(module, *arguments, **options):
+        held.extend(failed() is not None for failed in watch.failed)
+        zero_grad(module, *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(torch.nn.Module, "zero_grad", noticing)
+        found = run(tmp_path / "a", section(max_steps=6), model=model, logged=logged, save=False)
+    assert watch.seen[:4] == [B, B, B // 2, B // 4]
+    assert set(watch.seen[4:]) == {B // 4}
+    assert held == [False, False, False], "what the failed pass held is let go before memory is asked for again"
+    assert found.metrics["steps"] == 6
+    assert read_state(checkpoints(tmp_path / "a")[0])["micro_batch"] == B // 4
+
+
+def test_memory_that_runs_out_after_a_pass_beside_the_state_is_an_error(tmp_path):
+    model = build_model(section().architecture, VOCAB, T, 0)
+    passes = itertools.count()
+
+    def fail_at_the_third(module, arguments):
+        if next(passes) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    model.register_forward_pre_hook(fail_at_the_third)
+    with pytest.raises(torch.OutOfMemoryError):
+        run(tmp_path, section(max_steps=6), model=model, save=False)
 
 
 def test_a_resumed_run_keeps_the_micro_batch_it_found(tmp_path):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from feeb_pipelines.cli.inspection import _print_json, _print_table, runs
 from feeb_pipelines.cli.options import Json, Plugin, WorkspaceOption
+from feeb_pipelines.cli.runs import runs
+from feeb_pipelines.cli.tables import print_json, print_table
 
 
 def ls(stage: Annotated[str | None, Parameter(help="Show only this stage.")] = None, /, *, workspace: WorkspaceOption = None, json: Json = False) -> None:
@@ -32,20 +34,24 @@ def verify(
     from feebcore.artifacts import MANIFEST, Workspace, read_artifact
     from feebcore.errors import ArtifactError
 
-    unreadable: list[Path] = []
+    unreadable: dict[Path, str] = {}
     if path is not None:
         one = read_artifact(path)
         if one is None:
             raise ArtifactError(f"{path} is not a finished artifact: manifest.json is missing")
         artifacts = [one]
     else:
-        artifacts = [a for _, a in Workspace(workspace).all(damaged=lambda folder, error: unreadable.append(folder)) if a is not None]
-    rows: list[dict[str, Any]] = [{"path": str(artifact.path), "files": len(artifact.manifest["files"]), "bad": artifact.verify()} for artifact in artifacts]
-    rows += [{"path": str(folder), "files": 0, "bad": [MANIFEST]} for folder in unreadable]
+        space = Workspace(workspace)
+        artifacts = [a for _, a in space.all(damaged=lambda folder, error: unreadable.update({folder: str(error)})) if a is not None]
+    rows: list[dict[str, Any]] = [
+        {"path": str(artifact.path), "files": len(artifact.manifest["files"]), "bad": artifact.verify(), "problem": ""} for artifact in artifacts
+    ]
+    rows += [{"path": str(folder), "files": 0, "bad": [MANIFEST], "problem": problem} for folder, problem in unreadable.items()]
     if json:
-        _print_json(rows)
+        print_json(rows)
     else:
-        _print_table(("artifact", "files", "result"), [(r["path"], str(r["files"]), f"mismatch: {', '.join(r['bad'])}" if r["bad"] else "ok") for r in rows])
+        said = [r["problem"] or (f"mismatch: {', '.join(r['bad'])}" if r["bad"] else "ok") for r in rows]
+        print_table(("artifact", "files", "result"), [(r["path"], str(r["files"]), text) for r, text in zip(rows, said, strict=True)], prose=("result",))
     return 1 if any(r["bad"] for r in rows) else 0
 
 
@@ -89,9 +95,12 @@ def gc(
     """
     from feebcore.artifacts import Workspace
 
-    folders = Workspace(workspace).gc(superseded=superseded, keep_days=keep_days, dry_run=not yes)
+    space = Workspace(workspace)
+    for problem in space.damaged().values():
+        print(f"feeb: {problem}", file=sys.stderr)
+    folders = space.gc(superseded=superseded, keep_days=keep_days, dry_run=not yes)
     if json:
-        return _print_json([str(p) for p in folders])
+        return print_json([str(p) for p in folders])
     for path in folders:
         print(("removed " if yes else "would remove ") + str(path))
     if not folders:

@@ -47,7 +47,7 @@ def branch(
     at, stage = int(checkpoint.name.rpartition("-")[2]), folder.parent.name
     branch_name = name or f"{folder.name.rpartition('-')[0]}-from-{at}"
     changes = [f"name={branch_name}", f"{stage}.init_from=", f"{stage}.branch_from={folder}", f"{stage}.branch_step={at}"]
-    return run(stage, str(folder / "recipe.json"), set=[*changes, *set], workspace=workspace, in_process=in_process, json=json)
+    return run(str(folder / "recipe.json"), stage, set=[*changes, *set], workspace=workspace, in_process=in_process, json=json)
 
 
 def find(space: Workspace, source: str) -> Path:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from feeb_pipelines.cli.options import Input, Json, Set, WorkspaceOption, with_inputs
+from feeb_pipelines.cli.options import Input, Json, Set, Unchecked, WorkspaceOption, with_inputs
+from feeb_pipelines.cli.tables import hint, print_table
 
 if TYPE_CHECKING:
     from feeb_pipelines.cli.display import Display
@@ -38,13 +39,15 @@ def compare(
     in_process: Annotated[
         bool, Parameter(help="Run everything in this process, for debugging or for many very small runs.", negative=(), show_default=False)
     ] = False,
+    unchecked: Unchecked = False,
     json: Json = False,
 ) -> int:
     """Train recipes with the same seeds at a matched budget and test which one is better.
 
     The recipes must share data and tokenizer; --set applies to all of them. Every run is an artifact of stage pretrain,
     so finished runs are reused and an interrupted comparison resumes. The verdict is based on the paired 95% confidence
-    interval: better, worse, equivalent within a margin, or inconclusive, then with the number of seeds needed.
+    interval: better, worse, equivalent within a margin, or inconclusive, then with the number of seeds needed. Parts that are
+    not built in are checked first: an attention that sees the future would win.
 
     Examples:
         feeb compare baseline.yaml idea.yaml
@@ -56,11 +59,13 @@ def compare(
     from feeb_pipelines.cli.inspection import print_plan
     from feeb_pipelines.cli.run import as_flow, interruptible
     from feebcore.artifacts import Workspace, read_artifact
-    from feebcore.compare.plan import load_candidates
+    from feebcore.compare.plan import STAGE, load_candidates
     from feebcore.compare.planned import finished_comparison, planned_runs
     from feebcore.compare.run import compare as run_comparison
     from feebcore.errors import FeebError
     from feebcore.files import read_json
+    from feebcore.run.contracts import require_checked
+    from feebcore.run.plan import reused_from_another_feeb
     from feebcore.study.executors import InProcess, executing
 
     if jobs < 1 or (in_process and jobs > 1):
@@ -77,12 +82,15 @@ def compare(
         return 0
     if (finished := finished_comparison(variants, chosen, space)) is not None:
         artifact = finished
+        if advice := reused_from_another_feeb([finished]):
+            display.note(advice)
     elif in_process:
         with display, interruptible(), executing(InProcess()):
-            artifact = run_comparison(variants, chosen, space, display, command)
+            artifact = run_comparison(variants, chosen, space, display, command, unchecked)
     else:
+        require_checked(variants, [STAGE], space, display, unchecked)  # here too, as a server takes seconds to start
         parameters = {"recipes": [str(r) for r in recipes], "settings": settings.model_dump(mode="json"), "overrides": overrides, "quick": quick}
-        made = read_artifact(Path(as_flow("compare", space, display, **parameters, jobs=jobs)["path"]))
+        made = read_artifact(Path(as_flow("compare", space, display, **parameters, jobs=jobs, unchecked=unchecked)["path"]))
         assert made is not None
         artifact = made
     result = read_json(artifact.file("result.json"))
@@ -117,25 +125,19 @@ def _settings(**options: Any) -> Settings:
 
 
 def _show(result: Mapping[str, Any], path: str, display: Display, reused: bool) -> None:
-    from rich import box
-    from rich.table import Table
-
     out = display.console
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     columns = ("recipe", "bits per byte", "Δ vs. baseline", "95% CI", "p", "compute multiplier", "tokens/s", "memory", "steps", "LR factor", "diverged")
-    for column in columns:
-        table.add_column(column, justify="left" if column == "recipe" else "right")
     variants = {v["name"]: v for v in result["variants"]}
-    for candidate in result["recipes"]:
-        table.add_row(*_row(candidate, variants.get(candidate["name"])))
-    out.print(table, soft_wrap=False)
+    rows = [_row(candidate, variants.get(candidate["name"])) for candidate in result["recipes"]]
+    print_table(columns, rows, drop=("memory", "LR factor", "tokens/s", "steps", "diverged", "compute multiplier", "p"))
     for sentence in result["verdict"]:
         out.print(sentence, style="bold", markup=False)
     for note in result["notes"]:
         out.print(note, style="dim", markup=False)
     if reused:
         out.print("nothing to do: the comparison is already finished")
-    out.print(f"page: {path}/page.md", markup=False)
+    out.print(f"page: {path}/page.html", markup=False)
+    hint(f"open {path}/page.html")
 
 
 def _row(candidate: Mapping[str, Any], variant: Mapping[str, Any] | None) -> list[str]:

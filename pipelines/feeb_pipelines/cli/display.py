@@ -11,6 +11,8 @@ from typing import Any
 
 from rich.console import Console
 
+from feeb_pipelines.cli.options import visible
+from feeb_pipelines.cli.tables import print_table
 from feeb_pipelines.server import Connection
 from feeb_pipelines.summary import headline, number
 
@@ -72,7 +74,7 @@ class Display:
         self.console.print(text, style="dim", markup=False)
 
     def server(self, connection: Connection) -> None:
-        where = "embedded Prefect server" if connection.embedded else "Prefect server at PREFECT_API_URL"
+        where = "embedded Prefect server; `feeb ui` logs you in" if connection.embedded else connection.source
         self.note(f"Prefect UI: {connection.ui} ({where})")
 
     def __call__(self, row: dict[str, Any]) -> None:
@@ -81,7 +83,7 @@ class Display:
                 case "stage":
                     self._begin(row)
                 case "log":
-                    self.console.print(f"  {row['text']}", markup=False)
+                    self.console.print(f"  {visible(row['text'])}", markup=False)
                 case "progress":
                     self._report(row)
                 case "done":
@@ -124,17 +126,13 @@ class Display:
 
     def table(self, results: dict[str, Any], seconds: float) -> None:
         """Print every stage with status, time and main metrics, and the path of the report."""
-        from rich import box
-        from rich.table import Table
-
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for column, options in (("run", {}), ("stage", {"style": "bold"}), ("status", {}), ("time", {"justify": "right"}), ("metrics", {"overflow": "fold"})):
-            table.add_column(column, **options)  # type: ignore[arg-type]
-        for run, stages in results.items():
-            for stage, row in stages.items():
-                took = duration(row["seconds"]) if row["status"] == "built" else ""
-                table.add_row(run, stage, row["status"], took, headline(row["metrics"]))
-        self.console.print(table, soft_wrap=False)
+        rows = [
+            (run, stage, row["status"], duration(row["seconds"]) if row["status"] == "built" else "", headline(row["metrics"]))
+            for run, stages in results.items()
+            for stage, row in stages.items()
+        ]
+        print()
+        print_table(("run", "stage", "status", "time", "metrics"), rows, prose=("metrics",), drop=("time",))
         done = [row["status"] for stages in results.values() for row in stages.values()]
         if all(status == "reused" for status in done):
             self.console.print("nothing to do: every stage is already finished")

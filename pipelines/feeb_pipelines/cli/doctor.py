@@ -8,11 +8,16 @@ import platform
 import shutil
 import subprocess
 import sys
+import sysconfig
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
+
+from cyclopts import Parameter
 
 from feeb_pipelines.cli.options import Json, WorkspaceOption
+from feeb_pipelines.cli.tables import hint
 
 
 class Claim(NamedTuple):
@@ -24,8 +29,15 @@ class Claim(NamedTuple):
     advice: str = ""
 
 
-def doctor(*, workspace: WorkspaceOption = None, json: Json = False) -> int:
-    """Check Python, torch, CUDA, bf16, torch.compile, disk space and Prefect. Takes up to a minute.
+def doctor(
+    *,
+    full: Annotated[bool, Parameter(help="Also compile a function with torch.compile: half a minute.", negative=(), show_default=False)] = False,
+    workspace: WorkspaceOption = None,
+    json: Json = False,
+) -> int:
+    """Check Python, disk space, Prefect, torch, CUDA, bf16 and the compiler; takes seconds.
+
+    Each line appears as its check ends. What is wrong comes with what to do about it.
 
     Exits with status 1 if a problem must be fixed before feeb can run.
 
@@ -35,24 +47,36 @@ def doctor(*, workspace: WorkspaceOption = None, json: Json = False) -> int:
     from feebcore.artifacts import Workspace
 
     root = Workspace(workspace).root
-    checks: list[Callable[[], Claim]] = [check_python, check_torch, check_cuda, check_bf16, check_compile, lambda: check_disk(root), check_prefect]
+    checks: dict[str, Callable[[], Claim]] = {
+        "python": check_python,
+        "disk": lambda: check_disk(root),
+        "prefect": lambda: check_prefect(root),
+        "torch": check_torch,
+        "cuda": check_cuda,
+        "bf16": check_bf16,
+        "compile": check_compile,
+    } | ({"torch.compile": check_torch_compile} if full else {})
     claims = []
-    for check in checks:
-        claim = _guarded(check)
+    for name, check in checks.items():
+        if not json and sys.stdout.isatty():
+            print(f"…       {name:9} checking", end="\r", flush=True)
+        claim = _guarded(name, check)
         claims.append(claim)
         if not json:
             mark = {"ok": "ok     ", "note": "note   ", "problem": "PROBLEM"}[claim.level]
             print(f"{mark} {claim.name:9} {claim.text}" + (f"; {claim.advice}" if claim.advice else ""), flush=True)
+    problems = [claim.name for claim in claims if claim.level == "problem"]
+    if not json:
+        hint(*([f"fix {', '.join(problems)}, then feeb doctor again"] if problems else ["feeb run experiments/quickstart.yaml"]))
     if json:
         sys.stdout.write(json_module.dumps([f._asdict() for f in claims], indent=2) + "\n")
     return 1 if any(f.level == "problem" for f in claims) else 0
 
 
-def _guarded(check: Callable[[], Claim]) -> Claim:
+def _guarded(name: str, check: Callable[[], Claim]) -> Claim:
     try:
         return check()
     except Exception as error:
-        name = getattr(check, "__name__", "check").removeprefix("check_")
         return Claim(name, "problem", f"{type(error).__name__}: {error}", "reinstall feeb into a fresh environment (make quickstart does)")
 
 
@@ -103,26 +127,48 @@ def check_bf16() -> Claim:
     return Claim("bf16", "note", f"bf16 is not accelerated on this CPU ({ratio:.1f}x the speed of fp32)", "precision: auto uses fp32; training is slower")
 
 
-def check_compile() -> Claim:
-    """torch.compile of a small function, in a subprocess with an empty cache."""
-    compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
-    code = "import torch; f = torch.compile(lambda x: (x.sin() + 1).sum()); x = torch.arange(64.); assert torch.allclose(f(x), (x.sin() + 1).sum())"
-    import tempfile
+COMPILED = """
+#include <Python.h>
+#include <cmath>
+#include <omp.h>
+extern "C" float check(const float* x, int n) {
+    float sum = 0;
+    #pragma omp parallel for reduction(+ : sum)
+    for (int i = 0; i < n; i++) sum += std::sin(x[i]);
+    return sum;
+}
+"""
+"""What torch.compile needs of a machine: a C++ compiler, Python's headers, OpenMP, and a linker."""
 
-    with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False, env=os.environ | {"TORCHINDUCTOR_CACHE_DIR": folder}
-        )
-    if done.returncode == 0:
-        return Claim("compile", "ok", f"torch.compile works ({compiler or 'no C++ compiler needed'})")
-    reason = (done.stderr.strip().splitlines() or ["no message"])[-1][:200]
+
+def check_compile() -> Claim:
+    """Whether what torch.compile generates can be compiled; to have it generate something takes half a minute (`--full`)."""
+    compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
+    eager = "torch.compile is unavailable and training runs in eager mode, more slowly"
     if compiler is None:
-        return Claim(
-            "compile", "note", "no C++ compiler, so torch.compile is unavailable; training runs in eager mode", "apt install g++ (or clang) makes it faster"
-        )
+        return Claim("compile", "note", f"no C++ compiler, so {eager}", "apt install g++ (or clang)")
+    with tempfile.TemporaryDirectory() as folder:
+        command = [compiler, "-x", "c++", "-", "-shared", "-fPIC", "-fopenmp", f"-I{sysconfig.get_path('include')}", "-o", f"{folder}/check.so"]
+        done = subprocess.run(command, input=COMPILED, capture_output=True, text=True, timeout=60, check=False)
+    if done.returncode == 0:
+        return Claim("compile", "ok", f"{compiler} compiles for torch.compile; feeb doctor --full tries torch.compile itself")
+    reason = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip()[:200] or "no message")
+    advice = {"Python.h": "install Python's headers (apt install python3-dev)", "omp": "install OpenMP (apt install libomp-dev)"}
     return Claim(
-        "compile", "note", f"torch.compile fails ({reason}); training runs in eager mode", "check that Python's headers are installed (apt install python3-dev)"
+        "compile", "note", f"{compiler} fails ({reason}), so {eager}", next((a for word, a in advice.items() if word in reason), "reinstall the compiler")
     )
+
+
+def check_torch_compile() -> Claim:
+    """torch.compile of a small function, in a subprocess with an empty cache."""
+    code = "import torch; f = torch.compile(lambda x: (x.sin() + 1).sum()); x = torch.arange(64.); assert torch.allclose(f(x), (x.sin() + 1).sum())"
+    with tempfile.TemporaryDirectory() as folder:  # one compiler: a pool of them would import torch in each
+        environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": folder, "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+        done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=300, check=False, env=environment)
+    if done.returncode == 0:
+        return Claim("torch.compile", "ok", "compiles and runs")
+    reason = (done.stderr.strip().splitlines() or ["no message"])[-1][:200]
+    return Claim("torch.compile", "note", f"fails ({reason}); training runs in eager mode", "set compile: off in recipes, or follow what check `compile` says")
 
 
 def check_disk(root: Path) -> Claim:
@@ -141,21 +187,20 @@ def check_disk(root: Path) -> Claim:
     )
 
 
-def check_prefect() -> Claim:
+def check_prefect(root: Path) -> Claim:
     import importlib.metadata
 
     version = importlib.metadata.version("prefect")
-    url = os.environ.get("PREFECT_API_URL")
-    if not url:
-        return Claim("prefect", "ok", f"{version}; runs use an embedded server in the workspace")
-    import urllib.request
+    from feeb_pipelines.server import ServerError, configured_api, connect, home_of, is_own
 
+    url, source = configured_api()
+    if not url or is_own(home_of(root), url):
+        return Claim("prefect", "ok", f"{version}; runs use an embedded server in the workspace")
     try:
-        with urllib.request.urlopen(f"{url}/health", timeout=10) as answer:
-            answer.read()
-    except OSError as error:
-        return Claim("prefect", "problem", f"{version}; PREFECT_API_URL={url} is unreachable ({error})", "start that server, or unset the variable")
-    return Claim("prefect", "ok", f"{version}; PREFECT_API_URL={url} is reachable")
+        with connect(root):
+            return Claim("prefect", "ok", f"{version}; the server at {url} ({source}) answers")
+    except ServerError as error:
+        return Claim("prefect", "problem", f"{version}; {error}")
 
 
 COMMANDS = (doctor,)

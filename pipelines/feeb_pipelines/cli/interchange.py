@@ -32,32 +32,40 @@ def import_(
         feeb import smollm2.Q4_1.gguf smol --option seq_len=2048
     """
     import shutil
+    import sys
     import tempfile
+    import warnings
 
-    from feeb_pipelines.cli.inspection import _print_json
-    from feebcore.artifacts import Workspace, check_name
+    from feeb_pipelines.cli.tables import print_json
+    from feebcore.artifacts import Workspace, check_name, read_artifact
     from feebcore.errors import FeebError
+    from feebcore.files import expand_user
 
-    source, place = source.expanduser(), Workspace(workspace)
+    source, place = expand_user(source), Workspace(workspace)
     if not source.exists():
         raise FeebError(f"{source} does not exist")
     check_name(name)
-    part = _part("importers", importer or ("huggingface" if source.is_dir() else source.suffix.removeprefix(".") or "huggingface"), option)
+    part = _part("importers", importer or _format_of(source), option)
     place.root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=place.root, prefix=".import-") as temporary:  # same disk as the workspace: it has to fit there anyway
         model = Path(temporary) / "model"
-        part.build()(source, model)
+        with warnings.catch_warnings(record=True) as remarks:
+            warnings.simplefilter("always", UserWarning)
+            part.build()(source, model)
         if has_tokenizer := (model / "tokenizer").is_dir():  # as stage tokenizer has it, so that a recipe can tokenize with it
             shutil.copytree(model / "tokenizer", Path(temporary) / "tokenizer")
         note = f"imported from {source.absolute()} by {part.name}"
         artifact = place.import_folder(Path(temporary), "pretrain", name, note, ("tokenizer",) if has_tokenizer else ())
     if json:
-        _print_json({"path": str(artifact.path), "fingerprint": artifact.fingerprint, "name": artifact.name})
+        print_json({"path": str(artifact.path), "fingerprint": artifact.fingerprint, "name": artifact.name})
     else:
         print(artifact.path)
+    for remark in remarks:
+        if issubclass(remark.category, UserWarning):
+            print(f"feeb: {remark.message}", file=sys.stderr)
+    if others := sorted({a.name for folder in place.folders(artifact.stage, artifact.fingerprint) if (a := read_artifact(folder))} - {name}):
+        print(f"feeb: this model is in the workspace already, as {', '.join(others)}; {name} is another name for the same files", file=sys.stderr)
     if not has_tokenizer:
-        import sys
-
         print(f"feeb: {source} has no tokenizer: the model can be evaluated and trained on token ids, but cannot generate text", file=sys.stderr)
 
 
@@ -77,11 +85,20 @@ def export(
         feeb export rl/quickstart exported/half --option dtype=bf16
     """
     from feebcore.api import open_run
+    from feebcore.files import expand_user
 
     part = _part("exporters", exporter, option)
     folder = Path(model) if (Path(model) / "model.json").exists() else open_run(model, workspace).path / "model"
-    part.build()(folder, target.expanduser())
+    part.build()(folder, expand_user(target))
     print(target)
+
+
+def _format_of(source: Path) -> str:
+    """The importer for a file or folder: by its first bytes, else by its suffix."""
+    if source.is_dir():
+        return "huggingface"
+    with open(source, "rb") as stream:
+        return "gguf" if stream.read(4) == b"GGUF" else source.suffix.removeprefix(".").lower() or "huggingface"
 
 
 def _part(kind: str, name: str, options: list[str] | None) -> Any:

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import keyword
+import os
 import re
+import shutil
 import subprocess
+import sys
+import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from feebcore.errors import FeebError
+
 TEMPLATE = Path(__file__).parents[1] / "plugin_template"
 ANSWERS = ".copier-answers.yml"
+PRISTINE = Path(".feeb-template")
+"""Folder in a package with the files of the template as they were written: the common ancestor when `update` merges."""
 
 
 def new(
@@ -31,7 +39,7 @@ def new(
         feeb plugin new reverse --kind task --into ~/ideas
     """
     from feebcore import __version__
-    from feebcore.errors import FeebError
+    from feebcore.files import expand_user
     from feebcore.registry import get_registry
 
     chosen = _kind(kind)
@@ -44,19 +52,22 @@ def new(
         raise FeebError(f"a package feeb_{part} is installed already; choose another name")
     if any(spec.name == part for of, spec in get_registry().parts() if of == chosen):
         raise FeebError(f"{chosen}/{part} exists already; choose another name, so that recipes can use the bare one")
-    target = into.expanduser() / f"feeb-{name}"
+    target = expand_user(into) / f"feeb-{name}"
     if target.exists():
         raise FeebError(f"{target} exists already")
     _render(target, {"name": name, "kind": chosen, "feeb_version": ".".join(__version__.split(".")[:2])})
+    for file in _managed(target, name):
+        _copy(target / file, target / PRISTINE / file)
     print(f"created {target}")
     print(f"next: cd {target}; pip install -e '.[dev]'; pytest")
 
 
-def update(folder: Annotated[Path, Parameter(help="Folder of the package.")] = Path(), /) -> None:
-    """Update the files generated from the template: pyproject.toml, the CI workflow, the contract test, .gitignore.
+def update(folder: Annotated[Path, Parameter(help="Folder of the package.")] = Path(), /) -> int:
+    """Merge the current template into the files generated from it: pyproject.toml, the CI workflow, the contract test, .gitignore.
 
-    The part's code and README.md are left alone. The folder must be a git checkout without uncommitted changes: `git diff` then
-    shows what the update changed, and `git checkout -p` takes back what you do not want.
+    Your changes to these files are kept; where the template changed the same lines, both are left in the file between conflict markers and
+    the exit status is 1. The part's code and README.md are left alone. The folder must be a git checkout without uncommitted changes:
+    `git diff` then shows what the update changed.
 
     Example:
         feeb plugin update feeb-sign-sgd
@@ -64,7 +75,6 @@ def update(folder: Annotated[Path, Parameter(help="Folder of the package.")] = P
     from ruamel.yaml import YAML
 
     from feebcore import __version__
-    from feebcore.errors import FeebError
 
     if not (folder / ANSWERS).is_file():
         raise FeebError(f"{folder} was not made by `feeb plugin new`: it has no {ANSWERS}")
@@ -74,13 +84,50 @@ def update(folder: Annotated[Path, Parameter(help="Folder of the package.")] = P
         reason = "it has uncommitted changes" if status.returncode == 0 else "it is not a git checkout"
         raise FeebError(f"{folder} is not updated: {reason}; commit everything first, so that `git diff` shows what the update changes")
     data = {"name": answers["name"], "kind": _kind(answers["kind"]), "feeb_version": ".".join(__version__.split(".")[:2])}
-    _render(folder, data, keep=("README.md", f"feeb_{answers['name'].replace('-', '_')}/**"))
+    conflicts = []
+    with tempfile.TemporaryDirectory() as temporary:
+        fresh = Path(temporary) / "fresh"
+        _render(fresh, data)
+        for file in _managed(fresh, answers["name"]):
+            if not _merge(folder / file, folder / PRISTINE / file, fresh / file):
+                conflicts.append(str(file))
+            _copy(fresh / file, folder / PRISTINE / file)
     print(f"updated {folder}; `git diff` shows the changes")
+    if conflicts:
+        print(f"resolve the conflicts, marked <<<<<<< and >>>>>>>, in {', '.join(conflicts)}", file=sys.stderr)
+    return 1 if conflicts else 0
+
+
+def _managed(folder: Path, name: str) -> list[Path]:
+    """The files of a freshly made package that `update` merges: all but README.md and the part's code."""
+    files = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
+    return [file for file in files if file.parts[0] not in ("README.md", f"feeb_{name.replace('-', '_')}")]
+
+
+def _merge(mine: Path, pristine: Path, fresh: Path) -> bool:
+    """Bring what changed from `pristine` to `fresh` into `mine`; False where that left conflict markers. A file that its author removed
+    stays away."""
+    if not mine.exists():
+        if not pristine.exists():
+            _copy(fresh, mine)
+        return True
+    base = pristine if pristine.exists() else os.devnull
+    command = ["git", "merge-file", "-p", "-L", "yours", "-L", "template before", "-L", "template", str(mine), str(base), str(fresh)]
+    merged = subprocess.run(command, capture_output=True, check=False)
+    if not 0 <= merged.returncode < 128:  # else the number of conflicts
+        raise FeebError(f"{mine} cannot be merged: {merged.stderr.decode(errors='replace').strip()}")
+    mine.write_bytes(merged.stdout)
+    return merged.returncode == 0
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
 
 
 def _kind(text: str) -> str:
     """The kind, of which the singular may be written. Raises FeebError for what is none."""
-    from feebcore.errors import FeebError, did_you_mean
+    from feebcore.errors import did_you_mean
     from feebcore.hookspecs import KINDS
 
     plural = text.replace("-", "_")
@@ -91,9 +138,8 @@ def _kind(text: str) -> str:
     return plural
 
 
-def _render(target: Path, data: dict[str, Any], keep: tuple[str, ...] = ()) -> None:
-    """Write the template's files into `target`, over those that are there but for `keep`."""
-    from feebcore.errors import FeebError
+def _render(target: Path, data: dict[str, Any]) -> None:
+    """Write the template's files into a new folder."""
     from feebcore.hookspecs import KINDS
 
     try:
@@ -101,7 +147,7 @@ def _render(target: Path, data: dict[str, Any], keep: tuple[str, ...] = ()) -> N
     except ImportError as error:
         raise FeebError("feeb plugin needs copier; pip install 'feeb[plugin]'") from error
     answers = data | {"spec": KINDS[data["kind"]].__name__}
-    run_copy(str(TEMPLATE), str(target), data=answers, defaults=True, overwrite=True, quiet=True, skip_if_exists=list(keep))
+    run_copy(str(TEMPLATE), str(target), data=answers, defaults=True, quiet=True)
 
 
 COMMANDS = (new, update)

@@ -1,7 +1,8 @@
 """Every flow: prefect.yaml names these variables as entrypoints.
 
 Parameters of all: recipe, the path of a YAML file; overrides, `key=value` texts as given to `feeb run --set`; workspace, the
-folder of the artifacts (default FEEB_WORKSPACE or ./data); jobs, the number of parallel runs of a study or sweep.
+folder of the artifacts (default FEEB_WORKSPACE or ./data); jobs, the number of parallel runs of a study or sweep; unchecked,
+to use parts of plugins that fail their contract.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ def stage_flow(name: str) -> Flow[..., Any]:
     spec = next(spec for _, spec in get_registry().parts("stages") if spec.full_name == f"feeb/{name}")
 
     @flow(name=name, description=f"{spec.summary} Missing inputs are built first.", **OPTIONS)
-    def run(recipe: str, overrides: list[str] | None = None, workspace: str | None = None, jobs: int = 1) -> Any:
-        return run_stages([name], recipe, overrides, workspace, jobs)
+    def run(recipe: str, overrides: list[str] | None = None, workspace: str | None = None, jobs: int = 1, unchecked: bool = False) -> Any:
+        return run_stages([name], recipe, overrides, workspace, jobs, unchecked)
 
     return run
 
@@ -39,15 +40,15 @@ report = stage_flow("report")
 
 
 @flow(name="pipeline", **OPTIONS)
-def pipeline(recipe: str, overrides: list[str] | None = None, workspace: str | None = None, jobs: int = 1) -> Any:
+def pipeline(recipe: str, overrides: list[str] | None = None, workspace: str | None = None, jobs: int = 1, unchecked: bool = False) -> Any:
     """Every stage of a recipe, or of each run of a study: builds what is missing and reuses what is finished."""
-    return run_stages(None, recipe, overrides, workspace, jobs)
+    return run_stages(None, recipe, overrides, workspace, jobs, unchecked)
 
 
 @flow(name="stage", **OPTIONS)
-def stage(stage: str, recipe: str, overrides: list[str] | None = None, workspace: str | None = None, jobs: int = 1) -> Any:
+def stage(stage: str, recipe: str, overrides: list[str] | None = None, workspace: str | None = None, jobs: int = 1, unchecked: bool = False) -> Any:
     """Any one stage by its name in the recipe, also a plugin's. Missing inputs are built first."""
-    return run_stages([stage], recipe, overrides, workspace, jobs)
+    return run_stages([stage], recipe, overrides, workspace, jobs, unchecked)
 
 
 @flow(name="compare", **OPTIONS)
@@ -58,10 +59,11 @@ def compare(
     quick: bool = False,
     workspace: str | None = None,
     jobs: int = 1,
+    unchecked: bool = False,
 ) -> Any:
     """Trains recipes with the same seeds at a matched budget and tests which one is better.
 
     recipes: the baseline first, or one recipe with variants. settings: as the options of `feeb compare`: seeds, budget, effect,
     tune_lr, curve, name. quick: with the recipes' `quick:` sections.
     """
-    return run_comparison(recipes, settings or {}, overrides or [], quick, workspace, jobs)
+    return run_comparison(recipes, settings or {}, overrides or [], quick, workspace, jobs, unchecked)

@@ -7,6 +7,7 @@ below. Layouts: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md and gg
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "
 STRING, ARRAY = 8, 9
 VERSIONS = (2, 3)
 LONGEST = 1 << 32  # bytes of a string, elements of an array: more is damage
+MOST_DIMENSIONS = 4
+MOST_PARTS = 99_999
 
 # names of the types that are refused, so that the error can say which one it is
 OTHER_TYPES = {10: "Q2_K", 11: "Q3_K", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S"}
@@ -37,8 +40,50 @@ class TensorRecord:
     offset: int
 
 
+class GgufModel:
+    """A model in one GGUF file, or in as many as its first part says: metadata of the first part, tensors of all.
+
+    path: any part; the others lie beside it as NAME-00001-of-0000N.gguf. Raises DataError that names a part which is missing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        parts = [GgufFile(p) for p in _parts_of(self.path)]
+        self.metadata = parts[0].metadata
+        for number, part in enumerate(parts):
+            if part.integer("split.no", 0) != number or part.integer("split.count", 1) not in (0, len(parts)):
+                raise DataError(f"{part.path}: split.no {part.metadata.get('split.no')} of {part.metadata.get('split.count')} contradicts its name")
+        self._part_of: dict[str, GgufFile] = {}
+        for part in parts:
+            if twice := sorted(self._part_of.keys() & part.tensors.keys()):
+                raise DataError(f"{part.path}: tensor {twice[0]!r} is in {self._part_of[twice[0]].path.name} too")
+            self._part_of |= dict.fromkeys(part.tensors, part)
+        self.tensors = {name: part.tensors[name] for name, part in self._part_of.items()}
+        total = parts[0].integer("split.tensors.count", len(self.tensors))
+        if total != len(self.tensors):
+            raise DataError(f"{self.path}: its {len(parts)} parts hold {len(self.tensors)} tensors, split.tensors.count says {total}; download them again")
+
+    def read(self, name: str) -> np.ndarray:
+        if name not in self._part_of:
+            raise DataError(f"{self.path} has no tensor {name!r}")
+        return self._part_of[name].read(name)
+
+
+def _parts_of(path: Path) -> list[Path]:
+    count = GgufFile(path).integer("split.count", 1)
+    if count <= 1:
+        return [path]
+    named = re.fullmatch(rf"(.*)-(\d{{5}})-of-{count:05}(\.gguf)", path.name, re.IGNORECASE)
+    if not named or count > MOST_PARTS:
+        raise DataError(f"{path} is one of {count} parts (split.count); give the parts their names, as NAME-00001-of-{count:05}.gguf")
+    parts = [path.with_name(f"{named[1]}-{i:05}-of-{count:05}{named[3]}") for i in range(1, count + 1)]
+    if missing := [part.name for part in parts if not part.is_file()]:
+        raise DataError(f"{path} is one of {count} parts; missing next to it: {', '.join(missing[:5])}{' …' if len(missing) > 5 else ''}; download them too")
+    return parts
+
+
 class GgufFile:
-    """`metadata`: plain Python values by key. `tensors`: records by name. `read(name)`: fp32 array."""
+    """One file. `metadata`: plain Python values by key. `tensors`: records by name. `read(name)`: fp32 array."""
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
@@ -50,6 +95,15 @@ class GgufFile:
             self._parse()
         except (struct.error, UnicodeDecodeError, OverflowError):
             raise DataError(f"{self.path} is truncated or damaged; download it again") from None
+        except RecursionError:
+            raise DataError(f"{self.path}: metadata of arrays in arrays, too deep to be read") from None
+
+    def integer(self, key: str, default: int) -> int:
+        """A whole number of the metadata. Raises DataError for anything else."""
+        value = self.metadata.get(key, default)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise DataError(f"{self.path}: {key} is {value!r}, not a whole number")
+        return value
 
     def read(self, name: str) -> np.ndarray:
         """The tensor, fp32. Raises DataError for a type that is not supported, by name."""
@@ -73,19 +127,30 @@ class GgufFile:
             raise DataError(f"{self.path} is not a GGUF file")
         self._at = 4
         version = self._scalar("I")
+        if version.to_bytes(4, "little")[::-1] in [v.to_bytes(4, "little") for v in VERSIONS]:
+            raise DataError(f"{self.path} is a big-endian GGUF file; convert it to little-endian (gguf-py has a script for that)")
         if version not in VERSIONS:
             raise DataError(f"{self.path} is GGUF version {version}; versions {VERSIONS} can be read")
         num_tensors, num_keys = self._scalar("Q"), self._scalar("Q")
         self.metadata: dict[str, Any] = {}
         for _ in range(num_keys):
             key = self._string()
+            if key in self.metadata:
+                raise DataError(f"{self.path}: the metadata has {key!r} twice")
             self.metadata[key] = self._value(self._scalar("I"))
         found = []
         for _ in range(num_tensors):
             name = self._string()
-            shape = tuple(self._scalar("Q") for _ in range(self._scalar("I")))[::-1]
+            dimensions = self._scalar("I")
+            if dimensions > MOST_DIMENSIONS:
+                raise DataError(f"{self.path}: tensor {name!r} has {dimensions} dimensions, at most {MOST_DIMENSIONS} are possible; the file is damaged")
+            shape = tuple(self._scalar("Q") for _ in range(dimensions))[::-1]
             found.append((name, shape, self._scalar("I"), self._scalar("Q")))
-        alignment = self.metadata.get("general.alignment", 32)
+        if len({name for name, *_ in found}) < len(found):
+            raise DataError(f"{self.path}: two tensors have one name; the file is damaged")
+        alignment = self.integer("general.alignment", 32)
+        if alignment == 0:
+            raise DataError(f"{self.path}: general.alignment is 0, which no offset can be a multiple of")
         start = -(-self._at // alignment) * alignment
         self.tensors = {name: TensorRecord(shape, type_, start + offset) for name, shape, type_, offset in found}
 

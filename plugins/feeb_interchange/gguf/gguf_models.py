@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from feeb_interchange.gguf.gguf_file import GgufFile
+from feeb_interchange.gguf.gguf_file import GgufModel
 from feeb_interchange.huggingface.huggingface import import_model
 from feeb_interchange.imported.tokenizer import write_codec_folder
 from feebcore.errors import DataError
@@ -50,7 +50,7 @@ def build_importer(config: ImportConfig, context: BuildContext) -> Callable[[Pat
     """`run(source, folder)`: the GGUF file `source` as the feeb model folder `folder`, weights in fp32."""
 
     def run(source: Path, folder: Path) -> None:
-        file = GgufFile(Path(source))
+        file = GgufModel(Path(source))
         described = describe(file)
         stored = {theirs: name for name in file.tensors if (theirs := hugging_face_name(name)) is not None}
         unknown = sorted(set(file.tensors) - set(stored.values()))
@@ -65,52 +65,69 @@ def build_importer(config: ImportConfig, context: BuildContext) -> Callable[[Pat
 
         with tempfile.TemporaryDirectory() as temporary:
             codec: Path | None = Path(temporary) / "tokenizer"
-            text, bos, eos = tokenizer_json(file.metadata)
+            assert codec is not None
+            text, bos, eos = tokenizer_json(file.metadata, str(source))
             if text:
-                write_codec_folder(Path(temporary) / "tokenizer", text, bos, eos, described["vocab_size"])
+                write_codec_folder(codec, text, bos, eos, described["vocab_size"], str(source))
             else:
-                warnings.warn(f"{source}: its tokenizer ({bos}) cannot be read, so the model has none: it scores and trains on ids only", stacklevel=2)
+                warnings.warn(f"{source}: its tokenizer ({bos}) cannot be used, so the model has none: it scores and trains on ids only", stacklevel=2)
                 codec = None
             import_model(described, take, set(stored), str(source), config.seq_len, folder, codec)
 
     return run
 
 
-def describe(file: GgufFile) -> dict[str, Any]:
+def describe(file: GgufModel) -> dict[str, Any]:
     """What a config.json of the same model says; `gguf_pairs`: whether rows of q and k are in llama.cpp's order."""
     meta, kind = file.metadata, file.metadata.get("general.architecture")
     if kind not in ARCHITECTURES:
         raise DataError(f"{file.path} holds architecture {kind!r}; GGUF files of {', '.join(ARCHITECTURES)} can be imported")
-    try:
-        get: Callable[..., Any] = lambda key, *default: meta.get(f"{kind}.{key}", *default) if default else meta[f"{kind}.{key}"]  # noqa: E731
-        width, heads = get("embedding_length"), get("attention.head_count")
-        head_dim = get("attention.key_length", None) or get("rope.dimension_count", None) or width // heads
-        rotated = get("rope.dimension_count", None) or head_dim
-        described = {
-            "model_type": kind,
-            "vocab_size": file.tensors["token_embd.weight"].shape[0],
-            "max_position_embeddings": get("context_length"),
-            "hidden_size": width,
-            "intermediate_size": get("feed_forward_length"),
-            "num_hidden_layers": get("block_count"),
-            "num_attention_heads": heads,
-            "num_key_value_heads": get("attention.head_count_kv", heads),
-            "head_dim": head_dim,
-            "rms_norm_eps": _nearest_decimal(get("attention.layer_norm_rms_epsilon")),
-            "rope_theta": _nearest_decimal(get("rope.freq_base", 10_000.0)),
-            "attention_bias": "blk.0.attn_q.bias" in file.tensors,
-            "tie_word_embeddings": "output.weight" not in file.tensors,
-            "partial_rotary_factor": rotated / head_dim,
-            "gguf_pairs": kind == "llama",
-        }
-    except KeyError as error:
-        raise DataError(f"{file.path}: the file has no {error}") from None
-    scaling = get("rope.scaling.type", "none")
+
+    def number(key: str, kinds: type | tuple[type, ...] = int, default: Any = None) -> Any:
+        value: Any = meta.get(f"{kind}.{key}", default)
+        if value is None:
+            raise DataError(f"{file.path}: the metadata has no {kind}.{key}")
+        size: Any = value if isinstance(value, kinds) and not isinstance(value, bool) else 0
+        if not 0 < size < 2**31:
+            raise DataError(f"{file.path}: {kind}.{key} is {_brief(value)}, not a number above 0")
+        return value
+
+    width, heads = number("embedding_length"), number("attention.head_count")
+    head_dim = number("attention.key_length", default=number("rope.dimension_count", default=max(1, width // heads)))
+    rotated = number("rope.dimension_count", default=head_dim)
+    if number("attention.value_length", default=head_dim) != head_dim:
+        raise DataError(f"{file.path}: {kind}.attention.value_length differs from the {head_dim} of keys, which cannot be imported")
+    if "token_embd.weight" not in file.tensors:
+        raise DataError(f"{file.path} has no tensor 'token_embd.weight'")
+    described = {
+        "model_type": kind,
+        "vocab_size": file.tensors["token_embd.weight"].shape[0],
+        "max_position_embeddings": number("context_length"),
+        "hidden_size": width,
+        "intermediate_size": number("feed_forward_length"),
+        "num_hidden_layers": number("block_count"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": number("attention.head_count_kv", default=heads),
+        "head_dim": head_dim,
+        "rms_norm_eps": _nearest_decimal(number("attention.layer_norm_rms_epsilon", (int, float))),
+        "rope_theta": _nearest_decimal(number("rope.freq_base", (int, float), 10_000.0)),
+        "attention_bias": "blk.0.attn_q.bias" in file.tensors,
+        "tie_word_embeddings": "output.weight" not in file.tensors,
+        "partial_rotary_factor": rotated / head_dim,
+        "gguf_pairs": kind == "llama",
+    }
+    scaling = meta.get(f"{kind}.rope.scaling.type", "none")
     if scaling != "none" or "rope_freqs.weight" in file.tensors:
         described["rope_scaling"] = {"rope_type": scaling if scaling != "none" else "llama3"}
-    if get("expert_count", 0):
-        raise DataError(f"{file.path} is a mixture of {get('expert_count')} experts, which cannot be imported")
+    if experts := meta.get(f"{kind}.expert_count", 0):
+        raise DataError(f"{file.path} is a mixture of {experts} experts, which cannot be imported")
+    if window := meta.get(f"{kind}.attention.sliding_window", 0):
+        described |= {"sliding_window": window, "use_sliding_window": True}
     return described
+
+
+def _brief(value: Any) -> str:
+    return f"a list of {len(value)}" if isinstance(value, list) else repr(value)
 
 
 def hugging_face_name(name: str) -> str | None:
@@ -138,14 +155,37 @@ def _nearest_decimal(value: float) -> float:
     return float(f"{value:.6g}")
 
 
-def tokenizer_json(meta: dict[str, Any]) -> tuple[str, str, str]:
-    """(tokenizer.json, BOS, EOS) of a byte-level BPE in GGUF metadata; ("", what it is instead, "") for another kind."""
+def tokenizer_json(meta: dict[str, Any], origin: str) -> tuple[str, str, str]:
+    """(tokenizer.json, BOS, EOS) of a byte-level BPE in GGUF metadata; ("", what it is instead, "") for another kind, and for one
+    that does not say which token ends a text. Raises DataError for one that contradicts itself."""
     kind, pre = meta.get("tokenizer.ggml.model", "none"), meta.get("tokenizer.ggml.pre", "default")
     split = _pretokenizers(pre)
     if kind != "gpt2" or split is None:
         return "", f"{kind}, {pre}", ""
-    tokens, types = meta["tokenizer.ggml.tokens"], meta.get("tokenizer.ggml.token_type")
-    types = types or [NORMAL] * len(tokens)
+
+    def listed(key: str, of: type, default: Any = None) -> list[Any]:
+        value = meta.get(f"tokenizer.ggml.{key}", default)
+        if not isinstance(value, list) or not all(isinstance(entry, of) for entry in value):
+            said = "no" if value is None else f"{_brief(value)} as"
+            raise DataError(f"{origin}: the metadata has {said} tokenizer.ggml.{key}, which is a list of {of.__name__}")
+        return value
+
+    def token_of(key: str) -> str | None:
+        number = meta.get(f"tokenizer.ggml.{key}")
+        if number is None:
+            return None
+        if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < len(tokens):
+            raise DataError(f"{origin}: tokenizer.ggml.{key} is {_brief(number)}, the vocabulary has {len(tokens)} tokens")
+        return str(tokens[number])
+
+    tokens, merges = listed("tokens", str), listed("merges", str)
+    types = listed("token_type", int, [NORMAL] * len(tokens))
+    if len(types) != len(tokens) or len(set(tokens)) != len(tokens):
+        raise DataError(f"{origin}: tokenizer.ggml.tokens has {len(tokens)} tokens ({len(set(tokens))} different), tokenizer.ggml.token_type {len(types)}")
+    bos, eos = token_of("bos_token_id"), token_of("eos_token_id")
+    eos = eos or bos
+    if eos is None:
+        return "", f"{kind}, {pre}, neither tokenizer.ggml.eos_token_id nor bos_token_id", ""
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     added = [{"id": i, "content": tokens[i], **flags, "special": t == CONTROL} for i, t in enumerate(types) if t in (CONTROL, USER_DEFINED)]
     whole = {
@@ -159,16 +199,15 @@ def tokenizer_json(meta: dict[str, Any]) -> tuple[str, str, str]:
             "type": "BPE",
             "ignore_merges": pre == "llama-bpe",
             "vocab": {token: i for i, token in enumerate(tokens)},
-            "merges": [list(merge.split(" ")) for merge in meta["tokenizer.ggml.merges"]],
+            "merges": [merge.split(" ") for merge in merges],
         },
     }
-    eos = tokens[meta["tokenizer.ggml.eos_token_id"]]
-    return json.dumps(whole), tokens[meta["tokenizer.ggml.bos_token_id"]] if "tokenizer.ggml.bos_token_id" in meta else eos, eos
+    return json.dumps(whole), bos or eos, eos
 
 
-def _pretokenizers(pre: str) -> list[dict[str, Any]] | None:
+def _pretokenizers(pre: Any) -> list[dict[str, Any]] | None:
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
-    pattern = {"llama-bpe": LLAMA3_PATTERN, "qwen2": QWEN2_PATTERN}.get(pre)
+    pattern = {"llama-bpe": LLAMA3_PATTERN, "qwen2": QWEN2_PATTERN}.get(str(pre))
     if pattern:
         return [{"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}, byte_level | {"use_regex": False}]
     if pre == "smollm":

@@ -18,12 +18,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from feeb_interchange.families import FAMILIES, Options, Take, family_of
+from feeb_interchange.families import FAMILIES, Options, Take, check_config, family_of
 from feeb_interchange.imported.tokenizer import copy_codec, special_ids, write_codec_folder
 from feebcore.errors import DataError
 from feebcore.files import read_json, write_json
 from feebcore.model.build import build_model
 from feebcore.model.io import DESCRIPTION, TOKENIZER, WEIGHTS, save_model, set_weights
+from feebcore.model.tensors import named_tensors
 from feebcore.parts import Part, resolve_part
 
 if TYPE_CHECKING:
@@ -43,14 +44,15 @@ def build_importer(config: ImportConfig, context: BuildContext) -> Callable[[Pat
         source = Path(source)
         if not (source / "config.json").is_file():
             raise DataError(f"{source} is not a Hugging Face folder: it has no config.json")
-        described = read_json(source / "config.json")
+        described = check_config(read_json(source / "config.json"), str(source / "config.json"))
         files = WeightFiles(source)
         with tempfile.TemporaryDirectory() as temporary:
             codec = Path(temporary) / "tokenizer"
             has_codec = (source / "tokenizer.json").is_file()
             if has_codec:
                 ids = special_ids(source, described)
-                write_codec_folder(codec, (source / "tokenizer.json").read_text(), *ids, num_ids=described.get("vocab_size", 0))
+                text = (source / "tokenizer.json").read_text(encoding="utf-8")
+                write_codec_folder(codec, text, *ids, described.get("vocab_size", 0), str(source / "tokenizer.json"))
             import_model(described, files.take, files.names, str(source), config.seq_len, folder, codec if has_codec else None)
 
     return run
@@ -61,9 +63,15 @@ def import_model(described: Options, take: Take, names: set[str], origin: str, s
     family = family_of(described.get("model_type", ""))
     try:
         options = family.architecture(described)
+        architecture = transformer(options)
         longest, vocab_size = family.seq_len(described), described["vocab_size"]
     except KeyError as error:
         raise DataError(f"{origin}: the description of the model has no {error}") from None
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise DataError(f"{origin}: the description of the model is contradictory: {'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None
+    except DataError as error:
+        raise DataError(f"{origin}: {error}") from None
     if seq_len is not None and seq_len > longest:
         raise DataError(f"{origin}: seq_len {seq_len} is more than the {longest} tokens that the model was made for")
     bare = not any(name.startswith(family.prefix) for name in names)
@@ -74,18 +82,46 @@ def import_model(described: Options, take: Take, names: set[str], origin: str, s
         if stored not in names:
             raise DataError(f"{origin}: there is no tensor {stored!r}")
         asked.add(stored)
-        return take(stored).to(torch.float32)
+        tensor = take(stored)
+        if not tensor.is_floating_point():
+            raise DataError(f"{origin}: tensor {stored!r} holds {str(tensor.dtype).removeprefix('torch.')}, not floating-point weights")
+        if not (tensor := tensor.to(torch.float32)).isfinite().all():
+            raise DataError(f"{origin}: tensor {stored!r} holds NaN or infinite values; the model is damaged")
+        return tensor
 
-    weights = family.to_feeb(described, options, named)
-    unknown = sorted(n for n in names - asked if not n.endswith(family.ignored) and not (n == "lm_head.weight" and options["lm_head"] == "tied"))
+    try:
+        weights = family.to_feeb(described, options, named)
+    except RuntimeError as error:  # torch: matrices to be stacked differ in width
+        raise DataError(f"{origin}: the shapes of its tensors contradict one another ({str(error).splitlines()[0]})") from None
+    if options["lm_head"] == "tied" and "lm_head.weight" in names:
+        asked.add("lm_head.weight")
+        if not torch.equal(take("lm_head.weight").to(torch.float32), weights["embedding.weight"]):
+            raise DataError(
+                f"{origin}: tie_word_embeddings is true, and yet lm_head.weight is there and differs from the embedding; set it to false in config.json "
+                "if the model has a head of its own, or remove the tensor"
+            )
+    unknown = sorted(n for n in names - asked if not n.endswith(family.ignored))
     if unknown:
         raise DataError(f"{origin}: {len(unknown)} tensors that a {described['model_type']} does not have, as {unknown[0]!r}; it would not be the same model")
     if seq_len is not None and "position.table.weight" in weights:
         weights["position.table.weight"] = weights["position.table.weight"][:seq_len]
-    architecture = transformer(options)
+    _check_shapes(architecture, vocab_size, seq_len or longest, weights, origin)
     model = build_model(architecture, vocab_size, seq_len or longest)
     set_weights(model, weights, origin)
     save_model(folder, model, architecture, codec)
+
+
+def _check_shapes(architecture: Part, vocab_size: int, seq_len: int, weights: dict[str, Tensor], origin: str) -> None:
+    """Compare the tensors with the model that the description makes, before memory is taken for it: sizes may be anything."""
+    try:
+        with torch.device("meta"):
+            wanted = named_tensors(architecture.build(vocab_size=vocab_size, seq_len=seq_len))
+    except ValueError as error:
+        raise DataError(f"{origin}: the description of the model is contradictory: {error}") from None
+    for name in sorted(wanted.keys() & weights.keys()):
+        if wanted[name].shape != weights[name].shape:
+            shape = tuple(weights[name].shape)
+            raise DataError(f"{origin}: by the description of the model {name} has shape {tuple(wanted[name].shape)}, in the file it has shape {shape}")
 
 
 def transformer(options: Options) -> Part:
@@ -99,7 +135,7 @@ class WeightFiles:
     def __init__(self, source: Path) -> None:
         self._file_of: dict[str, Path] = {}
         if (source / INDEX).is_file():
-            self._file_of = {name: source / file for name, file in read_json(source / INDEX)["weight_map"].items()}
+            self._file_of = _indexed(source)
         elif (source / SINGLE).is_file():
             with _opened(source / SINGLE) as file:
                 self._file_of = dict.fromkeys(file.keys(), source / SINGLE)
@@ -120,6 +156,17 @@ class WeightFiles:
                 return file.get_tensor(name)
             except SafetensorError as error:
                 raise DataError(f"{self._file_of[name]} has no tensor {name!r} ({error})") from None
+
+
+def _indexed(source: Path) -> dict[str, Path]:
+    """{tensor: its file} by the index of a folder. The files lie in the folder itself."""
+    index = read_json(source / INDEX)
+    names = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(names, dict) or not names or not all(isinstance(file, str) for file in names.values()):
+        raise DataError(f"{source / INDEX} has no weight_map, an object that says in which file each tensor is; download it again")
+    if outside := sorted({file for file in names.values() if Path(file).name != file or not file.endswith(".safetensors")}):
+        raise DataError(f"{source / INDEX} names {outside[0]!r}, which is no .safetensors file of this folder; this model is refused")
+    return {name: source / file for name, file in names.items()}
 
 
 def _opened(path: Path) -> Any:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 import feebcore as feeb
+from feebcore.files import expand_user
 
 EXAMPLE_CODEC = Path(__file__).with_name("example_codec.json")
 
@@ -27,7 +28,7 @@ class ImportedTokenizerConfig(feeb.PartConfig):
     @field_validator("path")
     @classmethod
     def _absolute(cls, value: str, info: ValidationInfo) -> str:
-        return str(((info.context or {}).get("recipe_folder", Path()) / Path(value).expanduser()).absolute()) if value else ""
+        return str(((info.context or {}).get("recipe_folder", Path()) / expand_user(value)).absolute()) if value else ""
 
     @model_validator(mode="after")
     def _digested(self) -> ImportedTokenizerConfig:
@@ -45,6 +46,7 @@ PART = feeb.TokenizerSpec(
     "imported",
     ImportedTokenizerConfig,
     build=f"{__name__}.tokenizer:ImportedTrainer",
+    revision=2,
     summary="The tokenizer.json of another model, read by Hugging Face tokenizers; nothing is trained.",
     reference="https://huggingface.co/docs/tokenizers",
     since="1.1",

@@ -6,7 +6,7 @@ normalizes queries and keys.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
 
@@ -18,6 +18,7 @@ NARROW_HEAD, WIDE_HEAD, DEEP = 64, 128, 12
 class PresetConfig(TransformerConfig):
     """A transformer whose sizes may be set by one number."""
 
+    inert: ClassVar[tuple[str, ...]] = ("depth", "width_per_layer")  # sizes that are given win
     depth: int | None = Field(
         None,
         ge=1,

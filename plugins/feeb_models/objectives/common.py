@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from feebcore.model.counting import count_flops
-from feebcore.model.loss import MOST_LOGITS
+from feebcore.model.loss import most_logits_on
 from feebcore.protocols import Batch, LanguageModel, ModelOutput
 
 
@@ -52,11 +52,12 @@ def earlier_heads(model: LanguageModel, length: int) -> float:
     return (model.num_streams - 1) * count_flops(model.lm_head, length)[0]
 
 
-def by_chunks(function: Callable[..., tuple[Tensor, ...]], *rows: Tensor, vocab_size: int, most_logits: int = MOST_LOGITS) -> tuple[Tensor, ...]:
-    """`function(*rows)`, tensors [N,...] to tensors [N], on so many rows at a time that at most `most_logits` logits exist.
+def by_chunks(function: Callable[..., tuple[Tensor, ...]], *rows: Tensor, vocab_size: int, most_logits: int = 0) -> tuple[Tensor, ...]:
+    """`function(*rows)`, tensors [N,...] to tensors [N], on so many rows at a time that at most `most_logits` logits exist (0: as suits the device).
 
     More than one chunk: each is computed again in the backward pass instead of kept.
     """
+    most_logits = most_logits or most_logits_on(rows[0].device.type, rows[0].device.index)
     size, total = max(1, most_logits // vocab_size), len(rows[0])
     if size >= total:
         return function(*rows)

@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import Field, ValidationInfo
 
 from feebcore import PartConfig
+from feebcore.files import expand_user
 
 
 class NextTokenConfig(PartConfig):
@@ -17,4 +18,4 @@ class NextTokenConfig(PartConfig):
 def absolute(folder: str, info: ValidationInfo) -> str:
     """A folder as an absolute path; relative ones are the recipe's."""
     base = Path((info.context or {}).get("recipe_folder", "."))
-    return str((base / Path(folder).expanduser()).absolute()) if folder else ""
+    return str((base / expand_user(folder)).absolute()) if folder else ""

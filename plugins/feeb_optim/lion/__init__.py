@@ -11,6 +11,7 @@ from feeb_optim.roles import DECOUPLED, LR, AdamWConfig
 class LionConfig(AdamWConfig):
     """An update is a sign, so learning rates are 3 to 10 times lower than AdamW's, and weight decay as much higher."""
 
+    inert = ("eps",)
     lr: float = Field(5e-4, ge=0, description=f"{LR}; every weight moves by it each step")
     betas: tuple[float, float] = Field((0.95, 0.98), description="interpolation of the update's sign, and decay rate of the momentum that is kept")
     eps: float = Field(1e-8, gt=0, description="not used")

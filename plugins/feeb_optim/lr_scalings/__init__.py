@@ -58,7 +58,7 @@ PARTS = (
         "nanochat",
         NanochatConfig,
         build=f"{_FACTORIES}:Nanochat",
-        summary="nanochat's: Adam's learning rates by 1 / sqrt(width), all by sqrt(batch), weight decay by the run's tokens.",
+        summary="nanochat's: learning rates of embedding and head by 1 / sqrt(width), all by sqrt(batch), Muon's weight decay by the run's tokens.",
         reference="https://github.com/karpathy/nanochat",
         since="1.1",
     ),

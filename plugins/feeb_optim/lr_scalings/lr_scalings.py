@@ -46,7 +46,7 @@ class MupLR(LRScaling):
 class Nanochat(LRScaling):
     """What nanochat does for Muon and AdamW (https://github.com/karpathy/nanochat, scripts/base_train.py, 2026).
 
-        embedding, head, vector: sqrt(B / w);  matrix (Muon): sqrt(B);  weight decay: sqrt(B) / D
+        embedding, head: sqrt(B / w);  vector, matrix (Muon): sqrt(B);  weight decay of matrix: sqrt(B) / D
 
     There the depth sets the width (64 a layer) and the tokens, so depth needs no factor of its own. sqrt(B) / D keeps
     the time over which weights forget, 1 / (lr decay) steps, the same share of the run (arXiv:2405.13698).
@@ -59,8 +59,8 @@ class Nanochat(LRScaling):
         width = ratio(shape.d_model, config.reference_width) ** -0.5
         batch = ratio(shape.batch_tokens, config.reference_batch_tokens) ** 0.5
         tokens = ratio(shape.batch_tokens * shape.steps, config.reference_batch_tokens * config.reference_steps)
-        rates = {role: batch * (1.0 if role == "matrix" else width) for role in ROLES}
-        return LRScale(rates, dict.fromkeys(ROLES, batch / tokens) if config.reference_steps else {})
+        rates = {role: batch * (width if role in ("embedding", "lm_head") else 1.0) for role in ROLES}
+        return LRScale(rates, {"matrix": batch / tokens} if config.reference_steps else {})
 
 
 def ratio(size: int, reference: int) -> float:

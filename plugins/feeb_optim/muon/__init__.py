@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 import feebcore as feeb
-from feeb_optim.roles import BETAS, DECOUPLED, EMBEDDING_LR, EPS, LM_HEAD_LR, VECTOR_LR, AdamWConfig, Role
+from feeb_optim.roles import BETAS, DECOUPLED, EMBEDDING_LR, EPS, LM_HEAD_LR, SPLIT_FUSED, VECTOR_LR, AdamWConfig, Role
 
 
 class MuonConfig(AdamWConfig):
@@ -20,6 +20,7 @@ class MuonConfig(AdamWConfig):
     momentum: float = Field(0.95, ge=0, lt=1, description="decay rate of the momentum of matrices")
     momentum_warmup: int = Field(0, ge=0, description="steps over which momentum rises from 0.85")
     nesterov: bool = Field(True, description="Nesterov momentum")
+    split_fused: bool = Field(True, description=f"orthogonalize {SPLIT_FUSED}")
     ns_steps: int = Field(5, ge=1, description="Newton-Schulz iterations")
     ns_precision: Literal["auto", "bf16", "fp32"] = Field(
         "auto", description="precision of these iterations; auto: bf16 where the hardware supports it. In bf16 the order of sums shows sooner"

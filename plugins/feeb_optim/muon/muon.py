@@ -14,13 +14,14 @@ for twelve 256 x 256 matrices on two cores, 46 ms in fp32. FSDP ones are gathere
 from __future__ import annotations
 
 import collections
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from feeb_optim.elementwise import gradients_of, shards_of, state_of
-from feeb_optim.matrix_optimizer import MatrixOptimizer, groups_of
+from feeb_optim.matrix_optimizer import MatrixOptimizer, groups_of, row_blocks_of
 from feeb_optim.muon import MuonConfig, NorMuonConfig
 from feebcore.model.precision import has_fast_bf16
 from feebcore.protocols import BuildContext
@@ -86,6 +87,7 @@ class Muon(MatrixOptimizer):
 
     def __init__(self, config: MuonConfig, context: BuildContext, **options: Any) -> None:
         self.config = config
+        self.row_blocks = row_blocks_of(context, config.split_fused)
         super().__init__(groups_of(config, context.groups, momentum=config.momentum, steps=0, **options), {})
 
     def matrix_step(self, group: dict[str, Any], parameters: list[Any]) -> None:
@@ -97,13 +99,23 @@ class Muon(MatrixOptimizer):
         weights, gradients, buffers = shards_of(parameters), gradients_of(parameters), state_of(self, parameters, "momentum")
         torch._foreach_lerp_(buffers, gradients, 1 - momentum)
         updates = torch._foreach_lerp(gradients, buffers, momentum) if config.nesterov else buffers
-        directions = orthogonalize_all([gather_full(u, p) for u, p in zip(updates, parameters, strict=True)], config.ns_steps, config.ns_precision)
+        whole = [self.maps_of(gather_full(u, p), p) for u, p in zip(updates, parameters, strict=True)]
+        orthogonal = iter(orthogonalize_all([map_RC for maps in whole for map_RC in maps], config.ns_steps, config.ns_precision))
+        directions = [joined([next(orthogonal) for _ in maps]) for maps in whole]
         directions = self.normalized(group, parameters, directions)
         if group["weight_decay"]:
             torch._foreach_mul_(weights, 1 - lr * group["weight_decay"])
-        factors = [-lr * max(1.0, p.shape[-2] / p.shape[-1]) ** 0.5 for p in parameters]
-        for weight, direction, factor, p in zip(weights, directions, factors, parameters, strict=True):  # foreach has no factor a tensor
-            weight.add_(slice_like(direction, p), alpha=factor)
+        for weight, direction, p in zip(weights, directions, parameters, strict=True):  # foreach has no factor a tensor
+            maps, factor = self.maps_of(direction, p), 1.0
+            if len(maps) == 1:
+                factor = stretch(direction)
+            else:
+                torch._foreach_mul_(maps, [stretch(map_RC) for map_RC in maps])
+            weight.add_(slice_like(direction, p), alpha=-lr * factor)
+
+    def maps_of(self, x: Tensor, parameter: Any) -> list[Tensor]:
+        """The maps [..., r, C] in a matrix [..., R, C] that belongs to the parameter, as views."""
+        return list(x.split(self.row_blocks.get(parameter, (x.shape[-2],)), dim=-2))
 
     def normalized(self, group: dict[str, Any], parameters: list[Any], directions: list[Tensor]) -> list[Tensor]:
         """The orthogonal directions as they are."""
@@ -123,6 +135,21 @@ class NorMuon(Muon):
         sizes = torch._foreach_sqrt(averages)
         torch._foreach_add_(sizes, 1e-10)
         evened = torch._foreach_div(directions, sizes)
-        before, after = (torch._foreach_norm(several) for several in (directions, list(evened)))
-        torch._foreach_div_(before, torch._foreach_add(after, 1e-10))
-        return [e * factor for e, factor in zip(evened, before, strict=True)]
+        before, after = (torch._foreach_norm(self.matrices_of(several, parameters)) for several in (directions, evened))
+        torch._foreach_mul_(self.matrices_of(evened, parameters), torch._foreach_div(before, torch._foreach_add(after, 1e-10)))
+        return list(evened)
+
+    def matrices_of(self, tensors: Sequence[Tensor], parameters: list[Any]) -> list[Tensor]:
+        """Every matrix [R,C] in the tensors [..., R, C] that belong to the parameters, maps apart, as views."""
+        stacks = [t.view(-1, *t.shape[-2:]) for t in tensors]
+        return [matrix for stack, p in zip(stacks, parameters, strict=True) for maps in self.maps_of(stack, p) for matrix in maps.unbind()]
+
+
+def stretch(x: Tensor) -> float:
+    """sqrt(max(1, rows / columns)), by which an orthogonal direction is multiplied."""
+    return float(max(1.0, x.shape[-2] / x.shape[-1]) ** 0.5)
+
+
+def joined(maps: list[Tensor]) -> Tensor:
+    """The inverse of `maps_of`."""
+    return maps[0] if len(maps) == 1 else torch.cat(maps, dim=-2)

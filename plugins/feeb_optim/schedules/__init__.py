@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 import feebcore as feeb
 from feebcore import Part, PartConfig, PartKey, default_part
+from feebcore.errors import plural
 
 Shape = Literal["linear", "cosine", "one_minus_sqrt"]
 FINAL_FRACTION = "final learning rate as a fraction of the peak (min_lr_rate)"
@@ -40,7 +41,7 @@ class WsdConfig(DecayConfig):
     def check_run(self, max_steps: int) -> list[str]:
         problems, warmup, decay = super().check_run(max_steps), self.warmup(max_steps), round(self.decay_fraction * max_steps)
         if not problems and warmup + decay > max_steps:
-            problems.append(f"decay_fraction: {warmup} steps of warmup and {decay} of decay are more than max_steps {max_steps}; lower one of them")
+            problems.append(f"decay_fraction: {plural(warmup, 'step')} of warmup and {decay} of decay are more than max_steps {max_steps}; lower one of them")
         return problems
 
 
@@ -116,7 +117,7 @@ class SequentialConfig(PartConfig):
         lengths = self.lengths(max_steps)
         problems = [f"pieces.{i}.{text}" for i, (p, n) in enumerate(zip(self.pieces, lengths, strict=True)) for text in p.check_run(n)]
         if sum(lengths) > max_steps:
-            problems.append(f"pieces: they take {sum(lengths)} steps, more than max_steps {max_steps}")
+            problems.append(f"pieces: they take {plural(sum(lengths), 'step')}, more than max_steps {max_steps}")
         return problems
 
 

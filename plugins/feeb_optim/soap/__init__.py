@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 import feebcore as feeb
-from feeb_optim.roles import BETAS, AdamWConfig
+from feeb_optim.roles import BETAS, SPLIT_FUSED, AdamWConfig
 
 
 class SoapConfig(AdamWConfig):
@@ -15,6 +15,7 @@ class SoapConfig(AdamWConfig):
     shampoo_beta: float = Field(0.95, ge=0, lt=1, description="decay rate of the averages of G G^T and G^T G")
     precondition_every: int = Field(10, ge=1, description="update the eigenbases every N steps")
     max_precondition_dim: int = Field(4096, ge=1, description="a longer side of a matrix is not preconditioned")
+    split_fused: bool = Field(True, description=f"precondition {SPLIT_FUSED}")
 
 
 PART = feeb.OptimizerSpec(

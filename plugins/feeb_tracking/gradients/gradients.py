@@ -40,7 +40,7 @@ class Gradients(Probe):
         self.index = torch.tensor([self.layers.index(layer_of(name)) for name in self.parameters], device=run.device)
 
     @torch.no_grad()
-    def on_gradients(self, step: int, scale: float = 1.0) -> None:
+    def on_gradients(self, step: int, scale: Tensor | float = 1.0) -> None:
         if not self.due(step):
             return
         weights: list[Tensor] = list(self.parameters.values())
@@ -51,7 +51,7 @@ class Gradients(Probe):
 
     @torch.no_grad()
     def on_step_end(self, step: int, metrics: dict[str, Any]) -> None:
-        if not self.rows:
+        if not (self.rows and self.due(step)):
             return
         if self.before:
             torch._foreach_sub_(self.before, list(self.parameters.values()))

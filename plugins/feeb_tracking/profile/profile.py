@@ -29,6 +29,9 @@ class Profile(Callback):
         super().on_start(run)
         self.first = run.step + self.config.start
 
+    def due(self, step: int) -> bool:
+        return step in (self.first, self.first + self.config.steps)
+
     def on_step_end(self, step: int, metrics: dict[str, Any]) -> None:
         if step == self.first:
             self.start()

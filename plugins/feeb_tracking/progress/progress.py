@@ -12,6 +12,9 @@ class ProgressBar(Callback):
 
     rate = 0.0
 
+    def due(self, step: int) -> bool:
+        return False  # the trainer reports every second
+
     def on_step_end(self, step: int, metrics: dict[str, Any]) -> None:
         run = self.run
         tokens = run.section.batch_size * run.section.seq_len / max(metrics["seconds"], 1e-9)

@@ -6,16 +6,14 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
-from torch import Tensor
-
 from feeb_tracking.probe import Probe
 from feeb_tracking.repetition import RepetitionConfig
-from feebcore.generate.decoding import PerRowRNG, greedy, sample
+from feebcore.generate.decoding import greedy, sample
 from feebcore.generate.engine import generate
 from feebcore.protocols import Batch, BuildContext
 from feebcore.train.probing import first_sequences
 
-KINDS = ("greedy", "sampled")
+SAMPLERS = {"greedy": greedy, "sampled": sample}
 
 
 class Repetition(Probe):
@@ -39,23 +37,17 @@ class Repetition(Probe):
         rows = batch.tokens.tolist()
         prompts = [row[:prompt] for row in rows]
         seed = run.section.seed * 1_000_003 + step
-        half = len(prompts)
-
-        def greedy_then_sampled(logits: Tensor, random: PerRowRNG) -> Tensor:
-            chosen = sample(logits, random)
-            chosen[:half] = greedy(logits[:half], random)
-            return chosen
-
         tokenizer_free_end = -1  # text may continue past its end: what is measured is the loop
-        completions = generate(run.model, prompts * 2, room, tokenizer_free_end, sampler=greedy_then_sampled, seed=seed)  # type: ignore[arg-type]
-        texts = [completion.tokens for completion in completions]
+        texts = {
+            kind: [c.tokens for c in generate(run.model, prompts, room, tokenizer_free_end, sampler=sampler, seed=seed)]  # type: ignore[arg-type]
+            for kind, sampler in SAMPLERS.items()
+        }
         values: dict[str, Any] = {
-            "greedy": repetition_of(texts[:half]),
-            "sampled": repetition_of(texts[half:]),
+            **{kind: repetition_of(completions) for kind, completions in texts.items()},
             "text": repetition_of([r[prompt : prompt + room] for r in rows]),
         }
-        now = [kind for kind in KINDS if is_degenerate(values[kind], values["text"], config.flag_above)]
-        for kind in KINDS:
+        now = [kind for kind in SAMPLERS if is_degenerate(values[kind], values["text"], config.flag_above)]
+        for kind in SAMPLERS:
             if (kind in now) != (kind in self.degenerate):
                 shares = f"{values[kind]['repeated']:.0%} of its 4-grams are repeated, {values['text']['repeated']:.0%} in the training text"
                 run.out.log(f"step {step}: {kind} text {'is' if kind in now else 'is no longer'} degenerate repetition ({shares})")

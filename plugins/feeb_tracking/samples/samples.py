@@ -26,8 +26,11 @@ class Samples(Callback):
         self.tokenizer = run.tokenizer()
         keep_until(run.folder / FILE, run.step)
 
+    def due(self, step: int) -> bool:
+        return step % self.config.every == 0 and not is_sharded(self.run)
+
     def on_step_end(self, step: int, metrics: dict[str, Any]) -> None:
-        if step % self.config.every == 0 and not is_sharded(self.run):
+        if self.due(step):
             self.sample(step)
 
     def on_end(self, metrics: dict[str, Any]) -> None:

@@ -17,6 +17,6 @@ PART = feeb.CallbackSpec(
     ThroughputConfig,
     build=f"{__name__}.throughput:Throughput",
     since="1.1",
-    summary="MFU, tokens/s, data wait and memory.",
+    summary="MFU or matmul utilization, tokens/s, data wait and memory.",
     reference="arXiv:2204.02311",
 )

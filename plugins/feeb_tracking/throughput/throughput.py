@@ -1,4 +1,4 @@
-"""Training speed and what limits it: MFU, tokens per second, waiting for data, time outside steps, memory."""
+"""Training speed and what limits it: utilization, tokens per second, waiting for data, time outside steps, memory."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from feebcore.train.matmul_peak import matmul_peak
 
 
 class Throughput(Probe):
-    """A row, over the steps since the last one: tokens_per_second and mfu while stepping; data_wait: share of that time
+    """A row, over the steps since the last one: tokens_per_second and utilization while stepping; data_wait: share of that time
     spent waiting for a batch; outside: share of all time that went to probes, validation and checkpoints; memory of
     the process in bytes, its peak so far (and CUDA's, where there is some).
 
-    mfu: training FLOPs per second (three forwards, full attention, what the objective runs besides), divided by the device's peak
-    (`matmul_peak`: of the data sheet for known GPUs, else measured). The first step of a process, which may compile, is left out. State: none: a row after a resume
-    is about the steps since then.
+    mfu: training FLOPs per second (three forwards, what the objective runs besides; attention counted in full, as if neither causality nor
+    windows saved anything), divided by the data sheet's peak of the GPU. matmul_utilization, in place of mfu on a CPU and on other GPUs:
+    the same by the peak that matrix products reach here. The first step of a process, which may compile, is left out. State: none: a row
+    after a resume is about the steps since then.
     """
 
     name = "throughput"
@@ -53,8 +54,8 @@ class Throughput(Probe):
         elapsed = self.last["elapsed"] - self.start["elapsed"]
         return {
             "tokens_per_second": rate,
-            "mfu": rate * self.flops_per_token / self.ranks / self.peak,
-            "peak_flops": self.peak,
+            "matmul_utilization" if self.peak.measured else "mfu": rate * self.flops_per_token / self.ranks / self.peak.flops,
+            "peak_flops": self.peak.flops,
             "data_wait": self.waited / self.seconds,
             "outside": max(0.0, 1.0 - self.seconds / elapsed),
         } | memory(self.run.device)

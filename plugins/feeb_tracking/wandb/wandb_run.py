@@ -11,10 +11,13 @@ from feebcore.errors import FeebError
 from feebcore.protocols import BuildContext
 from feebcore.train.callbacks import RunContext
 
+PREFIXES = {"train": "train", "validation": "val"}
+"""Charts by the split of a row: train/loss and val/loss are two curves."""
+
 
 class WandbRun(RowLogger):
-    """The rows of metrics.jsonl, and what probes write (numbers as `probe/key/place`). A resumed run keeps its id. wandb is
-    imported when a run starts."""
+    """The rows of metrics.jsonl (numbers as `train/key` and `val/key`), and what probes write (as `probe/key/place`), all over the
+    number of optimizer steps. A resumed run keeps its id. wandb is imported when a run starts."""
 
     def __init__(self, config: WandbConfig, context: BuildContext) -> None:
         super().__init__(config, context)
@@ -39,6 +42,7 @@ class WandbRun(RowLogger):
             config=run.section.model_dump(mode="json"),
             settings=settings,
         )
+        self.session.define_metric("*", step_metric="step")
         if self.mirror not in run.subscribers:
             run.subscribers.append(self.mirror)
 
@@ -46,7 +50,8 @@ class WandbRun(RowLogger):
         self.session.log({"step": step} | dict(numbers_in(values, probe)))
 
     def write(self, row: dict[str, Any]) -> None:
-        self.session.log(row)
+        prefix = PREFIXES[row["split"]]
+        self.session.log({"step": row["step"]} | {f"{prefix}/{k}": v for k, v in row.items() if k not in ("step", "split")})
 
     def on_end(self, metrics: dict[str, Any]) -> None:
         self.session.summary.update({f"final/{k}": v for k, v in metrics.items() if isinstance(v, int | float)})

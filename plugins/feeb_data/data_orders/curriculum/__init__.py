@@ -13,6 +13,7 @@ class CurriculumConfig(feeb.DataOrderConfig):
     """The measure of difficulty, and how soon harder sequences are added."""
 
     repeats: ClassVar[bool] = True
+    inert = ("difficulty",)  # of a packing's sequences, which a check of the order alone has not
 
     difficulty: Literal["length", "unigram", "compression"] = Field(
         "unigram", description="difficulty of a sequence: tokens per document, nats per token by frequency, or bytes per token after zlib"

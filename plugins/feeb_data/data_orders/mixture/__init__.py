@@ -65,7 +65,8 @@ class MixtureConfig(feeb.DataOrderConfig):
         return problems
 
     def source_names(self) -> list[str]:
-        return list(dict.fromkeys(name for weights in (self.proportions, *(p.proportions for p in self.phases)) for name in weights))
+        all_weights = (self.proportions, *(phase.proportions for phase in self.phases))
+        return list(dict.fromkeys(name for weights in all_weights for name, weight in weights.items() if weight))
 
 
 PART = feeb.DataOrderSpec(

@@ -97,9 +97,10 @@ def build_mixture(config: MixtureConfig, context: BuildContext) -> MixtureOrder:
     not have, and where phases are out of order."""
     sources = context.sources or dict.fromkeys(config.proportions, range(context.num_sequences))
     for place, weights in [("proportions", config.proportions), *((f"phases.{i}.proportions", p.proportions) for i, p in enumerate(config.phases))]:
-        for name in weights:
-            if name not in sources:
-                raise DataError(f"data_order.{place}: the text has no source {name!r}; {did_you_mean(name, sources)}")
+        for name, weight in weights.items():
+            if weight and name not in sources:
+                known = context.store.sources if context.store is not None else sources
+                raise DataError(f"data_order.{place}: the text has no source {name!r}; {did_you_mean(name, known)}")
     phases: list[tuple[int, Mapping[str, float]]] = [(0, config.proportions)]
     batch_size = context.batch_size or 1
     for i, phase in enumerate(config.phases):

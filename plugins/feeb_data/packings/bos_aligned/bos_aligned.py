@@ -15,7 +15,7 @@ import numpy as np
 from feeb_data.packings.segments import SegmentIndex, SegmentPacking
 from feebcore.data.index_cache import saved_index
 from feebcore.data.permutation import FeistelPermutation
-from feebcore.errors import DataError
+from feebcore.errors import DataError, plural
 
 if TYPE_CHECKING:
     from feeb_data.packings.bos_aligned import BosAlignedConfig
@@ -57,7 +57,7 @@ def bos_aligned(config: BosAlignedConfig, context: BuildContext) -> SegmentPacki
     index = SegmentIndex(**arrays)
     if not index.num_sequences:
         raise DataError(
-            f"seq_len {seq_len} is longer than the text: split {store.split!r} has {store.num_tokens} tokens and a sequence needs "
+            f"seq_len {seq_len} is longer than the text: split {store.split!r} has {plural(store.num_tokens, 'token')} and a sequence needs "
             f"{seq_len + 1}; lower seq_len or add documents"
         )
     return SegmentPacking(store, seq_len, config.document_mask, index)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from feebcore.errors import DataError
+from feebcore.errors import DataError, plural
 from feebcore.protocols import BuildContext, PackedSequences, Packing
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ class ConcatPacking(Packing):
         self.num_sequences = (store.num_tokens - 1) // seq_len if store.num_tokens else 0
         if self.num_sequences < 1:
             raise DataError(
-                f"seq_len {seq_len} is longer than the text: split {store.split!r} has {store.num_tokens} tokens and a sequence needs "
+                f"seq_len {seq_len} is longer than the text: split {store.split!r} has {plural(store.num_tokens, 'token')} and a sequence needs "
                 f"{seq_len + 1}; lower seq_len or add documents"
             )
         self._store, self._seq_len, self._document_mask = store, seq_len, config.document_mask

@@ -1,7 +1,9 @@
-"""Source `files`: local text, JSONL and Parquet files."""
+"""Source `files`: local text, JSON, CSV and Parquet files."""
 
 from __future__ import annotations
 
+import glob
+import os
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -9,10 +11,11 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 import feebcore as feeb
 from feeb_data.sources.text_options import TextOptions
+from feebcore.files import expand_user
 
 
 class FilesConfig(TextOptions):
-    """Local files: text, .jsonl or .parquet."""
+    """Local files: text, JSON, CSV or Parquet, compressed or not. Of a folder, files of other suffixes are left out and counted."""
 
     example: ClassVar[dict[str, Any]] = {"paths": [str(Path(__file__).parent / "*.py")]}
 
@@ -23,7 +26,7 @@ class FilesConfig(TextOptions):
     @classmethod
     def _absolute(cls, value: list[str], info: ValidationInfo) -> list[str]:
         folder = Path((info.context or {}).get("recipe_folder", "."))
-        return [str((folder / Path(p).expanduser()).absolute()) for p in value]
+        return [_located(folder, p) for p in value]
 
     @model_validator(mode="after")
     def _digested(self) -> FilesConfig:
@@ -33,4 +36,11 @@ class FilesConfig(TextOptions):
         return self
 
 
-PART = feeb.SourceSpec("files", FilesConfig, build=f"{__name__}.files:FilesSource", summary="Local text, JSONL or Parquet files.")
+def _located(folder: Path, path: str) -> str:
+    """The path from the root. What a recipe writes may be a pattern, the name of the folder that it lies in is none."""
+    place = folder.absolute() / expand_user(path)
+    pattern = glob.has_magic(path) and not expand_user(path).is_absolute() and not place.exists()
+    return os.path.join(glob.escape(str(folder.absolute())), path) if pattern else str(place)
+
+
+PART = feeb.SourceSpec("files", FilesConfig, build=f"{__name__}.files:FilesSource", revision=2, summary="Local text, JSON, CSV or Parquet files.")

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from feeb_data.sources.files.paths import all_files, expand
-from feebcore.data.text_files import TextReader
+from feebcore.data.file_listing import describe_skipped, list_files
+from feebcore.data.text_files import SUFFIXES_READ, TextReader
 from feebcore.errors import DataError
-from feebcore.protocols import BuildContext, Document, ProgressFn, Source
+from feebcore.protocols import BuildContext, Document, ProgressFn, Skipped, Source
 
 if TYPE_CHECKING:
     from feeb_data.sources.files import FilesConfig
@@ -23,7 +23,17 @@ class FilesSource(Source):
         self.name = config.source_name or "files"
 
     def check(self) -> list[str]:
-        return [f"paths: nothing at {path}; paths are relative to the recipe" for path in self._config.paths if not expand(path)]
+        problems = []
+        for path in self._config.paths:
+            skipped = Skipped()
+            if list_files([path], skipped):
+                continue
+            if Path(path).exists() or skipped:
+                left_out = describe_skipped(skipped) or ("it is empty" if Path(path).is_dir() else "it is neither file nor folder")
+                problems.append(f"paths: no file at {path} can be read: {left_out}; files are read by suffix: {SUFFIXES_READ}")
+            else:
+                problems.append(f"paths: nothing at {path}; paths are relative to the recipe")
+        return problems
 
     def fetch(self, folder: Path, progress: ProgressFn) -> None:
         """Nothing to fetch. Raises DataError for paths that no longer exist."""
@@ -33,7 +43,7 @@ class FilesSource(Source):
     def documents(self, folder: Path) -> Iterator[Document]:
         config = self._config
         reader = TextReader(self.name, config.text_column, config.separator, self.skipped)
-        for key, path in all_files(config.paths):
+        for key, path in list_files(config.paths, self.skipped):
             yield from reader.read(path, key)
 
     def provenance(self) -> dict[str, Any]:

@@ -1,50 +1,22 @@
-"""Paths, folders and globs to files, and a digest of what they hold."""
+"""A digest of what files hold."""
 
 from __future__ import annotations
 
 import functools
-import glob
 import hashlib
-import os
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from feebcore.data.text_files import TEXT_SUFFIXES
+from feebcore.data.file_listing import list_files
+from feebcore.protocols import Skipped
 
 HASHED_WHOLE = 256 << 20
-
-
-def expand(path: str) -> list[tuple[str, Path]]:
-    """(key, file) of one entry: a file, every text file below a folder, or what a glob finds, sorted by key."""
-    place = Path(path)
-    if place.is_file():
-        return [(place.name, place)]
-    if place.is_dir():
-        return [(p.relative_to(place).as_posix(), p) for p in sorted(place.rglob("*")) if p.is_file() and p.name.endswith(TEXT_SUFFIXES)]
-    plain = [part for part in place.parts if not glob.has_magic(part)]
-    root = Path(*place.parts[: next((i for i, part in enumerate(place.parts) if glob.has_magic(part)), len(plain))])
-    return [(Path(p).relative_to(root).as_posix(), Path(p)) for p in sorted(glob.glob(path, recursive=True)) if os.path.isfile(p)]
-
-
-def all_files(paths: Sequence[str]) -> list[tuple[str, Path]]:
-    """(key, file) of all entries, each file once, sorted by key; keys that two files share get a number."""
-    seen: dict[Path, str] = {}
-    for path in paths:
-        for key, file in expand(path):
-            seen.setdefault(file, key)
-    counts: Counter[str] = Counter()
-    numbered = []
-    for file, key in sorted(seen.items(), key=lambda item: (item[1], str(item[0]))):
-        counts[key] += 1
-        numbered.append((key if counts[key] == 1 else f"{key}#{counts[key]}", file))
-    return sorted(numbered)
 
 
 def digest_files(paths: Sequence[str]) -> str:
     """SHA-256 over keys and contents of all files; empty when there are none. A file over 256 MiB counts by its size,
     its time of modification and its first and last MiB, so that planning stays quick."""
-    files = all_files(paths)
+    files = list_files(paths, Skipped())
     if not files:
         return ""
     digest = hashlib.sha256()

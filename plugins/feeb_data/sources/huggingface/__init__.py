@@ -8,6 +8,7 @@ from pydantic import Field, field_validator
 
 import feebcore as feeb
 from feeb_data.sources.text_options import TextOptions
+from feebcore.data.addresses import without_secrets
 
 
 class HuggingfaceConfig(TextOptions):
@@ -21,6 +22,11 @@ class HuggingfaceConfig(TextOptions):
     retries: feeb.Execution[int] = Field(8, ge=0, description="failed attempts in a row before giving up")
     timeout: feeb.Execution[float] = Field(30.0, gt=0, description="seconds without a byte after which a request counts as failed")
 
+    @field_validator("endpoint")
+    @classmethod
+    def _no_secrets(cls, value: str) -> str:
+        return without_secrets(value)
+
     @field_validator("revision")
     @classmethod
     def _no_short_hash(cls, value: str) -> str:
@@ -33,6 +39,7 @@ PART = feeb.SourceSpec(
     "huggingface",
     HuggingfaceConfig,
     build=f"{__name__}.huggingface:HuggingfaceSource",
+    revision=2,
     summary="A dataset on the Hugging Face Hub at one commit.",
     reference="https://huggingface.co/docs/hub/api",
 )

@@ -68,13 +68,20 @@ class HuggingfaceSource(Source):
         config = self._config
         revision = quote(config.revision, safe="")
         answer = downloader.get_json(f"{self._endpoint}/api/datasets/{config.repo}/revision/{revision}?blobs=true")
-        commit = answer.get("sha", "")
+        commit, siblings = (answer.get("sha") or "", answer.get("siblings") or []) if isinstance(answer, dict) else ("", [])
+        if (
+            not isinstance(commit, str)
+            or not isinstance(siblings, list)
+            or not all(isinstance(s, dict) and isinstance(s.get("rfilename"), str) for s in siblings)
+        ):
+            raise DataError(f"huggingface: {self._endpoint} did not answer with the files of {config.repo}; check endpoint and HF_ENDPOINT")
         if not re.fullmatch(r"[0-9a-f]{40}", commit):
             raise DataError(f"huggingface: {self._endpoint} named no commit for {config.repo} at {config.revision!r}")
         if re.fullmatch(r"[0-9a-f]{40}", config.revision) and commit != config.revision:
             raise DataError(f"huggingface: asked for commit {config.revision} of {config.repo}, the Hub answered {commit}")
-        siblings = answer.get("siblings") or []
-        chosen = sorted((s for s in siblings if any(fnmatch.fnmatch(s["rfilename"], p) for p in config.files)), key=lambda s: s["rfilename"])
+        chosen = sorted(
+            (s for s in siblings if any(p == s["rfilename"] or fnmatch.fnmatchcase(s["rfilename"], p) for p in config.files)), key=lambda s: s["rfilename"]
+        )
         if not chosen:
             names = ", ".join(sorted(s["rfilename"] for s in siblings)[:12]) or "none"
             raise DataError(f"huggingface: no file of {config.repo} matches {config.files}; it has: {names}")

@@ -30,4 +30,6 @@ class PackageConfig(TextOptions):
         return self
 
 
-PART = feeb.SourceSpec("package", PackageConfig, build=f"{__name__}.package:PackageSource", summary="Text files inside an installed Python package.")
+PART = feeb.SourceSpec(
+    "package", PackageConfig, build=f"{__name__}.package:PackageSource", revision=2, summary="Text files inside an installed Python package."
+)

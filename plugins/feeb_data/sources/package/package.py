@@ -38,7 +38,7 @@ class PackageSource(Source):
             elif (text := decode_python(path.read_bytes())) is not None:
                 yield Document(text, self.name, key)
             else:
-                self.skipped[NOT_DECODABLE] += 1
+                self.skipped.add(NOT_DECODABLE, key)
 
     def provenance(self) -> dict[str, Any]:
         return {"package": self._config.package, "version": self._config.version}

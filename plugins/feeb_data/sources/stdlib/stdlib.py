@@ -31,11 +31,11 @@ class StdlibSource(Source):
 
     def documents(self, folder: Path) -> Iterator[Document]:
         for path in self._files():
-            text = decode_python(path.read_bytes())
+            text, key = decode_python(path.read_bytes()), path.relative_to(self.root).as_posix()
             if text is None:
-                self.skipped[NOT_DECODABLE] += 1
+                self.skipped.add(NOT_DECODABLE, key)
                 continue
-            yield Document(text, self.name, path.relative_to(self.root).as_posix())
+            yield Document(text, self.name, key)
 
     def provenance(self) -> dict[str, Any]:
         return {"python": self._version, "path": str(self.root)}

@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 import feebcore as feeb
 from feeb_data.sources.text_options import TextOptions
+from feebcore.data.addresses import without_secrets
 
 
 class Download(BaseModel):
@@ -13,17 +14,13 @@ class Download(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    url: str = Field(pattern=r"^https?://", description="address of the file")
+    url: str = Field(pattern=r"^https?://", description="address of the file; ${NAME} in it is an environment variable, for tokens and signatures")
     sha256: str = Field("", pattern=r"^([0-9a-f]{64})?$", description="SHA-256 of the file, checked after the download; empty: not checked")
 
     @field_validator("url")
     @classmethod
-    def _no_password(cls, value: str) -> str:
-        if "@" in value.split("/")[2]:
-            raise ValueError(
-                "a recipe is stored with every run, so a URL in it may not hold a user name or password; fetch the file yourself and use source files"
-            )
-        return value
+    def _no_secrets(cls, value: str) -> str:
+        return without_secrets(value)
 
 
 class UrlsConfig(TextOptions):
@@ -34,4 +31,4 @@ class UrlsConfig(TextOptions):
     timeout: feeb.Execution[float] = Field(30.0, gt=0, description="seconds without a byte after which a request counts as failed")
 
 
-PART = feeb.SourceSpec("urls", UrlsConfig, build=f"{__name__}.urls:UrlsSource", summary="Files from the web, resumed and verified.")
+PART = feeb.SourceSpec("urls", UrlsConfig, build=f"{__name__}.urls:UrlsSource", revision=2, summary="Files from the web, resumed and verified.")

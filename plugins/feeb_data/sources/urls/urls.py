@@ -9,7 +9,8 @@ from urllib.parse import unquote, urlsplit
 
 from feebcore.data.archives import extract, is_archive
 from feebcore.data.downloader import Downloader, Item
-from feebcore.data.text_files import TEXT_SUFFIXES, TextReader
+from feebcore.data.file_listing import list_files
+from feebcore.data.text_files import TextReader
 from feebcore.protocols import BuildContext, Document, ProgressFn, Source
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ class UrlsSource(Source):
     def fetch(self, folder: Path, progress: ProgressFn) -> None:
         with Downloader(self._config.retries, self._config.timeout) as downloader:
             for path in downloader.fetch(self._items, folder, progress):
-                if is_archive(path.name):
+                if is_archive(path):
                     extract(path, unpacked(path))
 
     def documents(self, folder: Path) -> Iterator[Document]:
@@ -35,13 +36,11 @@ class UrlsSource(Source):
         reader = TextReader(self.name, config.text_column, config.separator, self.skipped)
         for item in self._items:
             path = folder / item.path
-            if not is_archive(path.name):
+            if not is_archive(path):
                 yield from reader.read(path, item.path)
                 continue
-            root = unpacked(path)
-            for member in sorted(root.rglob("*")):
-                if member.is_file() and member.name.endswith(TEXT_SUFFIXES):
-                    yield from reader.read(member, f"{item.path}/{member.relative_to(root).as_posix()}")
+            for key, member in list_files([str(unpacked(path))], self.skipped):
+                yield from reader.read(member, f"{item.path}/{key}")
 
     def provenance(self) -> dict[str, Any]:
         return {"urls": [d.url for d in self._config.urls]}

@@ -11,6 +11,7 @@ import re
 import warnings
 from typing import TYPE_CHECKING, Any
 
+from feebcore.errors import plural
 from feebcore.evaluate.benchmark import Benchmark, EvaluatedModel
 from feebcore.evaluate.intervals import dump, wilson
 from feebcore.generate.engine import encode_prompt, generate
@@ -33,11 +34,11 @@ class PythonParses(Benchmark):
     def run(self, target: EvaluatedModel) -> dict[str, Any]:
         config = self._config
         names = [config.names[i % len(config.names)] for i in range(config.samples)]
-        texts = [config.prompt.format(name=name) for name in names]
+        texts = [config.prompt.replace("{name}", name) for name in names]
         prompts = [encode_prompt(target.tokenizer, text) for text in texts]
         room = target.model.seq_len - max(map(len, prompts))
         if room < 1:
-            raise ValueError(f"python_parses: the prompt takes {max(map(len, prompts))} tokens, the model's context is {target.model.seq_len}")
+            raise ValueError(f"python_parses: the prompt takes {plural(max(map(len, prompts)), 'token')}, the model's context is {target.model.seq_len}")
         logits_processors = [part.build() for part in config.logits_processors]
         rows: list[dict[str, Any]] = []
         for at in range(0, len(prompts), config.batch_size):

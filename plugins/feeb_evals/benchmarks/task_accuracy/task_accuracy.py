@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from feebcore.evaluate.benchmark import Benchmark, EvaluatedModel
 from feebcore.protocols import BuildContext
-from feebcore.rl.tasks import evaluate_task, held_out_problems
+from feebcore.rl.tasks import evaluate_task, held_out_problems, too_few_problems
 
 if TYPE_CHECKING:
     from feeb_evals.benchmarks.task_accuracy import TaskAccuracyConfig
@@ -26,6 +26,8 @@ class TaskAccuracy(Benchmark):
         config = self._config
         task = config.task.build()
         problems = held_out_problems(task, config.problems)
+        if warning := too_few_problems(config.task.name, problems, config.problems):
+            target.log(warning)
         results = {}
         for i, name in enumerate(("sampled", "greedy")):
             target.progress(i, 2)

@@ -13,6 +13,7 @@ class GatedDeltaHybridConfig(PresetConfig):
     """Three layers of gated delta rule to one of full attention with normalized queries and keys, swiglu: three quarters of the
     layers keep a state of fixed size instead of a cache."""
 
+    inert = (*PresetConfig.inert, "attention_dropout")  # two layers have no full attention yet
     attention: Attention = default_part("interleaved", pattern="AAAB", a=default_part("gated_delta"), b=default_part("mha", qk_norm=True))
     feedforward: Feedforward = default_part("swiglu")
 

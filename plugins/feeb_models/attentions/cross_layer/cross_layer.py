@@ -21,7 +21,9 @@ class CrossLayerAttention(AttentionPart):
         self.makes_keys, self.layer = context.layer % config.kv_share_layers == 0, context.layer
         self.key = f"attention.cross_layer.{context.layer // config.kv_share_layers}"  # a name per group of layers
         self.q = nn.Linear(context.d_model, self.num_heads * self.head_dim, bias=config.bias)
-        self.kv = nn.Linear(context.d_model, 2 * self.num_kv_heads * self.head_dim, bias=config.bias) if self.makes_keys else None
+        rows = self.num_kv_heads * self.head_dim
+        self.kv = nn.Linear(context.d_model, 2 * rows, bias=config.bias) if self.makes_keys else None
+        self.row_blocks = {"kv.weight": (rows, rows)}
         self.out = ResidualLinear(self.num_heads * self.head_dim, context.d_model, bias=config.bias)
         self.q_norm = context.make_norm(self.head_dim) if config.qk_norm else nn.Identity()
         self.k_norm = context.make_norm(self.head_dim) if config.qk_norm and self.makes_keys else nn.Identity()

@@ -27,6 +27,7 @@ class DifferentialAttention(AttentionPart):
         self.start = 0.8 - 0.6 * math.exp(-0.3 * context.layer)
         width = self.num_maps * self.head_dim
         self.qkv = nn.Linear(context.d_model, 3 * width, bias=config.bias)
+        self.row_blocks = {"qkv.weight": (width, width, width)}
         self.out = ResidualLinear(width, context.d_model, bias=config.bias)
         self.q_norm = context.make_norm(self.head_dim) if config.qk_norm else nn.Identity()
         self.k_norm = context.make_norm(self.head_dim) if config.qk_norm else nn.Identity()

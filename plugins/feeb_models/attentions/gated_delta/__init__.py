@@ -15,6 +15,7 @@ class GatedDeltaConfig(feeb.PartConfig):
         4, ge=1, description="tokens, the current one among them, that a short causal convolution mixes into queries, keys and values; 1: none"
     )
     chunk: int = Field(64, ge=1, description="tokens that are computed in parallel; changes cost, not the result")
+    inert = ("attention_dropout", "context.window")  # it has no attention weights, and its state no window
     example: ClassVar[dict[str, Any]] = {"chunk": 5}  # so that a short row has several
 
 

@@ -44,6 +44,7 @@ class GatedDelta(AttentionPart):
         self.width = H * 2 * self.key_dim + values
         self.qkv = nn.Linear(context.d_model, self.width, bias=False)
         self.rates = nn.Linear(context.d_model, 2 * H, bias=False)
+        self.row_blocks = {"qkv.weight": (H * self.key_dim, H * self.key_dim, values), "rates.weight": (H, H)}
         self.gate = nn.Linear(context.d_model, values, bias=False)
         self.out = ResidualLinear(values, context.d_model, bias=False)
         self.norm = nn.RMSNorm(self.value_dim, eps=1e-5)
@@ -65,8 +66,8 @@ class GatedDelta(AttentionPart):
         qkv_BTW, rates_BTR = self.qkv(x_BTC).float(), self.rates(x_BTC).float()
         with torch.autocast(x_BTC.device.type, enabled=False):
             past, state_BHKV = self.past(qkv_BTW, context)
-            qkv_BTHE = F.silu(self.convolved(past, qkv_BTW, context.mask_BTS)).view(B, T, H, 2 * K + V)
-            q_BHTK, k_BHTK, v_BHTV = qkv_BTHE.transpose(1, 2).split([K, K, V], dim=-1)
+            maps = F.silu(self.convolved(past, qkv_BTW, context.mask_BTS)).split([H * K, H * K, H * V], dim=-1)
+            q_BHTK, k_BHTK, v_BHTV = (x.view(B, T, H, -1).transpose(1, 2) for x in maps)
             forget_BTH, write_BTH = rates_BTR.chunk(2, dim=-1)
             log_keep_BHT = -(self.decay.float().exp() * F.softplus(forget_BTH + self.shift.float())).transpose(1, 2)
             write_BHT = write_BTH.sigmoid().transpose(1, 2)

@@ -13,6 +13,8 @@ from feebcore import Part, PartKey, default_part
 class InterleavedConfig(feeb.PartConfig):
     """A recipe that changes an option of `a` or `b` without naming the part means the default part."""
 
+    inert = ("attention_dropout", "context.window")  # what of them its parts use, they say
+
     pattern: str = Field("AAAB", pattern="^[AB]+$", description="one letter per layer, repeated")
     a: Annotated[Part, PartKey("attentions"), Field(description="attention of layers with letter A")] = default_part("gated_delta")
     b: Annotated[Part, PartKey("attentions"), Field(description="attention of layers with letter B")] = default_part("mha")

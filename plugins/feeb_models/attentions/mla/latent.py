@@ -34,6 +34,7 @@ class LatentAttention(AttentionPart):
         self.query_norm = make_norm(config.q_lora_rank) if config.q_lora_rank else nn.Identity()
         self.query_up = nn.Linear(config.q_lora_rank or context.d_model, H * (self.content + self.rope), bias=False)
         self.down = nn.Linear(context.d_model, self.latent + self.rope, bias=False)
+        self.row_blocks = {"down.weight": (self.latent, self.rope)}
         self.latent_norm = make_norm(self.latent)
         self.up = nn.Linear(self.latent, H * (self.content + self.value), bias=False)
         self.out = ResidualLinear(H * self.value, context.d_model, bias=False)

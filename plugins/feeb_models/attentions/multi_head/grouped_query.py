@@ -24,7 +24,9 @@ class GroupedQueryAttention(AttentionPart):
         self.num_heads, self.num_kv_heads = context.num_heads, config.kv_heads(context.num_heads)
         self.head_dim, self.logit_softcap = context.head_dim, config.logit_softcap
         self.window, self.rotates = config.window_of(context.layer), config.rotates(context.layer)
-        self.qkv = nn.Linear(context.d_model, (self.num_heads + 2 * self.num_kv_heads) * self.head_dim, bias=config.bias)
+        q_rows, kv_rows = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        self.qkv = nn.Linear(context.d_model, q_rows + 2 * kv_rows, bias=config.bias)
+        self.row_blocks = {"qkv.weight": (q_rows, kv_rows, kv_rows)}
         self.out = ResidualLinear(self.num_heads * self.head_dim, context.d_model, bias=config.bias)
         self.q_norm = context.make_norm(self.head_dim) if config.qk_norm else nn.Identity()
         self.k_norm = context.make_norm(self.head_dim) if config.qk_norm else nn.Identity()

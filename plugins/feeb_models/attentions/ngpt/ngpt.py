@@ -22,6 +22,7 @@ class NgptAttention(AttentionPart):
         self.num_heads, self.head_dim = context.num_heads, context.head_dim
         width = self.num_heads * self.head_dim
         self.qkv = NormalizedLinear(context.d_model, 3 * width, bias=False)
+        self.row_blocks = {"qkv.weight": (width, width, width)}
         self.out = NormalizedResidualLinear(width, context.d_model, bias=False)
         self.gain = LearnedScale(width, config.init_value, context.d_model**-0.5)
 

@@ -19,7 +19,9 @@ class NoValueAttention(AttentionPart):
     def __init__(self, config: NoValueConfig, context: BuildContext) -> None:
         super().__init__()
         self.num_heads, self.head_dim, self.d_model, self.logit_softcap = context.num_heads, context.head_dim, context.d_model, config.logit_softcap
-        self.qk = nn.Linear(context.d_model, 2 * self.num_heads * self.head_dim, bias=config.bias)
+        rows = self.num_heads * self.head_dim
+        self.qk = nn.Linear(context.d_model, 2 * rows, bias=config.bias)
+        self.row_blocks = {"qk.weight": (rows, rows)}
         self.out = ResidualLinear(context.d_model, context.d_model, bias=config.bias) if config.projection else nn.Identity()
         self.q_norm = context.make_norm(self.head_dim) if config.qk_norm else nn.Identity()
         self.k_norm = context.make_norm(self.head_dim) if config.qk_norm else nn.Identity()

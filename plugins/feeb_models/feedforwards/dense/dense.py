@@ -44,6 +44,7 @@ class GatedFeedforward(FeedforwardPart):
         super().__init__()
         width = config.width(context.d_model)
         self.hidden = nn.Linear(context.d_model, 2 * width, bias=config.bias)
+        self.row_blocks = {"hidden.weight": (width, width)}
         self.out = ResidualLinear(width, context.d_model, bias=config.bias)
         self.norm = norm_before_out(config, width)
 

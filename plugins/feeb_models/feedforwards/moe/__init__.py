@@ -11,6 +11,7 @@ from feeb_models.feedforwards.options import ExpansionConfig
 
 
 class MoeConfig(ExpansionConfig):
+    inert = ("bias_rate",)  # what an optimizer step changes
     num_experts: int = Field(8, ge=2, description="number of routed experts (n_routed_experts)")
     top_k: int = Field(2, ge=1, description="routed experts per token (num_experts_per_tok)")
     num_shared: int = Field(2, ge=0, description="number of shared experts, applied to every token (n_shared_experts)")

@@ -35,6 +35,7 @@ class Experts(ModelPart):
         self.activation, self.gated = ACTIVATIONS[activation]
         self.up = nn.Parameter(torch.empty(number, hidden * (2 if self.gated else 1), d_model))
         self.down = nn.Parameter(torch.empty(number, d_model, hidden))
+        self.row_blocks = {"up": (hidden, hidden)} if self.gated else {}
 
     def init_weights(self, std: float, residual_std: float) -> None:
         nn.init.normal_(self.up, std=std)
@@ -57,13 +58,14 @@ class Experts(ModelPart):
         return self.activation(gate) * value
 
 
-class SharedExperts(nn.Module):
+class SharedExperts(ModelPart):
     """Experts that see every token are one feedforward as wide as all of them: the sum over experts is in its last matrix."""
 
     def __init__(self, d_model: int, hidden: int, activation: str) -> None:
         super().__init__()
         self.activation, self.gated = ACTIVATIONS[activation]
         self.hidden = nn.Linear(d_model, hidden * (2 if self.gated else 1), bias=False)
+        self.row_blocks = {"hidden.weight": (hidden, hidden)} if self.gated else {}
         self.out = ResidualLinear(hidden, d_model, bias=False)
 
     def forward(self, x_BTC: Tensor) -> Tensor:

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
+from pydantic import Field
+
 import feebcore as feeb
 from feeb_models.feedforwards.options import GatedConfig
 
+
+class NgptConfig(GatedConfig):
+    bias: Literal[False] = Field(False, description="has none: rows of unit norm leave no place for it")
+
+
 PART = feeb.FeedforwardSpec(
     "ngpt",
-    GatedConfig,
+    NgptConfig,
     build=f"{__name__}.ngpt:NgptFeedforward",
     summary="Feedforward of nGPT: W2 (s_u W1 x * silu(s_v W3 x)) with unit rows or columns and learned gains.",
     reference="arXiv:2410.01131",

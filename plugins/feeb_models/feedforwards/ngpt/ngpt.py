@@ -22,6 +22,7 @@ class NgptFeedforward(FeedforwardPart):
         super().__init__()
         hidden = config.width(context.d_model)
         self.hidden = NormalizedLinear(context.d_model, 2 * hidden, bias=False)
+        self.row_blocks = {"hidden.weight": (hidden, hidden)}
         self.out = NormalizedResidualLinear(hidden, context.d_model, bias=False)
         self.gate_gain = LearnedScale(hidden, context.d_model**0.5, 1.0)
         self.value_gain = LearnedScale(hidden, 1.0, 1.0)

@@ -25,6 +25,9 @@ class Alibi(Position):
         s = torch.arange(num_keys, device=t.device)
         return self.slopes[:, None, None] * (s - t[:, None])  # type: ignore[operator, index]
 
+    def bias_of(self, head: Tensor, distance: Tensor) -> Tensor:
+        return -self.slopes[head] * distance  # type: ignore[operator, index, return-value]
+
 
 def slopes(num_heads: int) -> list[float]:
     """m_h = 2^(-8h/H), h = 1..H, for a power of two; else those of the power below and every other one of the power above,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import ClassVar, Self
 
 from pydantic import Field, model_validator
 
@@ -29,6 +29,7 @@ class ScaledRopeConfig(RopeConfig):
 
 
 class YarnRopeConfig(ScaledRopeConfig):
+    inert: ClassVar[tuple[str, ...]] = ("original_max_position_embeddings", "beta_fast")  # of contexts longer than a check's
     original_max_position_embeddings: int | None = Field(
         None, ge=1, description="context length in tokens that the weights were trained on; default seq_len / factor"
     )
@@ -84,7 +85,7 @@ PARTS = (
         reference="arXiv:2309.00071",
         since="1.1",
         equation="rope with w_i (κ_i + (1 − κ_i) / factor),   κ_i = clip((N w_i / 2π − beta_slow) / (beta_fast − beta_slow), 0, 1)\n"
-        "N = original_max_position_embeddings;   q and k times 1 + 0.1 ln(factor) each;   beta_slow 1, beta_fast 32",
+        "N = original_max_position_embeddings;   scores times (1 + 0.1 ln(factor))²;   beta_slow 1, beta_fast 32",
     ),
     feeb.PositionSpec(
         "rope_llama3",
@@ -93,6 +94,6 @@ PARTS = (
         summary="RoPE with slow frequencies stretched as in Llama 3.1, for longer contexts.",
         reference="arXiv:2407.21783",
         since="1.1",
-        equation="as rope_yarn without the factor on q and k;   beta_slow 1, beta_fast 4",
+        equation="as rope_yarn without the factor on scores;   beta_slow 1, beta_fast 4",
     ),
 )

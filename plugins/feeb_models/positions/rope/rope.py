@@ -20,16 +20,14 @@ from feebcore.protocols import BuildContext
 
 class Rope(Position):
     """Pairs are (x_i, x_{i + D/2}), or (x_{2i}, x_{2i+1}) with interleaved. partial_rotary_factor of a head's dimensions are
-    rotated, from the first on. temperature: multiplies queries and keys."""
-
-    temperature: float = 1.0
+    rotated, from the first on."""
 
     def __init__(self, config: RopeConfig, context: BuildContext) -> None:
         super().__init__()
         self.config, self.seq_len, self.head_dim = config, context.seq_len, context.head_dim
         self.num_rotated, self.interleaved = config.num_rotated, config.interleaved
-        self.register_buffer("cos", self._angles(self.head_dim).cos() * self.temperature, persistent=False)
-        self.register_buffer("sin", self._angles(self.head_dim).sin() * self.temperature, persistent=False)
+        self.register_buffer("cos", self._angles(self.head_dim).cos(), persistent=False)
+        self.register_buffer("sin", self._angles(self.head_dim).sin(), persistent=False)
         self.others: list[int] = []
 
     def frequencies(self, dim: int) -> Tensor:
@@ -39,8 +37,8 @@ class Rope(Position):
     def also_rotate(self, head_dim: int) -> None:
         if head_dim != self.head_dim and head_dim not in self.others:
             self.others.append(head_dim)
-            self.register_buffer(f"cos_{head_dim}", self._angles(head_dim).cos() * self.temperature, persistent=False)
-            self.register_buffer(f"sin_{head_dim}", self._angles(head_dim).sin() * self.temperature, persistent=False)
+            self.register_buffer(f"cos_{head_dim}", self._angles(head_dim).cos(), persistent=False)
+            self.register_buffer(f"sin_{head_dim}", self._angles(head_dim).sin(), persistent=False)
 
     def prepare(self, length: int, positions_BT: Tensor | None) -> dict[int, tuple[Tensor, Tensor]]:
         """For each width of head: cos and sin, [T,1,D/2] or [B,T,1,D/2] each."""
@@ -56,7 +54,7 @@ class Rope(Position):
         cos, sin = prepared[D]
         if (rotated := self.num_rotated(D)) == D:
             return self._rotated(x_BTHD, cos, sin).to(x_BTHD.dtype)
-        return torch.cat([self._rotated(x_BTHD[..., :rotated], cos, sin).to(x_BTHD.dtype), x_BTHD[..., rotated:] * self.temperature], dim=-1)
+        return torch.cat([self._rotated(x_BTHD[..., :rotated], cos, sin).to(x_BTHD.dtype), x_BTHD[..., rotated:]], dim=-1)
 
     def _rotated(self, x_BTHR: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         if self.interleaved:
@@ -114,8 +112,8 @@ class Llama3Rope(Rope):
 
 
 class YarnRope(Llama3Rope):
-    """Slow frequencies stretched, and scores multiplied so that attention is sharper (arXiv:2309.00071)."""
+    """Slow frequencies stretched, and scores multiplied so that attention is sharper (arXiv:2309.00071, section 3.4)."""
 
     def __init__(self, config: YarnRopeConfig, context: BuildContext) -> None:
-        self.temperature = 1 + 0.1 * math.log(config.factor)
         super().__init__(config, context)
+        self.score_scale = (1 + 0.1 * math.log(config.factor)) ** 2

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -13,6 +13,7 @@ from feebcore.model.config import StackConfig
 class LoopedConfig(StackConfig):
     """Passes through `num_blocks` blocks A, B, …: num_layers of them, or loops times num_blocks."""
 
+    inert: ClassVar[tuple[str, ...]] = ("order",)  # with one block twice
     num_blocks: int = Field(1, ge=1, description="number of distinct blocks in the group that is repeated")
     loops: int | None = Field(None, ge=1, description="number of times the group runs; default: num_layers passes in total")
     order: Literal["cycle", "sequence", "cycle_reversed"] = Field(
@@ -41,6 +42,7 @@ class ActConfig(LoopedConfig):
 
 
 class EarlyExitConfig(LoopedConfig):
+    inert = ("order", "threshold", "while_training")  # of two passes, no token has settled after the first
     threshold: float = Field(0.05, ge=0.0, description="a token exits once a loop changes its hidden state by less than this fraction of its norm")
     while_training: bool = Field(False, description="exit early in training too; false: training runs all passes")
 
