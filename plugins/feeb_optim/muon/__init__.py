@@ -13,6 +13,8 @@ from feeb_optim.roles import BETAS, DECOUPLED, EMBEDDING_LR, EPS, LM_HEAD_LR, SP
 class MuonConfig(AdamWConfig):
     """Muon for block matrices at learning rate `lr`; AdamW for the other roles at theirs."""
 
+    inert = ("split_fused",)  # of matrices that are not fused, as those of a check of the optimizer alone
+
     lr: float = Field(0.02, ge=0, description="learning rate of weight matrices inside blocks; an update has a spectral norm of about 1")
     embedding_lr: float | None = Field(0.02, ge=0, description=EMBEDDING_LR)
     lm_head_lr: float | None = Field(0.004, ge=0, description=LM_HEAD_LR)

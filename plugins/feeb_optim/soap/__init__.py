@@ -11,6 +11,8 @@ from feeb_optim.roles import BETAS, SPLIT_FUSED, AdamWConfig
 class SoapConfig(AdamWConfig):
     """SOAP for block matrices, AdamW for the other roles."""
 
+    inert = ("split_fused",)  # of matrices that are not fused, as those of a check of the optimizer alone
+
     betas: tuple[float, float] = Field((0.95, 0.95), description=BETAS)
     shampoo_beta: float = Field(0.95, ge=0, lt=1, description="decay rate of the averages of G G^T and G^T G")
     precondition_every: int = Field(10, ge=1, description="update the eigenbases every N steps")
