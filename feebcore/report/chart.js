@@ -226,7 +226,7 @@
       range = { x: data.xlim, y: data.ylim };
       draw();
     });
-    new ResizeObserver(draw).observe(plot);
+    new ResizeObserver(() => requestAnimationFrame(draw)).observe(plot); // drawing at once would be another change of size
     draw();
   }
 

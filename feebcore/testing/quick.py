@@ -7,6 +7,7 @@ each part: {"check": the first that failed or "", "message", "breaks": those tha
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import sys
 import time
@@ -33,7 +34,7 @@ def check_quickly(kind: str, value: dict[str, Any], registry: Registry) -> dict[
             result = run_check(check, chosen)
             if result.raised and _differ(chosen, plain):
                 result = run_check(check, plain)
-            failed = None if result.passed else result
+            failed = None if result.passed else dataclasses.replace(result, message=result.message.removesuffix(f". {check.meaning}"))
     outcome = {"check": failed.check, "message": failed.message} if failed else {"check": "", "message": ""}
     breaks = [check.name for check in checks_for(kind) if check.quick and check.name in chosen.part.spec.breaks]
     return outcome | {"breaks": breaks, "seconds": round(time.perf_counter() - begun, 2)}

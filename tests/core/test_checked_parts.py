@@ -76,6 +76,7 @@ def test_a_comparison_with_an_attention_that_sees_the_future_is_refused_before_a
     assert f"`feeb check attentions/leaky_idea/leaky --plugin {folder / 'leaky_idea.py'}`" in text
     assert "--unchecked" in text
     assert "\n" not in text
+    assert ". " not in text  # one sentence
     assert not workspace.root.exists()
 
 

@@ -87,7 +87,7 @@ def test_every_other_kind_of_package_keeps_its_contract(packages, tmp_path, monk
 def test_an_installed_package_adds_an_optimizer_and_a_file_adds_a_stage(installed, tmp_path):
     (tmp_path / "longest.py").write_text(page_block("# longest.py"))
     (tmp_path / "idea.yaml").write_text(
-        f"extends: {HERE}/tiny.yaml\nname: idea\nplugins: [./longest.py]\nstages: [download, longest, tokenizer, shard, pretrain]\n"
+        f"extends: {HERE.parent}/pipelines/chain.yaml\nname: idea\nplugins: [./longest.py]\nstages: [download, longest, tokenizer, shard, pretrain]\n"
         "longest: {count: 2}\npretrain: {max_steps: 3, optimizer: {name: signsgd, lr: 0.001}}\n"
     )
     workspace = tmp_path / "data"

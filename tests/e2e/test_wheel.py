@@ -89,7 +89,7 @@ def test_the_wheel_in_a_clean_environment_runs_a_recipe(wheel, tmp_path):
     assert where.startswith(str(tmp_path))
     assert others == ["None"] * 3
     feeb = tmp_path / "venv" / "bin" / "feeb"
-    (tmp_path / "tiny.yaml").write_text((HERE / "tiny.yaml").read_text())
+    (tmp_path / "tiny.yaml").write_text((HERE.parent / "pipelines" / "chain.yaml").read_text())
     workspace = tmp_path / "data"
     run(feeb, "run", "pretrain", tmp_path / "tiny.yaml", "--workspace", workspace, "--in-process", cwd=tmp_path, env=environment)
     rows = json.loads(run(feeb, "runs", "--json", "--workspace", workspace, cwd=tmp_path, env=environment))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -13,6 +13,7 @@ from feeb_optim.roles import BETAS, DECOUPLED, EMBEDDING_LR, EPS, LM_HEAD_LR, SP
 class MuonConfig(AdamWConfig):
     """Muon for block matrices at learning rate `lr`; AdamW for the other roles at theirs."""
 
+    inert: ClassVar[tuple[str, ...]] = ("split_fused",)  # a check's matrices are not fused
     lr: float = Field(0.02, ge=0, description="learning rate of weight matrices inside blocks; an update has a spectral norm of about 1")
     embedding_lr: float | None = Field(0.02, ge=0, description=EMBEDDING_LR)
     lm_head_lr: float | None = Field(0.004, ge=0, description=LM_HEAD_LR)

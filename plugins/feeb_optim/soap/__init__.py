@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from pydantic import Field
 
 import feebcore as feeb
@@ -11,6 +13,7 @@ from feeb_optim.roles import BETAS, SPLIT_FUSED, AdamWConfig
 class SoapConfig(AdamWConfig):
     """SOAP for block matrices, AdamW for the other roles."""
 
+    inert: ClassVar[tuple[str, ...]] = ("split_fused",)  # a check's matrices are not fused
     betas: tuple[float, float] = Field((0.95, 0.95), description=BETAS)
     shampoo_beta: float = Field(0.95, ge=0, lt=1, description="decay rate of the averages of G G^T and G^T G")
     precondition_every: int = Field(10, ge=1, description="update the eigenbases every N steps")
