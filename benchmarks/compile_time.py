@@ -56,7 +56,7 @@ def serve(name: str, shape: str) -> None:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    with execution(1, True):
+    with execution(1, True, cpu):
         if name.startswith("probed"):
             compilation.trust_vector_instructions = lambda: None
         gradients.compile("blocks" if name == "blocks" else "whole")
@@ -101,7 +101,7 @@ def main() -> None:
                     taken.append(json.loads(process.stdout.readline()))
             for process in processes:
                 process.communicate()
-        print(f"\n{shape}\n| compiled | first step, s | processor s | of the first | ms a step | speed of the first |\n|---|---|---|---|---|---|")
+        print(f"\n{shape}\n| compiled | first step, s | processor s | of the first | ms per step | speed of the first |\n|---|---|---|---|---|---|")
         for name, (wall, worked), taken in zip(CANDIDATES, first, times, strict=True):
             speed = statistics.median(a / b for a, b in zip(times[0], taken, strict=True))
             print(f"| {name} | {wall:.0f} | {worked:.0f} | {worked / first[0][1]:.2f} | {statistics.median(taken) * 1e3:.0f} | {speed:.3f} |", flush=True)
