@@ -71,7 +71,7 @@ def test_the_report_is_one_file_that_loads_nothing(finished):
     (page,) = finished[0].workspace.glob("report/*/report.html")
     text = page.read_text()
     assert not re.search(r"""(?:src|<link[^>]*href)=["'](?!data:|#)""", text)
-    assert not re.search(r"url\((?!['\"]?data:)", text)
+    assert not re.search(r"url\((?!['\"]?(?:data:|#))", text)
     assert list(page.parent.glob("figures/*.png"))
 
 
