@@ -147,7 +147,7 @@ class StageOutput:
         self.content_patterns = patterns
 
     def rests_on(self, runs: Mapping[str, Artifact]) -> None:
-        """Name artifacts, beside the stage's inputs, that the result stands on, by name: they are inputs in the manifest, so gc keeps
+        """Name artifacts other than the stage's inputs that the result is based on, by name: they are inputs in the manifest, so gc keeps
         them. For stages that run inline."""
         self.runs = dict(runs)
 

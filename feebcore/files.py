@@ -124,15 +124,15 @@ def digest_of(value: Any) -> str:
 
 def wait_for_lock(handle: int, waiting: Callable[[], None], poll: float = 0.2) -> None:
     """Take an exclusive flock on an open file or folder, once nobody else holds it. waiting: called once where somebody does."""
-    told = False
+    announced = False
     while True:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
         except BlockingIOError:
-            if not told:
+            if not announced:
                 waiting()
-            told = True
+            announced = True
             time.sleep(poll)
 
 

@@ -16,7 +16,6 @@ from feebcore.train import compilation
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(not compilation.has_compiler(resolve_device("cpu")), reason="no C++ compiler here")
-@pytest.mark.parametrize(("ranks", "kills"), [(1, 2), (2, 1)])
-def test_kills_of_a_compiled_run_change_no_bit(tmp_path, ranks, kills):
-    """Twice in one process, so that a resumed run is resumed again, and once of two; the moments are drawn."""
-    kills_change_no_bit(tmp_path, "on", ranks, kills, precision="bf16", layers=1)
+def test_a_kill_of_a_compiled_run_changes_no_bit(tmp_path):
+    """At a moment that is drawn. Several kills and several ranks are those of the uncompiled runs next door."""
+    kills_change_no_bit(tmp_path, "on", ranks=1, kills=1, precision="bf16", layers=1)
