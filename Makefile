@@ -13,7 +13,7 @@ quickstart: $(VENV)/.installed
 
 install: $(VENV)/.installed
 
-# mypy needs a minute of one core: it runs beside the tests, and says what it found after them
+# mypy needs a minute of one core: it runs at the same time as the tests, and says what it found after them
 test: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
