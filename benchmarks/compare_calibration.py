@@ -3,7 +3,7 @@
     python benchmarks/compare_calibration.py [--comparisons 30] [--seeds 5] [--steps 60] [--workspace DIR]
 
 Every comparison trains a byte model of some thousand parameters on the source of pydantic, --seeds times a side,
-all under seeds of their own, through the same code as the command. Prints how many were called different beside what
+all under seeds of their own, through the same code as the command. Prints how many were called different compared with what
 chance allows at the 5 % level, and how often the sentence 'no difference larger than X' or 'cannot tell' was given. Runs
 are artifacts: interrupted, it continues; with more comparisons it adds to those that are there.
 """

@@ -1,4 +1,4 @@
-"""How the time of a training step grows with window, width, depth and vocabulary, beside what its FLOPs say.
+"""How the time of a training step grows with window, width, depth and vocabulary, compared with what its FLOPs say.
 
     python benchmarks/cost_table.py [--quick] [--threads 0] [--cpu-time] [--compile]
 

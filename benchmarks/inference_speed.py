@@ -1,4 +1,4 @@
-"""Processor seconds of scoring and decoding, this checkout beside another one: what stages evaluate and rl spend their time on.
+"""Processor seconds of scoring and decoding, this checkout next to another one: what stages evaluate and rl spend their time on.
 
     python benchmarks/inference_speed.py [--before FOLDER] [--rounds 5] [--only NAME …]
 

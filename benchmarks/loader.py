@@ -3,7 +3,7 @@
     python benchmarks/loader.py [--megabytes 10 100 1000] [--seq-len 1024] [--batch 32] [--rounds 11]
 
 Synthetic tokens (4 bytes of text a token, documents of 600 tokens on average), warm files, one process:
-rows      random rows from the mapped store, interleaved rounds beside a loop over np.memmap of a flat file of the same
+rows      random rows from the mapped store, interleaved rounds with a loop over np.memmap of a flat file of the same
           tokens (as nanoGPT reads), processor time of this thread; median ratio, above 1: the store is faster
 batches   whole batches, order and packing included (processor time), and the seconds that opening and indexing takes
 waiting   share of a step that a loop of 100 ms steps waits for data, the median step's and all of them

@@ -1,4 +1,4 @@
-"""Optimizers beside each other: what a step costs, and what it buys.
+"""Optimizers compared: what a step costs, and what it buys.
 
     python benchmarks/optimizers.py time [--threads 1] [--rounds 5]
     python benchmarks/optimizers.py quality [--steps 300] [--width 128] [--layers 4] [--names muon,normuon] [--seeds 1] [--factors 0.5,1,2]

@@ -53,7 +53,7 @@ def main(repeats: int) -> None:
     ):
         rows = [measure(process, in_process) for _ in range(repeats)]
         whole, stages = (statistics.median(column) for column in zip(*rows, strict=True))
-        print(f"{name:24} command {whole:6.2f} s, stages {stages:6.2f} s, beside them {whole - stages:6.2f} s")
+        print(f"{name:24} command {whole:6.2f} s, stages {stages:6.2f} s, apart from them {whole - stages:6.2f} s")
 
 
 if __name__ == "__main__":

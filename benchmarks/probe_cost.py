@@ -1,4 +1,4 @@
-"""What probes cost beside the training they look into, each and all together, at their default intervals.
+"""What probes cost compared with the training they look into, each and all together, at their default intervals.
 
     nice -n 19 python benchmarks/probe_cost.py [SHAPE] [--compile] [--steps 200]
 

@@ -1,4 +1,4 @@
-"""Bits per byte after 90 seconds of training from a cold start: feeb beside a bare PyTorch loop around GPT-2 and Llama.
+"""Bits per byte after 90 seconds of training from a cold start: feeb compared with a bare PyTorch loop around GPT-2 and Llama.
 
     python benchmarks/quality_for_time.py SHARD_ARTIFACT [--quick] [--seconds 90] [--settings 6] [--names feeb gpt2 llama] [--json FILE]
 

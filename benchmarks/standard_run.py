@@ -4,7 +4,7 @@
 
 A byte model of a quarter of a million parameters learns the source of the standard library without its tests: the same
 windows in the same order for every part of a seed, uncompiled, fp32, one thread a run, and is then scored on files that it
-did not see. Beside every eighth step of a run the baseline takes one too, on the same thread, so that tokens a second have a
+did not see. Next to every eighth step of a run the baseline takes one too, on the same thread, so that tokens a second have a
 measure that other work on the machine disturbs alike. Of the baseline's rate four values were tried, of nothing else.
 
 A part that fails is a row that says why: it raised, diverged, has over a million parameters or trained for over 30 s.
@@ -145,7 +145,7 @@ def architecture(parts: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def own_options(kind: str, name: str) -> dict[str, Any]:
-    """What was chosen for a part beside its defaults, with the parts it was given."""
+    """What was chosen for a part in addition to its defaults, with the parts it was given."""
     label = f"{kind}/{name}"
     return OPTIONS.get(label, {}) | {KEYS.get(other, other.removesuffix("s")): part for other, part in WITH.get(label, {}).items()}
 
@@ -233,7 +233,7 @@ def run(kind: str, name: str, seed: int, steps: int, teacher: str = "") -> dict[
     """One row. teacher: folder of the model that stands for TEACHER. Raises what the part raises, RuntimeError at the limits."""
     parts = with_teacher(chosen(kind, name), teacher)
     train, held_out, _ = texts()
-    trainer, beside = Trainer(parts, seed, steps), Trainer(BASELINE, seed, steps)
+    trainer, baseline = Trainer(parts, seed, steps), Trainer(BASELINE, seed, steps)
     counts = trainer.model.count()
     if counts.total > MOST_PARAMETERS:
         raise RuntimeError(f"{counts.total:,} parameters are more than {MOST_PARAMETERS:,}")
@@ -241,7 +241,7 @@ def run(kind: str, name: str, seed: int, steps: int, teacher: str = "") -> dict[
         place = seed * 1_000_003 + number
         trainer.step(number, batch_of(train, place, trainer.objective_name))
         if number % BESIDE_EVERY == 0:
-            beside.step(number, batch_of(train, place))
+            baseline.step(number, batch_of(train, place))
         if sum(trainer.seconds) > MOST_SECONDS:
             raise RuntimeError(f"{MOST_SECONDS:.0f} s were over after {number + 1} of {steps} steps")
     score = trainer.bits_per_byte(held_out)
@@ -250,7 +250,7 @@ def run(kind: str, name: str, seed: int, steps: int, teacher: str = "") -> dict[
     return {
         "bits_per_byte": round(score, 5),
         "tokens_per_second": round(BATCH * WINDOW / trainer.seconds_a_step()),
-        "relative_speed": round(beside.seconds_a_step() / trainer.seconds_a_step(), 4),
+        "relative_speed": round(baseline.seconds_a_step() / trainer.seconds_a_step(), 4),
         "train_seconds": round(sum(trainer.seconds), 2),
         "parameters": counts.total,
         "flops_per_token": round(counts.flops_per_token),

@@ -1,4 +1,4 @@
-"""Documents per second of bulk tokenization beside Hugging Face's encode_batch, on real text of this machine.
+"""Documents per second of bulk tokenization compared with Hugging Face's encode_batch, on real text of this machine.
 
     python benchmarks/tokenizing.py [MEGABYTES] [VOCAB_SIZE] [THREADS] [PARTS]
 

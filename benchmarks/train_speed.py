@@ -1,4 +1,4 @@
-"""Tokens per second of a training step: feeb's Trainer beside a bare PyTorch loop around other people's models.
+"""Tokens per second of a training step: feeb's Trainer compared with a bare PyTorch loop around other people's models.
 
     python benchmarks/train_speed.py [--quick] [--shapes 12M 4M 1M] [--rounds 5] [--seconds 4] [--threads 0] [--cpu-time]
                                      [--precision auto] [--json FILE]

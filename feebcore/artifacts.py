@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from feebcore.errors import ArtifactError, UsageError
-from feebcore.files import digest_of, expand_user, explain, locked, read_json, read_jsonl, sha256_file, write_json
+from feebcore.files import digest_of, expand_user, explain, is_locked, locked, read_json, read_jsonl, sha256_file, write_json
 from feebcore.registry import get_registry
 from feebcore.specs import StageSpec
 
@@ -147,7 +147,7 @@ class StageOutput:
         self.content_patterns = patterns
 
     def rests_on(self, runs: Mapping[str, Artifact]) -> None:
-        """Name artifacts, beside the stage's inputs, that the result stands on, by name: they are inputs in the manifest, so gc keeps
+        """Name artifacts other than the stage's inputs that the result is based on, by name: they are inputs in the manifest, so gc keeps
         them. For stages that run inline."""
         self.runs = dict(runs)
 
@@ -347,20 +347,17 @@ def check_kinds(folder: Path, makes: Iterable[str], what: str) -> None:
 
 def is_building(folder: Path) -> bool:
     """Whether a process holds the lock of this artifact's folder."""
-    try:
-        with open(folder.parent / f".{folder.name.rpartition('-')[2]}.lock") as handle:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
+    return is_locked(_lock_of(folder))
+
+
+def _lock_of(folder: Path) -> Path:
+    return folder.parent / f".{folder.name.rpartition('-')[2]}.lock"
 
 
 @contextmanager
 def _unused(folder: Path) -> Iterator[bool]:
     """Whether nobody is building in `folder`; it stays so while the block runs."""
-    lock = folder.parent / f".{folder.name.rpartition('-')[2]}.lock"
+    lock = _lock_of(folder)
     if not lock.exists():
         yield True
         return

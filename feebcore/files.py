@@ -124,23 +124,36 @@ def digest_of(value: Any) -> str:
 
 def wait_for_lock(handle: int, waiting: Callable[[], None], poll: float = 0.2) -> None:
     """Take an exclusive flock on an open file or folder, once nobody else holds it. waiting: called once where somebody does."""
-    told = False
+    announced = False
     while True:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
         except BlockingIOError:
-            if not told:
+            if not announced:
                 waiting()
-            told = True
+            announced = True
             time.sleep(poll)
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process holds a lock on the file; true also where that cannot be found out. A process that has ended holds none,
+    also after a reboot and on another machine of a shared disk."""
+    try:
+        with open(path, "rb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
 
 
 @contextlib.contextmanager
 def locked(path: Path, waiting: Callable[[str], None] | None = None, poll: float = 0.2) -> Iterator[None]:
     """Hold an exclusive flock on `path`; it is released by the kernel whatever happens to this process.
 
-    waiting: told once, with a sentence, when another process holds the lock.
+    waiting: called once, with a sentence, when another process holds the lock.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

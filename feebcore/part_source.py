@@ -6,7 +6,7 @@ Begins at the factory and the options class and follows imports, read from the s
 the part's own distribution and of feeb's plugin packages. Within a module only what is reached is followed, so a package whose
 `__init__` offers many parts does not tie them together; of a module that is reached, all bytes count. A package that is only
 passed through counts where it does more than define names. Of a package's other files (json, yaml …) those count that a
-reached module names, and those that no module of the package names. Beside a single file it is modules and data files of its folder.
+reached module names, and those that no module of the package names. Next to a single file it is modules and data files of its folder.
 Equal bytes give equal hashes, whether installed from a wheel, editable, committed or not.
 """
 
@@ -31,15 +31,15 @@ Stamp = tuple[Path, int, int]
 
 @dataclass(frozen=True)
 class Roots:
-    """Where modules are looked up. packages: top-level name to its folder, or its file. beside: the folder of a single file."""
+    """Where modules are looked up. packages: top-level name to its folder, or its file. folder: that of a single file."""
 
     packages: dict[str, Path]
-    beside: Path | None = None
+    folder: Path | None = None
 
     def find(self, module: str) -> Path | None:
         """The file of a module by its dotted name; None for one that is not the plugin's."""
         top, *inner = module.split(".")
-        place = self.packages.get(top, self.beside / top if self.beside else None)
+        place = self.packages.get(top, self.folder / top if self.folder else None)
         if place is None or (inner and place.suffix == ".py"):
             return None
         place = place.joinpath(*inner)
@@ -100,8 +100,8 @@ def _files(spec: PartSpec) -> tuple[dict[str, Path], set[Path]]:
     for top, folder in folders.items():
         if folder is not None and folder.is_dir():
             data |= {f"{top}/{file.relative_to(folder).as_posix()}": file for file in _package_data(folder, texts)}
-    if roots.beside is not None:
-        data |= {file.relative_to(roots.beside).as_posix(): file for file in _named_files(roots.beside, texts)}
+    if roots.folder is not None:
+        data |= {file.relative_to(roots.folder).as_posix(): file for file in _named_files(roots.folder, texts)}
     return files | data, read
 
 
@@ -275,7 +275,7 @@ def _hidden(path: Path) -> bool:
 
 
 def _named_files(folder: Path, texts: set[str]) -> list[Path]:
-    """Data files beside a single file, or one folder below, that its strings name."""
+    """Data files next to a single file, or one folder below, that its strings name."""
     names = {text for text in texts if text and len(text) < 100 and "\n" not in text and "\0" not in text and ".." not in text and not text.startswith("/")}
     places = [folder, *(folder / text for text in sorted(names) if text.strip("./") and (folder / text).is_dir())]
     found = {place / text for place in places for text in names if Path(text).suffix not in ("", *NOT_DATA)}

@@ -188,7 +188,7 @@ def _import_file(file: Path) -> ModuleType:
     if known is not None and getattr(known, "__feeb_file__", None) == str(path):
         if known.__dict__["__feeb_source__"] == content:
             return known
-        del sys.modules[path.stem]  # edited since, as beside a notebook: fingerprints have the new source, so what runs must be it
+        del sys.modules[path.stem]  # edited since, as next to a notebook: fingerprints have the new source, so what runs must be it
         known = None
     elsewhere = importlib.util.find_spec(path.stem) if known is None else None
     if known is not None or (elsewhere is not None and elsewhere.origin != str(path)):
@@ -227,7 +227,7 @@ def use_registry(registry: Registry) -> Iterator[None]:
 
 
 def get_registry(files: tuple[Path, ...] = ()) -> Registry:
-    """The process-wide registry, with these plugin files beside the installed plugins."""
+    """The process-wide registry, with these plugin files next to the installed plugins."""
     if not files and _in_use:
         return _in_use[-1]
     stamped = tuple((f, f.stat().st_mtime_ns if f.exists() else 0) for f in map(Path, files))
@@ -240,7 +240,7 @@ def collect(package: str, spec_class: type[PartSpec], modules: bool = False) -> 
         feeb_optimizers = feeb.collect(__name__, feeb.OptimizerSpec)
 
     Each folder's `__init__.py` names its spec `PART`, or several `PARTS`; those of `spec_class` are offered, by folder name.
-    Only these files are imported, so keep torch out of them. modules: files beside the folders may hold a part as well.
+    Only these files are imported, so keep torch out of them. modules: files next to the folders may hold a part as well.
     Raises PluginError for a folder (or file) that names neither.
     """
 

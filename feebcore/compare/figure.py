@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def pictures(result: Mapping[str, Any]) -> list[Picture]:
-    """The differences beside loss against compute, and the loss curves of every run. result: as `feebcore.compare.report.make` gives it."""
+    """The differences next to loss against compute, and the loss curves of every run. result: as `feebcore.compare.report.make` gives it."""
     named = [
         picture("figure", "Differences", "Shaded: differences below the smallest effect of interest.", lambda theme: draw(result, theme)),
         picture(

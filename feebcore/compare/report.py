@@ -107,7 +107,7 @@ def _multiplier(ratio: Mapping[str, float | None]) -> str:
 
 
 def text(result: Mapping[str, Any]) -> str:
-    """verdict.txt: a sentence a variant, then what a reader must know beside it."""
+    """verdict.txt: a sentence a variant, then what a reader must know with it."""
     return "\n".join([*result["verdict"], *([""] if result["notes"] else []), *result["notes"], "", *result["assumptions"]]) + "\n"
 
 
@@ -155,7 +155,7 @@ def _candidate(
 def _curve(
     base: Candidate, losses: Sequence[float | None], rows: Sequence[RunRecord], summary: Mapping[str, Any]
 ) -> tuple[list[dict[str, Any]], list[CurvePoint]]:
-    """The baseline's loss at other budgets, each trained with its whole schedule under the first seed, beside the same seed at 1.
+    """The baseline's loss at other budgets, each trained with its whole schedule under the first seed, next to the same seed at 1.
 
     The error of a gain is that of two runs under different seeds: pairs scatter less, so this errs on the safe side.
     """

@@ -1,8 +1,8 @@
-"""Arrays that are made once from a token store (a packing, a difficulty of each sequence) and saved beside it.
+"""Arrays that are made once from a token store (a packing, a difficulty of each sequence) and saved next to it.
 
 `<folder of tokens.zarr>/index/<name>-<digest>/` holds one .npy file an array and `index.json` with what they were made
 from and their SHA-256. A folder appears whole or not at all, so ranks may make it at the same time. An index that is
-altered is made anew. A store that cannot be written beside, or that has an address, is indexed again by each process.
+altered is made anew. A store that cannot be written next to, or that has an address, is indexed again by each process.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ class TokenStore:
         """The split `split` of the store at `path`: a `tokens.zarr` folder, or the address of one.
 
         mapped: False reads through zarr even where shards could be mapped. Chunks from an address are checked one by one as
-        they come, by the hashes in `ledger` (default: `ledger.jsonl` beside the store). verify: compare all tokens with their
+        they come, by the hashes in `ledger` (default: `ledger.jsonl` next to the store). verify: compare all tokens with their
         recorded hash now; by default splits up to VERIFY_BYTES of which no chunk's hash is known. Raises ArtifactError when
         the store is not whole: unfinished, a shard missing, truncated or altered.
         """

@@ -1,6 +1,6 @@
 """Writes one split of a token store shard by shard, with a ledger, so that a kill loses at most one shard.
 
-The ledger is `ledger.jsonl` beside the store: one row per finished shard (its chunk hashes and where in the documents
+The ledger is `ledger.jsonl` next to the store: one row per finished shard (its chunk hashes and where in the documents
 it ends) and one row per finished split. A row is written after its shard is on disk; lengths of finished documents lie
 in `<split>-lengths.bin` until the split is done. Shards end at fixed token counts, wherever documents end, and encoding
 is per document: continuing from any row gives the same files as never having stopped.

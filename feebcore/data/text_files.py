@@ -93,7 +93,7 @@ def is_archive_head(head: bytes) -> bool:
 
 
 def is_companion(path: Path) -> bool:
-    """Whether it is metadata that macOS writes beside a file: `._x` beside `x`, or anything in a folder `__MACOSX`."""
+    """Whether it is metadata that macOS writes next to a file: `._x` next to `x`, or anything in a folder `__MACOSX`."""
     return path.name == ".DS_Store" or "__MACOSX" in path.parts or (path.name.startswith("._") and path.with_name(path.name[2:]).exists())
 
 

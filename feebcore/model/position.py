@@ -17,7 +17,7 @@ class Position(ModelPart):
     """
 
     score_scale: float = 1.0
-    """Factor on all attention scores beside 1 / sqrt(D), on dimensions that are not rotated as well."""
+    """Factor on all attention scores in addition to 1 / sqrt(D), on dimensions that are not rotated as well."""
 
     def add(self, stream_BTC: Tensor, positions_BT: Tensor | None) -> Tensor:
         """The embedded tokens with their positions added."""

@@ -77,7 +77,7 @@ class Transformer(nn.Module):
     def make_context(
         self, tokens_BT: Tensor, positions: Tensor | None = None, doc_ids: Tensor | None = None, cache: Cache | None = None, masks: Masks | None = None
     ) -> ForwardContext:
-        """What parts are given beside the stream, for arguments as of `forward`. Its start_BTC is still to be set."""
+        """What parts are given in addition to the stream, for arguments as of `forward`. Its start_BTC is still to be set."""
         T, dense_BTS = tokens_BT.shape[1], None
         if self.seq_len < T:
             raise ValueError(f"{T} tokens per row, but this model was made for seq_len {self.seq_len}")

@@ -227,16 +227,18 @@
       draw();
     });
     new ResizeObserver(() => requestAnimationFrame(draw)).observe(plot); // drawing at once would be another change of size
-    draw();
+    return draw;
   }
 
   for (const source of document.querySelectorAll("script.chart-data")) {
     const charts = element("div", "charts", source.parentElement);
     source.after(charts);
     const panels = JSON.parse(source.textContent);
-    panels.forEach((data) => {
-      panel(data, charts, panels.length === 1);
+    const drawings = panels.map((data) => {
+      const draw = panel(data, charts, panels.length === 1);
       charts.lastChild.style.flex = `${data.weight ?? 1} 1 ${panels.length > 2 ? 250 : 320}px`;
+      return draw;
     });
+    for (const draw of drawings) draw(); // once all have their width
   }
 })();

@@ -240,7 +240,8 @@ def _failure(place: Path, codes: Sequence[int], killed: set[int], out: StageOutp
     said = {rank: outcome for rank, outcome in said.items() if "error" in outcome}
     if out.stop_requested and not any(outcome["error"] == "Interrupted" for outcome in said.values()):
         return Interrupted(f"stage {place.parent.name} was stopped; what it had saved is kept, run the same command again to continue")
-    died = [rank for rank, code in enumerate(codes) if code and rank not in said and rank not in killed]
+    asked = (0, -signal.SIGTERM) if out.stop_requested else (0,)  # one that was asked before it had a handler
+    died = [rank for rank, code in enumerate(codes) if code not in asked and rank not in said and rank not in killed]
     failed = [rank for rank in sorted(said, key=lambda r: said[r]["time"]) if said[rank]["error"] != "Interrupted"]
     several = len(codes) > 1
     for rank in [*died, *failed, *said][:1]:

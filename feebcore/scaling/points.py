@@ -56,7 +56,7 @@ class Point:
         return 6.0 * self.size(parameter_count) * self.tokens
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON, with 6ND by each parameter_count beside the exact count."""
+        """Plain JSON, with 6ND by each parameter_count next to the exact count."""
         return dataclasses.asdict(self) | {"flops_per_token": self.flops_per_token, "flops_6nd": {c: self.flops_6nd(c) for c in PARAMETER_COUNTS}}
 
 

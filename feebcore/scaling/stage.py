@@ -2,7 +2,7 @@
 
 Cells are runs of stage pretrain, several at once with `--jobs`; a killed sweep continues at the first unfinished one. A cell that
 diverged is kept and reported, but not fitted. Few cells seldom identify a law: its flags say so, and what counts is the error on
-the held-out cell beside that of simply guessing the nearest cell's loss.
+the held-out cell compared with that of simply guessing the nearest cell's loss.
 """
 
 from __future__ import annotations

@@ -290,7 +290,7 @@ def _cell_line(record: RunRecord) -> dict[str, Any]:
 
 
 def _outcome(entry: dict[str, Any], record: RunRecord) -> dict[str, Any]:
-    """A prediction beside what was measured; relative errors are absolute values."""
+    """A prediction and what was measured; relative errors are absolute values."""
     outcome = {("predicted" if k == "loss" else k): v for k, v in entry.items()}
     if record.status != "done":
         return outcome | {"measured": None, "relative_error": None, "nearest_error": None, "reason": record.reason}

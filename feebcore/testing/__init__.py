@@ -18,7 +18,7 @@ __all__ = ["Candidate", "Check", "CheckResult", "candidate", "check_part", "chec
 
 
 def __getattr__(name: str) -> Any:
-    """Names are loaded when used: the pytest plugin beside this is imported by test suites that have no part to check."""
+    """Names are loaded when used: the pytest plugin next to this is imported by test suites that have no part to check."""
     if name not in __all__:
         raise AttributeError(f"module 'feebcore.testing' has no attribute {name!r}")
     from feebcore.testing import framework

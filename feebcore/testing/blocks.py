@@ -1,4 +1,4 @@
-"""What block parts promise beside what every architecture does (models.py): that tokens are mixed at all, and by averaging; that
+"""What block parts promise in addition to what every architecture does (models.py): that tokens are mixed at all, and by averaging; that
 only distances count where positions are relative; that what is added to the stream is linear in the last matrix; that a
 router routes; and that a part which bears the name of a known one computes what that one does.
 """

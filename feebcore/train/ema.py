@@ -9,7 +9,7 @@ from torch import Tensor, nn
 class WeightAverage:
     """average = d average + (1 - d) weights after every step, d = min(decay, (1 + n) / (10 + n)) after n steps.
 
-    The ramp keeps the random start from lingering. Kept in fp32 beside the weights; sharded as they are.
+    The ramp keeps the random start from lingering. Kept in fp32 next to the weights; sharded as they are.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:

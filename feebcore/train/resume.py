@@ -35,7 +35,7 @@ def training_state(trainer: Trainer) -> dict[str, Any]:
 
 
 def extra_tensors(trainer: Trainer) -> dict[str, dict[str, Tensor]]:
-    """Groups of tensors beside those of model and optimizer."""
+    """Groups of tensors other than those of model and optimizer."""
     return {} if trainer.average is None else {"ema": trainer.average.average}
 
 

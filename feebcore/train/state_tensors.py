@@ -45,7 +45,7 @@ def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple
 def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
     """The inverse of `optimizer_state`, bit for bit: no tensor changes its dtype on the way."""
     parameters = dict(model.named_parameters())
-    fused = {p for group in optimizer.param_groups if group.get("fused") for p in group["params"]}  # these keep even scalars beside the weights
+    fused = {p for group in optimizer.param_groups if group.get("fused") for p in group["params"]}  # these keep even scalars next to the weights
     optimizer.state.clear()
     for place, value in [*tensors.items(), *plain["scalars"].items()]:
         name, _, key = place.rpartition("|")

@@ -44,7 +44,7 @@ class GradientAccumulator:
         self.forward: Callable[..., Sums] = self.wrapped
         self.compiled: compilation.Form = ""
         self.warmed_up = False  # forward and backward have run once
-        self.fits = False  # they have run beside the optimizer's state, which the first update allocates
+        self.fits = False  # they have run next to the optimizer's state, which the first update allocates
 
     def compile(self, what: compilation.Form) -> None:
         self.compiled = what
@@ -62,7 +62,7 @@ class GradientAccumulator:
     def add(self, batch: Batch, divisor: float, seed: int, with_state: bool = True) -> Sums:
         """Backward of loss_sum / divisor through the batch; returns the sums. with_state: the optimizer's state is in memory by now.
 
-        A compile that fails in the first pass, and memory that runs out until a pass has fitted beside the optimizer's state, are
+        A compile that fails in the first pass, and memory that runs out until a pass has fitted next to the optimizer's state, are
         handled and logged; later failures are errors.
         """
         while True:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
 from feeb_pipelines.server import home_of
+from feebcore.files import is_locked
 from feebcore.run.processes import stop_running
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def claim_run(id: UUID, workspace: Path) -> FlowRun:
 
 
 def describe_run(run: FlowRun, title: str, tags: Sequence[str]) -> None:
-    """Give a flow run a title, unless its user has named it, and tags beside those that its user chose."""
+    """Give a flow run a title, unless its user has named it, and tags in addition to those that its user chose."""
     from prefect.client.orchestration import get_client
 
     with get_client(sync_client=True) as client:
@@ -222,19 +223,7 @@ def _end_tasks(client: SyncPrefectClient, id: UUID, state: State) -> None:
 
 def _is_dead(run: FlowRun, folder: Path) -> bool:
     process = run.labels.get(PROCESS)
-    return isinstance(process, str) and run.labels.get(WORKSPACE) == _workspace_id(folder.parent) and _is_free(folder / f"{process}.lock")
-
-
-def _is_free(path: Path) -> bool:
-    """Whether nobody holds the lock. A process that has ended keeps none, also after a reboot and on another machine of a shared disk."""
-    try:
-        with open(path, "rb") as stream:
-            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False
-    return True
+    return isinstance(process, str) and run.labels.get(WORKSPACE) == _workspace_id(folder.parent) and not is_locked(folder / f"{process}.lock")
 
 
 def _remove_free(path: Path) -> None:

@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from feebcore.errors import FeebError
-from feebcore.files import explain, locked, read_json
+from feebcore.files import explain, is_locked, locked, read_json
 from feebcore.proxies import HIDDEN_PROXIES, unusable_proxies
 
 START_LIMIT = 120.0
@@ -116,7 +116,7 @@ def ready(workspace: Path, connection: Connection, tell: Callable[[str], None] |
     started = told = time.monotonic()
     while not _answers(connection.url):
         now = time.monotonic()
-        if not _held(home / "guard.lock"):
+        if not is_locked(home / "guard.lock"):
             _refuse_full_disk(home)
             raise ServerError(f"the Prefect server of this workspace ended while starting; log {home / 'server.log'}:\n{_log_tail(home)}")
         if now - started > limit:
@@ -253,7 +253,7 @@ def _refresh_prefect() -> None:
 
 def _running(home: Path) -> Connection | None:
     """The server that a living guard has announced."""
-    if not _held(home / "guard.lock") or not (home / "server.json").exists():
+    if not is_locked(home / "guard.lock") or not (home / "server.json").exists():
         return None
     info = read_json(home / "server.json")
     return Connection(info["url"], info["ui"])
@@ -283,22 +283,7 @@ def _start(home: Path, limit: float) -> Connection:
 
 def is_serving(home: Path) -> bool:
     """Whether the embedded server has a living guard, which ends with it."""
-    return _held(home / "guard.lock")
-
-
-def _held(lock: Path) -> bool:
-    """Whether a living process holds an exclusive flock on the file."""
-    try:
-        handle = os.open(lock, os.O_RDWR)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(handle)
-    return False
+    return is_locked(home / "guard.lock")
 
 
 def _answers(url: str) -> bool:

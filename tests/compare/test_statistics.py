@@ -1,4 +1,4 @@
-"""The formulas beside SciPy's own and published ones."""
+"""The formulas compared with SciPy's own and published ones."""
 
 from __future__ import annotations
 

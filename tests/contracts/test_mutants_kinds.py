@@ -146,7 +146,7 @@ counter = itertools.count()
 
 BENCHMARKS = {
     "plain number": (benchmark(lambda subject: {"right": 0.5}), "result_is_valid"),
-    "interval beside its value": (benchmark(lambda subject: {"right": {"value": 0.9, "low": 0.1, "high": 0.5, "n": 9}}), "result_is_valid"),
+    "interval without its value": (benchmark(lambda subject: {"right": {"value": 0.9, "low": 0.1, "high": 0.5, "n": 9}}), "result_is_valid"),
     "per cent in place of shares": (benchmark(lambda subject: {"right": {"value": 50.0, "low": 40.0, "high": 60.0, "n": 9}}), "result_is_valid"),
     "no observations": (benchmark(lambda subject: {"right": {"value": float("nan"), "low": 0.0, "high": 1.0, "n": 0}}), "result_is_valid"),
     "seed of its own": (benchmark(lambda subject: guesses(subject, next(counter))), "result_is_repeatable"),

@@ -194,6 +194,13 @@ def test_two_runs_at_once_in_threads_build_once(folder):
     assert sum(row["kind"] == "begin" for row in read_jsonl(place_of(folder) / "events.jsonl")) == 1
 
 
+def test_a_rank_that_is_asked_to_stop_before_it_can_answer_has_not_failed(folder):
+    process, _ = drive(folder, 2, seconds=60, culprit=0)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=12)
+    assert b"Interrupted: rank 1 has saved" in errors
+
+
 def test_stopping_in_this_process_raises_interrupted(folder):
     timer = threading.Timer(1.5, lambda: os.kill(os.getpid(), signal.SIGTERM))
     timer.start()

@@ -244,7 +244,7 @@ def test_build_refuses_a_folder_with_a_damaged_input(folder):
 
 
 def test_a_plugin_file_edited_in_a_living_process_runs_as_it_is_now(folder):
-    """As beside a notebook: the fingerprint has the new source, so the result must be the new code's."""
+    """As next to a notebook: the fingerprint has the new source, so the result must be the new code's."""
     workspace = Workspace(folder / "data")
     assert run_all(load(folder), workspace)["total"].metrics == {"total": 15}
     source = folder / "toy_stages.py"

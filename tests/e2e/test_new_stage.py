@@ -1,4 +1,4 @@
-"""A stage that the house does not know, in a file beside its recipe, is planned, run, evaluated, reported, opened and deployed."""
+"""A stage that the house does not know, in a file next to its recipe, is planned, run, evaluated, reported, opened and deployed."""
 
 from __future__ import annotations
 

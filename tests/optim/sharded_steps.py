@@ -1,4 +1,4 @@
-"""One rank of two: every optimizer on a model that torch's fully_shard has split, beside the whole model. Prints JSON on rank 0.
+"""One rank of two: every optimizer on a model that torch's fully_shard has split, compared with the whole model. Prints JSON on rank 0.
 
 python sharded_steps.py RANK WORLD FILE
 """

@@ -93,10 +93,10 @@ class StateBeside(Plain):
 
     def __init__(self, groups: list[dict[str, Any]]) -> None:
         super().__init__(groups)
-        self.beside: dict[Any, torch.Tensor] = {}
+        self.elsewhere: dict[Any, torch.Tensor] = {}
 
     def average(self, p: Any) -> torch.Tensor:
-        return self.beside.setdefault(p, torch.zeros_like(p))
+        return self.elsewhere.setdefault(p, torch.zeros_like(p))
 
 
 class HalfState(Plain):

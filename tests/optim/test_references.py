@@ -1,4 +1,4 @@
-"""Trajectories of 25 steps beside independent implementations: torch, pytorch-optimizer, schedulefree, or NumPy from the paper."""
+"""Trajectories of 25 steps compared with independent implementations: torch, pytorch-optimizer, schedulefree, or NumPy from the paper."""
 
 from __future__ import annotations
 

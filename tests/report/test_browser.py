@@ -18,8 +18,9 @@ BROWSER = next((b for b in ("chromium", "chromium-browser", "google-chrome") if 
 USE = """
 <script>
 window.onerror = (message) => (document.title = JSON.stringify({ error: message }));
-setTimeout(() => {
+setTimeout(function use() {
   const plot = document.querySelector(".chart-plot"), box = plot.getBoundingClientRect();
+  if (+plot.querySelector("svg").getAttribute("width") !== plot.clientWidth) return setTimeout(use, 50); // not yet drawn anew for its size
   const send = (target, type, x) => target.dispatchEvent(new PointerEvent(type, { clientX: box.left + x, clientY: box.top + 40, bubbles: true, pointerType: "mouse", button: 0 }));
   const labels = () => [...plot.querySelectorAll("svg > text")].map((t) => t.textContent).join(" ");
   const paths = () => plot.querySelectorAll("svg path").length;

@@ -1,4 +1,4 @@
-"""Public data for testing fits; it lies beside the checkout and is not part of it."""
+"""Public data for testing fits; it lies next to the checkout and is not part of it."""
 
 from __future__ import annotations
 

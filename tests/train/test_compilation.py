@@ -142,7 +142,7 @@ def faults(tensors):
     [torch.ones(1 << 23) for _ in range(tensors)]  # 32 MB each: 8,192 pages
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-faults(6)  # glibc puts an aligned tensor into what held one only if there is a little room beside it: as here, with 2 more
+faults(6)  # glibc puts an aligned tensor into what held one only if there is a little room next to it: as here, with 2 more
 print(min(faults(4) for _ in range(5)))
 """
 

@@ -189,9 +189,9 @@ def _cost(kind: str, spec: PartSpec, registry: Registry) -> str:
         return f"not counted in a model of {size}: {own}"
     base = _counts(registry, {})
     compared = own if isinstance(base, str) else base
-    beside = [f" ({o - b:+,.0f} vs. {usual['name']})" if o != b else "" for o, b in zip(own, compared, strict=True)]
+    differences = [f" ({o - b:+,.0f} vs. {usual['name']})" if o != b else "" for o, b in zip(own, compared, strict=True)]
     names = ("parameters", "FLOPs per token", "cache bytes per token")
-    return f"in a model of {size}:\n" + "\n".join(f"{value:,.0f} {name}{more}" for value, name, more in zip(own, names, beside, strict=True))
+    return f"in a model of {size}:\n" + "\n".join(f"{value:,.0f} {name}{more}" for value, name, more in zip(own, names, differences, strict=True))
 
 
 def _counts(registry: Registry, chosen: dict[str, str]) -> tuple[float, float, float] | str:

@@ -131,7 +131,7 @@ def run_stages(
     jobs: number of parallel runs of a study or sweep. A run that fails does not end the others; the flow fails at the end, unless
     all that failed diverged and the recipe has claims, to which that is a result.
 
-    Returns {run: {stage: {path, fingerprint, status, seconds, metrics}}}, with "claims" beside the stages of the first run
+    Returns {run: {stage: {path, fingerprint, status, seconds, metrics}}}, with "claims" next to the stages of the first run
     where the recipe has some; a Cancelled state after SIGINT, SIGTERM or a cancellation in Prefect; a Failed one with a sentence.
     """
     began = time.time()

@@ -1,7 +1,7 @@
 """The GGUF file format: metadata, and tensors as fp32 NumPy arrays, quantized ones multiplied out.
 
 A file is magic, version, key/value pairs, one record a tensor (name, dimensions, type, offset), then the tensors, aligned.
-Quantized types store blocks of 32 values (K types: 256) with a scale each; what a block holds stands beside its function
+Quantized types store blocks of 32 values (K types: 256) with a scale each; what a block holds stands next to its function
 below. Layouts: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md and ggml-common.h there. Loads no torch.
 """
 
@@ -43,7 +43,7 @@ class TensorRecord:
 class GgufModel:
     """A model in one GGUF file, or in as many as its first part says: metadata of the first part, tensors of all.
 
-    path: any part; the others lie beside it as NAME-00001-of-0000N.gguf. Raises DataError that names a part which is missing.
+    path: any part; the others lie next to it as NAME-00001-of-0000N.gguf. Raises DataError that names a part which is missing.
     """
 
     def __init__(self, path: Path) -> None:

@@ -205,7 +205,7 @@ def texts_by_id(codec: dict[str, Any]) -> dict[int, str]:
 
 
 def copy_codec(folder: Path, target: Path) -> dict[str, int]:
-    """Write tokenizer.json and tokenizer_config.json beside an exported model, where the tokenizer has such a form. Returns
+    """Write tokenizer.json and tokenizer_config.json next to an exported model, where the tokenizer has such a form. Returns
     the ids of BOS and EOS for its config.json, {} where it has none."""
     if not (folder / FILE).is_file():
         return {}

@@ -1,4 +1,4 @@
-"""A frozen model beside the one that is trained: a teacher or a reference. Loaded once, opaque to torch.compile.
+"""A frozen model next to the one that is trained: a teacher or a reference. Loaded once, opaque to torch.compile.
 
 The models stand in a table by the digest of their files, so that an operation can name the one it means; they leave it with
 the last objective that uses them.

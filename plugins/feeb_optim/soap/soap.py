@@ -40,7 +40,7 @@ class Map:
         return whole[self.place.slices()]
 
     def here(self, shard: Tensor, value: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """What a shard of the parameter has of this map, beside the same part of a value of the map; nothing, where it has none of it."""
+        """What a shard of the parameter has of this map, with the same part of a value of the map; nothing, where it has none of it."""
         own = shard_spec(self.parameter) if is_sharded(self.parameter) else ShardSpec.full(tuple(self.parameter.shape))
         overlap = own.overlap(self.place)
         return [] if overlap is None else [(shard[overlap[0]], value[overlap[1]])]
@@ -130,7 +130,7 @@ class Soap(MatrixOptimizer):
         return lambda parameter: local_shard(self.state[parameter][key])
 
     def _here(self, maps: list[Map], shard_of: Callable[[Any], Tensor], value_NRC: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """What this rank has of each map, in the shards that `shard_of` gives, beside the values for it."""
+        """What this rank has of each map, in the shards that `shard_of` gives, with the values for it."""
         values = value_NRC.reshape(len(maps), *maps[0].shape).unbind()
         return [pair for one, value in zip(maps, values, strict=True) for pair in one.here(shard_of(one.parameter), value)]
 

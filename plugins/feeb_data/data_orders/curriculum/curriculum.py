@@ -2,7 +2,7 @@
 harder ones, a step at a time, until all are there.
 
 Pacing as in Wu, Dyer & Neyshabur 2021 (arXiv:2012.03107): within a step of the pacing, sequences are drawn from the share
-that is open, shuffled, each once before any comes again. Difficulty is computed once for the split and saved beside it.
+that is open, shuffled, each once before any comes again. Difficulty is computed once for the split and saved next to it.
 """
 
 from __future__ import annotations

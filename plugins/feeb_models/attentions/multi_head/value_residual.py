@@ -3,7 +3,7 @@
     V_n = a V_1 + b W_v x + E_n[token]
 
 a = b = 1/2, constant or as initial values (value residual, arXiv:2410.17897). E_n is initialized like the embedding, and
-so small beside values at first; it costs a lookup, no FLOPs, and vocab_size x G x D parameters per layer.
+so small compared with values at first; it costs a lookup, no FLOPs, and vocab_size x G x D parameters per layer.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 With identity values every head reads the same thing, so the heads' weights are summed first and one product does
 (values and projections removed: arXiv:2311.01906). The weights are written out, [B,H,T,S] in fp32. x is what the
-attention is given, and is cached beside the keys.
+attention is given, and is cached with the keys.
 """
 
 from __future__ import annotations

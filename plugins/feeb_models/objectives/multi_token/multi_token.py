@@ -20,7 +20,7 @@ from feebcore.protocols import Batch, BuildContext, LanguageModel, ModelOutput, 
 
 
 class MultiToken(Objective):
-    """metrics: nll, of the next token; nll_j, of the j-th; share_j, how many targets the j-th has beside the next token's."""
+    """metrics: nll, of the next token; nll_j, of the j-th; share_j, how many targets the j-th has in addition to the next token's."""
 
     def __init__(self, config: MultiTokenConfig, context: BuildContext) -> None:
         self.config, self.weights = config, config.weights or (1.0,) * config.k
