@@ -1,7 +1,8 @@
 # `make quickstart` and `make test` are the two commands; both make .venv themselves.
 PYTHON ?= python3
 VENV ?= .venv
-TEST_WORKERS ?= 2
+# a third of the time tests wait, for servers and for processes that they have killed
+TEST_WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 8 ? n + 1 : 8)))
 BIN := $(VENV)/bin
 export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
