@@ -9,9 +9,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import json
+import re
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -223,12 +225,23 @@ def type_text(annotation: Any, quote: str = "") -> str:
 
 
 def default_of(field: FieldInfo) -> str:
-    """The default of an option for readers: 'required', the name of a part without options, else the value; '' where there is none."""
+    """The default of an option for readers, as a recipe would have it: 'required', the name of a part without options, else the value; ''
+    where there is none, and for a section, whose options have defaults of their own."""
     if field.is_required():
         return "required"
     value = field.get_default(call_default_factory=True)
-    if value is PydanticUndefined:
-        return ""
-    if isinstance(value, dict) and set(value) == {"name"}:
-        return str(value["name"])
-    return value.name if isinstance(value, Part) else str(value)
+    return "" if value is PydanticUndefined or isinstance(value, BaseModel) else _inline(value)
+
+
+def _inline(value: Any) -> str:
+    """A value as YAML on one line."""
+    if isinstance(value, Part):
+        value = {"name": value.name} | value.config.model_dump(mode="json", exclude_defaults=True)
+    if isinstance(value, Mapping):
+        return value["name"] if set(value) == {"name"} else "{" + ", ".join(f"{k}: {_inline(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(_inline(v) for v in value)}]"
+    plain = (
+        isinstance(value, str) and re.fullmatch(r"([A-Za-z][\w./-]*( [\w./-]+)*)?", value) and value not in ("true", "false", "null", "yes", "no", "on", "off")
+    )
+    return value if plain else json.dumps(value, ensure_ascii=False)

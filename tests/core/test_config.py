@@ -1,14 +1,17 @@
 """Roles of keys, parts inside configs, and what enters a fingerprint."""
 
+import json
 from typing import Annotated
 
 import pydantic
 import pytest
 from pydantic import ValidationError
+from ruamel.yaml import YAML
 
 import feebcore as feeb
 from feebcore.config import identity_of
-from feebcore.parts import parts_in
+from feebcore.parts import default_of, parts_in
+from feebcore.registry import get_registry
 
 
 class Inner(feeb.PartConfig):
@@ -90,3 +93,23 @@ def test_dump_loads_to_the_same_config():
 def test_nan_is_no_option():
     with pytest.raises(ValidationError):
         Section(steps=1, rate=float("nan"))
+
+
+def test_every_default_is_shown_as_a_recipe_would_have_it():
+    """What `feeb parts NAME` and the reference print, read as YAML, is the default."""
+    yaml = YAML(typ="safe", pure=True)
+    for _, spec in get_registry().parts():
+        for key, field in spec.config.model_fields.items():
+            if (shown := default_of(field)) in ("", "required"):
+                continue
+            given = field.get_default(call_default_factory=True)
+            plain = json.loads(json.dumps(given, default=lambda part: {"name": part.name} | part.config.model_dump(mode="json", exclude_defaults=True)))
+            found = yaml.load(shown)
+            assert short(found) == short(plain), f"{spec.name}.{key}: {shown}"
+
+
+def short(value):
+    """Parts without options by their name alone."""
+    if isinstance(value, dict):
+        return value["name"] if set(value) == {"name"} else {k: short(v) for k, v in value.items()}
+    return [short(v) for v in value] if isinstance(value, list) else value

@@ -132,7 +132,9 @@ def test_compressed_files_are_read_as_what_is_inside(tmp_path: Path, name: str, 
     assert not skipped
 
 
-@pytest.mark.parametrize(("name", "content"), [("a.txt", gzip.compress(b"hello", mtime=0)), ("a", b"hello"), ("a.log", b"hello"), ("a.txt", b"\xef\xbb\xbfhello")])
+@pytest.mark.parametrize(
+    ("name", "content"), [("a.txt", gzip.compress(b"hello", mtime=0)), ("a", b"hello"), ("a.log", b"hello"), ("a.txt", b"\xef\xbb\xbfhello")]
+)
 def test_the_first_bytes_decide_where_the_suffix_does_not(tmp_path: Path, name: str, content: bytes) -> None:
     write(tmp_path / name, content)
     assert read(tmp_path, name)[0] == {name: "hello"}
