@@ -64,7 +64,7 @@ def place(tmp_path: Path, cache: pytest.MonkeyPatch) -> Path:
         ("run mine.yaml --input pretrain=", {"pretrain=base", "pretrain=twice-0123456789ab", "pretrain=twice-ba9876543210"}),
         ("run mine.yaml --set pretrain.max_st", {"pretrain.max_steps="}),
         ("run mine.yaml --set pretrain.optimizer=lio", {"pretrain.optimizer=lion"}),
-        ("run mine.yaml --set pretrain.compile=", {"pretrain.compile=auto", "pretrain.compile=on", "pretrain.compile=off"}),
+        ("run mine.yaml --set pretrain.compile=", {"pretrain.compile=auto", "pretrain.compile=on", "pretrain.compile=blocks", "pretrain.compile=off"}),
         ("plugin new idea --kind optimizer", {"optimizer", "optimizers"}),
         ("completion ", {"bash", "zsh", "fish"}),
         ("run --works", {"--workspace"}),
