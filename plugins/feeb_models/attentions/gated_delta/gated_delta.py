@@ -154,8 +154,8 @@ def fused_recurrence(
     if mask_BTS is not None:
         log_keep_BHT = log_keep_BHT.masked_fill(~sees(mask_BTS, 1, known=True)[:, None], FORGET)
     q, k, v = (x.transpose(1, 2).bfloat16() for x in (q_BHTK, k_BHTK, v_BHTV))
-    g, beta = log_keep_BHT.transpose(1, 2), write_BHT.transpose(1, 2)
-    o_BTHV, last_BHKV = chunk_gated_delta_rule(q, k, v, g, beta, scale=1.0, initial_state=state_BHKV.clone(), output_final_state=True)
+    rates = {"g": log_keep_BHT.transpose(1, 2), "beta": write_BHT.transpose(1, 2)}
+    o_BTHV, last_BHKV = chunk_gated_delta_rule(q, k, v, **rates, scale=1.0, initial_state=state_BHKV.clone(), output_final_state=True)
     return o_BTHV.transpose(1, 2).float(), last_BHKV
 
 
