@@ -119,7 +119,7 @@ class GatedDelta(AttentionPart):
             if start < stop:
                 parts = (x[:, :, start:stop].unflatten(2, (-1, c)) for x in (q_BHTK, k_BHTK, v_BHTV, log_keep_BHT, write_BHT))
                 seen_BTS = None if mask_BTS is None else mask_BTS[:, start:stop, : before + stop]
-                o_BHTV, state_BHKV = chunks(*parts, state_BHKV, seen_BTS)
+                o_BHTV, state_BHKV = chunks(*parts, state_BHKV=state_BHKV, mask_BTS=seen_BTS)
                 outputs.append(o_BHTV)
         return torch.cat(outputs, 2), state_BHKV
 
