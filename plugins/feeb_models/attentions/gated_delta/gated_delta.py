@@ -117,9 +117,9 @@ class GatedDelta(AttentionPart):
         whole = T - T % self.chunk
         for start, stop, c in ((0, whole, self.chunk), (whole, T, T - whole)):  # all chunks of full length at once, and the rest
             if start < stop:
-                parts = (x[:, :, start:stop].unflatten(2, (-1, c)) for x in (q_BHTK, k_BHTK, v_BHTV, log_keep_BHT, write_BHT))
+                q, k, v, log_keep, write = (x[:, :, start:stop].unflatten(2, (-1, c)) for x in (q_BHTK, k_BHTK, v_BHTV, log_keep_BHT, write_BHT))
                 seen_BTS = None if mask_BTS is None else mask_BTS[:, start:stop, : before + stop]
-                o_BHTV, state_BHKV = chunks(*parts, state_BHKV=state_BHKV, mask_BTS=seen_BTS)
+                o_BHTV, state_BHKV = chunks(q, k, v, log_keep, write, state_BHKV, seen_BTS)
                 outputs.append(o_BHTV)
         return torch.cat(outputs, 2), state_BHKV
 
