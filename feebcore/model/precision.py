@@ -73,6 +73,7 @@ def _cuda_libraries() -> dict[str, Any]:
         "cudnn": torch.backends.cudnn.version(),
         "nccl": ".".join(map(str, torch.cuda.nccl.version())) if has_nccl else None,
         "triton": importlib.metadata.version("triton") if importlib.util.find_spec("triton") else None,
+        "fla": importlib.metadata.version("fla-core") if importlib.util.find_spec("fla") else None,
     }
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import sys
+import types
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from feeb_models.attentions.gated_delta import gated_delta
 from feebcore.model.build import build_model, count_architecture
 from feebcore.model.context import ForwardContext
 from feebcore.model.masks import Masks, attention_mask
@@ -126,3 +129,46 @@ def test_the_cost_a_token_does_not_grow_with_the_row() -> None:
     value = {"name": "transformer", "num_layers": 2, "d_model": C, "num_heads": H, "attention": "gated_delta"}
     short, long = (count_architecture(resolve_part("architectures", value), VOCAB, n).flops_per_token for n in (64, 640))
     assert short == long
+
+
+def stand_in(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, scale: float, initial_state: Tensor, output_final_state: bool) -> tuple[Tensor, Tensor]:
+    """flash-linear-attention 0.6's `chunk_gated_delta_rule` as its documentation has it: q, k, v [B,T,H,.], g (log decay) and beta
+    [B,T,H], state [B,H,K,V]; a token at a time."""
+    assert q.dtype == k.dtype == v.dtype == torch.bfloat16
+    assert output_final_state
+    state, outputs = initial_state, []
+    for t in range(q.shape[1]):
+        q_BHK, k_BHK, v_BHV = (x[:, t].float() for x in (q, k, v))
+        state = state * g[:, t].exp()[..., None, None]
+        change = beta[:, t, :, None] * (v_BHV - torch.einsum("bhkv,bhk->bhv", state, k_BHK))
+        state = state + torch.einsum("bhk,bhv->bhkv", k_BHK, change)
+        outputs.append(scale * torch.einsum("bhkv,bhk->bhv", state, q_BHK))
+    return torch.stack(outputs, 1).to(q.dtype), state
+
+
+@pytest.mark.parametrize("docs", [None, [[0] * 6 + [1] + [2] * 6, [-1] * 3 + [0] * 10]], ids=["one document", "several"])
+@torch.no_grad()
+def test_installed_kernels_are_given_what_they_document(docs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = types.ModuleType("fla.ops.gated_delta_rule")
+    package.chunk_gated_delta_rule = stand_in  # type: ignore[attr-defined]
+    for name in ("fla", "fla.ops"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, package.__name__, package)
+    ids = None if docs is None else torch.tensor(docs)
+    context = ForwardContext(Position(), masks=Masks(None if ids is None else attention_mask(ids, ids)))
+    module, x = alone(chunk=5), some_x()
+    own = module(x, context)
+    monkeypatch.setattr(gated_delta, "fused_takes", lambda *_: True)
+    torch.testing.assert_close(module(x, context), own, rtol=0.02, atol=0.02 * float(own.abs().max()))
+
+
+def test_installed_kernels_compute_training_in_bf16_on_cuda_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    takes, bf16 = gated_delta.fused_takes, torch.bfloat16
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert not takes("cuda", bf16, 64, 64, 64)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    assert takes("cuda", bf16, 64, 64, 128)
+    assert not any((takes("cpu", bf16, 64, 64, 64), takes("cuda", torch.float32, 64, 64, 64), takes("cuda", bf16, 1, 64, 64)))
+    assert not any((takes("cuda", bf16, 64, 288, 64), takes("cuda", bf16, 64, 8, 64), takes("cuda", bf16, 64, 64, 17)))
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    assert not takes("cuda", bf16, 64, 64, 64)

@@ -344,6 +344,41 @@ def test_one_kernel_gives_what_one_product_a_group_gives(monkeypatch: pytest.Mon
         assert torch.allclose(a, b, atol=1e-2, rtol=1e-2)
 
 
+@pytest.mark.parametrize("sizes", [[5, 0, 19], [0, 0, 24], [8, 8, 8], [24, 0, 0], [1, 22, 1]], ids=str)
+@pytest.mark.parametrize("block", [4, 8, 64])
+def test_blocks_of_rows_hold_each_row_once_and_one_group_each(sizes: list[int], block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grouped, "BLOCK", block)
+    x, weight, ends = torch.randn(24, 6), torch.randn(3, 5, 6), torch.tensor(sizes).cumsum(0)
+    blocks = grouped.Blocks(ends, 24)
+    assert sorted(blocks.row_Pb[blocks.real_Pb].tolist()) == list(range(24))
+    by_blocks = (x[blocks.row_Pb] @ weight[blocks.group_P].mT).flatten(0, 1)[blocks.place_N]
+    torch.testing.assert_close(by_blocks, grouped.grouped_linear(x, weight, ends), rtol=1e-5, atol=1e-5)
+    assert [bool((blocks.group_P == g)[blocks.real_Pb.any(1)].any()) for g in range(3)] == [n > 0 for n in sizes]
+
+
+@pytest.mark.parametrize(("dtype", "width"), [(torch.float32, 16), (torch.bfloat16, 12), (torch.bfloat16, 16)], ids=str)
+def test_the_operator_waits_for_no_sizes_of_groups(dtype: torch.dtype, width: int) -> None:
+    """On torch's meta device nobody can read a value; what runs is the operator's code, not what stands for it in a trace."""
+    x, y, ends = (torch.empty(shape, dtype=kind, device="meta") for shape, kind in (((24, width), dtype), ((24, 8), dtype), ((3,), torch.int64)))
+    weight = torch.empty(3, 8, width, device="meta")
+    assert grouped.grouped_linear._init_fn(x, weight, ends).shape == (24, 8)
+    assert grouped.grouped_outer._init_fn(y, x, ends).shape == (3, 8, width)
+
+
+def test_what_is_kept_for_the_gradient_is_the_parameter_and_no_copy_of_it() -> None:
+    moe, x = made(), torch.randn(2, 7, 16)
+    kept: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autocast("cpu", torch.bfloat16), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        moe(x)
+    for weight in (moe.experts.up, moe.experts.down):
+        assert [t.data_ptr() for t in kept if t.shape == weight.shape] == [weight.data_ptr()]
+
+
 def test_an_expert_that_nobody_chose_gets_a_gradient_of_zero() -> None:
     x, weight = torch.randn(4, 3), torch.randn(3, 2, 3, requires_grad=True)
     grouped.grouped_linear(x, weight, torch.tensor([1, 1, 4])).sum().backward()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
@@ -57,6 +58,13 @@ def no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "REPORT_SECONDS", float("inf"))
 
 
+@pytest.fixture(autouse=True)
+def no_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The steps run in fp32, and parts that switch autocast off could not do so here: the meta device has none."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)
+
+
 def trainer_of(callbacks: dict[str, Callback] | None = None, **changes: Any) -> Trainer:
     wanted = section(max_steps=6, log_every=100, **changes)
     model = build_model(wanted.architecture, VOCAB, T, device=META)
@@ -81,6 +89,9 @@ def trainer_of(callbacks: dict[str, Callback] | None = None, **changes: Any) -> 
         {"optimizer": "schedule_free", "grad_clip": 0.0},
         {"optimizer": "adam", "architecture": {"name": "transformer", "attention": "differential", **SIZES}},
         {"optimizer": "soap", "architecture": {"name": "looped", **SIZES}},
+        {"architecture": {"name": "gated_delta_hybrid", "num_layers": 4, "d_model": 32, "num_heads": 2}},
+        {"architecture": {"name": "transformer", "feedforward": "moe", **SIZES}},
+        {"architecture": {"name": "transformer", "feedforward": {"name": "moe", "capacity": 1.0, "router": "sigmoid"}, **SIZES}, "micro_batch": 4},
     ],
     ids=lambda c: "-".join(str(v) if not isinstance(v, dict) else v["name"] for v in c.values()) or "adamw",
 )
@@ -93,6 +104,31 @@ def test_no_step_reads_a_value_of_the_device(changes: dict[str, Any]) -> None:
     assert len(trainer.records) == 3
     with pytest.raises((NotImplementedError, RuntimeError), match="meta"):
         trainer.report()
+
+
+class Reads(TorchDispatchMode):
+    """Counts values that are read, and results whose shape depends on values: on a GPU each waits for it."""
+
+    WAITS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default, torch.ops.aten.masked_select.default)
+    number = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        boolean = function is torch.ops.aten.index.Tensor and any(i is not None and i.dtype == torch.bool for i in args[1])
+        self.number += boolean or function in self.WAITS
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("boundaries", ["stride", "words"])
+def test_patches_wait_once_a_pass_of_packed_rows_and_never_of_plain_ones(boundaries: str) -> None:
+    stack = {"name": "patches", "boundaries": boundaries}
+    model = build_model(section(architecture={"name": "transformer", "stack": stack, **SIZES}).architecture, VOCAB, T)
+    tokens, docs = torch.arange(T).expand(B, -1), (torch.arange(T) // 5).expand(B, -1)
+    found = []
+    for options in ({}, {"doc_ids": docs}, {"cache": model.new_cache(B, T)}):
+        with torch.no_grad(), Reads() as reads:
+            model(tokens, **options)
+        found.append(reads.number)
+    assert found == [0, 1, 2], "plain rows; packed ones: how many patches; with a cache also how many it holds"
 
 
 def test_a_step_copies_nothing_to_the_device_but_its_batch() -> None:

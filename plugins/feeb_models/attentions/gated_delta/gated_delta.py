@@ -20,6 +20,7 @@ Everything but the linear maps is in fp32. Cost per token of T: 4 c K + 2 c V + 
 
 from __future__ import annotations
 
+import importlib.util
 import math
 
 import torch
@@ -31,6 +32,10 @@ from feeb_models.normalized_linear import l2_normalize
 from feebcore.model.context import ForwardContext
 from feebcore.model.parts import AttentionPart, ResidualLinear
 from feebcore.protocols import BuildContext
+
+FORGET = -50.0
+"""log a of a document's first token for kernels that know no mask: e^-50 of a state is nothing next to what is written into it. Where
+documents lie stays on the device so; their list of lengths would have to be waited for. -inf would leave NaN in differences."""
 
 
 class GatedDelta(AttentionPart):
@@ -63,7 +68,9 @@ class GatedDelta(AttentionPart):
     def forward(self, x_BTC: Tensor, context: ForwardContext) -> Tensor:
         B, T, _ = x_BTC.shape
         H, K, V = self.num_heads, self.key_dim, self.value_dim
-        qkv_BTW, rates_BTR = self.qkv(x_BTC).float(), self.rates(x_BTC).float()
+        qkv_BTW, rates_BTR = self.qkv(x_BTC), self.rates(x_BTC).float()
+        recurrence = fused_recurrence if fused_takes(qkv_BTW.device.type, qkv_BTW.dtype, T, K, V) else self.recurrence
+        qkv_BTW = qkv_BTW.float()
         with torch.autocast(x_BTC.device.type, enabled=False):
             past, state_BHKV = self.past(qkv_BTW, context)
             maps = F.silu(self.convolved(past, qkv_BTW, context.mask_BTS)).split([H * K, H * K, H * V], dim=-1)
@@ -71,7 +78,7 @@ class GatedDelta(AttentionPart):
             forget_BTH, write_BTH = rates_BTR.chunk(2, dim=-1)
             log_keep_BHT = -(self.decay.float().exp() * F.softplus(forget_BTH + self.shift.float())).transpose(1, 2)
             write_BHT = write_BTH.sigmoid().transpose(1, 2)
-            o_BHTV, last_BHKV = self.recurrence(l2_normalize(q_BHTK), l2_normalize(k_BHTK), v_BHTV, log_keep_BHT, write_BHT, state_BHKV, context.mask_BTS)
+            o_BHTV, last_BHKV = recurrence(l2_normalize(q_BHTK), l2_normalize(k_BHTK), v_BHTV, log_keep_BHT, write_BHT, state_BHKV, context.mask_BTS)
             if context.cache is not None:
                 state_BHKV.copy_(last_BHKV)
             o_BTHV = F.rms_norm(o_BHTV, (V,), self.norm.weight.float(), self.norm.eps).transpose(1, 2)
@@ -104,25 +111,16 @@ class GatedDelta(AttentionPart):
     def recurrence(
         self, q_BHTK: Tensor, k_BHTK: Tensor, v_BHTV: Tensor, log_keep_BHT: Tensor, write_BHT: Tensor, state_BHKV: Tensor, mask_BTS: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """o [B,H,T,V] and the state after the last token, a chunk at a time."""
+        """o [B,H,T,V] and the state after the last token."""
         T, outputs = q_BHTK.shape[2], []
         before = 0 if mask_BTS is None else mask_BTS.shape[2] - T
-        for start in range(0, T, self.chunk):
-            part = slice(start, min(start + self.chunk, T))
-            q, k, v, write = q_BHTK[:, :, part], k_BHTK[:, :, part], v_BHTV[:, :, part], write_BHT[:, :, part, None]
-            g_BHc = log_keep_BHT[:, :, part].cumsum(-1)
-            c = q.shape[2]
-            pairs = torch.ones(c, c, dtype=torch.bool, device=q.device).tril()
-            reach = g_BHc.exp()  # of the state to each token
-            if mask_BTS is not None:
-                pairs = mask_BTS[:, None, part, before + start : before + part.stop]
-                if before + start:
-                    reach = reach * mask_BTS[:, None, part, before + start - 1]
-            decay_BHcc = (g_BHc[..., :, None] - g_BHc[..., None, :]).masked_fill(~pairs, -math.inf).exp()
-            system = write * decay_BHcc * (k @ k.mT)  # its diagonal is not read: ones stand there
-            u = torch.linalg.solve_triangular(system, write * (v - reach[..., None] * (k @ state_BHKV)), upper=False, unitriangular=True)
-            outputs.append(reach[..., None] * (q @ state_BHKV) + (decay_BHcc * (q @ k.mT)) @ u)
-            state_BHKV = reach[..., -1:, None] * state_BHKV + (decay_BHcc[..., -1, :, None] * k).mT @ u
+        whole = T - T % self.chunk
+        for start, stop, c in ((0, whole, self.chunk), (whole, T, T - whole)):  # all chunks of full length at once, and the rest
+            if start < stop:
+                q, k, v, log_keep, write = (x[:, :, start:stop].unflatten(2, (-1, c)) for x in (q_BHTK, k_BHTK, v_BHTV, log_keep_BHT, write_BHT))
+                seen_BTS = None if mask_BTS is None else mask_BTS[:, start:stop, : before + stop]
+                o_BHTV, state_BHKV = chunks(q, k, v, log_keep, write, state_BHKV, seen_BTS)
+                outputs.append(o_BHTV)
         return torch.cat(outputs, 2), state_BHKV
 
     def extra_flops(self, length: int) -> tuple[float, float]:
@@ -138,9 +136,75 @@ class GatedDelta(AttentionPart):
         return 4 * (self.num_heads * self.key_dim * self.value_dim + (self.conv - 1) * self.width)
 
 
-def sees(mask_BTS: Tensor, back: int) -> Tensor:
-    """[B,T] bool: whether each query may see the token `back` places before its own."""
+@torch.compiler.assume_constant_result
+def fused_takes(kind: str, dtype: torch.dtype, length: int, key_dim: int, value_dim: int) -> bool:
+    """Whether flash-linear-attention's kernels compute this: in bf16 on CUDA, where they are installed (feeb[fla]). They are tuned by
+    a clock, and what they choose sums in an order of its own, so not in a deterministic run."""
+    fits = length > 1 and 16 <= key_dim <= 256 and value_dim >= 16 and key_dim % 2 == value_dim % 2 == 0
+    usable = kind == "cuda" and dtype == torch.bfloat16 and not torch.are_deterministic_algorithms_enabled()
+    return fits and usable and all(importlib.util.find_spec(package) for package in ("fla", "triton"))
+
+
+def fused_recurrence(
+    q_BHTK: Tensor, k_BHTK: Tensor, v_BHTV: Tensor, log_keep_BHT: Tensor, write_BHT: Tensor, state_BHKV: Tensor, mask_BTS: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """`GatedDelta.recurrence` by flash-linear-attention: products in bf16, decay and state in fp32."""
+    from fla.ops.gated_delta_rule import chunk_gated_delta_rule
+
+    if mask_BTS is not None:
+        log_keep_BHT = log_keep_BHT.masked_fill(~sees(mask_BTS, 1, known=True)[:, None], FORGET)
+    q, k, v = (x.transpose(1, 2).bfloat16() for x in (q_BHTK, k_BHTK, v_BHTV))
+    rates = {"g": log_keep_BHT.transpose(1, 2), "beta": write_BHT.transpose(1, 2)}
+    o_BTHV, last_BHKV = chunk_gated_delta_rule(q, k, v, **rates, scale=1.0, initial_state=state_BHKV.clone(), output_final_state=True)
+    return o_BTHV.transpose(1, 2).float(), last_BHKV
+
+
+def sees(mask_BTS: Tensor, back: int, known: bool = False) -> Tensor:
+    """[B,T] bool: whether each query may see the token `back` places before its own. known: what stands for a token that is not there."""
     T, S = mask_BTS.shape[1:]
     t = torch.arange(T, device=mask_BTS.device)
     at = S - T + t - back
+    if known:
+        return mask_BTS[:, t, at.clamp(min=0)] | (at < 0)
     return mask_BTS[:, t, at.clamp(min=0)] & (at >= 0)
+
+
+def chunks(
+    q_BHNcK: Tensor, k_BHNcK: Tensor, v_BHNcV: Tensor, log_keep_BHNc: Tensor, write_BHNc: Tensor, state_BHKV: Tensor, mask_BTS: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """o [B,H,T,V] of N chunks of c tokens, and the state after them. mask_BTS: of these T tokens, S reaches up to the last of them.
+
+    What does not need the state is computed for all chunks at once; U = U_0 - W S, of which U_0 and W are such.
+    """
+    N, c = q_BHNcK.shape[2:4]
+    g_BHNc = log_keep_BHNc.cumsum(-1)
+    pairs = torch.ones(c, c, dtype=torch.bool, device=q_BHNcK.device).tril()
+    reach_BHNc = g_BHNc.exp()  # of the state to each token
+    if mask_BTS is not None:
+        pairs, sees_B1Nc = chunk_masks(mask_BTS, N)
+        reach_BHNc = reach_BHNc * sees_B1Nc
+    decay_BHNcc = (g_BHNc[..., :, None] - g_BHNc[..., None, :]).masked_fill(~pairs, -math.inf).exp()
+    write, reach = write_BHNc[..., None], reach_BHNc[..., None]
+    system = write * decay_BHNcc * (k_BHNcK @ k_BHNcK.mT)  # its diagonal is not read: ones stand there
+    given = write * torch.cat([v_BHNcV, reach * k_BHNcK], -1)
+    u_BHNcV, w_BHNcK = torch.linalg.solve_triangular(system, given, upper=False, unitriangular=True).split([v_BHNcV.shape[-1], k_BHNcK.shape[-1]], -1)
+    stored_BHNKc = (decay_BHNcc[..., -1, :, None] * k_BHNcK).mT
+    states, values = [], []
+    for u, w, stored, kept in zip(*(x.unbind(2) for x in (u_BHNcV, w_BHNcK, stored_BHNKc, reach[..., -1:, :])), strict=True):
+        states.append(state_BHKV)
+        values.append(u - w @ state_BHKV)
+        state_BHKV = kept * state_BHKV + stored @ values[-1]
+    o_BHNcV = reach * (q_BHNcK @ torch.stack(states, 2)) + (decay_BHNcc * (q_BHNcK @ k_BHNcK.mT)) @ torch.stack(values, 2)
+    return o_BHNcV.flatten(2, 3), state_BHKV
+
+
+def chunk_masks(mask_BTS: Tensor, number: int) -> tuple[Tensor, Tensor]:
+    """Of `number` chunks of c tokens: which pairs within each see each other [B,1,N,c,c], and which tokens see the last token before
+    their chunk [B,1,N,c]; before the first token of all there is no state to see."""
+    T, S = mask_BTS.shape[1:]
+    rows_BNcS = mask_BTS.unflatten(1, (number, T // number))
+    pairs_BNcc = rows_BNcS[..., S - T :].unflatten(3, (number, T // number)).diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2)
+    n = torch.arange(number, device=mask_BTS.device)
+    before_N = S - T - 1 + n * (T // number)
+    sees_BNc = rows_BNcS[:, n, :, before_N.clamp(min=0)].transpose(0, 1)
+    return pairs_BNcc[:, None], sees_BNc[:, None]

@@ -43,8 +43,7 @@ class Experts(ModelPart):
 
     def grouped(self, x_NC: Tensor, ends_E: Tensor) -> Tensor:
         """Rows sorted by expert, those of expert e ending at ends[e]."""
-        up, down = (w.to(x_NC.dtype) for w in (self.up, self.down))
-        return grouped_linear(self.middle(grouped_linear(x_NC, up, ends_E)), down, ends_E)
+        return grouped_linear(self.middle(grouped_linear(x_NC, self.up, ends_E)), self.down, ends_E)
 
     def batched(self, x_ENC: Tensor) -> Tensor:
         """As many rows for each expert."""

@@ -121,7 +121,7 @@ class Patches(StackPart):
         most = math.ceil(length / self.size)
         if plain and held is None:
             return Boundaries(boundary_BT, here_BT, docs_BT, most)
-        number = int(boundary_BT.sum(1).max())
+        number = int(boundary_BT.sum(1).max())  # the one wait of a pass: most of its cost is in proportion to this number
         if held is not None:
             return Boundaries(boundary_BT, here_BT, docs_BT, number, to_the_right=True)
         step = max(1, most // 4)  # few different lengths: each is compiled anew
@@ -217,14 +217,16 @@ class PatchCache(Cache):
         """The mask [B,P,S] of the boundaries of this call, real ones at the right of docs_BP [B,P]."""
         P, device = docs_BP.shape[1], docs_BP.device
         total_B = self.filled_B + count_B
-        S = int(total_B.max())
+        S = int(total_B.max())  # here too, a step of decoding: what is read of the cache is as long as this
         if self.length < S:
             self._grow(max(S, 2 * self.length))
         self._turn, self._new = 0, P
-        # column `length` is no slot: it takes what is no boundary
-        self._write_BP = torch.where(real_BP, self.filled_B[:, None] + torch.arange(P, device=device) - (P - count_B[:, None]), self.length)
+        slots, filled_B1 = torch.arange(self.length, device=device), self.filled_B[:, None]
+        self._fresh_BS = (slots >= filled_B1) & (slots < total_B[:, None])
+        self._source_BS = (slots - filled_B1 + P - count_B[:, None]).clamp(min=0, max=max(0, P - 1))
         self._read_BS = torch.arange(S, device=device) - (S - total_B[:, None])
-        self.doc_ids_BS = torch.cat([self.doc_ids_BS, docs_BP[:, :1]], 1).scatter(1, self._write_BP, docs_BP)[:, : self.length]
+        if P:
+            self.doc_ids_BS = torch.where(self._fresh_BS, docs_BP.gather(1, self._source_BS), self.doc_ids_BS)
         keys_BS = torch.where(self._read_BS >= 0, self.doc_ids_BS.gather(1, self._read_BS.clamp(min=0)), NOWHERE)
         self._total_B = total_B
         s, t = torch.arange(S, device=device), torch.arange(S - P, S, device=device)
@@ -237,9 +239,9 @@ class PatchCache(Cache):
         slot, found = self.slots[self._turn], []
         self._turn += 1
         rows = torch.arange(self.batch, device=self.filled_B.device)[:, None]
-        real = self._write_BP < self.length
         for kept, x in zip(slot, new_BHTD, strict=True):
-            kept.transpose(1, 2)[rows.expand_as(real)[real], self._write_BP[real]] = x.transpose(1, 2)[real]
+            # each slot takes its boundary, if it has a new one: to write those alone would be to wait for how many there are
+            kept.copy_(torch.where(self._fresh_BS[:, None, :, None], x.transpose(1, 2)[rows, self._source_BS].transpose(1, 2), kept))
             read = kept.transpose(1, 2)[rows, self._read_BS.clamp(min=0)].transpose(1, 2)
             found.append(read)
         return tuple(found)
