@@ -345,15 +345,19 @@ def test_one_kernel_gives_what_one_product_a_group_gives(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("sizes", [[5, 0, 19], [0, 0, 24], [8, 8, 8], [24, 0, 0], [1, 22, 1]], ids=str)
-@pytest.mark.parametrize("block", [4, 8, 64])
-def test_blocks_of_rows_hold_each_row_once_and_one_group_each(sizes: list[int], block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grouped, "BLOCK", block)
-    x, weight, ends = torch.randn(24, 6), torch.randn(3, 5, 6), torch.tensor(sizes).cumsum(0)
-    blocks = grouped.Blocks(ends, 24)
+@pytest.mark.parametrize("least", [1, 4, 8, 64])
+def test_blocks_of_rows_give_what_one_product_a_group_gives(sizes: list[int], least: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grouped, "LEAST", least)
+    x, weight, ends = torch.randn(24, 6, requires_grad=True), torch.randn(3, 5, 6, requires_grad=True), torch.tensor(sizes).cumsum(0)
+    blocks, upstream = grouped.Blocks(ends, 24), torch.randn(24, 5)
     assert sorted(blocks.row_Pb[blocks.real_Pb].tolist()) == list(range(24))
-    by_blocks = (x[blocks.row_Pb] @ weight[blocks.group_P].mT).flatten(0, 1)[blocks.place_N]
-    torch.testing.assert_close(by_blocks, grouped.grouped_linear(x, weight, ends), rtol=1e-5, atol=1e-5)
-    assert [bool((blocks.group_P == g)[blocks.real_Pb.any(1)].any()) for g in range(3)] == [n > 0 for n in sizes]
+    found = []
+    for by_blocks in (False, True):
+        monkeypatch.setattr(grouped, "_by_blocks", lambda x, answer=by_blocks: answer)
+        y = grouped.grouped_linear(x, weight, ends)
+        found.append((y, *torch.autograd.grad(y, (x, weight), upstream)))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("dtype", "width"), [(torch.float32, 16), (torch.bfloat16, 12), (torch.bfloat16, 16)], ids=str)

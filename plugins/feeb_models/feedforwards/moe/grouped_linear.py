@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
-BLOCK = 64
+LEAST = 64
+"""Rows of a block, where there are not many a group."""
 
 
 @torch.library.custom_op("feeb::grouped_linear", mutates_args=())
@@ -28,7 +29,7 @@ def grouped_linear(x_NC: Tensor, weight_GFC: Tensor, ends_G: Tensor) -> Tensor:
     weight_GFC = weight_GFC.to(x_NC.dtype)
     if _one_kernel(x_NC, weight_GFC):
         return F.grouped_mm(x_NC.contiguous(), weight_GFC.mT, offs=ends_G.int())
-    if x_NC.device.type != "cpu":
+    if _by_blocks(x_NC):
         blocks = Blocks(ends_G, len(x_NC))
         y_PbF = x_NC[blocks.row_Pb] @ weight_GFC[blocks.group_P].mT
         return y_PbF.flatten(0, 1).index_select(0, blocks.place_N)
@@ -43,7 +44,7 @@ def grouped_outer(y_NF: Tensor, x_NC: Tensor, ends_G: Tensor) -> Tensor:
     """y^T x of each group's rows, [G,F,C]: the gradient of `weight_GFC` above."""
     if _one_kernel(y_NF, x_NC):
         return F.grouped_mm(y_NF.contiguous().mT, x_NC.contiguous(), offs=ends_G.int())
-    if x_NC.device.type != "cpu":
+    if _by_blocks(x_NC):
         blocks = Blocks(ends_G, len(x_NC))
         y_PFb = (y_NF[blocks.row_Pb] * blocks.real_Pb[..., None]).mT
         return x_NC.new_zeros(len(ends_G), y_NF.shape[1], x_NC.shape[1]).index_add_(0, blocks.group_P, y_PFb @ x_NC[blocks.row_Pb])
@@ -53,26 +54,30 @@ def grouped_outer(y_NF: Tensor, x_NC: Tensor, ends_G: Tensor) -> Tensor:
     return result_GFC
 
 
+def _by_blocks(x: Tensor) -> bool:
+    return x.device.type != "cpu"
+
+
 class Blocks:
-    """N rows sorted by group as P blocks of b = BLOCK rows, none with rows of two groups. P is the most that there can be, so that shapes
-    do not depend on the sizes of groups: at most b - 1 places of each group stay empty.
+    """N rows sorted by group as P blocks of b = max(LEAST, N / G) rows, none with rows of two groups. P is the most that there can be, so
+    that shapes do not depend on the sizes of groups: at most b - 1 places of each group stay empty, and weights are copied to at most 2 G blocks.
 
     row_Pb: the row at each place; real_Pb: whether there is one; group_P: each block's group; place_N: where each row stands in P b.
     """
 
     def __init__(self, ends_G: Tensor, number: int) -> None:
-        device, last = ends_G.device, len(ends_G) - 1
+        device, last, size = ends_G.device, len(ends_G) - 1, max(LEAST, -(-number // len(ends_G)))
         starts_G = F.pad(ends_G[:-1], (1, 0))
-        block_ends_G = ((ends_G - starts_G + BLOCK - 1) // BLOCK).cumsum(0)
+        block_ends_G = ((ends_G - starts_G + size - 1) // size).cumsum(0)
         block_starts_G = F.pad(block_ends_G[:-1], (1, 0))
-        p = torch.arange(number // BLOCK + len(ends_G), device=device)
+        p = torch.arange(number // size + len(ends_G), device=device)
         self.group_P = torch.searchsorted(block_ends_G, p, right=True).clamp(max=last)
-        row_Pb = (starts_G[self.group_P] + (p - block_starts_G[self.group_P]) * BLOCK)[:, None] + torch.arange(BLOCK, device=device)
+        row_Pb = (starts_G[self.group_P] + (p - block_starts_G[self.group_P]) * size)[:, None] + torch.arange(size, device=device)
         self.real_Pb = row_Pb < ends_G[self.group_P][:, None]
         self.row_Pb = row_Pb.clamp(max=number - 1)
         n = torch.arange(number, device=device)
         group_N = torch.searchsorted(ends_G, n, right=True)
-        self.place_N = block_starts_G[group_N] * BLOCK + n - starts_G[group_N]
+        self.place_N = block_starts_G[group_N] * size + n - starts_G[group_N]
 
 
 def _bounds(ends_G: Tensor) -> list[tuple[int, int]]:
