@@ -16,10 +16,11 @@ two-core machine with 4.5 M parameters, T = 128, V = 4096, bf16: 9,000 to 13,000
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -32,6 +33,17 @@ if TYPE_CHECKING:
 
 CHUNK_ELEMENTS = 1 << 22  # logits held at once, in elements: 16 MiB of fp32
 BATCH_TOKENS = {"cpu": 1 << 12, "cuda": 1 << 16}  # small enough for a processor's cache, large enough for a GPU
+
+
+class Ranks(Protocol):
+    """Processes that score together; a training strategy is one."""
+
+    rank: int
+    world: int
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum over ranks, the same on every rank."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -120,9 +132,11 @@ def score_documents(
     max_documents: int | None = None,
     batch_tokens: int | None = None,
     max_tokens: int | None = None,
+    ranks: Ranks | None = None,
 ) -> DocumentScores:
     """As `score_store`, one number per document. max_tokens: so many documents, evenly spaced, that they have about as many tokens; of a document
-    that has more by itself, its beginning, which counts with its share of the bytes."""
+    that has more by itself, its beginning, which counts with its share of the bytes. ranks: all of them call this with the same model, compute
+    a share of the batches each and return the same scores, bit for bit those of one process with as many threads."""
     context, stride = window_shape(model, context, stride)
     chosen = np.arange(store.num_documents)
     if max_documents is not None and max_documents < len(chosen):
@@ -138,7 +152,7 @@ def score_documents(
         tokens = np.minimum(tokens, max_tokens)
     windows = document_windows(starts, tokens, context, stride)
     nats = np.zeros(len(chosen))
-    for owner, batch_nats, _ in _score_windows(model, store.read, windows, device, dtype, progress, batch_tokens):
+    for owner, batch_nats, _ in _score_windows(model, store.read, windows, device, dtype, progress, batch_tokens, ranks=ranks):
         np.add.at(nats, owner, batch_nats)
     return DocumentScores(nats, sizes, tokens)
 
@@ -231,32 +245,54 @@ def _score_windows(
     progress: ProgressFn | None,
     batch_tokens: int | None,
     greedy: bool = False,
+    ranks: Ranks | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Per batch: owner [N], nats [N] float64 and whether it was the greedy token [N], over its scored tokens."""
+    """Per batch, or per turn of the ranks with one batch each: owner [N], nats [N] float64 and whether it was the greedy token [N] (in one
+    process only), over its scored tokens. Batches and their order are those of one process, so nothing is added in another order."""
     module: Any = model
     place = torch.device(device) if device is not None else next(module.parameters()).device
     if place.type == "cpu":
         keep_freed_memory()  # scoring takes 14 % less time
     order = np.lexsort((windows.start, -windows.length))
-    done, total = 0, int((windows.length - windows.first).sum())
+    counts = windows.length - windows.first
+    done, total = 0, int(counts.sum())
+    rank, world = (ranks.rank, ranks.world) if ranks else (0, 1)
+
+    def score_rows(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        width = int(windows.length[rows].max())
+        tokens = np.zeros((len(rows), width + 1), dtype=np.int64)
+        for i, row in enumerate(rows):
+            start, length = int(windows.start[row]), int(windows.length[row])
+            tokens[i, : length + 1] = read(start, start + length + 1)
+        time = np.arange(width)
+        scored = (time >= windows.first[rows, None]) & (time < windows.length[rows, None])
+        return _score_batch(module, torch.from_numpy(tokens).to(place), torch.from_numpy(scored).to(place), dtype, greedy)
+
     was_training = module.training
     module.eval()
     try:
-        for rows in _batches(order, windows.length, batch_tokens or BATCH_TOKENS[place.type]):
-            width = int(windows.length[rows].max())
-            tokens = np.zeros((len(rows), width + 1), dtype=np.int64)
-            for i, row in enumerate(rows):
-                start, length = int(windows.start[row]), int(windows.length[row])
-                tokens[i, : length + 1] = read(start, start + length + 1)
-            time = np.arange(width)
-            scored = (time >= windows.first[rows, None]) & (time < windows.length[rows, None])
-            nats, hits = _score_batch(module, torch.from_numpy(tokens).to(place), torch.from_numpy(scored).to(place), dtype, greedy)
-            yield np.repeat(windows.owner[rows], scored.sum(1)), nats, hits
-            done += int(scored.sum())
+        for turn in batched(_batches(order, windows.length, batch_tokens or BATCH_TOKENS[place.type]), world):
+            nats, hits = np.zeros(0), np.zeros(0, dtype=bool)
+            if rank < len(turn):
+                nats, hits = score_rows(turn[rank])
+            if ranks and world > 1:
+                ends = np.cumsum([0, *(counts[rows].sum() for rows in turn)])
+                summed = np.zeros(ends[-1])
+                summed[ends[min(rank, len(turn))] :][: len(nats)] = nats  # the other ranks have zeros there
+                nats = ranks.sum(torch.from_numpy(summed).to(place)).cpu().numpy()
+            rows = np.concatenate(turn)
+            yield np.repeat(windows.owner[rows], counts[rows]), nats, hits
+            done += len(nats)
             if progress:
                 progress(done, total)
     finally:
         module.train(was_training)
+
+
+def batched(batches: Iterator[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
+    """So many at a time, the last time what is left."""
+    while turn := list(itertools.islice(batches, size)):
+        yield turn
 
 
 def _batches(order: np.ndarray, lengths: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:

@@ -31,7 +31,7 @@ from feebcore.train.garbage_collection import GarbageCollection
 from feebcore.train.loop import Trainer
 from feebcore.train.lr_scaling import LRScale, LRScaling, TrainShape
 from feebcore.train.optimizer import Optimizer
-from feebcore.train.parallel import make_parallel
+from feebcore.train.parallel import SingleProcess, Strategy, make_parallel
 from feebcore.train.resume import resume
 from feebcore.train.rollback import RollbackStates
 from feebcore.train.step import GradientAccumulator, LossModule, checkpoint_activations
@@ -126,8 +126,9 @@ def train_model(
             if parallel.strategy == "fsdp":
                 optimizer.state.clear()  # there is a checkpoint of it; the whole model may need the room
                 run.device = move_if_it_fits(model, device, out.log)
-            if val_store is not None and final_score:
-                metrics |= _score(run, val_store, callbacks, score_documents, score_tokens)
+        if val_store is not None and final_score and (parallel.is_main or parallel.strategy == "ddp"):
+            together = parallel if parallel.strategy == "ddp" else SingleProcess(run.device)  # a sharded model is whole on rank 0 only
+            metrics |= _score(run, val_store, callbacks, together, score_documents, score_tokens)
         metrics["seconds"] = round(state.elapsed + time.perf_counter() - ended, 3)
         metrics["wall_seconds"] = round(time.perf_counter() - began, 3)
         for callback in (*callbacks.values(), *trainer.loop_callbacks):
@@ -225,19 +226,21 @@ def _metrics(trainer: Trainer) -> dict[str, Any]:
     return metrics | {name: steps for name, steps in anomalies.items() if steps}
 
 
-def _score(run: RunContext, store: TokenStore, callbacks: dict[str, Callback], max_documents: int = 0, max_tokens: int = 0) -> dict[str, Any]:
+def _score(
+    run: RunContext, store: TokenStore, callbacks: dict[str, Callback], parallel: Strategy, max_documents: int = 0, max_tokens: int = 0
+) -> dict[str, Any]:
     """The validation split (or a part of it) by the one definition of bits per byte; of the whole split also each source by itself."""
 
     def progress(done: float, total: float) -> None:
         run.out.progress(done, total, "tokens", f"{run.name} final validation".strip())
-        if run.out.stop_requested:
+        if parallel.any(run.out.stop_requested):
             raise Interrupted("stopped during the final validation; run the same command again to continue")
 
     section = run.section
     stride = section.validation_stride or max(1, section.seq_len // 2)
     limits = {"max_documents": max_documents or None, "max_tokens": max_tokens or None}
     precision = scoring_precision(run.precision)
-    documents = score_documents(run.model, store, section.seq_len, stride, run.device, precision, progress, **limits)  # type: ignore[arg-type]
+    documents = score_documents(run.model, store, section.seq_len, stride, run.device, precision, progress, ranks=parallel, **limits)  # type: ignore[arg-type]
     score, text_tokens = documents.total(), store.num_tokens - 2 * store.num_documents
     whole = score.tokens == text_tokens
     if not whole:

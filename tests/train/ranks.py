@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import forked
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from small_run import VOCAB, B, Cycle, T, section
 
 from feebcore.artifacts import StageOutput
+from feebcore.evaluate.scorer import score_documents
 from feebcore.model.build import build_model
 from feebcore.model.tensors import blocks_of
 from feebcore.protocols import Batch
@@ -136,6 +138,36 @@ def sums(folder: Path) -> None:
     (folder / f"sums-{parallel.rank}.json").write_text(json.dumps(found))
 
 
+class Documents:
+    """A token store in memory: documents of 1 to 60 random tokens."""
+
+    def __init__(self, number: int) -> None:
+        generator = np.random.default_rng(0)
+        self.doc_bytes = generator.integers(1, 61, number)
+        self.doc_offsets = np.concatenate([[0], np.cumsum(self.doc_bytes + 2)])
+        self.tokens, self.num_documents = generator.integers(0, VOCAB, self.doc_offsets[-1]), number
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        return self.tokens[start:stop]
+
+
+def score(folder: Path) -> None:
+    """Documents scored by this rank alone and by all together, with turns that leave ranks without a batch; batches computed here."""
+    parallel = make_parallel(section(parallel={"strategy": "ddp"}), CPU)
+    model, store = build_model(section().architecture, VOCAB, T, seed=0), Documents(23)
+    calls: list[int] = []
+    model.register_forward_hook(lambda *_: calls.append(1))
+    found: dict[str, Any] = {}
+    for name, ranks in (("alone", None), ("together", parallel)):
+        calls.clear()
+        told: list[float] = []
+        options = {"stride": 5, "batch_tokens": 90, "progress": lambda done, total, told=told: told.append(done / total)}
+        scores = score_documents(model, store, ranks=ranks, **options)
+        found[name] = {"nats": scores.nats.tolist(), "batches": len(calls), "progress": told[-1]}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"score-{parallel.rank}.json").write_text(json.dumps(found))
+
+
 def start(world: int, folder: Path, jobs: Sequence[dict[str, Any]]) -> None:
     """Run the jobs in `world` processes. Raises AssertionError with what the ranks printed when one fails."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -152,7 +184,7 @@ def start(world: int, folder: Path, jobs: Sequence[dict[str, Any]]) -> None:
 
 def do(jobs: Sequence[dict[str, Any]]) -> None:
     join(CPU)
-    kinds = {"train": train, "reshard": reshard, "sums": sums, "weights": weights, "memory": memory, "dtypes": dtypes}
+    kinds = {"train": train, "reshard": reshard, "sums": sums, "score": score, "weights": weights, "memory": memory, "dtypes": dtypes}
     for job in jobs:
         kinds[job["do"]](**{k: v for k, v in job.items() if k != "do"})
     torch.distributed.destroy_process_group()

@@ -44,7 +44,7 @@ def done(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
     ranks.train(folder / "none-1", max_steps=STEPS["none-1"], **RUN)
     for world in (2, 4):
-        jobs = [{"do": "sums", "folder": folder / f"sums-{world}"}]
+        jobs = [{"do": job, "folder": folder / f"{job}-{world}"} for job in ("sums", "score")]
         jobs += [
             {"do": "train", "folder": folder / f"{s}-{world}", "parallel": {"strategy": s}, "max_steps": STEPS[f"{s}-{world}"], **RUN} for s in ("ddp", "fsdp")
         ]
@@ -163,6 +163,15 @@ def test_ranks_agree_on_sums_flags_and_texts(done, world):
     found = [json.loads((done / f"sums-{world}" / f"sums-{rank}.json").read_text()) for rank in range(world)]
     assert all(one == found[0] for one in found)
     assert found[0] == {"sum": [world, sum(range(world))], "any": [True, False], "exchange": ["é" * rank for rank in range(world)]}
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_ranks_score_together_what_one_scores_alone_bit_for_bit(done, world):
+    found = [json.loads((done / f"score-{world}" / f"score-{rank}.json").read_text()) for rank in range(world)]
+    alone, together = [one["alone"] for one in found], [one["together"] for one in found]
+    assert all(one["nats"] == alone[0]["nats"] and one["progress"] == 1 for one in together)
+    assert sum(one["batches"] for one in together) == alone[0]["batches"]
+    assert max(one["batches"] for one in together) == -(-alone[0]["batches"] // world)
 
 
 def test_ranks_without_a_strategy_and_a_strategy_without_ranks_are_explained(monkeypatch):
