@@ -62,11 +62,9 @@ def test_a_recipe_is_one_flow_run_with_a_task_per_stage(served: Feeb) -> None:
 
 def test_nothing_to_do_needs_no_server(feeb: Feeb) -> None:
     assert feeb("run", RECIPE, "--in-process").returncode == 0
-    started = time.monotonic()
-    done = feeb("run", RECIPE, PREFECT_API_URL="http://127.0.0.1:9/api")
+    done = feeb("run", RECIPE, PREFECT_API_URL="http://127.0.0.1:9/api")  # nobody answers there
     assert done.returncode == 0
     assert "nothing to do" in done.stdout
-    assert time.monotonic() - started < 10
     assert not (feeb.workspace / ".prefect").exists()
 
 
