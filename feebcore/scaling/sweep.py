@@ -214,7 +214,7 @@ class Sweep:
     def publish(self, records: Mapping[str, RunRecord], last: RunRecord | None = None) -> None:
         """Progress of the sweep, in GFLOP of its cells."""
         ended = [r for r in records.values() if r.ended]
-        fields: dict[str, Any] = {"runs": len(ended), "of": len(self.cells)} | ({"run": last.name} if last else {})
+        fields: dict[str, Any] = {"finished": f"{len(ended)} of {len(self.cells)} runs"} | ({"run": last.name} if last else {})
         if last is not None and last.status == "done":
             fields["loss"] = round(last.result["loss"], 4)
         self.out.progress(sum(r.flops for r in ended) / 1e9, sum(cell.flops for cell in self.cells) / 1e9, "GFLOP", "runs", **fields)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from feeb_pipelines.cli import display
 from feebcore.errors import RecipeError
 
 from .conftest import RECIPE, ROOT, Feeb, Inside, clean_environment
@@ -248,3 +250,13 @@ def test_the_installed_command_exists() -> None:
     assert command.exists()
     assert os.access(command, os.X_OK)
     assert subprocess.run([str(command), "--version"], capture_output=True, text=True, cwd=ROOT, check=True).stdout.strip()
+
+
+def test_without_a_terminal_the_end_of_a_progress_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count(100.0, 4.0)
+    monkeypatch.setattr(display.time, "monotonic", lambda: next(clock))
+    shown = display.Display()
+    for done in (1, 2, 3, 3, 3, 3, 1, 2, 3, 3):  # two passes under one name, each of which goes on to report its end
+        shown({"kind": "progress", "name": "reading", "done": done, "total": 3, "unit": "files"})
+    lines = [line.partition("%")[0].split()[-1] for line in capsys.readouterr().out.splitlines()]
+    assert lines == ["67", "100", "33", "100"]

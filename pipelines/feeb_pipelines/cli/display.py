@@ -43,6 +43,7 @@ class Display:
         self._progress: Any = None
         self._bars: dict[str, Any] = {}
         self._printed: dict[str, float] = {}
+        self._full: set[str] = set()  # progress names of which 100% has been printed
         self._begun: dict[str, tuple[float, float]] = {}  # when a progress name first reported, and how far it was
         self._lock = threading.Lock()
         self._stage = ""
@@ -93,6 +94,7 @@ class Display:
         self._stage = row["stage"]
         self._begun.clear()
         self._printed.clear()
+        self._full.clear()
         if row["status"] != "reuse":
             verb = "resuming" if row["status"] == "continue" else "running"
             self.console.print(f"[bold]{row['stage']}[/] {verb} [dim]({row['run']}, stage {row['index'] + 1} of {row['total']})[/]")
@@ -113,8 +115,14 @@ class Display:
             if name not in self._bars:
                 self._bars[name] = self._progress.add_task(name, total=total, detail=detail)
             self._progress.update(self._bars[name], completed=done, total=total, detail=detail)
-        elif now - first > 3.0 and (now - self._printed.get(name, 0.0) > PLAIN_EVERY or (done >= total and name in self._printed)):
+            return
+        if not (full := done >= total):
+            self._full.discard(name)
+        due = now - self._printed.get(name, 0.0) > PLAIN_EVERY or (full and name in self._printed)
+        if now - first > 3.0 and due and name not in self._full:
             self._printed[name] = now
+            if full:
+                self._full.add(name)
             self.console.print(f"  {name}: {100 * done / total if total else 0:.0f}%, {detail}", markup=False)
 
     def _end(self, row: dict[str, Any]) -> None:
