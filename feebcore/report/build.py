@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CAPTIONS = {
-    "training": ("Training", "Circles: loss on a sample of the validation split. Diamond: loss on the whole validation split."),
+    "training": ("Training", ""),  # says what is there
     "optimization": ("Learning rate and gradient norm", "As logged, of every stage that trains; the learning rate is that of the first parameter group."),
     "residual_stream": (
         "Residual stream",
@@ -120,9 +120,22 @@ def draw_all(artifacts: Mapping[str, Artifact], tick: Callable[[int, int], None]
     for number, (name, draw) in enumerate(drawings.items()):
         tick(number, len(drawings))
         heading, caption = CAPTIONS[name]
-        if name == "training" and any(running_mean(len(figures.column(rows, "loss", "train")[0])) > 1 for rows in logs.values()):
-            caption = f"Thin line: loss at every logged step. Thick line: running mean. {caption}"
+        if name == "training":
+            caption = _training_caption([rows for stage, rows in logs.items() if stage != "rl"])
         if (made := picture(name, heading, caption, draw)) is not None:
             pictures.append(made)
     tick(len(drawings), len(drawings))
     return pictures
+
+
+def _training_caption(logs: Sequence[figures.Rows]) -> str:
+    """What stands for what in the loss curves of these logs."""
+    validation = [row for rows in logs for row in rows if row.get("split") == "validation"]
+    said = {
+        "Thin line: loss at every logged step. Thick line: running mean.": any(
+            running_mean(len(figures.column(rows, "loss", "train")[0])) > 1 for rows in logs
+        ),
+        "Circles: loss on a sample of the validation split.": any(not row.get("whole_split") for row in validation),
+        "Diamond: loss on the whole validation split.": any(row.get("whole_split") for row in validation),
+    }
+    return " ".join(text for text, there in said.items() if there)

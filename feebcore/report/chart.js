@@ -236,7 +236,7 @@
     const panels = JSON.parse(source.textContent);
     const drawings = panels.map((data) => {
       const draw = panel(data, charts, panels.length === 1);
-      charts.lastChild.style.flex = `${data.weight ?? 1} 1 ${panels.length > 2 ? 250 : 320}px`;
+      charts.lastChild.style.flex = `${100 * (data.weight ?? 1)} 1 ${panels.length === 4 ? 380 : panels.length > 2 ? 250 : 320}px`;
       return draw;
     });
     for (const draw of drawings) draw(); // once all have their width

@@ -102,7 +102,7 @@ def cards(artifacts: Artifacts) -> list[Card]:
     headline = []
     pretrain, sweep, rl, download = (metrics_of(artifacts, s) for s in ("pretrain", "sweep", "rl", "download"))
     if (bits := pretrain.get("val_bits_per_byte")) is not None:
-        headline.append(Card(f"{bits:.3f}", "validation loss", "bits per byte"))
+        headline.append(Card(f"{bits:.3f}", "validation loss", f"bits per byte{_on_a_part(pretrain)}"))
     if pretrain.get("parameters"):
         counts = pretrain["parameters"]
         headline.append(Card(compact(counts["total"]), "parameters", f"{compact(counts['non_embedding'])} non-embedding"))
@@ -169,7 +169,12 @@ def _pretraining(artifacts: Artifacts) -> list[Sentence]:
     details = [f"{compact(metrics['parameters']['total'])} parameters"] if metrics.get("parameters") else []
     details += [f"{compact(metrics['tokens'])} training tokens"] if metrics.get("tokens") else []
     size = f" ({', '.join(details)})" if details else ""
-    return [Sentence("Pretraining", f"Validation loss: {metrics['val_bits_per_byte']:.3f} bits per byte{size}.")]
+    return [Sentence("Pretraining", f"Validation loss: {metrics['val_bits_per_byte']:.3f} bits per byte{_on_a_part(metrics)}{size}.")]
+
+
+def _on_a_part(metrics: Mapping[str, Any]) -> str:
+    """What to say of a validation loss that is of a part of the split; stage evaluate may measure all of it."""
+    return f", on {percent(metrics['val_share'])} of the validation split" if "val_share" in metrics else ""
 
 
 def _scaling_law(artifacts: Artifacts) -> list[Sentence]:
@@ -349,13 +354,13 @@ def settings(artifacts: Artifacts) -> list[tuple[str, list[tuple[str, str]]]]:
     for stage, artifact in artifacts.items():
         section = artifact.manifest.get("section") or {}
         if architecture := section.get("architecture"):
-            model = [("architecture", part_text(architecture)), *((k, _text(v)) for k, v in architecture.items() if k != "name" and _told(v))]
+            model = [("architecture", part_text(architecture)), *((k, _text(v)) for k, v in architecture.items() if k != "name" and _is_set(v))]
             if vocab := metrics_of(artifacts, "tokenizer").get("vocab_size"):
                 model.append(("vocabulary", f"{vocab:,}"))
             if stage in ("pretrain", "sft"):
                 tables.append(("Model", model))
         if "max_steps" in section:
-            rows = [(k, _text(section[k])) for k in SETTINGS if _told(section.get(k)) or (k == "seed" and k in section)]
+            rows = [(k, _text(section[k])) for k in SETTINGS if _is_set(section.get(k)) or (k == "seed" and k in section)]
             if precision := artifact.metrics.get("precision"):
                 rows = [(k, f"{v} ({precision})" if k == "precision" and v == "auto" else v) for k, v in rows]
             tables.append((stage_title(stage), rows))
@@ -371,11 +376,11 @@ SETTINGS = (
 
 def part_text(value: Mapping[str, Any]) -> str:
     """A part with its numbers and words: 'muon (lr 0.02, momentum 0.95)'."""
-    inner = ", ".join(f"{k} {_text(v)}" for k, v in value.items() if k != "name" and _told(v))
+    inner = ", ".join(f"{k} {_text(v)}" for k, v in value.items() if k != "name" and _is_set(v))
     return f"{value['name']} ({inner})" if inner and value["name"] != "transformer" else str(value["name"])
 
 
-def _told(value: Any) -> bool:
+def _is_set(value: Any) -> bool:
     """Whether a setting is worth a place: not off, not empty, not a list."""
     return value not in (None, False, "", 0, 0.0, "none") and not isinstance(value, list)
 
@@ -383,7 +388,15 @@ def _told(value: Any) -> bool:
 def _text(value: Any) -> str:
     if isinstance(value, Mapping):
         return part_text(value) if "name" in value else ", ".join(f"{k} {_text(v)}" for k, v in value.items())
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+    return (
+        f"{value:,}"
+        if isinstance(value, int) and not isinstance(value, bool)
+        else f"{value:g}"
+        if isinstance(value, float)
+        else str(value).lower()
+        if isinstance(value, bool)
+        else str(value)
+    )
 
 
 def made_by(request: Mapping[str, Any], environment: Mapping[str, Any], artifacts: Artifacts) -> list[tuple[str, str]]:

@@ -235,9 +235,9 @@ def expert_load(rows: Rows, theme: Theme) -> Figure | None:
 
 def throughput(rows: Rows, theme: Theme) -> Figure | None:
     """MFU or matmul utilization, overheads and memory. rows: throughput.jsonl."""
-    (steps, shares), (title, peak) = column(rows, "mfu"), ("MFU", "data-sheet")
+    (steps, shares), title = column(rows, "mfu"), "MFU"
     if not steps:
-        (steps, shares), (title, peak) = column(rows, "matmul_utilization"), ("Matmul utilization", "measured matmul")
+        (steps, shares), title = column(rows, "matmul_utilization"), "Matmul utilization"
     if not steps:
         return None
     shares = within_peak(shares)
@@ -245,7 +245,7 @@ def throughput(rows: Rows, theme: Theme) -> Figure | None:
     speed, lost, memory = panels(figure, 3, [1.2, 1.0, 1.0])
     marker = "o" if len(steps) < 3 else None
     speed.plot(steps, [100 * v for v in shares], color=theme.series[0], marker=marker, gid=title)
-    speed.set(title=title, ylabel=f"% of {peak} peak", ylim=(0, 110 * max(*shares, 1e-9)))
+    speed.set(title=title, ylabel="% of peak", ylim=(0, 110 * max(*shares, 1e-9)))
     for number, key, name in ((1, "data_wait", "data loading"), (2, "outside", "validation, checkpoints")):
         x, values = column(rows, key)
         lost.plot(x, [100 * v for v in values], color=theme.series[number], marker=marker, label=name, gid=name)

@@ -249,4 +249,5 @@ def _score(
     for callback in callbacks.values():
         callback.on_validation(run.step, {"loss": score.loss, "bits_per_byte": score.bits_per_byte, "whole_split": whole})
     sources = {name: one.bits_per_byte for name, one in scores_by_source(store, documents).items()} if whole else {}
-    return {"val_bits_per_byte": score.bits_per_byte, "val_loss": score.loss} | ({"val_bits_per_byte_by_source": sources} if sources else {})
+    result: dict[str, Any] = {"val_bits_per_byte": score.bits_per_byte, "val_loss": score.loss}
+    return result | ({"val_bits_per_byte_by_source": sources} if sources else {} if whole else {"val_share": round(score.tokens / text_tokens, 4)})

@@ -97,4 +97,5 @@ def test_the_recipe_of_ones_own_text_runs_with_one_set(tmp_path: Path) -> None:
     assert 3 < built["pretrain"].manifest["metrics"]["val_bits_per_byte"] < 12
     (said,) = [row["text"] for row in rows if row["kind"] == "log" and "final validation" in row["text"]]
     assert said == f"final validation: 64 of {built['shard'].manifest['metrics']['val_tokens'] - 2} tokens (score_tokens; 0 scores all)"
+    assert built["pretrain"].metrics["val_share"] == round(64 / (built["shard"].metrics["val_tokens"] - 2), 4)
     assert "report" in built["report"].manifest["metrics"]

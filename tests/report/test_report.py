@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from feebcore.artifacts import Artifact
 from feebcore.report import facts, figures
-from feebcore.report.build import build_report, draw_all
+from feebcore.report.build import _training_caption, build_report, draw_all
 from feebcore.report.style import LIGHT, byte_size, compact, styled, tick, with_unit
 
 FIGURES = {
@@ -105,6 +106,24 @@ def test_a_curve_that_is_cut_off_says_so() -> None:
         figure = figures.training({"pretrain": rows}, LIGHT)
     assert figure is not None
     assert any("up to 30" in text.get_text() for text in figure.axes[0].texts)
+
+
+def test_the_caption_of_the_loss_curves_names_what_is_in_them() -> None:
+    rows = [{"step": 1, "split": "train", "loss": 4.0}]
+    sampled, whole = ({"step": 1, "split": "validation", "loss": 4.0, "whole_split": answer} for answer in (False, True))
+    assert _training_caption([rows]) == ""
+    assert "Circles" in _training_caption([[*rows, sampled]])
+    assert "Diamond" not in _training_caption([[*rows, sampled]])
+    assert _training_caption([rows, [whole]]) == "Diamond: loss on the whole validation split."
+    assert "Thin line" in _training_caption([rows * 200])
+
+
+@pytest.mark.parametrize(("share", "said"), [({}, "1.500 bits per byte ("), ({"val_share": 0.2307}, "1.500 bits per byte, on 23% of the validation split (")])
+def test_a_validation_loss_of_a_part_of_the_split_says_so(tiny_chain, share: dict, said: str) -> None:
+    made = tiny_chain[1]["pretrain"]
+    pretrain = Artifact(made.path, {**made.manifest, "metrics": {**made.metrics, "val_bits_per_byte": 1.5, **share}})
+    (sentence,) = (s for s in facts.sentences({"pretrain": pretrain}) if s.topic == "Pretraining")
+    assert said in sentence.text
 
 
 def test_samples_are_escaped(page) -> None:
