@@ -5,6 +5,8 @@ import pytest
 from feeb_evals.benchmarks.python_parses.python_parses import extract_function
 from feebcore.errors import DataError
 from feebcore.evaluate.benchmark import headline, summarize
+from feebcore.parts import resolve_part
+from feebcore.testing.evaluation import small_target
 
 
 @pytest.mark.parametrize(
@@ -68,3 +70,10 @@ def test_bits_per_byte_of_nothing_is_an_error_that_says_what_to_do() -> None:
 
     with pytest.raises(DataError, match=r"the validation split is empty.*split_modulus"):
         BitsPerByte(BitsPerByteConfig()).run(SimpleNamespace(store=SimpleNamespace(num_documents=0)))
+
+
+def test_braces_in_a_prompt_are_text():
+    """Only {name} is replaced: a prompt of Python has braces of its own."""
+    part = resolve_part("benchmarks", {"name": "python_parses", "prompt": "x = {'a': {}}\ndef {name}", "names": ["f"], "samples": 2, "max_new_tokens": 4})
+    with small_target() as target:
+        assert {row["prompt"] for row in part.build().run(target)["samples"]} == {"x = {'a': {}}\ndef f"}
