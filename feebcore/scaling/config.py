@@ -16,8 +16,8 @@ CELL_DEFAULTS: dict[str, Any] = {"callbacks": ["metrics"], "compile": "off", "ch
 
 
 class SweepConfig(StageConfig):
-    """Options of stage sweep: which runs to train, how, and the law to fit. With `train.checkpoint_every`, an interrupted run
-    resumes from its checkpoint."""
+    """Options of stage sweep: which runs to train, how, and the law to fit. A run that is stopped
+    continues where it was; with `train.checkpoint_every`, so does one that is killed."""
 
     train: TrainSection = Field(default_factory=lambda: TrainSection(**CELL_DEFAULTS), description="settings shared by all runs of the sweep")
     planner: Annotated[Part, PartKey("planners")] = Field(description="chooses model sizes and FLOP budgets")
