@@ -17,6 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from feebcore.model.constant_result import constant_result
+from feebcore.model.precision import prepare_inductor
+
 LONGEST_EXPLICIT = 512
 BiasOf = Callable[[Tensor, Tensor], Tensor | None]
 
@@ -110,10 +113,11 @@ def _compiled_flex() -> Callable[..., Tensor]:
     """FlexAttention's kernel for a model that is not compiled itself; uncompiled it would write all scores."""
     from torch.nn.attention.flex_attention import flex_attention
 
+    prepare_inductor()
     return torch.compile(flex_attention, dynamic=False)
 
 
-@torch.compiler.assume_constant_result
+@constant_result
 def has_flex_kernel(kind: str) -> bool:
     """Whether FlexAttention is a kernel on this kind of device: on CUDA with Triton."""
     return kind == "cuda" and importlib.util.find_spec("triton") is not None

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from feebcore.model.constant_result import constant_result
 from feebcore.model.fused_loss import fused_cross_entropy
 from feebcore.model.parts import LMHeadPart
 
@@ -24,7 +25,7 @@ BYTES_PER_LOGIT = 256
 """Of a GPU's memory: 2^28 logits of 80 GB, so that chunks are few and their kernels large. A logit takes 12 bytes at most, in bf16 and fp32."""
 
 
-@torch.compiler.assume_constant_result
+@constant_result
 def most_logits_on(kind: str, index: int | None) -> int:
     """Logits that exist at once on a device."""
     if kind != "cuda":

@@ -9,6 +9,7 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import sys
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -107,10 +108,25 @@ def execution(threads: int, deterministic: bool | Literal["auto"], device: torch
             os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
         if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS refuses deterministic mode without it
-        torch.use_deterministic_algorithms(deterministic)
+        _use_deterministic_algorithms(deterministic)
         _memory_filling.fill_uninitialized_memory = False  # memory we never read; filling it costs time
         yield
     finally:
         torch.set_num_threads(old_threads)
-        torch.use_deterministic_algorithms(old[0], warn_only=old[1])
+        _use_deterministic_algorithms(old[0], warn_only=old[1])
         _memory_filling.fill_uninitialized_memory = old_fill
+
+
+def _use_deterministic_algorithms(mode: bool, warn_only: bool = False) -> None:
+    """As torch's, which loads inductor for it; before inductor is loaded, whoever compiles passes it on (`prepare_inductor`)."""
+    if "torch._inductor.config" in sys.modules:
+        torch.use_deterministic_algorithms(mode, warn_only=warn_only)
+    else:
+        torch._C._set_deterministic_algorithms(mode, warn_only=warn_only)
+
+
+def prepare_inductor() -> None:
+    """To call before torch.compile: inductor is as deterministic as torch is."""
+    import torch._inductor.config as inductor
+
+    inductor.deterministic = torch.are_deterministic_algorithms_enabled()

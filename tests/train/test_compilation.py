@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from feebcore.model.build import build_model
+from feebcore.model.precision import execution
 from feebcore.model.tensors import blocks_of
 from feebcore.parts import resolve_part
 from feebcore.protocols import Batch
@@ -152,3 +153,14 @@ def test_large_tensors_of_the_next_step_reuse_memory_without_page_faults() -> No
     # in the main thread of a process of its own, as training is: the heaps of other threads are handed back all the same
     found = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
     assert int(found.stdout) < 8192  # of 32,768, which it takes where memory is handed back
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_compiled_code_is_as_deterministic_as_the_run(deterministic: bool) -> None:
+    """Whether or not inductor was loaded when the run began."""
+    import torch._inductor.config as inductor
+
+    with execution(1, deterministic, torch.device("cpu")):
+        inductor.deterministic = not deterministic  # as it is where it is loaded later
+        compilation.compiled(lambda x: x)
+        assert inductor.deterministic is deterministic

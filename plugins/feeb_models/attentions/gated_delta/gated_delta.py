@@ -29,6 +29,7 @@ from torch.nn import functional as F
 
 from feeb_models.attentions.gated_delta import GatedDeltaConfig
 from feeb_models.normalized_linear import l2_normalize
+from feebcore.model.constant_result import constant_result
 from feebcore.model.context import ForwardContext
 from feebcore.model.parts import AttentionPart, ResidualLinear
 from feebcore.protocols import BuildContext
@@ -136,7 +137,7 @@ class GatedDelta(AttentionPart):
         return 4 * (self.num_heads * self.key_dim * self.value_dim + (self.conv - 1) * self.width)
 
 
-@torch.compiler.assume_constant_result
+@constant_result
 def fused_takes(kind: str, dtype: torch.dtype, length: int, key_dim: int, value_dim: int) -> bool:
     """Whether flash-linear-attention's kernels compute this: in bf16 on CUDA, where they are installed (feeb[fla]). They are tuned by
     a clock, and what they choose sums in an order of its own, so not in a deterministic run."""
