@@ -233,6 +233,10 @@ def default_of(field: FieldInfo) -> str:
     return "" if value is PydanticUndefined or isinstance(value, BaseModel) else _inline(value)
 
 
+_PLAIN = re.compile(r"([A-Za-z][\w./-]*( [\w./-]+)*)?")
+"""Text that needs no quotes in YAML."""
+
+
 def _inline(value: Any) -> str:
     """A value as YAML on one line."""
     if isinstance(value, Part):
@@ -241,7 +245,6 @@ def _inline(value: Any) -> str:
         return value["name"] if set(value) == {"name"} else "{" + ", ".join(f"{k}: {_inline(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list | tuple):
         return f"[{', '.join(_inline(v) for v in value)}]"
-    plain = (
-        isinstance(value, str) and re.fullmatch(r"([A-Za-z][\w./-]*( [\w./-]+)*)?", value) and value not in ("true", "false", "null", "yes", "no", "on", "off")
-    )
-    return value if plain else json.dumps(value, ensure_ascii=False)
+    if isinstance(value, str) and _PLAIN.fullmatch(value) and value.lower() not in ("true", "false", "null", "yes", "no", "on", "off"):
+        return value
+    return json.dumps(value, ensure_ascii=False)

@@ -18,7 +18,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from feebcore.model.constant_result import constant_result
-from feebcore.model.precision import prepare_inductor
 
 LONGEST_EXPLICIT = 512
 BiasOf = Callable[[Tensor, Tensor], Tensor | None]
@@ -113,7 +112,6 @@ def _compiled_flex() -> Callable[..., Tensor]:
     """FlexAttention's kernel for a model that is not compiled itself; uncompiled it would write all scores."""
     from torch.nn.attention.flex_attention import flex_attention
 
-    prepare_inductor()
     return torch.compile(flex_attention, dynamic=False)
 
 

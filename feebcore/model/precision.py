@@ -118,15 +118,9 @@ def execution(threads: int, deterministic: bool | Literal["auto"], device: torch
 
 
 def _use_deterministic_algorithms(mode: bool, warn_only: bool = False) -> None:
-    """As torch's, which loads inductor for it; before inductor is loaded, whoever compiles passes it on (`prepare_inductor`)."""
+    """As torch's, which loads inductor to tell it; one that is loaded later, by whoever compiles first, reads the variable."""
     if "torch._inductor.config" in sys.modules:
         torch.use_deterministic_algorithms(mode, warn_only=warn_only)
     else:
+        os.environ["TORCHINDUCTOR_DETERMINISTIC"] = str(int(mode))
         torch._C._set_deterministic_algorithms(mode, warn_only=warn_only)
-
-
-def prepare_inductor() -> None:
-    """To call before torch.compile: inductor is as deterministic as torch is."""
-    import torch._inductor.config as inductor
-
-    inductor.deterministic = torch.are_deterministic_algorithms_enabled()

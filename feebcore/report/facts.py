@@ -388,15 +388,9 @@ def _is_set(value: Any) -> bool:
 def _text(value: Any) -> str:
     if isinstance(value, Mapping):
         return part_text(value) if "name" in value else ", ".join(f"{k} {_text(v)}" for k, v in value.items())
-    return (
-        f"{value:,}"
-        if isinstance(value, int) and not isinstance(value, bool)
-        else f"{value:g}"
-        if isinstance(value, float)
-        else str(value).lower()
-        if isinstance(value, bool)
-        else str(value)
-    )
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def made_by(request: Mapping[str, Any], environment: Mapping[str, Any], artifacts: Artifacts) -> list[tuple[str, str]]:

@@ -13,7 +13,6 @@ from torch import nn
 
 from feebcore.errors import FeebError
 from feebcore.files import NoHomeError, expand_user
-from feebcore.model.precision import prepare_inductor
 
 Form = Literal["", "blocks", "whole"]
 """What of a run is compiled: nothing, each residual block by itself, or the whole training graph."""
@@ -71,7 +70,6 @@ def compiled(forward: Callable[..., Any]) -> Callable[..., Any]:
     """`forward` through inductor with static shapes; where no gradient is wanted, as it is: validation has other shapes and modes, and
     would be compiled for each of them in the middle of a run."""
     keep_compiled_code()
-    prepare_inductor()
     trust_vector_instructions()
     fast = torch.compile(forward, dynamic=False)
 

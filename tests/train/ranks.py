@@ -160,10 +160,10 @@ def score(folder: Path) -> None:
     found: dict[str, Any] = {}
     for name, ranks in (("alone", None), ("together", parallel)):
         calls.clear()
-        told: list[float] = []
-        options = {"stride": 5, "batch_tokens": 90, "progress": lambda done, total, told=told: told.append(done / total)}
+        progress: list[float] = []
+        options = {"stride": 5, "batch_tokens": 90, "progress": lambda done, total, shares=progress: shares.append(done / total)}
         scores = score_documents(model, store, ranks=ranks, **options)
-        found[name] = {"nats": scores.nats.tolist(), "batches": len(calls), "progress": told[-1]}
+        found[name] = {"nats": scores.nats.tolist(), "batches": len(calls), "progress": progress[-1]}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"score-{parallel.rank}.json").write_text(json.dumps(found))
 

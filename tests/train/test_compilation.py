@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from feebcore.model.build import build_model
-from feebcore.model.precision import execution
 from feebcore.model.tensors import blocks_of
 from feebcore.parts import resolve_part
 from feebcore.protocols import Batch
@@ -155,12 +154,15 @@ def test_large_tensors_of_the_next_step_reuse_memory_without_page_faults() -> No
     assert int(found.stdout) < 8192  # of 32,768, which it takes where memory is handed back
 
 
+@pytest.mark.parametrize("loaded", [True, False], ids=["inductor loaded before", "loaded inside"])
 @pytest.mark.parametrize("deterministic", [True, False])
-def test_compiled_code_is_as_deterministic_as_the_run(deterministic: bool) -> None:
-    """Whether or not inductor was loaded when the run began."""
-    import torch._inductor.config as inductor
-
-    with execution(1, deterministic, torch.device("cpu")):
-        inductor.deterministic = not deterministic  # as it is where it is loaded later
-        compilation.compiled(lambda x: x)
-        assert inductor.deterministic is deterministic
+def test_compiled_code_is_as_deterministic_as_the_run(deterministic: bool, loaded: bool) -> None:
+    load = "import torch._inductor.config as inductor\n"
+    code = f"""
+import torch
+from feebcore.model.precision import execution
+{load if loaded else ""}with execution(1, {deterministic}, torch.device("cpu")):
+    {load}    print(inductor.deterministic)
+print(inductor.deterministic)
+"""
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split() == [str(deterministic), "False"]
