@@ -24,6 +24,7 @@ from feebcore.run.inputs import finished_inputs
 from feebcore.run.plan import stages_for
 from feebcore.scaling import isoflop
 from feebcore.scaling.cells import measure_with, with_overrides
+from feebcore.scaling.checks import methods_differ
 from feebcore.scaling.config import SweepConfig
 from feebcore.scaling.points import Law, LawFit, NotIdentifiable, Point
 from feebcore.study.ledger import Ledger
@@ -139,8 +140,10 @@ class Sweep:
         heldout = [_outcome(entry, {r.name: r for r in records}[entry["name"]]) for entry in predictions]
         curves = isoflop.minima([p for p in points if not p.heldout], self.section.parameter_count)
         law = _summary(fit, self.section.law.name, self.section.parameter_count, refusal)
-        law["flags"] += self.doubts(records, curves)
         allocation, problem = _allocation(curves)
+        law["flags"] += self.doubts(records, curves)
+        if fit and allocation and "a" in fit.parameters:
+            law["flags"] += methods_differ(fit.parameters["a"], allocation["exponent"])
         diverged = [{"name": r.name, "reason": r.reason} for r in records if r.status == "diverged"]
         document = {
             "law": law,
