@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -157,6 +158,23 @@ def test_everything_in_this_process(tmp_path: Path) -> None:
     with Ledger(tmp_path / "ledger.sqlite") as ledger, executing(InProcess()):
         records = run_study(lambda known: specs, ledger, Workspace(tmp_path / "data"), {}, text_of, lambda row: None)
     assert [(r.status, r.result.get("pid")) for r in records] == [("done", os.getpid()), ("failed", None)]
+
+
+def test_a_process_with_many_open_files_has_workers_too(tmp_path: Path) -> None:
+    """Descriptors from 1024 on, which select.select refuses."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 1200:
+        pytest.skip("no more than 1,024 open files are allowed here")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 1200), hard))
+    try:
+        with contextlib.ExitStack() as stack:
+            for _ in range(1030):
+                stack.enter_context(open(os.devnull))
+            records = study(tmp_path, [spec(tmp_path, "r", number=1, steps=2)], jobs=1)
+        assert records["r"].status == "done"
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
