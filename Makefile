@@ -10,7 +10,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 .PHONY: quickstart test install lint format docs notebook clean
 
 quickstart: $(VENV)/.installed
-	$(BIN)/feeb run experiments/quickstart.yaml
+	$(BIN)/feeb run experiments/quickstart.yaml --jobs 2
 
 install: $(VENV)/.installed
 

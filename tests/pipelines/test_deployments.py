@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -100,7 +101,7 @@ def test_deployments_run_on_a_process_work_pool(own_server: Feeb) -> None:
         prefect("deployment", "run", "pipeline/pipeline", "--param", "recipe=nowhere.yaml", "--flow-run-name", "wrong")
 
         def states() -> list[tuple[str, str]]:
-            with sqlite3.connect(own_server.workspace / ".prefect" / "prefect.db") as database:
+            with contextlib.closing(sqlite3.connect(own_server.workspace / ".prefect" / "prefect.db")) as database:
                 return sorted(database.execute("select name, state_name from flow_run").fetchall())
 
         wanted = [("my-own-name", "Completed"), ("tiny-sum_numbers", "Completed"), ("wrong", "Failed")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sqlite3
@@ -228,7 +229,7 @@ def test_a_damaged_ledger_and_one_of_an_older_format_are_named(tmp_path: Path) -
     (tmp_path / "ledger.sqlite").write_bytes(b"not a database" * 100)
     with pytest.raises(ArtifactError, match=r"ledger\.sqlite"):
         Ledger(tmp_path / "ledger.sqlite")
-    with sqlite3.connect(tmp_path / "old.sqlite") as old:
+    with contextlib.closing(sqlite3.connect(tmp_path / "old.sqlite")) as old:
         old.execute("CREATE TABLE cells (id TEXT)")
     with pytest.raises(ArtifactError, match=r"old\.sqlite has format 1, this feeb writes 2; remove the file"):
         Ledger(tmp_path / "old.sqlite")
