@@ -131,7 +131,7 @@ def grid(truth: World, target: float) -> dict[str, float]:
     for budget in budgets:
         middle = math.sqrt(budget / 6 / 20)
         for multiple in (1 / 3, 3**-0.5, 1.0, 3**0.5, 3.0):
-            width = min(range(64, 1 << 14, 32), key=lambda w: abs(math.log(size_of(w) / (middle * multiple))))  # noqa: B023
+            width = min(range(64, 1 << 14, 32), key=lambda w: abs(math.log(size_of(w) / (middle * multiple))))
             overrides, exact = solve_steps("grid", "run", {"architecture.d_model": width}, budget, measure, 100, 0.1)
             cells.append(Cell(f"{budget:.3g}-{width}", overrides, exact, budget=budget))
     points = [truth.point(cell) for cell in cells]

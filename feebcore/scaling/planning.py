@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -69,6 +70,14 @@ class Planner:
     def fitted(self, points: Sequence[Point]) -> list[Point]:
         """The points that the law is fitted to before held-out runs are known."""
         return [point for point in points if not point.heldout]
+
+    def sized(self, known: Situation, size: float, flops: float) -> dict[str, Any]:
+        """Overrides of the nearest size that it can make to N = `size`, for a run of `flops`. Raises FeebError when none is near."""
+        made = {getattr(known.measure(overrides).counts, known.parameter_count): overrides for overrides in self.overrides()}
+        nearest = min(made, key=lambda number: abs(math.log(number / size)))
+        if not 0.5 < nearest / size < 2:
+            raise FeebError(f"the planner has no size near {size:.3g} parameters, the nearest is {nearest:.3g}; list one in its `sizes`")
+        return dict(made[nearest])
 
     def lr_factor(self, known: Situation, size: float, tokens: float) -> float:
         """The multiple of the recipe's learning rates for a run of `size` parameters on `tokens` tokens."""

@@ -193,8 +193,7 @@ class Ledger:
     def predictions(self) -> dict[str, dict[str, Any]]:
         """By name of the run, in the order written; `written`: Unix time."""
         with self._explained(), self._lock:
-            rows = self._connection.execute("SELECT * FROM predictions ORDER BY rowid").fetchall()
-        return {row["name"]: json.loads(row["prediction"]) | {"written": row["written"]} for row in rows}
+            return _predictions(self._connection)
 
     def records(self) -> list[RunRecord]:
         """Every run in the order it was planned."""
@@ -318,6 +317,21 @@ def read_records(path: Path) -> list[RunRecord]:
         records = [_as_record(row) for row in connection.execute("SELECT * FROM runs ORDER BY position").fetchall()]
     lost = {owner for owner in {r.owner for r in records if r.status == "leased"} if _gone(owner)}
     return [replace(r, status="planned") if r.status == "leased" and (r.owner in lost or r.lease_until <= time.time()) else r for r in records]
+
+
+def read_predictions(path: Path) -> dict[str, dict[str, Any]]:
+    """`Ledger.predictions` of the file at `path`, without writing to it."""
+    if not path.exists():
+        return {}
+    with _explained(path), contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", timeout=60, uri=True)) as connection:
+        connection.row_factory = sqlite3.Row
+        _check_format(connection, path)
+        return _predictions(connection)
+
+
+def _predictions(connection: sqlite3.Connection) -> dict[str, dict[str, Any]]:
+    rows = connection.execute("SELECT * FROM predictions ORDER BY rowid").fetchall()
+    return {row["name"]: json.loads(row["prediction"]) | {"written": row["written"]} for row in rows}
 
 
 def _check_format(connection: sqlite3.Connection, path: Path) -> None:

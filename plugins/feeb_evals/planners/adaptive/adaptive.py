@@ -86,6 +86,13 @@ class Adaptive(Planner):
     def notes(self, known: Situation) -> list[str]:
         return _Rounds(self, known).notes
 
+    def sized(self, known: Situation, size: float, flops: float) -> dict[str, Any]:
+        if self.config.sizes:
+            return super().sized(known, size, flops)
+        config = self.config
+        made = widths(config.width_step, config.head_dim, config.aspect_ratio, size, known.measure, known.parameter_count)
+        return dict(made.nearest(size, made.sizes).overrides)
+
     def lr_factor(self, known: Situation, size: float, tokens: float) -> float:
         return _Rounds(self, known).ridge.factor(size, tokens)
 
@@ -141,7 +148,9 @@ class _Rounds:
         config, known = self.config, self.known
         if config.sizes:
             return given_sizes(config.sizes, known.measure, known.parameter_count)
-        return widths(config.width_step, config.head_dim, config.aspect_ratio, HELDOUT * self.top, known.measure, known.parameter_count)
+        # larger than any that can be paid for, whichever parameters are counted
+        largest = math.sqrt(HELDOUT * self.top / (2 * LEAST_TOKENS))
+        return widths(config.width_step, config.head_dim, config.aspect_ratio, largest, known.measure, known.parameter_count)
 
     # --- the rounds ---------------------------------------------------------------------------------------------------
 

@@ -59,7 +59,7 @@ def given_sizes(sizes: Sequence[Mapping[str, Any]], measure: Measure, parameter_
 
 
 def widths(step: int, head_dim: int, aspect_ratio: float | None, largest: float, measure: Measure, parameter_count: ParameterCount) -> Sizes:
-    """Widths that are multiples of `step`, from 2 `step` on, until 2 tokens per parameter cost more than `largest` FLOPs, which no run has."""
+    """Widths that are multiples of `step`, from 2 `step` on, to the first with `largest` parameters."""
     found: list[Sized] = []
     for width in range(2 * step, 1 << 16, step):
         size = width_of(width, head_dim, aspect_ratio)
@@ -71,7 +71,7 @@ def widths(step: int, head_dim: int, aspect_ratio: float | None, largest: float,
         if found and number < found[-1].size * FINENESS:
             continue
         found.append(Sized(size_name(size), overrides, number, cost.flops_per_token))
-        if 2 * number * cost.flops_per_token > largest:
+        if number >= largest:
             break
     return Sizes(found)
 
