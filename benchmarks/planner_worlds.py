@@ -2,8 +2,8 @@
 
     python benchmarks/planner_worlds.py [--worlds 20] [--reach 10] [--scenario rule constant tuned bent] [--seed 1000]
 
-A world is a law L = (E + (A N^-alpha) + (B D^-beta)) with exponents and constants drawn around published ones, seed noise of
-.3 % that falls with compute, an offset of .1 % of each size, a transient of 2 % (230 / steps)^1.5 and a learning rate that costs .6 %
+A world is a law E + A N^-alpha + B D^-beta with exponents and constants drawn around published ones, seed noise of
+.3 % at the cheapest rung that falls with compute, an offset of .1 % of each size, a transient of 2 % (230 / steps)^1.5 and a learning rate that costs .6 %
 per squared ln. Scenarios: the recipe's rule is right within .1 in its exponents (rule), it is one constant rate (constant), it is right
 (tuned), or the two terms do not simply add (bent). The grid: 5 budgets 3 apart x 5 sizes around 20 tokens per parameter, the
 user's rates, law `chinchilla`. Error: predicted over actual loss of the run that the plan itself recommends at `reach` times the grid's
@@ -76,7 +76,7 @@ class World:
         cost = measure(cell.overrides)
         size, tokens = cost.counts.total, cell.flops / cost.flops_per_token
         rng = np.random.default_rng([self.seed, size, int(tokens), int(cell.overrides.get("seed", 0)), int(1e6 * cell.overrides.get("optimizer.lr", LR))])
-        noise = 0.003 * (cell.flops / 1e15) ** -0.1 * rng.standard_normal()
+        noise = 0.003 * (cell.flops / 4e16) ** -0.1 * rng.standard_normal()
         offset = 0.001 * np.random.default_rng([self.seed, size]).standard_normal()
         transient = 0.02 * (230 / cell.overrides["max_steps"]) ** 1.5
         loss = self.loss(size, tokens, math.log(cell.overrides.get("optimizer.lr", LR))) * math.exp(noise + offset + transient)

@@ -293,14 +293,16 @@ def situation_of(section: SweepConfig, tokens: Mapping[str, Any]) -> Situation:
 
 
 def cost_of_a_token(points: Sequence[Point], parameter_count: ParameterCount) -> Callable[[float], float]:
-    """Training FLOPs per token of any N: straight lines in logarithms between the sizes that were trained, beyond the largest as N."""
+    """Training FLOPs per token of any N: straight lines in logarithms between the sizes that were trained, the last one goes on beyond the largest."""
     known = {math.log(p.size(parameter_count)): math.log(p.flops_per_token) for p in points}
     ln_sizes = sorted(known)
     ln_costs = [known[x] for x in ln_sizes]
+    last = max(-3, -len(ln_sizes))  # three sizes: two neighbors may be the same but for a rounded width
+    slope = (ln_costs[-1] - ln_costs[last]) / (ln_sizes[-1] - ln_sizes[last]) if len(known) > 1 else 1.0
 
     def cost(size: float) -> float:
         x = math.log(size)
-        return math.exp(float(np.interp(x, ln_sizes, ln_costs)) + max(0.0, x - ln_sizes[-1]))
+        return math.exp(float(np.interp(x, ln_sizes, ln_costs)) + slope * max(0.0, x - ln_sizes[-1]))
 
     return cost
 

@@ -36,6 +36,9 @@ LEAST_TOKENS = 2.0
 EXTENSIONS = 3
 """Runs beyond an edge: of one rung's sizes, and of one place's rates."""
 MOST_EXTRA = 12
+"""Runs that the rest of the budget is spent on."""
+FARTHEST = math.log(4.0)
+"""ln of a size over the best one of its budget, beyond which the law is not trusted to say what a run tells."""
 NOISE = 0.002
 DRAWS = 300
 
@@ -133,6 +136,7 @@ class _Rounds:
         self.round = 0
         self._refuse()
         self.sizes = self._sizes()
+        self._refuse_epochs()
         self._run()
 
     def _refuse(self) -> None:
@@ -142,6 +146,17 @@ class _Rounds:
             raise FeebError(
                 f"planner adaptive: the target of {self.known.target:.3g} FLOPs is {reach:.0f} times the held-out run, and nothing is forecast beyond "
                 f"{LONGEST_REACH:.0f} times; raise the budget to {least:.2g} FLOPs or lower the target"
+            )
+
+    def _refuse_epochs(self) -> None:
+        flops = max(self.known.target, HELDOUT * self.top)
+        tokens = flops / self.sizes.flops_per_token(self._guessed_size(flops))
+        there = self.known.train_tokens
+        if there and tokens > self.config.max_epochs * there:
+            what = "target" if flops == self.known.target else "held-out run"
+            raise FeebError(
+                f"planner adaptive: the {what} of {flops:.3g} FLOPs needs about {tokens:.3g} tokens, {tokens / there:.1f} epochs of the {there:.3g} training tokens, "
+                f"and the law is one of fresh data: at most {self.config.max_epochs:g} epochs (max_epochs); add text, or lower the {'target' if flops == self.known.target else 'budget'}"
             )
 
     def _sizes(self) -> Sizes:
@@ -289,14 +304,15 @@ class _Rounds:
         return True
 
     def _most_helpful(self, number: int, fit: LawFit, draws: np.ndarray, target: np.ndarray, left: float) -> Cell | None:
-        taken = {(round(math.log(p.size(self.known.parameter_count)), 2), round(math.log(p.flops), 1)) for p in self.known.points.values()}
+        taken = {(cell.budget, self._number(cell)) for cell in self.cells}
         best: tuple[float, Sized, float] | None = None
         for divisor, _ in RUNGS[1:]:
             flops = self.top / divisor
             if flops > left:
                 continue
+            best_size = self._optimum(fit, flops)
             for size in self._allowed(flops):
-                if (round(math.log(size.size), 2), round(math.log(flops), 1)) in taken:
+                if (flops, size.size) in taken or abs(math.log(size.size / best_size)) > FARTHEST:
                     continue
                 ln_loss = self._ln_losses(fit, draws, size.size, size.tokens(flops))
                 misfit = self._misfit(size, flops, fit)
@@ -313,8 +329,14 @@ class _Rounds:
 
     def _fit(self) -> LawFit | None:
         """The law of what is measured; None where that does not determine it."""
-        points = self.planner.fitted([self.known.points[cell.name] for cell in self.cells if cell.name in self.known.points])
-        return self.planner.law_of(points, self.known)
+        return self.planner.law_of(self.planner.fitted(self._measured()), self.known)
+
+    def _measured(self) -> list[Point]:
+        """Points of the rounds so far, and of no later one: what was decided then is decided again."""
+        return [self.known.points[cell.name] for cell in self.cells if cell.name in self.known.points]
+
+    def _number(self, cell: Cell) -> float:
+        return float(getattr(self.known.measure(cell.overrides).counts, self.known.parameter_count))
 
     def _ln_losses(self, fit: LawFit, draws: np.ndarray, size: float, tokens: float) -> np.ndarray:
         """ln L at (N, D) of each draw."""

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 CURVATURE, CURVATURE_SPREAD = 0.006, 0.003
 """Prior of the curvature of ln(loss) in ln(rate): a rate twice too high costs .3 %."""
-SCATTER = 0.0015  # of ln(loss) around the parabola
-RIDGE_SPREAD = (1.0, 0.3, 0.3)  # prior standard deviations of the ridge's level and of its slopes in ln N and ln D
-PLACE_SPREAD = 0.1  # of a place's best ln(rate) around the ridge
+SCATTER = 0.003  # of ln(loss) around the parabola
+RIDGE_SPREAD = (1.0, 0.2, 0.2)  # prior standard deviations of the ridge's level and of its slopes in ln N and ln D
+PLACE_SPREAD = 0.2  # of a place's best ln(rate) around the ridge
 
 
 @dataclass(frozen=True)

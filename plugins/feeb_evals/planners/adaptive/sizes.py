@@ -16,7 +16,7 @@ from feebcore.scaling.points import Measure, ParameterCount
 FINENESS = 1.12  # least ratio of the parameters of two neighbors
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sized:
     """One size: its overrides, N by the sweep's parameter count, and training FLOPs per token."""
 
