@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from feebcore.artifacts import Workspace
     from feebcore.recipe import Recipe
 
-Recipe_ = Annotated[str, Parameter(help="A recipe (YAML file) with a stage sweep.")]
+RecipeFile = Annotated[str, Parameter(help="A recipe (YAML file) with a stage sweep.")]
 Budget = Annotated[float | None, Parameter(help="Training FLOPs of all runs together: uses planner adaptive.", show_default=False)]
 Target = Annotated[float | None, Parameter(help="Training FLOPs to forecast: the best size and its loss.", show_default=False)]
 Hours = Annotated[float | None, Parameter(help="The budget in hours, converted by the speed of finished runs in the workspace.", show_default=False)]
@@ -26,7 +26,7 @@ RunOption = Annotated[str, Parameter(help="A sweep: NAME, sweep/NAME, the start 
 
 
 def plan(
-    recipe: Recipe_,
+    recipe: RecipeFile,
     /,
     *,
     budget: Budget = None,
@@ -88,7 +88,7 @@ def plan(
 
 
 def run(
-    recipe: Recipe_,
+    recipe: RecipeFile,
     /,
     *,
     budget: Budget = None,
