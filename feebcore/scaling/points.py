@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 from feebcore.errors import FeebError
-from feebcore.protocols import Cell, Counts
+from feebcore.protocols import Counts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -184,11 +184,3 @@ class Cost:
 
 Measure = Callable[[Mapping[str, Any]], Cost]
 """The cost of the train section with these overrides (dotted keys)."""
-
-
-class Planner(Protocol):
-    """Which cells to run. `overrides` lists what it will set, steps aside, so that a recipe can be checked before
-    anything is built; `plan` solves the steps; it raises FeebError when a budget cannot be met."""
-
-    def overrides(self) -> list[dict[str, Any]]: ...
-    def plan(self, measure: Measure) -> list[Cell]: ...
