@@ -252,3 +252,19 @@ def test_plan_lists_every_cell_of_a_sweep_that_is_not_finished(finished, tmp_pat
     assert planned(finished[0] / "data", "--set", "sweep.bootstrap=130") == [*inputs, *cells, ("tiny", "sweep", "run")]
     nothing = planned(tmp_path)
     assert [row[1:] for row in nothing].count(("pretrain", "run")) == len(cells)
+
+
+def test_another_law_is_fitted_to_a_finished_sweep(finished, capsys: pytest.CaptureFixture[str]) -> None:
+    import json
+
+    from feeb_pipelines.cli import run_command
+
+    assert run_command(["sweep", "fit", str(finished[1].path), "--law", "tied", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["fit"]["form"] == "tied"
+    assert document["fit"]["num_points"] == 6
+    assert document["fit"]["parameter_count"] == "non_embedding"
+    (heldout,) = document["heldout"]
+    assert heldout["measured"] == finished[1].metrics["heldout"][0]["measured"]
+    assert run_command(["sweep", "fit", str(finished[0] / "data")]) == 1
+    assert "feeb: " in capsys.readouterr().err
