@@ -27,6 +27,9 @@ from feebcore.scaling.surface import Surfaces
 LEVEL = (2.5, 97.5)  # percentiles of an interval
 
 
+LARGEST = 115.0  # of a logarithm: three such factors can still be squared; exponents that are larger have no mass
+
+
 @dataclass(frozen=True)
 class Form:
     """A law that becomes linear: its names, the prior of its exponents, and how draws and parameters become surfaces.
@@ -69,7 +72,7 @@ class Form:
 def _exp_outer(factors: Array, values: Array) -> Array:
     """exp(factors [K] x values [n]) [K,n]; the factors of a grid repeat, and exponentials are dear."""
     distinct, inverse = np.unique(factors, return_inverse=True)
-    return np.asarray(np.exp(np.outer(distinct, values))[inverse])
+    return np.asarray(np.exp(np.clip(np.outer(distinct, values), -LARGEST, LARGEST))[inverse])
 
 
 def _middle(values: Array) -> float:
