@@ -11,7 +11,7 @@ from typing import Any
 from feebcore.errors import DataError
 from feebcore.files import read_json
 from feebcore.scaling import isoflop
-from feebcore.scaling.checks import methods_differ
+from feebcore.scaling.checks import methods_differ, require_measured
 from feebcore.scaling.points import Law, LawFit, NotIdentifiable, Optimum, ParameterCount, Point
 from feebcore.scaling.rollouts import error_per_reach
 
@@ -33,6 +33,7 @@ def analyze(
 
     Raises NotIdentifiable where there is no law.
     """
+    require_measured(points, parameter_count)
     fitted = [p for p in points if not p.heldout]
     fit = law.fit(fitted, parameter_count, draws, seed)
     flags = list(fit.flags)

@@ -6,10 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from feebcore.errors import FeebError, plural
 from feebcore.scaling.minimize import Array
-from feebcore.scaling.points import LEAST_DRAWS, NotIdentifiable, ParameterCount, Point
+from feebcore.scaling.points import LEAST_DRAWS, PARAMETER_COUNTS, NotIdentifiable, ParameterCount, Point
 from feebcore.scaling.projection import NOISE_FLOOR, OUTLIER, robust_scale
 from feebcore.scaling.runs import Runs, group_numbers
 from feebcore.scaling.surface import Surfaces
@@ -22,6 +23,9 @@ LEAST_FALL = 0.001  # of the loss, over all sizes or token counts: less is no fa
 FLOPS_FACTOR = 3.0  # between stated FLOPs and 6 N D
 FLOPS_JUMP = 0.15  # of ln(FLOPs / 6 N D) around a smooth function of N
 TOKENS_PER_PARAMETER = (0.1, 1e5)
+MOST_OUTLIERS = 0.2  # of the points
+LARGEST = 1e18  # N or D
+LOSSES = (1e-6, 1e6)  # nats per token
 METHODS_DIFFER = 0.05  # between two estimates of a
 
 
@@ -32,11 +36,21 @@ def require_draws(number: int) -> None:
 
 
 def require_measured(points: Sequence[Point], parameter_count: ParameterCount) -> None:
-    """Raises NotIdentifiable, naming the run, when an N, D, loss or weight is not a positive finite number."""
+    """Raises NotIdentifiable, naming the run and the value, where a number of a point cannot be what was measured. FLOPs and budget may be 0: unknown."""
+    if parameter_count not in PARAMETER_COUNTS:
+        raise FeebError(f"parameter_count {parameter_count!r} is none of {', '.join(PARAMETER_COUNTS)}")
     for point in points:
-        for name, value in (("N", point.size(parameter_count)), ("D", point.tokens), ("loss", point.loss), ("weight", point.weight)):
+        given: dict[str, float] = {"N": getattr(point, parameter_count), "D": point.tokens, "loss": point.loss, "weight": point.weight}
+        given |= {} if point.unique_tokens is None else {"unique_tokens": point.unique_tokens}
+        for name, value in given.items():
             if not (math.isfinite(value) and value > 0):
                 raise NotIdentifiable(f"run {_named(point)}: {name} is {value:g}, and must be positive and finite; exclude diverged runs and correct the row")
+        for name, value in (("flops", point.flops), ("budget", point.budget)):
+            if not (math.isfinite(value) and value >= 0):
+                raise NotIdentifiable(f"run {_named(point)}: {name} is {value:g}, and must be finite and not negative (0: unknown)")
+        for name, value, low, high in (("N", given["N"], 1.0, LARGEST), ("D", point.tokens, 1e-12, LARGEST), ("loss", point.loss, *LOSSES)):
+            if not low <= value <= high:
+                raise NotIdentifiable(f"run {_named(point)}: {name} is {value:g}, and no model has that; exclude diverged runs and correct the row")
 
 
 def usable_runs(points: Sequence[Point], parameter_count: ParameterCount, num_parameters: int = 5) -> Runs:
@@ -45,7 +59,7 @@ def usable_runs(points: Sequence[Point], parameter_count: ParameterCount, num_pa
     distinct = len(set(group_numbers(points, parameter_count)))
     if distinct < num_parameters:
         repeats = f" ({len(points)} points, the others repeat them)" if distinct < len(points) else ""
-        raise NotIdentifiable(f"{distinct} distinct runs{repeats} cannot determine {num_parameters} parameters; train at least 9 over 3 budgets")
+        raise NotIdentifiable(f"{plural(distinct, 'distinct run')}{repeats} cannot determine {num_parameters} parameters; train at least 9 over 3 budgets")
     runs = Runs.of(points, parameter_count)
     if np.ptp(np.log(runs.size)) < 1e-6 or np.ptp(np.log(runs.tokens)) < 1e-6:
         raise NotIdentifiable("all points have one size or one token count; vary both")
@@ -61,8 +75,9 @@ def usable_runs(points: Sequence[Point], parameter_count: ParameterCount, num_pa
 def require_falling(best: Surfaces, runs: Runs) -> None:
     """Raises NotIdentifiable where the fitted loss (K = 1) does not fall with N or with D."""
     size, tokens = np.exp(np.log(runs.size).mean()), np.exp(np.log(runs.tokens).mean())
-    by_size = np.ptp(best.ln_loss([runs.size.min(), runs.size.max()], [tokens, tokens])[0])
-    by_tokens = np.ptp(best.ln_loss([size, size], [runs.tokens.min(), runs.tokens.max()])[0])
+    with np.errstate(invalid="ignore"):  # a law whose terms vanish has no logarithm
+        by_size = np.ptp(best.ln_loss([runs.size.min(), runs.size.max()], [tokens, tokens])[0])
+        by_tokens = np.ptp(best.ln_loss([size, size], [runs.tokens.min(), runs.tokens.max()])[0])
     for name, fall in (("N (parameters)", by_size), ("D (tokens)", by_tokens)):
         if not fall > LEAST_FALL:
             raise NotIdentifiable(f"the loss does not fall with {name} over these runs; look for diverged or undertrained ones, and for swapped columns")
@@ -73,10 +88,16 @@ def correlation(size: Array, tokens: Array) -> float:
 
 
 def doubts(
-    points: Sequence[Point], runs: Runs, parameters: Mapping[str, float], intervals: Mapping[str, tuple[float, float]], deviations: Array, best: Surfaces
+    points: Sequence[Point],
+    runs: Runs,
+    parameters: Mapping[str, float],
+    intervals: Mapping[str, tuple[float, float]],
+    residuals: Array,
+    deviations: Array,
+    best: Surfaces,
 ) -> list[str]:
-    """Reasons not to believe a law in N and D (a prediction nearby may still be good). deviations [points]: ln(predicted / measured), less where the
-    law is not expected to hold exactly; best: the law, K = 1."""
+    """Reasons not to believe a law in N and D (a prediction nearby may still be good). residuals [points]: ln(predicted / measured); deviations: the
+    same, less where the law is not expected to hold exactly; best: the law, K = 1."""
     number = len(parameters) - 1  # a follows from the others
     flags = []
     if len(runs) < 15:
@@ -100,7 +121,7 @@ def doubts(
         flags.append(f"no_intervals: {plural(len(runs), 'distinct run')}; below {LEAST_CELLS} an interval does not hold what it says")
     else:
         flags.append("no_intervals: fitted without a bootstrap")
-    usual = float(np.quantile(np.abs(deviations), 0.9))
+    usual = float(np.quantile(np.abs(residuals), 0.9))
     if usual > 0.03:
         flags.append(f"poor_fit: a tenth of the points are more than {100 * usual:.1f} % away from the law")
     flags += outliers(points, deviations, number)
@@ -122,15 +143,25 @@ def _doubts_about_the_floor(floor: float, lowest: float, intervals: Mapping[str,
     return []
 
 
-def outliers(points: Sequence[Point], deviations: Array, num_parameters: int) -> list[str]:
-    """Points further than OUTLIER robust standard deviations from the law, by name."""
+def far_off(deviations: Array, num_parameters: int) -> NDArray[np.bool_]:
+    """Which points [n] are further than OUTLIER robust standard deviations from the law."""
     if len(deviations) <= num_parameters:
-        return []
-    scale = robust_scale(deviations, num_parameters)
-    far = [(p, d) for p, d in zip(points, deviations, strict=True) if abs(d) > OUTLIER * scale]
+        return np.zeros(len(deviations), dtype=bool)
+    return np.asarray(np.abs(deviations) > OUTLIER * robust_scale(deviations, num_parameters))
+
+
+def outliers(points: Sequence[Point], deviations: Array, num_parameters: int) -> list[str]:
+    """The points that are far off, by name."""
+    far = [(p, d) for p, d, is_far in zip(points, deviations, far_off(deviations, num_parameters), strict=True) if is_far]
     described = ", ".join(f"{_named(p)} ({100 * math.expm1(-d):+.1f} %)" for p, d in far[:10])
     more = f" and {len(far) - 10} more" if len(far) > 10 else ""
     return [f"outliers: {plural(len(far), 'run')} more than {OUTLIER:g} robust standard deviations from the law: {described}{more}"] if far else []
+
+
+def without_outliers(points: Sequence[Point], deviations: Array, num_parameters: int) -> list[Point]:
+    """The points by which predictions are checked: those that are named as outliers are left out, unless they are so many that the law is what is off."""
+    far = far_off(deviations, num_parameters)
+    return list(points) if far.mean() > MOST_OUTLIERS else [p for p, is_far in zip(points, far, strict=True) if not is_far]
 
 
 def units(points: Sequence[Point], runs: Runs) -> list[str]:

@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 from feebcore.scaling import checks
 from feebcore.scaling.minimize import Array, minimize
 from feebcore.scaling.points import LawFit, ParameterCount, Point
-from feebcore.scaling.posterior import CHINCHILLA, intervals_of, off_ridge
+from feebcore.scaling.posterior import CHINCHILLA, discounted, intervals_of, off_ridge
 from feebcore.scaling.projection import robust_scale
 from feebcore.scaling.rollouts import roll_out
+from feebcore.scaling.runs import relative_weights
 
 LossName = Literal["huber_log", "least_squares"]
 """Of the residual of ln(loss): Huber's with delta DELTA, or the square."""
@@ -128,7 +129,7 @@ def fit_chinchilla(
     runs = checks.usable_runs(points, parameter_count)
     size = np.array([p.size(parameter_count) for p in points], dtype=np.float64)
     tokens = np.array([p.tokens for p in points], dtype=np.float64)
-    ln_loss, weight = np.log([p.loss for p in points]), np.array([p.weight for p in points])
+    ln_loss, weight = np.log([p.loss for p in points]), relative_weights(points)
     surface = Surface.of(size, tokens, np.exp(ln_loss), DELTA if loss == "huber_log" else 1e3)
     starts = surface.published_starts() if published_grid else surface.starts()
     reached, objective = surface.minimize(starts, np.tile(weight, (len(starts), 1)), max_iterations=600)
@@ -145,7 +146,8 @@ def fit_chinchilla(
     parameters = {name: float(v) for name, v in zip(NAMES, values[0], strict=True)}
     intervals = intervals_of(NAMES, samples)
     residual = law.ln_loss(size, tokens)[0] - ln_loss
-    flags = checks.doubts(points, runs, parameters, intervals, residual, law)
+    deviations = discounted(residual, runs, law)
+    flags = checks.doubts(points, runs, parameters, intervals, residual, deviations, law)
     near = surface.named(reached[objective <= 1.01 * objective[best] + 1e-12])[:, NAMES.index("a")]
     if np.ptp(near) > checks.WIDEST_A:
         flags.append(f"several_minima: equally good fits have the exponent a from {near.min():.2f} to {near.max():.2f}")
@@ -168,5 +170,7 @@ def fit_chinchilla(
         weights=tuple(map(float, weight)),
         scatter=robust_scale(residual, 5),
         top_flops=float(runs.flops.max()),
-        rollouts=roll_out(points, parameter_count, without_the_dearest, lambda size, tokens: off_ridge(law, size, tokens)),
+        rollouts=roll_out(
+            checks.without_outliers(points, deviations, 5), parameter_count, without_the_dearest, lambda size, tokens: off_ridge(law, size, tokens)
+        ),
     )

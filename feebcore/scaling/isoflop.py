@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from feebcore.errors import plural
 from feebcore.scaling.checks import require_measured
 from feebcore.scaling.minimize import Array
 from feebcore.scaling.points import NotIdentifiable, ParameterCount, Point
@@ -28,6 +29,7 @@ GRID = 25  # points per interval at which the Akima curve is evaluated
 NEAREST = 7  # sizes around the lowest loss that a parabola is fitted to
 FARTHEST = 20.0  # of ln N, from the sizes to a vertex that means anything
 DRAWS = 200  # of noise, for an interval
+LARGEST_NOISE = 1.0  # curves with more have no minimum that means anything
 LEAST_BEND = 0.001  # of the loss along a curve: less is the noise of runs
 
 
@@ -92,6 +94,19 @@ def minima(points: Sequence[Point], parameter_count: ParameterCount, method: Met
         best = minimum(budget, size, tokens, loss, method)
         found.append(best if math.isnan(best.size) else _with_spread(best, np.log(size), loss, noise, method))
     return found
+
+
+def outliers(points: Sequence[Point], parameter_count: ParameterCount) -> list[str]:
+    """A flag that names runs which lie more than OUTLIER robust standard deviations off the parabola of their budget, and count less in it."""
+    far: list[str] = []
+    for budget in sorted({p.budget for p in points if p.budget > 0}):
+        runs = Runs.of([p for p in points if p.budget == budget], parameter_count)
+        if len(runs) >= 5:
+            order = np.argsort(runs.size, kind="stable")
+            near, weights = _near_and_weights(np.log(runs.size[order]), runs.loss[order])
+            far += [runs.names[order[i]] for i, weight in zip(near, weights, strict=True) if weight < 1]
+    shown = ", ".join(far[:10]) + (f" and {len(far) - 10} more" if len(far) > 10 else "")
+    return [f"outliers: {plural(len(far), 'run')} more than {OUTLIER:g} robust standard deviations off the curve of their budget: {shown}"] if far else []
 
 
 def allocate(minima: Sequence[Minimum]) -> Allocation:
@@ -167,7 +182,7 @@ def _noise(curves: Sequence[tuple[Array, Array]]) -> float:
         curve = np.polyval(np.polyfit(x[near] - x.mean(), loss[near], 2, w=np.sqrt(weights)), x[near] - x.mean())
         squares += float((weights * (curve / loss[near] - 1) ** 2).sum())
         degrees += max(0.0, weights.sum() - 3)
-    return max(NOISE_FLOOR, math.sqrt(squares / degrees)) if degrees >= 1 else NOISE_FLOOR
+    return min(LARGEST_NOISE, max(NOISE_FLOOR, math.sqrt(squares / degrees))) if degrees >= 1 else NOISE_FLOOR
 
 
 def _with_spread(best: Minimum, x: Array, loss: Array, noise: float, method: Method) -> Minimum:

@@ -8,6 +8,7 @@ measured: the same estimator predicts the dearest runs from the cheaper ones (ro
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -110,6 +111,11 @@ def weigh(runs: Runs, best: Surfaces) -> Array:
     return np.asarray(runs.weight / (1.0 + (misfit / NOISE_FLOOR) ** 2))
 
 
+def discounted(residuals: Array, runs: Runs, best: Surfaces) -> Array:
+    """Residuals [points] in units of what the law's misfit lets expect, so that a run far off the ridge is no outlier for a few percent."""
+    return np.asarray(residuals * np.sqrt(weigh(runs, best) / runs.weight)[runs.group])
+
+
 def off_ridge(best: Surfaces, size: ArrayLike, tokens: ArrayLike) -> Array:
     """ln(N / N*) [n] by the law `best` (K = 1); 0 where the law has no ridge, as without an A or a B."""
     size, tokens = np.asarray(size, dtype=np.float64), np.asarray(tokens, dtype=np.float64)
@@ -139,13 +145,14 @@ def fit_posterior(
     rollouts False leaves out the two refits by which predictions are checked. Raises NotIdentifiable.
     """
     checks.require_draws(draws)
-    runs = checks.usable_runs(points, parameter_count)
+    runs = checks.usable_runs(points, parameter_count, len(form.names) - 1)
     posterior, best, drawn = posterior_of(runs, form, draws if len(runs) >= checks.LEAST_CELLS else 0, seed)
     checks.require_falling(best, runs)
     values, samples = form.named(best)[0], form.named(drawn)
     intervals = intervals_of(form.names, samples)
-    residuals = best.ln_loss([p.size(parameter_count) for p in points], [p.tokens for p in points])[0] - np.log([p.loss for p in points])
+    residuals = best.ln_loss([float(p.size(parameter_count)) for p in points], [p.tokens for p in points])[0] - np.log([p.loss for p in points])
     parameters = {name: float(v) for name, v in zip(form.names, values, strict=True)}
+    deviations = discounted(residuals, runs, best)
 
     def predictor(cheap: list[Point]) -> Callable[[Array, Array], Array]:
         return lambda size, tokens: posterior_of(Runs.of(cheap, parameter_count), form, 0)[1].ln_loss(size, tokens)[0]
@@ -154,7 +161,7 @@ def fit_posterior(
         form=form.name,
         parameters=parameters,
         intervals=intervals,
-        flags=tuple(checks.doubts(points, runs, parameters, intervals, residuals, best)),
+        flags=tuple(checks.doubts(points, runs, parameters, intervals, residuals, deviations, best)),
         objective=float((posterior.weights * posterior.residuals**2).sum()),
         parameter_count=parameter_count,
         num_points=len(points),
@@ -163,14 +170,32 @@ def fit_posterior(
         weights=tuple(map(float, posterior.weights[runs.group])),
         scatter=posterior.scale,
         top_flops=float(runs.flops.max()),
-        rollouts=roll_out(points, parameter_count, predictor, lambda size, tokens: off_ridge(best, size, tokens)) if rollouts else (),
+        rollouts=roll_out(
+            checks.without_outliers(points, deviations, len(form.names) - 1), parameter_count, predictor, lambda size, tokens: off_ridge(best, size, tokens)
+        )
+        if rollouts
+        else (),
     )
+
+
+def interval_of(values: Array) -> tuple[float, float]:
+    """Where 95 % of the draws lie; NaN where there are none, or most of them have no finite value."""
+    finite = values[np.isfinite(values)]
+    if not len(finite) or len(finite) < len(values) / 2:
+        return math.nan, math.nan
+    low, high = np.percentile(finite, LEVEL)
+    return float(low), float(high)
+
+
+def spread_of(ln_losses: Array) -> float:
+    """Standard deviation of drawn ln(loss), from their 95 % interval, so that a few wild resamples do not decide."""
+    low, high = interval_of(ln_losses)
+    return (high - low) / 4.0
 
 
 def intervals_of(names: Sequence[str], samples: Array) -> dict[str, tuple[float, float]]:
     """95 % intervals by name, from rows of draws; none without draws."""
-    ends = np.percentile(samples, LEVEL, axis=0) if len(samples) else np.zeros((2, 0))
-    return {name: (float(low), float(high)) for name, low, high in zip(names, *ends, strict=False)}
+    return {name: interval_of(samples[:, i]) for i, name in enumerate(names)} if len(samples) else {}
 
 
 def best_law(fit: LawFit, form: Form = CHINCHILLA) -> Surfaces:
@@ -186,8 +211,8 @@ def drawn_laws(fit: LawFit, form: Form = CHINCHILLA) -> Surfaces:
 def predict_posterior(fit: LawFit, size: float, tokens: float, form: Form = CHINCHILLA) -> Prediction:
     """The loss at (N, D), N by the fit's parameter_count, with the interval that `stated` describes."""
     best = best_law(fit, form)
-    ends = np.percentile(drawn_laws(fit, form).ln_loss([size], [tokens]), LEVEL) if fit.samples else (np.nan, np.nan)
-    return stated(fit, float(best.ln_loss([size], [tokens])[0, 0]), float(np.ptp(ends)) / 4.0, 6.0 * size * tokens, float(off_ridge(best, [size], [tokens])[0]))
+    spread = spread_of(drawn_laws(fit, form).ln_loss([size], [tokens])[:, 0])
+    return stated(fit, float(best.ln_loss([size], [tokens])[0, 0]), spread, 6.0 * size * tokens, float(off_ridge(best, [size], [tokens])[0]))
 
 
 def optimum_posterior(fit: LawFit, flops: float, form: Form = CHINCHILLA) -> Optimum:
@@ -195,8 +220,8 @@ def optimum_posterior(fit: LawFit, flops: float, form: Form = CHINCHILLA) -> Opt
     best, drawn = best_law(fit, form), drawn_laws(fit, form)
     size = float(best.best_size([flops])[0, 0])
     tokens = flops / (6.0 * size)
-    low, high = np.percentile(drawn.best_size([flops]), LEVEL) if fit.samples else (np.nan, np.nan)
-    return Optimum(flops, size, tokens, predict_posterior(fit, size, tokens, form), float(low), float(high))
+    low, high = interval_of(drawn.best_size([flops])[:, 0])
+    return Optimum(flops, size, tokens, predict_posterior(fit, size, tokens, form), low, high)
 
 
 class GridLaw(Law):

@@ -80,7 +80,9 @@ def stated(fit: LawFit, ln_loss: float, spread: float, flops: float, off_ridge: 
     reach = max(0.0, math.log(flops / fit.top_flops))
     slope = error_per_reach(fit) if fit.rollouts else LEAST_SLOPE
     half = 2.0 * math.sqrt(spread**2 + (slope * reach) ** 2 + (2.0 * MISFIT_OFF_RIDGE * off_ridge**2) ** 2 + _noise(fit) ** 2)
-    return Prediction(math.exp(ln_loss), math.exp(ln_loss - half), math.exp(ln_loss + half), beyond(fit, flops))
+    with np.errstate(over="ignore"):
+        loss, low, high = (float(v) for v in np.exp([ln_loss, ln_loss - half, ln_loss + half]))
+    return Prediction(loss, low, high, beyond(fit, flops))
 
 
 def beyond(fit: LawFit, flops: float) -> tuple[str, ...]:

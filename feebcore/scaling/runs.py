@@ -11,12 +11,20 @@ from numpy.typing import NDArray
 from feebcore.scaling.minimize import Array
 from feebcore.scaling.points import ParameterCount, Point
 
+LEAST_WEIGHT = 1e-12  # of the largest
+
 
 def group_numbers(points: Sequence[Point], parameter_count: ParameterCount) -> NDArray[np.intp]:
     """Which measurement each point [n] belongs to, numbered in order of appearance: its `group`, else those of equal N, D and unique tokens."""
     seen: dict[object, int] = {}
     keys = [p.group or (p.size(parameter_count), p.tokens, p.unique_tokens) for p in points]
     return np.array([seen.setdefault(key, len(seen)) for key in keys], dtype=np.intp)
+
+
+def relative_weights(points: Sequence[Point]) -> Array:
+    """The points' weights [n] over the largest of them: only ratios mean something."""
+    weight = np.array([p.weight for p in points], dtype=np.float64)
+    return np.asarray(np.maximum(weight / weight.max(), LEAST_WEIGHT))
 
 
 @dataclass(frozen=True)
@@ -35,7 +43,7 @@ class Runs:
     @classmethod
     def of(cls, points: Sequence[Point], parameter_count: ParameterCount) -> Runs:
         group = group_numbers(points, parameter_count)
-        weight = np.array([p.weight for p in points], dtype=np.float64)
+        weight = relative_weights(points)
         total = np.bincount(group, weight)
 
         def mean(values: Sequence[float]) -> Array:

@@ -135,7 +135,58 @@ def test_an_outlier_of_a_curve_does_not_move_its_minimum() -> None:
     assert moved.size == pytest.approx(clean.size, rel=0.1)
 
 
-@pytest.mark.parametrize("name", OF_N_AND_D)
+def test_a_diverged_run_is_named_by_the_frontier_too() -> None:
+    points = changed(grid(0.001, sizes=7), 5, loss=9.2)
+    (flag,) = [f for f in fit("frontier", points).flags if f.startswith("outliers")]
+    assert points[5].name in flag
+
+
+@pytest.mark.parametrize("key", ["flops", "budget", "unique_tokens"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
+def test_other_numbers_that_cannot_be_are_refused(key: str, value: float) -> None:
+    for name in LAWS:
+        with pytest.raises(NotIdentifiable, match=f"{key} is"):
+            fit(name, changed(repeated(), 3, **{key: value}))
+
+
+@pytest.mark.parametrize(("key", "value"), [("loss", 1e30), ("loss", 1e-30), ("non_embedding", 10**20), ("tokens", 1e20), ("non_embedding", float("nan"))])
+def test_magnitudes_that_no_model_has_are_refused(key: str, value: float) -> None:
+    for name in LAWS:
+        with pytest.raises(NotIdentifiable, match=r"run .* is "):
+            fit(name, changed(repeated(), 3, **{key: value}))
+
+
+@pytest.mark.parametrize("name", [*OF_N_AND_D, "frontier"])
+@pytest.mark.parametrize("scale", [1e-300, 1e300])
+def test_only_ratios_of_weights_mean_something(name: str, scale: float) -> None:
+    points = grid(0.002)
+    plain, scaled = fit(name, points), fit(name, [dataclasses.replace(p, weight=scale) for p in points])
+    assert scaled.parameters == pytest.approx(plain.parameters, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", LAWS[1:4])
+def test_no_input_ends_in_a_warning_or_a_crash(name: str, recwarn: pytest.WarningsRecorder) -> None:
+    """What is neither refused nor right comes with doubts, and finite numbers."""
+    points = grid(0.002)
+    hostile = [
+        [dataclasses.replace(p, loss=3 * (p.flops / 1e17) ** -2.0) for p in points],
+        [dataclasses.replace(p, loss=float(np.exp(np.random.default_rng(i).normal()))) for i, p in enumerate(points)],
+        [dataclasses.replace(p, loss=p.loss / 2) if i % 2 else p for i, p in enumerate(points)],
+        [dataclasses.replace(p, loss=9.2) if i % 3 == 0 else p for i, p in enumerate(points)],
+        [dataclasses.replace(p, weight=10.0 ** (i - 12)) for i, p in enumerate(points)],
+    ]
+    for runs in hostile:
+        try:
+            result = fit(name, runs, 100)
+        except NotIdentifiable:
+            continue
+        assert all(np.isfinite(v) for v in result.parameters.values())
+        for flops in (1e6, 1e22, 1e35):
+            build(name).optimum(result, flops)
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("name", [*OF_N_AND_D, "frontier"])
 def test_units_that_cannot_be_are_flagged(name: str) -> None:
     points = grid(0.001)
     in_millions = [
@@ -149,7 +200,7 @@ def test_units_that_cannot_be_are_flagged(name: str) -> None:
     assert not any(f.startswith(("units", "flops_mismatch", "mixed_counts")) for f in fit(name, points).flags)
 
 
-@pytest.mark.parametrize("name", OF_N_AND_D)
+@pytest.mark.parametrize("name", [*OF_N_AND_D, "frontier"])
 def test_two_ways_of_counting_are_flagged(name: str) -> None:
     points = [dataclasses.replace(p, non_embedding=round(1.4 * p.non_embedding), matmul=round(1.4 * p.matmul)) if i % 2 else p for i, p in enumerate(grid())]
     (flag,) = [f for f in fit(name, points).flags if f.startswith("mixed_counts")]

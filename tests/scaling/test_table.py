@@ -141,7 +141,7 @@ def test_a_law_is_fitted_to_a_table(table: Path, capsys: pytest.CaptureFixture[s
     ("arguments", "status", "message"),
     [
         ([], 2, "name a finished sweep, or a table with --csv FILE"),
-        (["--csv", "TABLE", "--target", "-1"], 2, "--target -1: must be above 0"),
+        (["--csv", "TABLE", "--target", "-1"], 2, "--target -1: training FLOPs between"),
         (["--csv", "TABLE", "--law", "frontir"], 2, "did you mean 'frontier'"),
         (["--csv", "TABLE", "--law", '{"name": "frontier", "method": "spline"}'], 2, "'parabola' or 'akima'"),
         (["--csv", "TABLE", "--law", "{"], 2, "--law {"),

@@ -56,8 +56,8 @@ def fit(
     if (sweep is None) == (csv is None):
         raise UsageError("name a finished sweep, or a table with --csv FILE" + ("" if sweep is None else ", not both"))
     for flops in target:
-        if not 0 < flops < float("inf"):
-            raise UsageError(f"--target {flops:g}: must be above 0 and finite")
+        if not 1e6 <= flops <= 1e35:
+            raise UsageError(f"--target {flops:g}: training FLOPs between 1e6 and 1e35")
     if draws != 0 and draws < LEAST_DRAWS:
         raise UsageError(f"--draws {draws}: at least {LEAST_DRAWS} for an interval, or 0 for none")
     part = _law(law, plugin)

@@ -19,7 +19,7 @@ from feebcore.scaling import checks
 from feebcore.scaling.minimize import Array
 from feebcore.scaling.options import RolloutOptions
 from feebcore.scaling.points import Law, LawFit, NotIdentifiable, Optimum, ParameterCount, Point, Prediction
-from feebcore.scaling.posterior import CHINCHILLA, LEVEL, intervals_of, off_ridge, posterior_of
+from feebcore.scaling.posterior import CHINCHILLA, discounted, interval_of, intervals_of, off_ridge, posterior_of, spread_of
 from feebcore.scaling.projection import NOISE_FLOOR, Posterior, Prior
 from feebcore.scaling.rollouts import roll_out, stated
 from feebcore.scaling.runs import Runs
@@ -37,7 +37,7 @@ class DataConstrainedLaw(Law):
 
     def fit(self, points: Sequence[Point], parameter_count: ParameterCount, bootstrap: int, seed: int) -> LawFit:
         checks.require_draws(bootstrap)
-        runs = checks.usable_runs(points, parameter_count)
+        runs = checks.usable_runs(points, parameter_count, len(NAMES) - 1)
         if (number := int((runs.tokens > 1.001 * runs.unique).sum())) < LEAST_REPEATING:
             raise NotIdentifiable(
                 f"{number} distinct runs see tokens again, too few for their worth; state unique_tokens, add runs over several epochs, or use law posterior"
@@ -51,6 +51,7 @@ class DataConstrainedLaw(Law):
         parameters = {name: float(v) for name, v in zip(NAMES, np.append(CHINCHILLA.named(best)[0], worth), strict=True)}
         intervals = intervals_of(NAMES, samples)
         residuals = best.ln_loss(seen[0][0], seen[1][0])[0] - np.log([p.loss for p in points])
+        deviations = discounted(residuals, runs, best)
 
         def without_the_dearest(cheap: list[Point]) -> Callable[[Array, Array], Array]:
             below = Runs.of(cheap, parameter_count)
@@ -62,7 +63,7 @@ class DataConstrainedLaw(Law):
             form="data_constrained",
             parameters=parameters,
             intervals=intervals,
-            flags=tuple(checks.doubts(points, runs, parameters, intervals, residuals, best)),
+            flags=tuple(checks.doubts(points, runs, parameters, intervals, residuals, deviations, best)),
             objective=float((posterior.weights * posterior.residuals**2).sum()),
             parameter_count=parameter_count,
             num_points=len(points),
@@ -71,7 +72,11 @@ class DataConstrainedLaw(Law):
             weights=tuple(map(float, posterior.weights[runs.group])),
             scatter=posterior.scale,
             top_flops=float(runs.flops.max()),
-            rollouts=roll_out(points, parameter_count, without_the_dearest, lambda n, d: off_ridge(best, n, d)) if self.rollouts else (),
+            rollouts=roll_out(
+                checks.without_outliers(points, deviations, len(NAMES) - 1), parameter_count, without_the_dearest, lambda n, d: off_ridge(best, n, d)
+            )
+            if self.rollouts
+            else (),
         )
 
     def predict(self, fit: LawFit, size: float, tokens: float, unique_tokens: float | None = None) -> Prediction:
@@ -84,7 +89,7 @@ class DataConstrainedLaw(Law):
             return laws.ln_loss(n, d)[:, 0]
 
         best = np.array([list(fit.parameters.values())])
-        spread = float(np.ptp(np.percentile(ln_loss(fit.draws), LEVEL))) / 4 if fit.samples else float("nan")
+        spread = spread_of(ln_loss(fit.draws))
         off = float(off_ridge(CHINCHILLA.surfaces(best[:, :-2]), [size], [tokens])[0])
         return stated(fit, float(ln_loss(best)[0]), spread, 6.0 * size * tokens, off)
 
@@ -94,8 +99,8 @@ class DataConstrainedLaw(Law):
     def optimum(self, fit: LawFit, flops: float) -> Optimum:
         """With fresh tokens."""
         size = float(CHINCHILLA.surfaces(np.array([list(fit.parameters.values())[:-2]])).best_size([flops])[0, 0])
-        low, high = np.percentile(CHINCHILLA.surfaces(fit.draws[:, :-2]).best_size([flops]), LEVEL) if fit.samples else (np.nan, np.nan)
-        return Optimum(flops, size, flops / (6.0 * size), self.predict(fit, size, flops / (6.0 * size)), float(low), float(high))
+        low, high = interval_of(CHINCHILLA.surfaces(fit.draws[:, :-2]).best_size([flops])[:, 0])
+        return Optimum(flops, size, flops / (6.0 * size), self.predict(fit, size, flops / (6.0 * size)), low, high)
 
 
 def effective(size: Array, tokens: Array, unique: Array, laws: Surfaces, worth: Array) -> tuple[Array, Array]:

@@ -12,10 +12,10 @@ from feebcore.protocols import BuildContext
 from feebcore.scaling import checks, isoflop
 from feebcore.scaling.minimize import Array
 from feebcore.scaling.points import Law, LawFit, NotIdentifiable, Optimum, ParameterCount, Point, Prediction
-from feebcore.scaling.posterior import LEVEL, intervals_of
+from feebcore.scaling.posterior import interval_of, intervals_of, spread_of
 from feebcore.scaling.projection import NOISE_FLOOR, Posterior, Prior, Solution, fit_on_grid
 from feebcore.scaling.rollouts import MISFIT_BELOW_TOP, roll_out, stated
-from feebcore.scaling.runs import group_numbers
+from feebcore.scaling.runs import Runs, group_numbers
 
 if TYPE_CHECKING:
     from feeb_evals.laws.frontier import FrontierConfig
@@ -33,6 +33,10 @@ class FrontierLaw(Law):
     def fit(self, points: Sequence[Point], parameter_count: ParameterCount, bootstrap: int, seed: int) -> LawFit:
         checks.require_draws(bootstrap)
         curves = isoflop.minima(points, parameter_count, self.method)
+        if not curves:
+            raise NotIdentifiable(
+                "no runs share a budget, and the frontier goes through the minima of isoFLOP curves; give each run its budget, or use law posterior"
+            )
         inside = [m for m in curves if not m.problem]
         if len(inside) < LEAST_MINIMA:
             why = "; ".join(f"{m.budget:.3g} FLOPs: {m.problem}" for m in curves if m.problem)
@@ -47,7 +51,7 @@ class FrontierLaw(Law):
         rng = np.random.default_rng(seed)
         posterior = _posterior(compute, loss, bootstrap if enough else 0, rng)
         samples = _rows(posterior.exponents, posterior.coefficients, compute)
-        pivot, level = float(np.log(compute).mean()), float(np.log([m.size(parameter_count) for m in minima]).mean())
+        pivot, level = float(np.log(compute).mean()), float(np.log([float(m.total) for m in minima]).mean())
         spread = (allocation.high - allocation.low) / 4
         exponents = np.append(rng.normal(allocation.exponent, spread, len(samples)), allocation.exponent)
         place = float(np.sqrt(np.mean([m.ln_size_sd**2 for m in inside]) / len(inside)))
@@ -61,7 +65,8 @@ class FrontierLaw(Law):
             flags.append(f"no_intervals: {distinct} distinct runs and {len(minima)} minima; an interval needs {checks.LEAST_CELLS} and {LEAST_MINIMA + 1}")
         elif not bootstrap:
             flags.append("no_intervals: fitted without draws")
-        flags += checks.outliers(minima, posterior.residuals, 3)
+        flags += isoflop.outliers(points, parameter_count) + checks.outliers(minima, posterior.residuals, 3)
+        flags += checks.units(points, Runs.of(points, parameter_count))
         parameters = {name: float(v) for name, v in zip(NAMES, rows[-1], strict=True)}
 
         def without_the_dearest(cheap: list[Point]) -> Callable[[Array, Array], Array]:
@@ -90,7 +95,7 @@ class FrontierLaw(Law):
         """The loss at the best allocation of 6 N D; a flag says where N is not it."""
         flops = 6.0 * size * tokens
         best = np.array([list(fit.parameters.values())])
-        spread = float(np.ptp(np.percentile(_ln_loss(fit.draws, np.array([flops])), LEVEL))) / 4 if fit.samples else math.nan
+        spread = spread_of(_ln_loss(fit.draws, np.array([flops]))[:, 0])
         prediction = stated(fit, float(_ln_loss(best, np.array([flops]))[0, 0]), spread, flops)
         off = math.log(size / (fit.parameters["k"] * flops ** fit.parameters["a"]))
         if abs(off) <= OFF_FRONTIER:
@@ -100,9 +105,9 @@ class FrontierLaw(Law):
 
     def optimum(self, fit: LawFit, flops: float) -> Optimum:
         size = fit.parameters["k"] * flops ** fit.parameters["a"]
-        low, high = np.percentile(fit.draws[:, 3] * flops ** fit.draws[:, 4], LEVEL) if fit.samples else (math.nan, math.nan)
+        low, high = interval_of(fit.draws[:, 3] * flops ** fit.draws[:, 4])
         tokens = flops / (6.0 * size)
-        return Optimum(flops, size, tokens, self.predict(fit, size, tokens), float(low), float(high))
+        return Optimum(flops, size, tokens, self.predict(fit, size, tokens), low, high)
 
 
 def _as_point(minimum: isoflop.Minimum) -> Point:
