@@ -99,7 +99,7 @@ def train_model(
         optimizer_schedules.freeze(param_groups(model, frozen=True), section.param_groups)
         scale = lr_scale(section, model)  # asks the model for its sizes, so before it is sharded
         gradients = GradientAccumulator(LossModule(model, objective, run.precision, device), parallel, section.micro_batch, out.log)
-        optimizer = build_optimizer(section, model, scale)
+        optimizer = build_optimizer(section, model, scale, parallel.world)
         multipliers = (None if part is None else part.build(total_steps=section.max_steps) for part in schedules_of(section))
         schedules = optimizer_schedules.OptimizerSchedules(optimizer, *multipliers)  # type: ignore[arg-type]
         callbacks = {f"{i}:{part.name}": part.build() for i, part in enumerate(section.callbacks)} if parallel.is_main else {}
@@ -167,11 +167,11 @@ def move_if_it_fits(model: nn.Module, device: torch.device, log: Callable[[str],
     return torch.device("cpu")
 
 
-def build_optimizer(section: TrainSection, model: nn.Module, scale: LRScale | None = None) -> Optimizer:
+def build_optimizer(section: TrainSection, model: nn.Module, scale: LRScale | None = None, world: int = 1) -> Optimizer:
     """The optimizer part over the model's parameters by role and override, with scaled learning rates. scale: what `lr_scale` gave before the
-    model was sharded; default: what it gives now."""
+    model was sharded; default: what it gives now. world: ranks that step together."""
     scale = lr_scale(section, model) if scale is None else scale
-    optimizer: Optimizer = optimizer_schedules.build_optimizer(section.optimizer, param_groups(model, frozen=True), section.param_groups, scale)
+    optimizer: Optimizer = optimizer_schedules.build_optimizer(section.optimizer, param_groups(model, frozen=True), section.param_groups, scale, world)
     hook_optimizer(model, optimizer)
     return optimizer
 

@@ -174,6 +174,29 @@ def test_ranks_score_together_what_one_scores_alone_bit_for_bit(done, world):
     assert max(one["batches"] for one in together) == -(-alone[0]["batches"] // world)
 
 
+MATRIX_RUNS = {"ddp": {"optimizer": "soap"}, "fsdp": {"optimizer": "normuon"}}
+
+
+def test_ranks_that_share_matrices_out_resume_bit_for_bit_also_alone(tmp_path):
+    """Continued from a checkpoint by as many ranks, and by one, which finds all of the state of every matrix in it."""
+    options = {name: RUN | {"max_steps": 6, "checkpoint_every": 3, "parallel": {"strategy": name}} | more for name, more in MATRIX_RUNS.items()}
+    ranks.start(2, tmp_path / "first", [{"do": "train", "folder": tmp_path / name, **run} for name, run in options.items()])
+    for name in options:
+        for other in ("again", "alone"):
+            (tmp_path / f"{name}-{other}" / "checkpoints").mkdir(parents=True)
+            middle = checkpoints(tmp_path / name)[1]
+            assert step_of(middle) == 3
+            shutil.copytree(middle, tmp_path / f"{name}-{other}" / "checkpoints" / middle.name)
+    ranks.start(2, tmp_path / "second", [{"do": "train", "folder": tmp_path / f"{name}-again", **run} for name, run in options.items()])
+    for name, run in options.items():
+        ranks.train(tmp_path / f"{name}-alone", **run | {"parallel": {"strategy": "none"}})
+        whole, again, alone = (whole_state(tmp_path / folder) for folder in (name, f"{name}-again", f"{name}-alone"))
+        assert whole.keys() == again.keys() == alone.keys()
+        assert [place for place, tensor in whole.items() if not torch.equal(tensor, again[place])] == []
+        apart = {place: float((tensor - alone[place]).norm() / tensor.norm().clamp_min(1e-12)) for place, tensor in whole.items() if "basis" not in place}
+        assert {place: gap for place, gap in apart.items() if gap > 0.02} == {}, "sums in another order"
+
+
 def test_ranks_without_a_strategy_and_a_strategy_without_ranks_are_explained(monkeypatch):
     with pytest.raises(ValueError, match="2 processes need strategy: ddp or fsdp"):
         ParallelConfig(ranks=2)
