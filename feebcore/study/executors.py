@@ -10,7 +10,6 @@ import contextlib
 import fcntl
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -20,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
+from multiprocessing.connection import wait  # select.select refuses descriptors from 1024 on
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -216,8 +216,8 @@ class _Worker:
             if time.monotonic() > self.deadline:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(self._process.pid, signal.SIGKILL)
-            if not select.select([self._replies], [], [], 0.2)[0]:
-                if not self.alive and not select.select([self._replies], [], [], 0)[0]:
+            if not wait([self._replies], 0.2):
+                if not self.alive and not wait([self._replies], 0):
                     return None
                 continue
             data = os.read(self._replies, 1 << 16)

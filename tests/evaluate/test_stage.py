@@ -53,10 +53,12 @@ def test_a_run_that_was_stopped_goes_on_and_ends_the_same(tiny_chain, tmp_path: 
 
 def test_a_benchmark_runs_on_the_named_subjects_only(tiny_chain, tmp_path: Path) -> None:
     _, artifacts = tiny_chain
-    section = section_of(artifacts, benchmarks=["bits_per_byte", {"name": "bits_per_byte", "stride": 64}], models={"bits_per_byte_2": ["sft"]})
+    section = section_of(artifacts, benchmarks=["bits_per_byte", {"name": "bits_per_byte", "max_tokens": 10}], models={"bits_per_byte_2": ["sft"]})
     metrics = evaluate.run(section, inputs_of(artifacts), StageOutput(tmp_path))
     assert set(metrics["bits_per_byte"]) == {"pretrain", "sft"}
     assert set(metrics["bits_per_byte_2"]) == {"sft"}
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert 0 < results["bits_per_byte_2"]["sft"]["tokens"] < results["bits_per_byte"]["sft"]["tokens"] / 2
 
 
 def test_wrong_subjects_are_refused_before_anything_runs() -> None:

@@ -35,12 +35,14 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return dict(json.loads(outputs[0][0].splitlines()[-1]))
 
 
+@pytest.mark.slow
 def test_sharded_steps_equal_whole_ones_for_every_optimizer(told: dict[str, Any]) -> None:
     builtin = {spec.name for kind, spec in get_registry().parts() if kind == "optimizers" and spec.distribution == BUILTIN}
     assert builtin <= told["gaps"].keys()
     assert {name: gap for name, gap in told["gaps"].items() if gap > 1e-4} == {}
 
 
+@pytest.mark.slow
 def test_each_matrix_is_computed_by_one_rank_and_the_bits_are_those_of_a_rank_that_computes_all(told: dict[str, Any]) -> None:
     """Whole on every rank as with ddp, and sharded; in one round and in several."""
     assert len(told["wrong"]) == 14

@@ -43,7 +43,7 @@ class Feeb:
     def rows(self, query: str) -> list[tuple[Any, ...]]:
         """What Prefect's database says once no process of this workspace is left, and the server has written all that it was sent."""
         self.wait_for_no_process()
-        with sqlite3.connect(self.workspace / ".prefect" / "prefect.db") as database:
+        with contextlib.closing(sqlite3.connect(self.workspace / ".prefect" / "prefect.db")) as database:
             if self.server:
                 wait_until_quiet(database, self.server)
             return database.execute(query).fetchall()
@@ -209,7 +209,7 @@ def served(feeb: Feeb, shared_server: tuple[Path, int]) -> Feeb:
     feeb.workspace.mkdir(parents=True)
     (feeb.workspace / ".prefect").symlink_to(home)
     feeb.server = server
-    with sqlite3.connect(home / "prefect.db", timeout=20) as database:
+    with contextlib.closing(sqlite3.connect(home / "prefect.db", timeout=20)) as database, database:
         wait_until_quiet(database, server)
         for table in ("artifact", "artifact_collection", "log", "task_run_state", "task_run", "flow_run_state", "flow_run"):
             database.execute(f"delete from {table}")

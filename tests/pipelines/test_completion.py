@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import pty
-import select
 import shutil
 import subprocess
 import sys
 import time
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import pytest
@@ -104,7 +104,7 @@ def keys(shell: list[str], script: Path, typed: str, place: Path, until: str, se
         os.write(terminal, f"source {script}; echo re''ady\n".encode())
         deadline, sent = time.monotonic() + seconds, False
         while until not in shown.partition("ready\r\n")[2] and time.monotonic() < deadline:
-            if select.select([terminal], [], [], 0.1)[0]:
+            if wait([terminal], 0.1):
                 shown += os.read(terminal, 4096).decode(errors="replace")
             if "ready\r\n" in shown and not sent:
                 sent = bool(os.write(terminal, typed.encode()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -53,6 +54,7 @@ def test_every_flow_has_a_deployment_whose_entrypoint_is_it() -> None:
         assert getattr(stages, name).name == deployment["name"]
 
 
+@pytest.mark.slow
 @pytest.mark.e2e
 def test_deployments_run_on_a_process_work_pool(own_server: Feeb) -> None:
     ui = own_server.start("ui", "--no-open")
@@ -100,7 +102,7 @@ def test_deployments_run_on_a_process_work_pool(own_server: Feeb) -> None:
         prefect("deployment", "run", "pipeline/pipeline", "--param", "recipe=nowhere.yaml", "--flow-run-name", "wrong")
 
         def states() -> list[tuple[str, str]]:
-            with sqlite3.connect(own_server.workspace / ".prefect" / "prefect.db") as database:
+            with contextlib.closing(sqlite3.connect(own_server.workspace / ".prefect" / "prefect.db")) as database:
                 return sorted(database.execute("select name, state_name from flow_run").fetchall())
 
         wanted = [("my-own-name", "Completed"), ("tiny-sum_numbers", "Completed"), ("wrong", "Failed")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import subprocess
@@ -12,9 +13,11 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from feeb_pipelines.cli import run_command
 from feebcore.artifacts import Artifact, Workspace
 from feebcore.errors import DataError, Interrupted, RecipeError, StageFailed
 from feebcore.files import read_json, read_jsonl, write_json
+from feebcore.recipe import load
 from feebcore.scaling.cells import measure_with, with_overrides
 from feebcore.scaling.config import SweepConfig
 from feebcore.scaling.stage import check
@@ -31,7 +34,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Artifact, 
     events: list[dict[str, Any]] = []
 
     def listen(row: dict[str, Any]) -> None:
-        events.append(row | {"prediction": bool(list(root.glob("data/sweep/*/prediction.json")))})
+        events.append(row | {"prediction": bool(list(root.glob("data/sweep/*/predictions.json")))})
 
     return root, sweep(root, listen), events
 
@@ -64,8 +67,8 @@ def test_every_cell_is_an_artifact_with_exact_counts(finished) -> None:
 
 def test_the_heldout_cell_is_predicted_before_it_is_run(finished) -> None:
     _, artifact, events = finished
-    prediction = read_json(artifact.path / "prediction.json")
-    assert prediction["already_run"] == []
+    (prediction,) = read_json(artifact.path / "predictions.json")
+    assert not prediction["begun"]
     ran = [e for e in events if e["kind"] == "log" and e["text"].startswith("run heldout")]
     assert len(ran) == 1
     assert prediction["written"] < ran[0]["time"]
@@ -73,7 +76,7 @@ def test_the_heldout_cell_is_predicted_before_it_is_run(finished) -> None:
     assert len(fitted) == 6
     assert not any(e["prediction"] for e in fitted)
     heldout = read_json(artifact.path / "law.json")["heldout"][0]
-    assert heldout["predicted"] == prediction["runs"][0]["loss"]
+    assert heldout["predicted"] == prediction["loss"]
     assert artifact.metrics["heldout_relative_error"] == pytest.approx(abs(heldout["predicted"] / heldout["measured"] - 1))
     near = next(c for c in read_jsonl(artifact.path / "runs.jsonl") if c["name"] == heldout["nearest"])
     assert near["overrides"]["architecture.d_model"] == 8
@@ -99,6 +102,25 @@ def test_progress_counts_to_the_end(finished) -> None:
     assert rows[-1]["finished"] == "7 of 7 runs"
 
 
+def test_the_law_and_the_recipe_of_a_larger_run(finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    where = ["--workspace", str(finished[0] / "data")]
+    assert run_command(["sweep", "report", "tiny", *where]) == 0
+    assert "heldout-6e07-d8" in capsys.readouterr().out
+    out = tmp_path / "large.json"
+    assert run_command(["sweep", "recommend", "tiny", *where]) == 1
+    assert "this sweep has no target" in capsys.readouterr().err
+    assert run_command(["sweep", "recommend", "tiny", "--flops", "1e8", "--out", str(out), *where, "--json"]) == 0
+    forecast = json.loads(capsys.readouterr().out)["forecast"]
+    assert forecast["flops"] == pytest.approx(1e8, rel=0.05)
+    large = load(out)
+    assert list(large.stages) == ["download", "tokenizer", "shard", "pretrain"]
+    assert large.stages["pretrain"].section.max_steps == forecast["overrides"]["max_steps"]
+    assert run_command(["run", str(out), "--in-process", *where, "--json"]) == 0
+    (ran,) = json.loads(capsys.readouterr().out)["runs"].values()
+    assert ran["shard"]["status"] == "reused"
+    assert ran["pretrain"]["metrics"]["flops"] == pytest.approx(1e8, rel=0.05)
+
+
 def test_another_sweep_over_the_same_cells_trains_nothing(finished) -> None:
     """Another number of resamples is another sweep, of the same runs; that its held-out cell was there before is said."""
     logged: list[dict[str, Any]] = []
@@ -107,7 +129,7 @@ def test_another_sweep_over_the_same_cells_trains_nothing(finished) -> None:
     assert [c["loss"] for c in read_jsonl(other.path / "runs.jsonl")] == [c["loss"] for c in read_jsonl(finished[1].path / "runs.jsonl")]
     assert len(list((finished[0] / "data" / "pretrain").glob("*/manifest.json"))) == 7
     assert not [e for e in logged if e["kind"] == "progress" and e["name"] != "runs"]
-    assert len(read_json(other.path / "prediction.json")["already_run"]) == 1
+    assert read_json(other.path / "predictions.json")[0]["begun"]
 
 
 @pytest.mark.slow

@@ -27,9 +27,8 @@ class BitsPerByte(Benchmark):
             raise DataError(f"bits_per_byte: the validation split is empty, so there is nothing to score; {NO_VALIDATION_TEXT}")
         config = self._config
         context, stride = window_shape(target.model, config.context, config.stride)
-        scores = score_documents(
-            target.model, target.store, context, stride, target.device, target.precision, target.progress, config.max_documents, config.batch_tokens
-        )
+        where, limits = (target.device, target.precision, target.progress), (config.max_documents, config.batch_tokens, config.max_tokens)
+        scores = score_documents(target.model, target.store, context, stride, *where, *limits)
         total = scores.total()
         interval = bootstrap(scores.nats / math.log(2), scores.bytes, seed=target.seed)
         details = {"tokens": total.tokens, "bytes": total.bytes, "loss": total.loss, "context": context, "stride": stride, "precision": target.precision}
