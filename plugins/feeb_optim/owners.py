@@ -47,7 +47,7 @@ class OwnersOptimizer(Optimizer):
 
     def share_state(self) -> None:
         for group in self.param_groups:
-            kept = [(p, value) for p in group["params"] for key, value in self.state.get(p, {}).items() if key.startswith(self.kept_by_owner)]
+            kept = [(p, self.state[p][key]) for p in group["params"] for key in sorted(self.state.get(p, ())) if key.startswith(self.kept_by_owner)]
             if kept:
                 self.by_owners(group).share(kept)
 
