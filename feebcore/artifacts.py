@@ -333,8 +333,8 @@ class Workspace:
 
 def check_name(name: str) -> None:
     """Raises ArtifactError for a name that would not be one folder of its stage."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
-        raise ArtifactError(f"{name!r} cannot name an artifact; use letters, digits, '-', '_' and '.', beginning with a letter or digit")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", name):
+        raise ArtifactError(f"{name!r} cannot name an artifact; use up to 100 letters, digits, '-', '_' and '.', beginning with a letter or digit")
 
 
 def check_kinds(folder: Path, makes: Iterable[str], what: str) -> None:

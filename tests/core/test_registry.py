@@ -154,6 +154,12 @@ def test_a_file_that_raises_names_itself(tmp_path):
     file.write_text("raise ValueError('half done')")
     with pytest.raises(PluginError, match=r"broken_idea_file.py failed: ValueError: half done"):
         Registry((file,))
+    file.write_text("raise SystemExit(3)")
+    with pytest.raises(PluginError, match=r"broken_idea_file.py failed: SystemExit: 3"):
+        Registry((file,))
+    for other in (tmp_path, file.rename(tmp_path / "idea.txt")):
+        with pytest.raises(PluginError, match=f"plugins: {other} is not a .py file"):
+            Registry((other,))
 
 
 @pytest.mark.parametrize(
