@@ -7,23 +7,29 @@ BIN := $(VENV)/bin
 export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: quickstart test install lint format docs notebook clean
+.PHONY: quickstart test test-slow install lint format docs notebook clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/feeb run experiments/quickstart.yaml --jobs 2
 
 install: $(VENV)/.installed
 
-# mypy needs a minute of one core: it runs at the same time as the tests, and says what it found after them
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder --durations 20
+
+# all but the tests marked slow. mypy needs a minute of one core: it runs at the same time as the tests, and says what it found after them
 test: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 	@mkdir -p .mypy_cache; $(BIN)/mypy >.mypy_cache/output.txt 2>&1 & mypy=$$!; \
-	echo "$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder --durations 20"; \
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder --durations 20; pytest=$$?; \
+	echo "$(PYTEST) -m 'not slow'"; \
+	$(PYTEST) -m "not slow"; pytest=$$?; \
 	wait $$mypy; mypy=$$?; echo "$(BIN)/mypy"; cat .mypy_cache/output.txt; \
 	test $$pytest -eq 0 && test $$mypy -eq 0
+
+# kills, servers, several processes, whole packages: as many minutes again
+test-slow: $(VENV)/.installed-dev
+	$(PYTEST) -m slow
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .

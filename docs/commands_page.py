@@ -25,7 +25,7 @@ def commands_page() -> str:
     app = make_app()
     commands: dict[str, Any] = {}
     for name in sorted(n for n in app if not n.startswith("-")):
-        if name in ("artifacts", "plugin"):
+        if app[name].default_command is None:  # a group of commands
             commands |= {f"{name} {n}": app[name][n] for n in sorted(n for n in app[name] if not n.startswith("-"))}
         else:
             commands[name] = app[name]

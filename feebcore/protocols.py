@@ -340,10 +340,13 @@ class Task:
 @dataclass(frozen=True)
 class Cell:
     """One run of a sweep. overrides: recipe keys of the train section, dotted. flops: planned training FLOPs, exact.
-    budget: the FLOPs that were asked for, equal for the runs of one isoFLOP curve (0: none)."""
+    budget: the FLOPs that were asked for, equal for the runs of one isoFLOP curve (0: none). round: it starts when the
+    runs of all lower rounds have ended. predicted: its loss is predicted before it starts."""
 
     name: str
     overrides: dict[str, Any]
     flops: float
     heldout: bool = False
     budget: float = 0.0
+    round: int = 0
+    predicted: bool = False

@@ -291,7 +291,7 @@ class BenchmarkSpec(PartSpec):
 class PlannerSpec(PartSpec):
     """build: `(config, context) -> Planner`: which runs a scaling-law sweep trains."""
 
-    base: ClassVar[str] = "feebcore.scaling.points:Planner"
+    base: ClassVar[str] = "feebcore.scaling.planning:Planner"
 
 
 class LawSpec(PartSpec):

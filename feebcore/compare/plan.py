@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field, field_validator
+from pydantic import Field, field_validator
 
 from feebcore.artifacts import Artifact
 from feebcore.config import PartConfig, identity_of
@@ -20,6 +20,7 @@ from feebcore.recipe import Recipe, StageEntry, load, load_study, quick_override
 from feebcore.run.plan import identity, stages_for
 from feebcore.train.checks import check_training
 from feebcore.train.pretrain_config import PretrainConfig
+from feebcore.train.scaled import scaled, scaled_lrs
 
 STAGE = "pretrain"
 REVISION = 3
@@ -265,8 +266,8 @@ def section_for(section: PretrainConfig, run: Run, own_steps: int) -> PretrainCo
     if run.role != "run" and scale != 1.0:
         for key in ("schedule", "momentum_schedule", "weight_decay_schedule"):
             if (part := getattr(section, key)) is not None:
-                changes[key] = _scaled(part, scale, _is_stretch)
-        changes["optimizer"] = _scaled(changes.get("optimizer", section.optimizer), scale, _is_warmup)
+                changes[key] = scaled(part, scale, _is_stretch)
+        changes["optimizer"] = scaled(changes.get("optimizer", section.optimizer), scale, _is_warmup)
     return section.model_copy(update=changes)
 
 
@@ -286,35 +287,12 @@ def has_lr(optimizer: Part) -> bool:
     return scaled_lrs(optimizer, 2.0) != optimizer
 
 
-def scaled_lrs(optimizer: Part, factor: float) -> Part:
-    """The optimizer with `lr`, and every option that ends in `_lr`, times `factor`, those of an optimizer inside it too."""
-    return _scaled(optimizer, factor, lambda key, value: isinstance(value, float | int) and (key == "lr" or key.endswith("_lr")), whole=False)
-
-
 def _is_stretch(key: str, value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and (key in ("steps", "timescale") or key.endswith("_steps"))
 
 
 def _is_warmup(key: str, value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and "warmup" in key
-
-
-def _scaled(value: Any, factor: float, picks: Any, whole: bool = True) -> Any:
-    """A copy in which every option that `picks(key, value)` is times `factor`; whole: a number of steps, at least 1."""
-    if isinstance(value, Part):
-        return Part(value.kind, value.spec, _scaled(value.config, factor, picks, whole), value.shared)
-    if isinstance(value, list | tuple):
-        return type(value)(_scaled(item, factor, picks, whole) for item in value)
-    if not isinstance(value, BaseModel):
-        return value
-    changes = {}
-    for key in type(value).model_fields:
-        old = getattr(value, key)
-        if picks(key, old):
-            changes[key] = (max(1, round(old * factor)) if old else old) if whole else old * factor
-        else:
-            changes[key] = _scaled(old, factor, picks, whole)
-    return value.model_copy(update=changes)
 
 
 def with_section(recipe: Recipe, name: str, section: PretrainConfig) -> Recipe:

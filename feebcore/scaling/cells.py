@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -9,7 +10,9 @@ from pydantic import BaseModel, ValidationError
 
 from feebcore.errors import RecipeError, did_you_mean
 from feebcore.parts import Part
+from feebcore.scaling.planning import ScaleLR
 from feebcore.scaling.points import Cost, Measure
+from feebcore.train.scaled import lr_overrides
 
 if TYPE_CHECKING:
     from feebcore.train.config import TrainSection
@@ -52,8 +55,15 @@ def measure_with(train: TrainSection, vocab_size: int) -> Measure:
     from feebcore.model.build import count_training
 
     built: dict[Part, Any] = {}  # an objective may load a teacher
+    known: dict[str, Cost] = {}
 
     def measure(overrides: Mapping[str, Any]) -> Cost:
+        key = json.dumps(dict(overrides), sort_keys=True)
+        if key not in known:
+            known[key] = count(overrides)
+        return known[key]
+
+    def count(overrides: Mapping[str, Any]) -> Cost:
         section = with_overrides(train, overrides)
         if (objective := built.get(section.objective)) is None:
             objective = built[section.objective] = section.objective.build()
@@ -61,3 +71,12 @@ def measure_with(train: TrainSection, vocab_size: int) -> Measure:
         return Cost(counts, flops_per_token, section.batch_size, section.seq_len)
 
     return measure
+
+
+def scale_lr_of(train: TrainSection) -> ScaleLR:
+    """Learning rates of `train` under overrides, times a factor."""
+
+    def scale(overrides: Mapping[str, Any], factor: float) -> dict[str, Any]:
+        return dict(lr_overrides(with_overrides(train, overrides).optimizer, factor)) if factor != 1.0 else {}
+
+    return scale

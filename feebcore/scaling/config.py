@@ -23,6 +23,7 @@ class SweepConfig(StageConfig):
     planner: Annotated[Part, PartKey("planners")] = Field(description="chooses model sizes and FLOP budgets")
     law: Annotated[Part, PartKey("laws")] = Field(default_part("chinchilla"), description="functional form of the scaling law")
     parameter_count: ParameterCount = Field("non_embedding", description="parameters counted as N: total, non-embedding or matmul")
+    target: float = Field(default=0.0, ge=0, description="training FLOPs whose best size and loss are forecast; 0: none")
     bootstrap: int = Field(default=200, ge=0, description="bootstrap resamples for confidence intervals; 0: none")
     eval_documents: int = Field(default=16, ge=0, description="validation documents per run, evenly spaced and the same for all runs; 0: all")
     seed: int = Field(default=0, ge=0, description="random seed of the runs; default: the recipe's seed")

@@ -7,12 +7,17 @@ one data set), so a point carries all three counts and the exact FLOPs, and a fi
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 from feebcore.errors import FeebError
-from feebcore.protocols import Cell, Counts
+from feebcore.protocols import Counts
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 ParameterCount = Literal["non_embedding", "matmul", "total"]
 """Which parameters N means. non_embedding: without embedding and position tables. matmul: those that multiply
@@ -27,8 +32,10 @@ class NotIdentifiable(FeebError):
 
 @dataclass(frozen=True)
 class Point:
-    """One trained cell. tokens: D, training tokens seen. flops: exact training FLOPs, 3 x forward with full T x T
-    attention and head. budget: the FLOPs asked for (equal along an isoFLOP curve). loss: nats per token."""
+    """One trained run. tokens: D, training tokens seen. flops: exact training FLOPs, 3 x forward with full T x T
+    attention and head. budget: the FLOPs asked for (equal along an isoFLOP curve). loss: nats per token. weight: how much
+    the run counts, 1 / variance relative to the others. group: runs of one group (seeds of one cell) are one measurement; default:
+    those with equal N and D. unique_tokens: distinct tokens among `tokens`; default: all."""
 
     name: str
     total: int
@@ -40,6 +47,9 @@ class Point:
     budget: float = 0.0
     bits_per_byte: float | None = None
     heldout: bool = False
+    weight: float = 1.0
+    group: str = ""
+    unique_tokens: float | None = None
 
     def size(self, parameter_count: ParameterCount) -> int:
         """N by `parameter_count`."""
@@ -61,10 +71,22 @@ class Point:
 
 
 @dataclass(frozen=True)
+class Rollout:
+    """A run that was left out and predicted from cheaper ones: reach is its FLOPs over those of the dearest of them, error
+    ln(predicted / measured)."""
+
+    name: str
+    reach: float
+    error: float
+
+
+@dataclass(frozen=True)
 class LawFit:
     """A fitted law. parameters and intervals by name; objective: the minimum reached; flags: 'code: sentence' each,
     empty when nothing speaks against the fit; residuals: ln(predicted / measured) in the order of the points;
-    samples: bootstrap refits, one row each in the order of `parameters`."""
+    samples: bootstrap refits or posterior draws, one row each in the order of `parameters`; weights: how much each point counted;
+    scatter: robust standard deviation of the residuals; top_flops: 6ND of the dearest run; rollouts: what the same
+    estimator said of the dearest runs from the cheaper ones."""
 
     form: str
     parameters: dict[str, float]
@@ -75,6 +97,10 @@ class LawFit:
     num_points: int
     residuals: tuple[float, ...] = ()
     samples: tuple[tuple[float, ...], ...] = field(default=(), repr=False)
+    weights: tuple[float, ...] = ()
+    scatter: float = float("nan")
+    top_flops: float = float("nan")
+    rollouts: tuple[Rollout, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON without the samples."""
@@ -82,21 +108,54 @@ class LawFit:
         del plain["samples"]
         return plain | {"intervals": {k: list(v) for k, v in self.intervals.items()}, "flags": list(self.flags), "residuals": list(self.residuals)}
 
+    def draws(self) -> NDArray[np.float64]:
+        """`samples` as an array [K, number of parameters]."""
+        import numpy as np
+
+        return np.array(self.samples, dtype=np.float64).reshape(-1, len(self.parameters))
+
 
 @dataclass(frozen=True)
 class Prediction:
-    """A predicted loss in nats per token, with the 95 % interval of a new measurement."""
+    """A predicted loss in nats per token, with the 95 % interval of a new measurement (NaN without one). flags: why not to rely on it."""
 
     loss: float
     low: float
     high: float
+    flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Optimum:
+    """The best allocation of `flops` under 6 N D = flops, and the loss there. size_low, size_high: 95 % interval of N."""
+
+    flops: float
+    size: float
+    tokens: float
+    prediction: Prediction
+    size_low: float = float("nan")
+    size_high: float = float("nan")
 
 
 class Law(Protocol):
-    """A functional form. `fit` raises NotIdentifiable when the points cannot determine it; doubts become flags."""
+    """A functional form. `fit` raises NotIdentifiable when the points cannot determine it; doubts become flags.
+
+    bootstrap: number of resamples or posterior draws for intervals, at least 100; 0: none.
+    """
 
     def fit(self, points: Sequence[Point], parameter_count: ParameterCount, bootstrap: int, seed: int) -> LawFit: ...
+
     def predict(self, fit: LawFit, size: float, tokens: float) -> Prediction: ...
+
+    def optimum(self, fit: LawFit, flops: float) -> Optimum:
+        """By default the best of a grid over N, which suits any law; a closed form is faster."""
+        center = math.sqrt(flops / 120.0)  # 20 tokens per parameter
+        width = 1000.0
+        for _ in range(6):
+            sizes = [center * width ** (i / 20.0) for i in range(-20, 21)]
+            center = min(sizes, key=lambda size: self.predict(fit, size, flops / (6.0 * size)).loss)
+            width **= 0.1
+        return Optimum(flops, center, flops / (6.0 * center), self.predict(fit, center, flops / (6.0 * center)))
 
 
 @dataclass(frozen=True)
@@ -115,11 +174,3 @@ class Cost:
 
 Measure = Callable[[Mapping[str, Any]], Cost]
 """The cost of the train section with these overrides (dotted keys)."""
-
-
-class Planner(Protocol):
-    """Which cells to run. `overrides` lists what it will set, steps aside, so that a recipe can be checked before
-    anything is built; `plan` solves the steps; it raises FeebError when a budget cannot be met."""
-
-    def overrides(self) -> list[dict[str, Any]]: ...
-    def plan(self, measure: Measure) -> list[Cell]: ...

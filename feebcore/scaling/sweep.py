@@ -9,23 +9,23 @@ import dataclasses
 import json
 import math
 import re
-import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from feebcore.artifacts import Artifact, StageOutput, Workspace
 from feebcore.errors import NO_VALIDATION_TEXT, DataError, Diverged, StageFailed, plural
-from feebcore.files import read_json, write_atomic, write_json
+from feebcore.files import digest_of, read_json, write_atomic, write_json
 from feebcore.protocols import Cell
 from feebcore.recipe import Recipe, StageEntry, flat
 from feebcore.run.inputs import finished_inputs
 from feebcore.run.plan import stages_for
 from feebcore.scaling import isoflop
-from feebcore.scaling.cells import measure_with, with_overrides
+from feebcore.scaling.cells import measure_with, scale_lr_of, with_overrides
 from feebcore.scaling.config import SweepConfig
-from feebcore.scaling.points import Law, LawFit, NotIdentifiable, Point
+from feebcore.scaling.planning import Planner, Situation
+from feebcore.scaling.points import Law, LawFit, NotIdentifiable, ParameterCount, Point
 from feebcore.study.ledger import Ledger
 from feebcore.study.planned import rows_of, unknown
 from feebcore.study.run import run_study
@@ -45,10 +45,12 @@ class Sweep:
         self.built = {provider: inputs[name] for name, provider in recipe.needs(self.key).items()}
         tokens = read_json(inputs["tokens"].file("tokens.json"))
         self.vocab_size, self.validation_documents = tokens["vocab_size"], tokens["validation"]["documents"]
-        self.law: Law = section.law.build()
-        self.law_fit: tuple[LawFit | None, str] | None = None
-        self.measure = measure_with(section.train, self.vocab_size)
+        self.planner: Planner = section.planner.build()
+        self.situation = situation_of(section, tokens)
+        self.law: Law = self.situation.law
+        self.fits: dict[str, tuple[LawFit | None, str]] = {}
         self.cells: list[Cell] = []
+        self.total = 0.0
         self.ledger = Ledger(out.path / "ledger.sqlite")
 
     def __enter__(self) -> Sweep:
@@ -62,24 +64,29 @@ class Sweep:
         StageFailed when cells failed for good, after law.json is written from the others."""
         if not self.validation_documents:
             raise DataError(f"sweep: the validation split is empty, so no run can be measured; {NO_VALIDATION_TEXT}")
-        self.cells = self.section.planner.build().plan(self.measure)
+        self.total = sum(cell.flops for cell in self.planner.plan(self.situation))
         self.publish({})
         records = run_study(self.propose, self.ledger, self.workspace, self.built, self.record, self.forward, lambda: self.out.stop_requested, self.on_ended)
         self.write_cells(records)  # once more: a kill may have come between the ledger's last entry and this file
         found = {record.name: self.workspace.find("pretrain", record.id) for record in records}
         self.out.rests_on({f"runs/{name}": artifact for name, artifact in found.items() if artifact is not None})
-        metrics = self.report(records, read_json(self.out.path / "prediction.json")["runs"])
+        metrics = self.report(records)
         if sentences := missing(records):
             raise StageFailed(f"sweep: {'; '.join(sentences)}. {self.out.path / 'law.json'} is based on the other runs; run the same command to retry")
         return metrics
 
     def propose(self, records: Mapping[str, RunRecord]) -> list[RunSpec]:
-        """The cells that are fitted; once they have ended, and what is predicted is written down, those that are held out."""
-        specs = [cell_run(self.section, self.recipe, self.key, cell) for cell in self.cells]
-        fitted = [spec for spec in specs if not spec.heldout]
-        if not all(spec.name in records and records[spec.name].ended for spec in fitted):
-            return fitted
-        self.predict(records, [spec for spec in specs if spec.heldout])
+        """The runs up to the first round that has not ended; before a round starts, what is predicted of it is written down."""
+        situation = self.situation_after(records.values())
+        ended, points = situation.ended, situation.points
+        self.cells = self.planner.propose(situation)
+        current = min((cell.round for cell in self.cells if cell.name not in ended), default=math.inf)
+        chosen = [cell for cell in self.cells if cell.round <= current]
+        specs = [cell_run(self.section, self.recipe, self.key, cell) for cell in chosen]
+        known = self.ledger.predictions()
+        if fresh := [spec for spec, cell in zip(specs, chosen, strict=True) if cell.predicted and cell.round == current and spec.name not in known]:
+            earlier = {cell.name for cell in self.cells if cell.round < current}
+            self.predict(records, fresh, [point for name, point in points.items() if name in earlier])
         return specs
 
     def record(self, spec: RunSpec, artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
@@ -95,48 +102,49 @@ class Sweep:
         """The cells that were measured."""
         return [_point(record) for record in records if record.status == "done"]
 
-    def fit(self, records: Iterable[RunRecord]) -> tuple[LawFit | None, str]:
-        """The law over the cells that are not held out, or why there is none."""
-        if self.law_fit is None:
-            points = [p for p in self.points(records) if not p.heldout]
+    def fit(self, points: Sequence[Point]) -> tuple[LawFit | None, str]:
+        """The law through these points, or why there is none."""
+        key = digest_of([point.to_dict() for point in points])
+        if key not in self.fits:
             try:
-                self.law_fit = self.law.fit(points, self.section.parameter_count, self.section.bootstrap, self.section.seed), ""
+                self.fits[key] = self.law.fit(points, self.section.parameter_count, self.section.bootstrap, self.section.seed), ""
             except NotIdentifiable as error:
                 self.out.log(f"no law: {error}")
-                self.law_fit = None, str(error)
-        return self.law_fit
+                self.fits[key] = None, str(error)
+        return self.fits[key]
 
-    def predict(self, records: Mapping[str, RunRecord], heldout: Sequence[RunSpec]) -> None:
-        """Write down what each held-out cell will reach, with the time, before it is run; an earlier prediction is kept."""
-        path = self.out.path / "prediction.json"
-        if path.exists():
-            return
-        fit = self.fit(records.values())[0]
-        points = [p for p in self.points(records.values()) if not p.heldout]
-        predictions: list[dict[str, Any]] = []
-        for spec in heldout:
-            cost = self.measure(spec.overrides)
+    def predict(self, records: Mapping[str, RunRecord], specs: Sequence[RunSpec], points: Sequence[Point]) -> None:
+        """Write down, for good, what each of these runs will reach, with the law and the points that say so, before it starts."""
+        points = self.planner.fitted(points)
+        fit = self.fit(points)[0]
+        predictions: dict[str, dict[str, Any]] = {}
+        for spec in specs:
+            cost = self.situation.measure(spec.overrides)
             tokens = spec.flops / cost.flops_per_token
             size = getattr(cost.counts, self.section.parameter_count)
-            entry: dict[str, Any] = {"name": spec.name, "N": size, "D": tokens, "flops": spec.flops}
+            own = run_id(spec.recipe, spec.stages, self.workspace, self.built)
+            begun = spec.name in records or bool(self.workspace.folders("pretrain", own))
+            entry: dict[str, Any] = {"name": spec.name, "N": size, "D": tokens, "flops": spec.flops, "heldout": spec.heldout, "begun": begun}
             if points:
                 near = min(points, key=lambda p: distance(p, size, tokens, spec.flops, self.section.parameter_count))
                 entry |= {"nearest": near.name, "nearest_loss": near.loss}
             if fit is not None:
-                entry |= dataclasses.asdict(self.law.predict(fit, size, tokens))
-            predictions.append(entry)
-        ids = {spec.name: run_id(spec.recipe, spec.stages, self.workspace, self.built) for spec in heldout}
-        begun = [name for name, own in ids.items() if name in records or self.workspace.folders("pretrain", own)]
-        write_json(path, _finite({"written": time.time(), "already_run": begun, "law": fit.to_dict() if fit else None, "runs": predictions}))
-        for entry in predictions:
+                prediction = self.law.predict(fit, size, tokens)
+                entry |= dataclasses.asdict(prediction) | {"law": fit.to_dict()}
+            entry |= {"points": [p.name for p in points], "points_digest": digest_of([p.to_dict() for p in points])}
+            predictions[spec.name] = _finite(entry)
+        self.ledger.predict(predictions)
+        write_json(self.out.path / "predictions.json", list(self.ledger.predictions().values()))
+        for entry in predictions.values():
             if "loss" in entry:
-                self.out.log(f"predicted for {entry['name']}: {entry['loss']:.4f} nats per token ({entry['low']:.4f} to {entry['high']:.4f})")
+                self.out.log(f"predicted for {entry['name']}: {entry['loss']:.4f} nats per token" + _between(entry))
 
-    def report(self, records: Sequence[RunRecord], predictions: list[dict[str, Any]]) -> dict[str, Any]:
+    def report(self, records: Sequence[RunRecord]) -> dict[str, Any]:
         """law.json and the metrics of the manifest."""
-        fit, refusal = self.fit(records)
         points = self.points(records)
-        heldout = [_outcome(entry, {r.name: r for r in records}[entry["name"]]) for entry in predictions]
+        fit, refusal = self.fit(self.planner.fitted(points))
+        outcomes = [_outcome(entry, {r.name: r for r in records}[name]) for name, entry in self.ledger.predictions().items()]
+        heldout = [outcome for outcome in outcomes if outcome["heldout"]]
         curves = isoflop.minima([p for p in points if not p.heldout], self.section.parameter_count)
         law = _summary(fit, self.section.law.name, self.section.parameter_count, refusal)
         law["flags"] += self.doubts(records, curves)
@@ -148,6 +156,8 @@ class Sweep:
             "points": [p.to_dict() for p in points],
             "diverged": diverged,
             "heldout": heldout,
+            "predicted": [outcome for outcome in outcomes if not outcome["heldout"]],
+            "forecast": self.forecast(points),
             "isoflop": {"minima": [m.to_dict() for m in curves], "allocation": allocation, "problem": problem},
             "curves": _curves(self.law, fit, points) if fit else [],
             "method": self.method(points),
@@ -178,7 +188,26 @@ class Sweep:
         epochs = max((r.result.get("epochs", 0.0) for r in records), default=0.0)
         if epochs > 1.0:
             flags.append(f"repeated_data: a run made {epochs:.1f} epochs over the corpus; the law is for fresh data")
-        return flags
+        return flags + self.planner.notes(self.situation_after(records))
+
+    def situation_after(self, records: Iterable[RunRecord]) -> Situation:
+        """What the planner knows once these runs have ended."""
+        records = list(records)
+        points = {point.name: point for point in self.points(records)}
+        return dataclasses.replace(self.situation, points=points, ended=frozenset(r.name for r in records if r.ended))
+
+    def forecast(self, points: Sequence[Point]) -> dict[str, Any] | None:
+        """The loss at `target`, at the best size, by the law through all runs, held-out ones included; None without a target or a law."""
+        heldout = [p for p in points if p.heldout]
+        fit = self.fit([*self.planner.fitted(points), *heldout])[0]
+        if not self.section.target or fit is None:
+            return None
+        cost = cost_of_a_token(points, self.section.parameter_count)
+        size = best_size(self.law, fit, self.section.target, cost)
+        tokens = self.section.target / cost(size)
+        prediction = self.law.predict(fit, size, tokens)
+        reach = self.section.target / max(p.flops for p in points)
+        return {"flops": self.section.target, "N": size, "D": tokens, "reach": reach, **dataclasses.asdict(prediction), "parameters": dict(fit.parameters)}
 
     def method(self, points: Sequence[Point]) -> dict[str, Any]:
         """What a reader of a scaling law must be told (Li et al. 2025, 'Misfitting', gives the list)."""
@@ -217,7 +246,7 @@ class Sweep:
         fields: dict[str, Any] = {"finished": f"{len(ended)} of {len(self.cells)} runs"} | ({"run": last.name} if last else {})
         if last is not None and last.status == "done":
             fields["loss"] = round(last.result["loss"], 4)
-        self.out.progress(sum(r.flops for r in ended) / 1e9, sum(cell.flops for cell in self.cells) / 1e9, "GFLOP", "runs", **fields)
+        self.out.progress(sum(r.flops for r in ended) / 1e9, max(self.total, sum(cell.flops for cell in self.cells)) / 1e9, "GFLOP", "runs", **fields)
 
     def forward(self, row: dict[str, Any]) -> None:
         """Progress of cells to whoever follows the sweep; their own logs stay in their folders."""
@@ -245,9 +274,52 @@ def planned_cells(recipe: Recipe, key: str, workspace: Workspace, built: Mapping
     if not {needs["tokens"], needs["tokenizer"]} <= {*built, *recipe.inputs}:
         number = len(section.planner.build().overrides())
         return [unknown(f"{recipe.name}-run{i + 1}", "pretrain", "the stages before it are not built yet") for i in range(number)]
-    vocab_size = read_json(finished_inputs(recipe, key, workspace, built)["tokens"].file("tokens.json"))["vocab_size"]
-    cells = section.planner.build().plan(measure_with(section.train, vocab_size))
+    tokens = read_json(finished_inputs(recipe, key, workspace, built)["tokens"].file("tokens.json"))
+    cells = section.planner.build().plan(situation_of(section, tokens))
     return rows_of([cell_run(section, recipe, key, cell) for cell in cells], workspace, built)
+
+
+def situation_of(section: SweepConfig, tokens: Mapping[str, Any]) -> Situation:
+    """What a planner knows before anything has run. tokens: tokens.json."""
+    return Situation(
+        measure_with(section.train, tokens["vocab_size"]),
+        scale_lr_of(section.train),
+        section.parameter_count,
+        section.law.build(),
+        section.target,
+        tokens["train"]["tokens"],
+        section.seed,
+    )
+
+
+def cost_of_a_token(points: Sequence[Point], parameter_count: ParameterCount) -> Callable[[float], float]:
+    """Training FLOPs per token of any N: straight lines in logarithms between the sizes that were trained, the last one goes on beyond the largest."""
+    known = {math.log(p.size(parameter_count)): math.log(p.flops_per_token) for p in points}
+    ln_sizes = sorted(known)
+    ln_costs = [known[x] for x in ln_sizes]
+    last = max(-3, -len(ln_sizes))  # three sizes: two neighbors may be the same but for a rounded width
+    slope = (ln_costs[-1] - ln_costs[last]) / (ln_sizes[-1] - ln_sizes[last]) if len(known) > 1 else 1.0
+
+    def cost(size: float) -> float:
+        x = math.log(size)
+        return math.exp(float(np.interp(x, ln_sizes, ln_costs)) + slope * max(0.0, x - ln_sizes[-1]))
+
+    return cost
+
+
+def best_size(law: Law, fit: LawFit, flops: float, cost: Callable[[float], float]) -> float:
+    """N of least predicted loss for `flops` by a law in N and D, with `cost` FLOPs per token."""
+    low, high = 1e2, 1e13
+    for _ in range(6):
+        grid = np.geomspace(low, high, 41)
+        losses = [law.predict(fit, float(n), flops / cost(float(n))).loss for n in grid]
+        best = int(np.argmin(losses))
+        low, high = float(grid[max(0, best - 1)]), float(grid[min(40, best + 1)])
+    return math.sqrt(low * high)
+
+
+def _between(entry: Mapping[str, Any]) -> str:
+    return f" ({entry['low']:.4f} to {entry['high']:.4f})" if entry.get("low") is not None else ""
 
 
 def distance(point: Point, size: float, tokens: float, flops: float, parameter_count: Any) -> float:
@@ -291,7 +363,7 @@ def _cell_line(record: RunRecord) -> dict[str, Any]:
 
 def _outcome(entry: dict[str, Any], record: RunRecord) -> dict[str, Any]:
     """A prediction and what was measured; relative errors are absolute values."""
-    outcome = {("predicted" if k == "loss" else k): v for k, v in entry.items()}
+    outcome = {("predicted" if k == "loss" else k): v for k, v in entry.items() if k not in ("written", "begun", "law", "points", "points_digest")}
     if record.status != "done":
         return outcome | {"measured": None, "relative_error": None, "nearest_error": None, "reason": record.reason}
     measured = record.result["loss"]

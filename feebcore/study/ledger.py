@@ -30,8 +30,8 @@ from typing import Any, get_args
 from feebcore.errors import ArtifactError, FeebError
 from feebcore.study.runs import RunRecord, RunSpec, Status
 
-FORMAT = 2
-"""Of the file; kept in SQLite's user_version. 1 was `cells`, without priorities and dependencies."""
+FORMAT = 3
+"""Of the file; kept in SQLite's user_version. 1 was `cells`, without priorities and dependencies; 2 had no predictions."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS runs (
@@ -59,6 +59,11 @@ CREATE INDEX IF NOT EXISTS runs_by_position ON runs (position);
 CREATE INDEX IF NOT EXISTS runs_ready ON runs (failures, priority DESC, attempts, position) WHERE status = 'planned' AND waiting = 0;
 CREATE INDEX IF NOT EXISTS runs_leased ON runs (owner, lease_until) WHERE status = 'leased';
 CREATE INDEX IF NOT EXISTS dependents ON dependencies (after, name);
+CREATE TABLE IF NOT EXISTS predictions (name TEXT PRIMARY KEY, written REAL NOT NULL, prediction TEXT NOT NULL);
+CREATE TRIGGER IF NOT EXISTS predictions_first BEFORE INSERT ON predictions WHEN EXISTS (SELECT 1 FROM predictions WHERE name = NEW.name)
+    BEGIN SELECT RAISE(IGNORE); END;
+CREATE TRIGGER IF NOT EXISTS predictions_stand BEFORE UPDATE ON predictions BEGIN SELECT RAISE(ABORT, 'a prediction is not changed'); END;
+CREATE TRIGGER IF NOT EXISTS predictions_stay BEFORE DELETE ON predictions BEGIN SELECT RAISE(ABORT, 'a prediction is not removed'); END;
 """
 
 
@@ -179,6 +184,17 @@ class Ledger:
             self._refresh([row["name"] for row in self._connection.execute("SELECT DISTINCT name FROM dependencies").fetchall()])
             return chosen
 
+    def predict(self, predictions: Mapping[str, Mapping[str, Any]]) -> None:
+        """Write down what runs will reach (JSON values), all at once and for good: one that is there is kept as it is."""
+        with self._transaction():
+            rows = [(name, time.time(), json.dumps(dict(prediction))) for name, prediction in predictions.items()]
+            self._connection.executemany("INSERT INTO predictions VALUES (?, ?, ?)", rows)
+
+    def predictions(self) -> dict[str, dict[str, Any]]:
+        """By name of the run, in the order written; `written`: Unix time."""
+        with self._explained(), self._lock:
+            return _predictions(self._connection)
+
     def records(self) -> list[RunRecord]:
         """Every run in the order it was planned."""
         with self._explained(), self._lock:
@@ -208,7 +224,7 @@ class Ledger:
     def _create(self) -> None:
         with self._transaction():  # another process may be making the same file
             _check_format(self._connection, self.path)
-            for statement in filter(str.strip, _SCHEMA.split(";")):
+            for statement in filter(str.strip, _SCHEMA.split(";\n")):
                 self._connection.execute(statement)
             self._connection.execute(f"PRAGMA user_version = {FORMAT}")
 
@@ -301,6 +317,21 @@ def read_records(path: Path) -> list[RunRecord]:
         records = [_as_record(row) for row in connection.execute("SELECT * FROM runs ORDER BY position").fetchall()]
     lost = {owner for owner in {r.owner for r in records if r.status == "leased"} if _gone(owner)}
     return [replace(r, status="planned") if r.status == "leased" and (r.owner in lost or r.lease_until <= time.time()) else r for r in records]
+
+
+def read_predictions(path: Path) -> dict[str, dict[str, Any]]:
+    """`Ledger.predictions` of the file at `path`, without writing to it."""
+    if not path.exists():
+        return {}
+    with _explained(path), contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", timeout=60, uri=True)) as connection:
+        connection.row_factory = sqlite3.Row
+        _check_format(connection, path)
+        return _predictions(connection)
+
+
+def _predictions(connection: sqlite3.Connection) -> dict[str, dict[str, Any]]:
+    rows = connection.execute("SELECT * FROM predictions ORDER BY rowid").fetchall()
+    return {row["name"]: json.loads(row["prediction"]) | {"written": row["written"]} for row in rows}
 
 
 def _check_format(connection: sqlite3.Connection, path: Path) -> None:

@@ -147,6 +147,7 @@ def test_plan_lists_the_runs_of_a_comparison(done, result, tmp_path, capsys):
     assert not (tmp_path / "pretrain").exists()
 
 
+@pytest.mark.slow
 def test_a_killed_comparison_continues_and_ends_the_same(result, tmp_path):
     script = Path(__file__).parent / "small_compare.py"
     killed = subprocess.run([sys.executable, str(script), str(tmp_path), "2"], check=False)

@@ -80,6 +80,7 @@ def test_a_comparison_with_an_attention_that_sees_the_future_is_refused_before_a
     assert not workspace.root.exists()
 
 
+@pytest.mark.slow
 def test_a_part_that_keeps_its_contract_is_checked_once_with_the_options_of_the_recipe(folder):
     workspace, told = Workspace(folder / "data"), []
     require_checked([load(folder / "sound.yaml")], None, workspace, told.append)
@@ -95,6 +96,7 @@ def test_a_part_that_keeps_its_contract_is_checked_once_with_the_options_of_the_
     assert len(told) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["run_all", "run_variants"])
 def test_a_run_is_refused_and_with_unchecked_says_so_everywhere(folder, how):
     workspace = Workspace(folder / "data")
@@ -126,6 +128,7 @@ def test_the_page_and_the_verdict_of_an_unchecked_comparison_say_so(folder):
     assert artifact.metrics["verdict"].startswith("unchecked parts: attentions/leaky_idea/leaky")
 
 
+@pytest.mark.slow
 def test_a_part_that_says_what_it_breaks_is_named_too(folder):
     (folder / "leaky_idea.py").write_text(
         LEAK.replace('summary="Sees', 'breaks=("causality", "cache_parity", "document_isolation", "left_padding_parity"), summary="Sees')

@@ -91,6 +91,7 @@ def test_a_rank_that_is_killed_is_named_with_the_signal(folder):
     assert "hello from 1" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_after_a_failure_the_next_run_starts_clean(folder):
     with pytest.raises(StageFailed):
         run(folder, 2, crash="raise", culprit=1)
@@ -150,6 +151,7 @@ def test_ranks_that_hang_are_killed_with_their_parent_within_ten_seconds(folder)
     assert all(gone(pid, 11) for pid in pids)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_reaches_every_rank_and_leaves_nothing_behind(folder, number):
     process, pids = drive(folder, 3, seconds=60)

@@ -161,6 +161,7 @@ def test_binary_and_missing_files_are_refused(tmp_path):
         recipes.load(tmp_path / "bb.yaml")
 
 
+@pytest.mark.slow
 def test_endless_nesting_is_refused(write):
     with pytest.raises(RecipeError, match="nested too deeply"):
         recipes.load(write("stages: " + "[" * 3000))

@@ -85,6 +85,7 @@ def test_an_id_outside_the_vocabulary_is_refused_not_wrapped(bad: int) -> None:
         framed(Fixed([np.array([1, bad])]), ["a"])  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("workers", "kind"), [(1, "none"), (2, "none"), (3, "threads")])
 def test_units_hold_the_split_in_order_however_they_are_encoded(tokenizer_folder: Path, documents: Path, workers: int, kind: str) -> None:
     ranges = [(0, 5), (5, 20), (25, 1), (26, 24)]
@@ -114,6 +115,7 @@ def ledger_files(artifact: Artifact) -> dict[str, Any]:
     return {name: entry for name, entry in artifact.manifest["files"].items() if name.startswith(("tokens", "ledger"))}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [("threads", "none"), ("none", "threads")])
 def test_killed_under_fan_out_it_continues_to_the_same_content(tmp_path: Path, before: str, after: str) -> None:
     (tmp_path / "text").mkdir()

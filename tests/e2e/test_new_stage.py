@@ -66,6 +66,7 @@ def recipe(tiny_chain, tmp_path: Path):
     sys.modules.pop("their_dpo", None)
 
 
+@pytest.mark.slow
 def test_a_strangers_stage_is_planned_run_evaluated_reported_and_opened(tiny_chain, recipe: Path) -> None:
     workspace, artifacts = Workspace(recipe.parent / "data"), tiny_chain[1]
     loaded = load(recipe)

@@ -63,12 +63,14 @@ def installed(site):
     return os.environ | {"PYTHONPATH": str(site)}
 
 
+@pytest.mark.slow
 def test_new_packages_install_and_keep_their_contracts_on_the_first_run(packages, site, tmp_path):
     done = pytest_of([packages[kind] for kind in INSTALLED], site, tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert int(re.search(r"(\d+) passed", done.stdout)[1]) > 40
 
 
+@pytest.mark.slow
 def test_every_other_kind_of_package_keeps_its_contract(packages, tmp_path, monkeypatch):
     """Built by their build backend and unpacked, which is what pip does with them; without the two slow checks, which test_contracts.py
     runs on the same base classes and the packages above run whole."""
@@ -84,6 +86,7 @@ def test_every_other_kind_of_package_keeps_its_contract(packages, tmp_path, monk
     assert {row["distribution"] for row in listed} == {"feeb", *(folder.name for folder in others.values())}
 
 
+@pytest.mark.slow
 def test_an_installed_package_adds_an_optimizer_and_a_file_adds_a_stage(installed, tmp_path):
     (tmp_path / "longest.py").write_text(page_block("# longest.py"))
     (tmp_path / "idea.yaml").write_text(

@@ -81,6 +81,7 @@ def clean_environment(folder: Path, wheel: Path) -> Path:
     return python
 
 
+@pytest.mark.slow
 def test_the_wheel_in_a_clean_environment_runs_a_recipe(wheel, tmp_path):
     python = clean_environment(tmp_path / "venv", wheel)
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "FEEB", "PREFECT"))} | {"DO_NOT_TRACK": "1"}

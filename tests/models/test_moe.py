@@ -422,6 +422,7 @@ def test_options_that_cannot_work_are_refused(options: dict[str, Any], message: 
         resolve_part("feedforwards", {"name": "moe", **options})
 
 
+@pytest.mark.slow
 def test_latent_attention_with_experts_learns_three_thousand_tokens_by_heart() -> None:
     """The notebook's B1 and B2 at a reduced size: the same latents, shallow and narrow; text, a byte a token, a quarter a step."""
     text = Path(json.decoder.__file__).read_bytes()[: 48 * 64 + 1]

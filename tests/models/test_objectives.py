@@ -463,6 +463,7 @@ COMPILED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", COMPILED, ids=lambda o: o["name"])
 def test_compiled_whole_an_objective_gives_the_same_loss_and_gradient(options: dict[str, Any]) -> None:
     options = {k: str(model_folder()) if v == "a model" else v for k, v in options.items()}

@@ -200,6 +200,7 @@ def test_a_row_does_not_depend_on_the_boundaries_of_others() -> None:
             torch.testing.assert_close(sum(output.losses[name] for output in alone) / 2, loss)
 
 
+@pytest.mark.slow
 def test_packed_rows_compile_few_times() -> None:
     model, tokens, passes = transformer(1, stack={"name": "patches", "size": 4}), rows(), []
 

@@ -8,11 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from feebcore.registry import BUILTIN, get_registry
 
 SCRIPT = Path(__file__).with_name("sharded_steps.py")
 
 
+@pytest.mark.slow
 def test_sharded_steps_equal_whole_ones_for_every_optimizer(tmp_path):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     ranks = [

@@ -45,6 +45,7 @@ def progress(feeb: Feeb, stage: str) -> int:
     return sum(row["kind"] in ("progress", "log") for events in feeb.workspace.glob(f"{stage}/*/events.jsonl") for row in read_jsonl(events))
 
 
+@pytest.mark.slow
 def test_killed_in_three_stages_it_has_the_bits_of_an_undisturbed_run_in_one_process(finished, tmp_path):
     run_all(load(RECIPE), Workspace(tmp_path))
     stages = ("shard", "pretrain", "sft", "rl")
@@ -88,6 +89,7 @@ def test_all_hashes_verify(finished):
     assert all(artifact.verify() == [] for _, artifact in Workspace(finished[0].workspace).all())
 
 
+@pytest.mark.slow
 def test_the_python_api_page_runs(finished, tmp_path):
     blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "python-api.md").read_text(), flags=re.M | re.S)
     script = tmp_path / "page.py"

@@ -54,6 +54,7 @@ def test_every_flow_has_a_deployment_whose_entrypoint_is_it() -> None:
         assert getattr(stages, name).name == deployment["name"]
 
 
+@pytest.mark.slow
 @pytest.mark.e2e
 def test_deployments_run_on_a_process_work_pool(own_server: Feeb) -> None:
     ui = own_server.start("ui", "--no-open")

@@ -30,6 +30,7 @@ def write_recipe(folder: Path, **shard: Any) -> Path:
     return folder / "r.yaml"
 
 
+@pytest.mark.slow
 @pytest.mark.e2e
 @pytest.mark.parametrize("kind", ["threads", "dask"])
 def test_tokens_and_ledger_are_those_of_a_run_without_fan_out(tmp_path: Path, served: Feeb, kind: str) -> None:

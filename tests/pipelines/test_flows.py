@@ -34,6 +34,7 @@ def slow_state(feeb: Feeb) -> int:
     return 0
 
 
+@pytest.mark.slow
 def test_a_recipe_is_one_flow_run_with_a_task_per_stage(served: Feeb) -> None:
     done = served("run", RECIPE)
     assert done.returncode == 0, done.stderr
@@ -67,12 +68,14 @@ def test_nothing_to_do_needs_no_server(feeb: Feeb) -> None:
     assert not (feeb.workspace / ".prefect").exists()
 
 
+@pytest.mark.slow
 def test_one_stage_builds_its_inputs_and_no_more(served: Feeb) -> None:
     result = served.json("run", "sum_numbers", RECIPE)
     assert [*result["runs"]["tiny"]] == ["make_numbers", "sum_numbers"]
     assert flow_runs(served) == [("tiny-sum_numbers", "Completed")]
 
 
+@pytest.mark.slow
 def test_a_failing_stage_is_one_message_and_a_failed_run(served: Feeb) -> None:
     done = served("run", RECIPE, "--set", "sum_numbers.fail=true")
     assert done.returncode == 1
@@ -82,6 +85,7 @@ def test_a_failing_stage_is_one_message_and_a_failed_run(served: Feeb) -> None:
     assert task_runs(served) == [("tiny-make_numbers", "Completed"), ("tiny-sum_numbers", "Failed")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_ends_as_cancelled(served: Feeb, number: signal.Signals) -> None:
     process = served.start("run", RECIPE, "--set", "slow.steps=1000", "--set", "slow.step_seconds=0.05")
@@ -95,6 +99,7 @@ def test_a_signal_saves_and_ends_as_cancelled(served: Feeb, number: signal.Signa
     assert task_runs(served)[-1] == ("tiny-slow", "Cancelled")
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_no_process_is_settled_and_continues(own_server: Feeb) -> None:
     settings = ("--set", "slow.steps=40", "--set", "slow.step_seconds=0.1")
     process = own_server.start("run", RECIPE, *settings)
@@ -112,6 +117,7 @@ def test_a_killed_run_leaves_no_process_is_settled_and_continues(own_server: Fee
     assert not {state for _, state in task_runs(own_server)} & {"Running", "Pending"}
 
 
+@pytest.mark.slow
 def test_a_run_that_is_cancelled_in_prefect_saves_and_stops(served: Feeb) -> None:
     process = served.start("run", RECIPE, "--set", "slow.steps=1000", "--set", "slow.step_seconds=0.05")
     wait_until(lambda: slow_state(served) >= 2, 90, "stage slow did not begin")
@@ -128,6 +134,7 @@ def test_a_run_that_is_cancelled_in_prefect_saves_and_stops(served: Feeb) -> Non
     assert not traces
 
 
+@pytest.mark.slow
 def test_only_dead_runs_of_this_workspace_get_a_final_state(served: Feeb) -> None:
     from feeb_pipelines.runs import PROCESS, WORKSPACE, labels_of_process
 
@@ -159,6 +166,7 @@ def test_only_dead_runs_of_this_workspace_get_a_final_state(served: Feeb) -> Non
     assert [tasks[f"task of {name}"] for name in gone] == ["Crashed", "Crashed", "Cancelled", "Crashed"]
 
 
+@pytest.mark.slow
 def test_two_runs_of_one_recipe_at_once_build_it_once(served: Feeb) -> None:
     settings = ("--set", "slow.steps=40", "--set", "slow.step_seconds=0.1")
     first = served.start("run", RECIPE, *settings)
@@ -172,6 +180,7 @@ def test_two_runs_of_one_recipe_at_once_build_it_once(served: Feeb) -> None:
     assert flow_runs(served) == [("tiny-pipeline", "Completed")] * 2
 
 
+@pytest.mark.slow
 def test_a_study_runs_every_recipe_in_one_flow_run(served: Feeb, tmp_path: Path) -> None:
     study = tmp_path / "study.yaml"
     study.write_text(f"extends: {RECIPE}\nname: study\nvariants: {{few: {{make_numbers.count: 3}}, many: {{make_numbers.count: 5}}}}\n")
@@ -180,6 +189,7 @@ def test_a_study_runs_every_recipe_in_one_flow_run(served: Feeb, tmp_path: Path)
     assert flow_runs(served) == [("study-pipeline", "Completed")]
 
 
+@pytest.mark.slow
 def test_runs_of_a_study_outlive_one_that_fails_and_the_study_ends_with_its_page(served: Feeb, tmp_path: Path) -> None:
     study = tmp_path / "study.yaml"
     study.write_text(
@@ -199,6 +209,7 @@ def test_runs_of_a_study_outlive_one_that_fails_and_the_study_ends_with_its_page
     assert len([name for name, _ in task_runs(served) if name == "study-quick-wrong-seed0-sum_numbers"]) == 3, "it is retried twice"
 
 
+@pytest.mark.slow
 def test_parallel_runs_stop_together_and_go_on(served: Feeb, tmp_path: Path) -> None:
     study = tmp_path / "study.yaml"
     study.write_text(

@@ -147,6 +147,7 @@ def test_only_who_has_the_secret_is_let_in(shared_server: tuple[Path, int]) -> N
     assert (home / "secret").stat().st_mode & 0o777 == (home / "prefect.db").stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.slow
 @pytest.mark.e2e
 def test_guard_and_server_end_together_feeb_ui_says_so_and_takes_the_address_again(own_server: Feeb) -> None:
     address = ""

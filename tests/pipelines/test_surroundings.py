@@ -72,6 +72,7 @@ def test_an_api_that_does_not_answer_is_one_sentence(tmp_path: Path, silent: int
     assert "nobody answers" in asked("no address", tmp_path, monkeypatch)
 
 
+@pytest.mark.slow
 @pytest.mark.e2e
 def test_the_command_says_so_without_a_traceback(feeb: Feeb, silent: int) -> None:
     done = feeb("run", RECIPE, PREFECT_API_URL=f"http://127.0.0.1:{silent}/api")
@@ -100,6 +101,7 @@ def test_proxies_that_cannot_be_opened_are_hidden_from_local_clients_and_said_by
         Downloader(retries=0).fetch([Item("http://127.0.0.1:9/x", "x")], tmp_path, lambda *_: None)
 
 
+@pytest.mark.slow
 @pytest.mark.e2e
 def test_a_run_with_a_socks_proxy_and_modules_beside_it(served: Feeb, tmp_path: Path) -> None:
     """Nothing remote is wanted; every process that is started must import Python's own modules, not those of the current folder."""
@@ -111,6 +113,7 @@ def test_a_run_with_a_socks_proxy_and_modules_beside_it(served: Feeb, tmp_path: 
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
 def test_every_listing_prints_on_a_terminal_of_few_characters(encoding: str, tmp_path: Path) -> None:
     environment = clean_environment(FEEB_WORKSPACE=str(tmp_path), PYTHONIOENCODING=encoding, LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")

@@ -44,6 +44,7 @@ def test_training_problems_are_a_function_of_their_numbers():
     assert training_problems(sort, 5, 1, 2, 3) != training_problems(sort, 5, 1, 2, 4)
 
 
+@pytest.mark.slow
 def test_problems_that_differ_in_the_order_of_their_numbers_are_one_problem():
     """512 held-out prompts of countdown were 187 problems, so intervals were 1.7 times too narrow."""
     began = time.process_time()

@@ -133,6 +133,7 @@ def test_noise_free_truth_is_recovered() -> None:
     assert _law(size, tokens) < min(_law(size * f, tokens / f) for f in (0.8, 1.25))
 
 
+@pytest.mark.slow
 def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
     truth = TRUTH["beta"] / (TRUTH["alpha"] + TRUTH["beta"])
     hits = 0

@@ -11,7 +11,9 @@ from pydantic import ValidationError
 from feeb_evals.planners.isoflop import IsoflopConfig
 from feeb_evals.planners.isoflop.isoflop import Isoflop
 from feebcore.errors import FeebError
+from feebcore.parts import resolve_part
 from feebcore.protocols import Counts
+from feebcore.scaling.planning import Situation
 from feebcore.scaling.points import Cost
 
 SIZES = [{"d_model": 64, "num_layers": 2}, {"d_model": 128, "num_layers": 2, "optimizer.lr": 0.01}]
@@ -24,7 +26,8 @@ def measure(overrides: Mapping[str, Any]) -> Cost:
 
 
 def _plan(**options: Any) -> list:
-    return Isoflop(IsoflopConfig(**{"sizes": SIZES, "budgets": [1e12, 4e12]} | options)).plan(measure)
+    known = Situation(measure, lambda overrides, factor: {}, "total", resolve_part("laws", "chinchilla").build())
+    return Isoflop(IsoflopConfig(**{"sizes": SIZES, "budgets": [1e12, 4e12]} | options)).plan(known)
 
 
 def test_every_size_at_every_budget_within_tolerance_and_heldout_last() -> None:

@@ -31,7 +31,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Artifact, 
     events: list[dict[str, Any]] = []
 
     def listen(row: dict[str, Any]) -> None:
-        events.append(row | {"prediction": bool(list(root.glob("data/sweep/*/prediction.json")))})
+        events.append(row | {"prediction": bool(list(root.glob("data/sweep/*/predictions.json")))})
 
     return root, sweep(root, listen), events
 
@@ -64,8 +64,8 @@ def test_every_cell_is_an_artifact_with_exact_counts(finished) -> None:
 
 def test_the_heldout_cell_is_predicted_before_it_is_run(finished) -> None:
     _, artifact, events = finished
-    prediction = read_json(artifact.path / "prediction.json")
-    assert prediction["already_run"] == []
+    (prediction,) = read_json(artifact.path / "predictions.json")
+    assert not prediction["begun"]
     ran = [e for e in events if e["kind"] == "log" and e["text"].startswith("run heldout")]
     assert len(ran) == 1
     assert prediction["written"] < ran[0]["time"]
@@ -73,7 +73,7 @@ def test_the_heldout_cell_is_predicted_before_it_is_run(finished) -> None:
     assert len(fitted) == 6
     assert not any(e["prediction"] for e in fitted)
     heldout = read_json(artifact.path / "law.json")["heldout"][0]
-    assert heldout["predicted"] == prediction["runs"][0]["loss"]
+    assert heldout["predicted"] == prediction["loss"]
     assert artifact.metrics["heldout_relative_error"] == pytest.approx(abs(heldout["predicted"] / heldout["measured"] - 1))
     near = next(c for c in read_jsonl(artifact.path / "runs.jsonl") if c["name"] == heldout["nearest"])
     assert near["overrides"]["architecture.d_model"] == 8
@@ -107,7 +107,7 @@ def test_another_sweep_over_the_same_cells_trains_nothing(finished) -> None:
     assert [c["loss"] for c in read_jsonl(other.path / "runs.jsonl")] == [c["loss"] for c in read_jsonl(finished[1].path / "runs.jsonl")]
     assert len(list((finished[0] / "data" / "pretrain").glob("*/manifest.json"))) == 7
     assert not [e for e in logged if e["kind"] == "progress" and e["name"] != "runs"]
-    assert len(read_json(other.path / "prediction.json")["already_run"]) == 1
+    assert read_json(other.path / "predictions.json")[0]["begun"]
 
 
 @pytest.mark.slow

@@ -231,9 +231,25 @@ def test_a_damaged_ledger_and_one_of_an_older_format_are_named(tmp_path: Path) -
         Ledger(tmp_path / "ledger.sqlite")
     with contextlib.closing(sqlite3.connect(tmp_path / "old.sqlite")) as old:
         old.execute("CREATE TABLE cells (id TEXT)")
-    with pytest.raises(ArtifactError, match=r"old\.sqlite has format 1, this feeb writes 2; remove the file"):
+    with pytest.raises(ArtifactError, match=r"old\.sqlite has format 1, this feeb writes 3; remove the file"):
         Ledger(tmp_path / "old.sqlite")
 
 
 def _start(code: str, path: Path) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-c", code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def test_a_prediction_stands_as_it_was_written_first(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    with Ledger(path) as ledger:
+        ledger.predict({"a": {"loss": 2.0}, "b": {"loss": 3.0}})
+        first = ledger.predictions()
+        ledger.predict({"a": {"loss": 1.0}, "c": {"loss": 4.0}})
+        assert {name: entry["loss"] for name, entry in ledger.predictions().items()} == {"a": 2.0, "b": 3.0, "c": 4.0}
+        assert ledger.predictions()["a"] == first["a"]
+    with contextlib.closing(sqlite3.connect(path)) as direct:
+        for statement in ("UPDATE predictions SET prediction = '{}'", "DELETE FROM predictions"):
+            with pytest.raises(sqlite3.IntegrityError, match="a prediction is not"):
+                direct.execute(statement)
+        direct.execute("INSERT OR REPLACE INTO predictions VALUES ('a', 0, '{}')")
+        assert direct.execute("SELECT COUNT(*) FROM predictions WHERE prediction = '{}'").fetchone() == (0,)

@@ -49,6 +49,7 @@ def children_of(root: Path) -> list[int]:
     return found
 
 
+@pytest.mark.slow
 def test_a_study_killed_five_times_equals_the_undisturbed_one(tmp_path: Path) -> None:
     study(tmp_path / "whole", [spec(tmp_path / "whole", f"r{i}", number=i, steps=8) for i in range(6)])
     root = tmp_path / "killed"
@@ -72,6 +73,7 @@ def test_a_study_killed_five_times_equals_the_undisturbed_one(tmp_path: Path) ->
         assert not any(r.failures for r in ledger.records()), "a kill of the whole is no failure of a run"
 
 
+@pytest.mark.slow
 def test_two_processes_share_one_study(tmp_path: Path) -> None:
     command = [sys.executable, str(Path(__file__).with_name("toy_study.py")), str(tmp_path), "6"]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for _ in range(2)]
@@ -82,6 +84,7 @@ def test_two_processes_share_one_study(tmp_path: Path) -> None:
         assert ledger.counts()["done"] == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["fails", "dies"])
 def test_a_failing_run_of_twelve_is_retried_twice_and_the_others_go_on(tmp_path: Path, how: str) -> None:
     specs = [spec(tmp_path, f"r{i}", number=i, steps=1, **({how: 99} if i == 3 else {how: 1} if i == 5 else {})) for i in range(12)]
@@ -239,6 +242,7 @@ def test_devices_are_those_that_the_environment_leaves(monkeypatch: pytest.Monke
     assert cuda_devices() == []
 
 
+@pytest.mark.slow
 def test_a_worker_has_a_cuda_device_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "test-5,test-6")
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))

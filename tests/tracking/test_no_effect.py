@@ -34,6 +34,7 @@ def test_all_probes_together_change_no_bit(tmp_path, optimizer):
     assert all(a.equal(b) for a, b in zip(loud, quiet, strict=True))
 
 
+@pytest.mark.slow
 def test_all_probes_together_change_no_bit_of_compiled_training_and_compile_nothing_anew(tmp_path, monkeypatch):
     compilations = []
 

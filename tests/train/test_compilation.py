@@ -154,6 +154,7 @@ def test_large_tensors_of_the_next_step_reuse_memory_without_page_faults() -> No
     assert int(found.stdout) < 8192  # of 32,768, which it takes where memory is handed back
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loaded", [True, False], ids=["inductor loaded before", "loaded inside"])
 @pytest.mark.parametrize("deterministic", [True, False])
 def test_compiled_code_is_as_deterministic_as_the_run(deterministic: bool, loaded: bool) -> None:

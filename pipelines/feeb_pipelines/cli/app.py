@@ -11,7 +11,7 @@ from typing import Any
 
 import cyclopts
 
-from feeb_pipelines.cli import artifacts, branch, compare, completion, doctor, generate, inspection, interchange, parts, plot, plugin, run, runs, ui
+from feeb_pipelines.cli import artifacts, branch, compare, completion, doctor, generate, inspection, interchange, parts, plot, plugin, run, runs, sweep, ui
 
 HELP = """Train small language models from YAML recipes: data, tokenizer, pretraining, scaling laws, SFT, RL, evaluation, report.
 
@@ -35,6 +35,10 @@ def make_app() -> cyclopts.App:
     for command in plugin.COMMANDS:
         plugins.command(command, **_help(command))
     app.command(plugins)
+    sweeps = cyclopts.App(name="sweep", help="Plan, run and use scaling-law sweeps.", help_format="plaintext")
+    for command in sweep.COMMANDS:
+        sweeps.command(command, **_help(command))
+    app.command(sweeps)
     return app
 
 

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from feebcore.protocols import BuildContext
-from feebcore.scaling.fit import fit_chinchilla, predict_chinchilla
-from feebcore.scaling.points import LawFit, ParameterCount, Point, Prediction
+from feebcore.scaling.fit import fit_chinchilla, optimum, predict_chinchilla
+from feebcore.scaling.points import Law, LawFit, Optimum, ParameterCount, Point, Prediction
 
 if TYPE_CHECKING:
     from feeb_evals.laws.chinchilla import ChinchillaConfig
 
 
-class Chinchilla:
+class Chinchilla(Law):
     def __init__(self, config: ChinchillaConfig, context: BuildContext | None = None) -> None:
         self.published_grid = config.grid == "published"
 
@@ -22,3 +22,7 @@ class Chinchilla:
 
     def predict(self, fit: LawFit, size: float, tokens: float) -> Prediction:
         return predict_chinchilla(fit, size, tokens)
+
+    def optimum(self, fit: LawFit, flops: float) -> Optimum:
+        size, tokens = optimum(fit, flops)
+        return Optimum(flops, size, tokens, predict_chinchilla(fit, size, tokens))

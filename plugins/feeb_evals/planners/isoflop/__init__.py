@@ -7,9 +7,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 import feebcore as feeb
-
-Size = dict[str, Any]
-"""One model size: options of the architecture (`d_model: 64`) or dotted keys of the train section (`optimizer.lr: 0.02`)."""
+from feebcore.scaling.planning import Size
 
 
 class Budget(feeb.PartConfig):

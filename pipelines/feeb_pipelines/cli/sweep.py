@@ -1,0 +1,286 @@
+"""`feeb sweep`: plan, run, status, report, recommend."""
+
+from __future__ import annotations
+
+import json as json_module
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from feeb_pipelines.cli.options import Input, Json, Set, Unchecked, WorkspaceOption, with_inputs, with_stage
+from feeb_pipelines.cli.tables import hint, print_json, print_table
+
+if TYPE_CHECKING:
+    from feebcore.api import Run
+    from feebcore.artifacts import Workspace
+    from feebcore.recipe import Recipe
+
+RecipeFile = Annotated[str, Parameter(help="A recipe (YAML file) with a stage sweep.")]
+Budget = Annotated[float | None, Parameter(help="Training FLOPs of all runs together: uses planner adaptive.", show_default=False)]
+Target = Annotated[float | None, Parameter(help="Training FLOPs to forecast: the best size and its loss.", show_default=False)]
+Hours = Annotated[float | None, Parameter(help="The budget in hours, converted by the speed of finished runs in the workspace.", show_default=False)]
+Jobs = Annotated[int, Parameter(help="Number of parallel runs.")]
+RunOption = Annotated[str, Parameter(help="A sweep: NAME, sweep/NAME, the start of its fingerprint, or its folder.")]
+
+
+def plan(
+    recipe: RecipeFile,
+    /,
+    *,
+    budget: Budget = None,
+    target: Target = None,
+    hours: Hours = None,
+    price: Annotated[float | None, Parameter(help="Price of an hour of the machine; the table then shows the cost.", show_default=False)] = None,
+    jobs: Jobs = 1,
+    set: Set = [],  # noqa: B006
+    input: Input = [],  # noqa: B006
+    workspace: WorkspaceOption = None,
+    json: Json = False,
+) -> None:
+    """Show the runs of a sweep with their costs, without training anything.
+
+    Planner adaptive places each rung by what the rungs before it have shown, so its later rows are expectations. Times come from
+    finished pretraining runs of the same architecture in the workspace.
+
+    Examples:
+        feeb sweep plan experiments/sweep-small.yaml --budget 2e13 --target 1e14
+        feeb sweep plan experiments/sweep-small.yaml --hours 2 --jobs 2
+    """
+    from feeb_pipelines.cli.display import duration
+    from feebcore.artifacts import Workspace
+    from feebcore.scaling.use import before_it_runs, measured_speed, planned, section_of, total
+
+    space = Workspace(workspace)
+    loaded, _ = _load(recipe, budget, target, hours, jobs, set, input, space)
+    planner, situation = before_it_runs(loaded, space)
+    section = section_of(loaded)
+    speed = measured_speed(space, section.train.architecture.spec.name, section.parameter_count)
+    rows = planned(planner, situation, speed)
+    sums = total(rows)
+    seconds = sums["seconds"] / jobs
+    if json:
+        print_json({"runs": [row.to_dict() for row in rows], "flops": sums["flops"], "seconds": seconds if speed else None, "target": section.target or None})
+        return
+    columns = ("round", "run", "N", "D", "steps", "FLOPs", "time", "predicted")
+    table = [
+        (
+            str(row.cell.round),
+            row.cell.name,
+            f"{row.N:.3g}",
+            f"{row.D:.3g}",
+            f"{row.steps:,}",
+            f"{row.cell.flops:.3g}",
+            duration(row.seconds) if speed else "",
+            "before it starts" if row.cell.predicted else "",
+        )
+        for row in rows
+    ]
+    print_table(columns, table, drop=("round", "steps"))
+    time = f", about {duration(seconds)} with {jobs} at once" if speed else "; no finished run tells how long that takes"
+    cost = f", {seconds / 3600 * price:.2f} at {price:g} an hour" if speed and price else ""
+    print(f"{len(rows)} runs, {sums['flops']:.4g} FLOPs{time}{cost}")
+    if section.target:
+        dearest = max(row.cell.flops for row in rows)
+        print(f"forecast at {section.target:.3g} FLOPs, {section.target / dearest:.3g} times the dearest run")
+    hint(f"feeb sweep run {recipe}" + "".join(f" --{k} {v:g}" for k, v in (("budget", budget), ("target", target), ("hours", hours)) if v))
+
+
+def run(
+    recipe: RecipeFile,
+    /,
+    *,
+    budget: Budget = None,
+    target: Target = None,
+    hours: Hours = None,
+    jobs: Jobs = 1,
+    dry_run: Annotated[bool, Parameter(help="Only show the plan, as feeb sweep plan does.", negative=(), show_default=False)] = False,
+    set: Set = [],  # noqa: B006
+    input: Input = [],  # noqa: B006
+    workspace: WorkspaceOption = None,
+    in_process: Annotated[bool, Parameter(help="Run in this process without Prefect, for debugging.", negative=(), show_default=False)] = False,
+    unchecked: Unchecked = False,
+    json: Json = False,
+) -> int:
+    """Run a sweep: its stages before it, its runs, the law and the forecast.
+
+    The same as `feeb run RECIPE sweep` with the budget and the target set. If interrupted, the same command continues.
+
+    Examples:
+        feeb sweep run experiments/sweep-small.yaml --budget 2e13 --target 1e14 --jobs 2
+    """
+    from feeb_pipelines.cli.run import run as run_recipe
+    from feebcore.artifacts import Workspace
+
+    if dry_run:
+        plan(recipe, budget=budget, target=target, hours=hours, jobs=jobs, set=set, input=input, workspace=workspace, json=json)
+        return 0
+    _, overrides = _load(recipe, budget, target, hours, jobs, set, input, Workspace(workspace))
+    return run_recipe(recipe, "sweep", set=overrides, workspace=workspace, jobs=jobs, in_process=in_process, unchecked=unchecked, json=json)
+
+
+def status(sweep: RunOption, /, *, workspace: WorkspaceOption = None, json: Json = False) -> None:
+    """List the runs of a sweep, finished or not: status, loss, and what was predicted before each started.
+
+    Examples:
+        feeb sweep status sweep-small
+    """
+    from feebcore.scaling.use import status as status_of
+
+    found = status_of(_find(sweep, workspace).path)
+    if json:
+        print_json({"path": found.path, "finished": found.finished, "runs": found.runs})
+        return
+    rows = [
+        (
+            row["name"],
+            row["status"],
+            f"{row['flops']:.3g}",
+            _number(row["loss"]),
+            _number(row["predicted"]),
+            f"{row['low']:.4f} to {row['high']:.4f}" if row["low"] is not None else "",
+            f"{100 * row['error']:+.2f}%" if row["error"] is not None else row["reason"].partition("\n")[0],
+        )
+        for row in found.runs
+    ]
+    print_table(("run", "status", "FLOPs", "loss", "predicted", "95% interval", "error"), rows, prose=("error",), drop=("FLOPs", "95% interval"))
+    print(f"{found.finished} of {len(found.runs)} runs finished; {found.path}")
+
+
+def report(sweep: RunOption, /, *, workspace: WorkspaceOption = None, json: Json = False) -> None:
+    """Print the law of a finished sweep, its intervals, what was predicted and measured, the forecast, and reasons for doubt.
+
+    Examples:
+        feeb sweep report sweep-small
+    """
+    from feebcore.files import read_json
+
+    document = read_json(_finished(sweep, workspace) / "law.json")
+    if json:
+        print_json(document)
+        return
+    law = document["law"]
+    rows = [(name, _number(law.get(name)), _ends(law["intervals"].get(name))) for name in ("E", "A", "B", "alpha", "beta", "a") if law.get(name) is not None]
+    print(f"law {law['form']} through {law['num_points']} runs, N = {law['parameter_count']} parameters, loss in nats per token")
+    print_table(("parameter", "value", "95% interval"), rows)
+    outcomes = [*document.get("predicted", []), *document["heldout"]]
+    if outcomes:
+        print()
+        print_table(("predicted before it ran", "predicted", "95% interval", "measured", "error"), [_outcome_row(o) for o in outcomes])
+    if forecast := document.get("forecast"):
+        low, high = forecast["low"], forecast["high"]
+        interval = f" ({low:.4f} to {high:.4f})" if low is not None else ""
+        print(f"\nforecast at {forecast['flops']:.3g} FLOPs: {forecast['loss']:.4f} nats per token{interval} with N {forecast['N']:.3g}, D {forecast['D']:.3g}")
+    for flag in law["flags"]:
+        print(f"doubt: {flag}")
+    hint(f"feeb sweep recommend {sweep} --flops FLOPS")
+
+
+def recommend(
+    sweep: RunOption,
+    /,
+    *,
+    flops: Annotated[float | None, Parameter(help="Training FLOPs of the run. Default: the sweep's target.", show_default=False)] = None,
+    out: Annotated[Path | None, Parameter(help="Recipe to write. Default: only print it.", show_default=False)] = None,
+    workspace: WorkspaceOption = None,
+    json: Json = False,
+) -> None:
+    """Write the recipe of the best run for a number of FLOPs, with the forecast of its loss.
+
+    Size by the law and the measured cost of a token, learning rates by the sweep's probe.
+
+    Examples:
+        feeb sweep recommend sweep-small --flops 1e14 --out large.yaml
+    """
+    from feebcore.artifacts import read_artifact
+    from feebcore.errors import FeebError
+    from feebcore.files import read_json, write_atomic
+    from feebcore.scaling.use import recommend as recommended
+
+    folder = _finished(sweep, workspace)
+    artifact = read_artifact(folder)
+    assert artifact is not None
+    wanted = flops or (read_json(folder / "law.json").get("forecast") or {}).get("flops")
+    if not wanted:
+        raise FeebError("this sweep has no target; say for how many training FLOPs, as in --flops 1e14")
+    recipe, forecast = recommended(artifact, wanted)
+    if out is not None:
+        write_atomic(out, json_module.dumps(recipe, indent=2) + "\n")
+    if json:
+        print_json({"recipe": recipe, "forecast": forecast, "out": str(out) if out else None})
+        return
+    interval = f" ({forecast['low']:.4f} to {forecast['high']:.4f})" if forecast["low"] == forecast["low"] else ""
+    changes = ", ".join(f"{k} {v}" for k, v in forecast["overrides"].items())
+    print(f"{forecast['flops']:.3g} FLOPs: {changes}")
+    print(f"N {forecast['N']:.4g}, D {forecast['D']:.4g}; forecast {forecast['loss']:.4f} nats per token{interval}")
+    for flag in forecast["flags"]:
+        print(f"doubt: {flag}")
+    hint(f"feeb run {out}" if out else f"feeb sweep recommend {sweep} --flops {wanted:g} --out large.yaml")
+
+
+def _load(
+    recipe: str, budget: float | None, target: float | None, hours: float | None, jobs: int, set: Sequence[str], input: Sequence[str], space: Workspace
+) -> tuple[Recipe, list[str]]:
+    """The recipe with the planner's budget and the target, and the overrides that say so."""
+    from feebcore.errors import FeebError
+    from feebcore.recipe import load
+    from feebcore.scaling.use import budget_for_hours, section_of, sweep_key
+
+    for name, value in (("budget", budget), ("target", target), ("hours", hours), ("jobs", jobs)):
+        if value is not None and not value > 0:
+            raise FeebError(f"--{name} {value:g}: must be above 0")
+    if budget and hours:
+        raise FeebError("give --budget or --hours, not both")
+    overrides = with_stage("sweep", recipe, with_inputs(set, input))
+    loaded = load(recipe, overrides)
+    key = sweep_key(loaded)
+    adaptive = section_of(loaded).planner.spec.name == "adaptive"
+    if target:
+        overrides.append(f"{key}.target={target!r}")
+    if hours:
+        budget = budget_for_hours(load(recipe, [*overrides, *([] if adaptive else [_planner(key, 1e15)])]), space, hours, jobs)
+    if budget:
+        overrides.append(f"{key}.planner.budget={budget!r}" if adaptive else _planner(key, budget))
+    return load(recipe, overrides), overrides
+
+
+def _planner(key: str, budget: float) -> str:
+    return f"{key}.planner={json_module.dumps({'name': 'adaptive', 'budget': budget})}"
+
+
+def _find(sweep: str, workspace: Path | None) -> Run:
+    from feebcore.api import open_run
+    from feebcore.errors import FeebError
+
+    found = open_run(sweep if "/" in sweep else f"sweep/{sweep}", workspace)
+    if not (found.path / "ledger.sqlite").is_file():
+        raise FeebError(f"{found.path} is not a sweep (it has no ledger.sqlite)")
+    return found
+
+
+def _finished(sweep: str, workspace: Path | None) -> Path:
+    from feebcore.errors import FeebError
+
+    folder = _find(sweep, workspace).path
+    if not (folder / "manifest.json").is_file():
+        raise FeebError(f"{folder} is not finished; `feeb sweep status {sweep}` shows where it stands")
+    return folder
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}" if abs(value) < 1000 else f"{value:.4g}"
+
+
+def _ends(ends: Sequence[float] | None) -> str:
+    return f"{_number(ends[0])} to {_number(ends[1])}" if ends else ""
+
+
+def _outcome_row(outcome: Mapping[str, Any]) -> tuple[str, ...]:
+    interval = _ends((outcome["low"], outcome["high"])) if outcome.get("low") is not None else ""
+    measured, predicted = outcome["measured"], outcome.get("predicted")
+    error = f"{100 * (predicted / measured - 1):+.2f}%" if measured and predicted else outcome.get("reason", "")
+    return outcome["name"], _number(predicted), interval, _number(measured), error
+
+
+COMMANDS = (plan, run, status, report, recommend)

@@ -1,0 +1,29 @@
+"""Runs of worlds whose law is known."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from feebcore.scaling.points import Point
+
+TRUTH = {"E": 1.7, "A": 400.0, "B": 2000.0, "alpha": 0.34, "beta": 0.37}
+
+
+def law(size: float, tokens: float) -> float:
+    return TRUTH["E"] + TRUTH["A"] / size ** TRUTH["alpha"] + TRUTH["B"] / tokens ** TRUTH["beta"]
+
+
+def point(size: float, tokens: float, loss: float, budget: float = 0.0) -> Point:
+    return Point(f"{size:g}x{tokens:g}", int(size * 2), int(size), int(size), tokens, 6 * int(size) * tokens, loss, budget)
+
+
+def grid(noise: float = 0.0, seed: int = 0, sizes: int = 5, budgets: int = 5, spacing: float = 3.0, width: float = 3.0) -> list[Point]:
+    """Budgets `spacing` apart from 1e17 FLOPs, sizes from 1 / width to width times the best."""
+    rng = np.random.default_rng(seed)
+    points = []
+    for budget in 1e17 * spacing ** np.arange(budgets):
+        for factor in np.geomspace(1 / width, width, sizes):
+            size = round(factor * 0.3 * (budget / 6) ** 0.5)
+            tokens = budget / 6 / size
+            points.append(point(size, tokens, law(size, tokens) * float(np.exp(noise * rng.normal())), budget))
+    return points
