@@ -173,7 +173,8 @@ class Workspace:
         self.root = expand_user(root or os.environ.get("FEEB_WORKSPACE") or "data").absolute()
         nearest = next(p for p in (self.root, *self.root.parents) if os.path.lexists(p))
         if not nearest.is_dir():
-            raise UsageError(f"the workspace {self.root} cannot be a folder: {nearest} is a file; choose another with --workspace DIR or FEEB_WORKSPACE")
+            what = "a file" if nearest.exists() or not nearest.is_symlink() else "a link that leads nowhere"
+            raise UsageError(f"the workspace {self.root} cannot be a folder: {nearest} is {what}; choose another with --workspace DIR or FEEB_WORKSPACE")
 
     def find(self, stage: str, fingerprint: str) -> Artifact | None:
         """The finished artifact with this fingerprint, whatever its name; sizes checked."""

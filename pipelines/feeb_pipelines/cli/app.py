@@ -75,7 +75,8 @@ def run_command(arguments: list[str] | None = None) -> int:
     except (FeebError, OSError) as error:
         if os.environ.get("FEEB_DEBUG") == "1":
             raise
-        print(f"feeb: {error}", file=sys.stderr)
+        named = isinstance(error, OSError) and error.filename and error.strerror
+        print(f"feeb: {error.filename}: {error.strerror}" if named else f"feeb: {error}", file=sys.stderr)  # no number, no quotes
         return 2 if isinstance(error, UsageError) else 1
 
 
