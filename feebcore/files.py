@@ -85,7 +85,7 @@ def read_json(path: Path) -> Any:
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path} is damaged (not JSON: {error})") from None
     except IsADirectoryError:
-        raise ArtifactError(f"{path} is damaged (a folder in the place of a file)") from None
+        raise ArtifactError(f"{path} is damaged (it is a folder)") from None
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

@@ -176,7 +176,7 @@ def read_merged(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], L
         if not sign or not key.strip():
             raise RecipeError(f"--set {text!r}: write key=value, as in --set pretrain.max_steps=100")
         if key.strip() == "extends":
-            raise RecipeError(f"--set {text!r}: `extends:` stands in a recipe; write a recipe that extends that one, and run it")
+            raise RecipeError(f"--set {text!r}: only a recipe can extend another; write one with `extends:` and run it")
         set_key(data, key.strip(), parse_scalar(value))
         lines.set_keys.add(key.strip())
         lines.overrides.append(text)

@@ -326,7 +326,7 @@ def test_a_workspace_that_is_a_file_is_refused(tmp_path: Path) -> None:
 
 def test_a_folder_in_the_place_of_a_manifest_is_damage(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").mkdir()
-    with pytest.raises(ArtifactError, match=r"manifest\.json is damaged \(a folder"):
+    with pytest.raises(ArtifactError, match=r"manifest\.json is damaged \(it is a folder"):
         read_json(tmp_path / "manifest.json")
 
 

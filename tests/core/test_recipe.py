@@ -181,7 +181,7 @@ def test_set_overrides_and_is_named_in_errors(write):
         recipes.load(path, ["count_it.limit=0"])
     for text, message in {
         "count_it.limit": "write key=value",
-        "extends=other.yaml": "`extends:` stands in a recipe",
+        "extends=other.yaml": "only a recipe can extend another",
         "count_it=": "section 'count_it' is a mapping of options, not ''",
         f"count_it.limit={'9' * 5000}": "is not a YAML value",
         f"count_it.limit={'[' * 3000}": "is not a YAML value .nested too deeply.$",

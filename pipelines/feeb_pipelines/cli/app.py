@@ -75,8 +75,10 @@ def run_command(arguments: list[str] | None = None) -> int:
     except (FeebError, OSError) as error:
         if os.environ.get("FEEB_DEBUG") == "1":
             raise
-        named = isinstance(error, OSError) and error.filename and error.strerror
-        print(f"feeb: {error.filename}: {error.strerror}" if named else f"feeb: {error}", file=sys.stderr)  # no number, no quotes
+        text = str(error)
+        if isinstance(error, OSError) and error.filename and error.strerror:
+            text = f"{error.filename}: {error.strerror}"  # without a number
+        print(f"feeb: {text}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
 
 
