@@ -13,7 +13,7 @@ from torch import nn
 
 from feebcore.data.loader import Prefetch
 from feebcore.data.views import scores_by_source
-from feebcore.errors import FeebError, Interrupted
+from feebcore.errors import FeebError, Interrupted, RecipeError
 from feebcore.evaluate.scorer import score_documents
 from feebcore.model.build import build_model
 from feebcore.model.counting import hook_optimizer, training_flops
@@ -87,7 +87,10 @@ def train_model(
         counts = model.count()  # type: ignore[operator]
         objective = section.objective.build()
         if parallel.build_device.type != "meta":
-            objective.check(model)
+            try:
+                objective.check(model)
+            except ValueError as error:
+                raise RecipeError(f"pretrain.objective: {error}") from None
         flops_per_token = training_flops(model, objective, section.seq_len)  # type: ignore[arg-type]
         data = Repeated(data, section.overfit_batches) if section.overfit_batches else data
         run = RunContext(section, model, device, Path(folder), out, name, tokenizer_folder=tokenizer_folder, data=data)
