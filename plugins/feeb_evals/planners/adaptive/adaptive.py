@@ -179,9 +179,9 @@ class _Rounds:
         heldout = self._heldout_size()
         self._add([self._cell("heldout", heldout, HELDOUT * self.top, heldout=True)])
 
-    def _add(self, cells: Sequence[Cell | None]) -> bool:
+    def _add(self, cells: Sequence[Cell]) -> bool:
         """One more round; whether all of it has ended."""
-        fresh = [dataclasses.replace(cell, round=self.round) for cell in cells if cell is not None]
+        fresh = [dataclasses.replace(cell, round=self.round) for cell in cells]
         self.cells += fresh
         self.round += 1
         return all(cell.name in self.known.ended for cell in fresh)
@@ -226,7 +226,7 @@ class _Rounds:
                 f"(times {', '.join(f'{math.exp(place.ln_factor):.3g}' for place in edges)}); correct the recipe's learning rates and plan again"
             )
 
-    def _probe_cell(self, number: int, size: Sized, flops: float, factor: float) -> Cell | None:
+    def _probe_cell(self, number: int, size: Sized, flops: float, factor: float) -> Cell:
         return self._cell(f"{PROBE}{number}-{size.name}-x{factor:g}", size, flops, factor=factor, plain=True)
 
     def _losses(self, number: int, place: tuple[Sized, float], factors: Sequence[float]) -> dict[float, float]:
@@ -275,7 +275,7 @@ class _Rounds:
             return None
         return self.sizes.nearest(wanted, side) if side else None
 
-    def _repeats(self) -> list[Cell | None]:
+    def _repeats(self) -> list[Cell]:
         """More seeds of rung 1's middle run."""
         first = [cell for cell in self.cells if cell.name.startswith("rung1-")]
         middle = first[len(first[: len(RUNGS[0][1])]) // 2]
@@ -283,7 +283,7 @@ class _Rounds:
         for number in range(1, self.config.seeds):
             overrides = middle.overrides | {"seed": self.known.seed + number}
             repeated.append(dataclasses.replace(middle, name=f"{middle.name}-seed{self.known.seed + number}", overrides=overrides))
-        return list(repeated)
+        return repeated
 
     def _extra(self) -> bool:
         """Runs of rungs 2 to 4 one after the other, where they tell most about the target for their FLOPs."""
