@@ -9,7 +9,7 @@ import numpy as np
 
 from feebcore.errors import FeebError, plural
 from feebcore.scaling.minimize import Array
-from feebcore.scaling.points import NotIdentifiable, ParameterCount, Point
+from feebcore.scaling.points import LEAST_DRAWS, NotIdentifiable, ParameterCount, Point
 from feebcore.scaling.projection import NOISE_FLOOR, OUTLIER, robust_scale
 from feebcore.scaling.runs import Runs, group_numbers
 from feebcore.scaling.surface import Surfaces
@@ -18,7 +18,6 @@ COLLINEAR = 0.995  # |correlation of ln N and ln D| from which the two terms are
 WIDEST_A = 0.1  # interval of the exponent of compute, wider than which it is not identified
 LEAST_CELLS = 8
 """Distinct (N, D) from which an interval can be stated; below, intervals cover half of what they say."""
-LEAST_DRAWS = 100  # fewer draws or resamples give ends of intervals that are noise
 LEAST_FALL = 0.001  # of the loss, over all sizes or token counts: less is no fall
 FLOPS_FACTOR = 3.0  # between stated FLOPs and 6 N D
 FLOPS_JUMP = 0.15  # of ln(FLOPs / 6 N D) around a smooth function of N

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from feebcore.config import StageConfig
 from feebcore.parts import Part, PartKey, default_part
-from feebcore.scaling.points import ParameterCount
+from feebcore.scaling.points import LEAST_DRAWS, ParameterCount
 from feebcore.train.config import TrainSection
 
 CELL_DEFAULTS: dict[str, Any] = {"callbacks": ["metrics"], "compile": "off", "checkpoint_every": 0, "validation_every": 0}
@@ -24,9 +24,16 @@ class SweepConfig(StageConfig):
     law: Annotated[Part, PartKey("laws")] = Field(default_part("chinchilla"), description="functional form of the scaling law")
     parameter_count: ParameterCount = Field("non_embedding", description="parameters counted as N: total, non-embedding or matmul")
     target: float = Field(default=0.0, ge=0, description="training FLOPs whose best size and loss are forecast; 0: none")
-    bootstrap: int = Field(default=200, ge=0, description="bootstrap resamples for confidence intervals; 0: none")
+    bootstrap: int = Field(default=200, ge=0, description="bootstrap resamples (or posterior draws) for confidence intervals, at least 100; 0: none")
     eval_documents: int = Field(default=16, ge=0, description="validation documents per run, evenly spaced and the same for all runs; 0: all")
     seed: int = Field(default=0, ge=0, description="random seed of the runs; default: the recipe's seed")
+
+    @field_validator("bootstrap")
+    @classmethod
+    def _enough(cls, number: int) -> int:
+        if 0 < number < LEAST_DRAWS:
+            raise ValueError(f"at least {LEAST_DRAWS} for an interval, or 0 for none")
+        return number
 
     @model_validator(mode="before")
     @classmethod

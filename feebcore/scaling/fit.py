@@ -11,20 +11,25 @@ A fit says when it should not be believed (`flags`). Points that cannot determin
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from feebcore.scaling import checks
 from feebcore.scaling.minimize import Array, minimize
-from feebcore.scaling.points import LawFit, NotIdentifiable, ParameterCount, Point, Prediction
+from feebcore.scaling.points import LawFit, ParameterCount, Point
+from feebcore.scaling.posterior import CHINCHILLA, intervals_of, off_ridge
+from feebcore.scaling.projection import robust_scale
+from feebcore.scaling.rollouts import roll_out
+
+LossName = Literal["huber_log", "least_squares"]
+"""Of the residual of ln(loss): Huber's with delta DELTA, or the square."""
 
 DELTA = 1e-3  # Huber's, on the logarithm of the loss
-NAMES = ("E", "A", "B", "alpha", "beta", "a")
-LEVEL = (2.5, 97.5)  # percentiles of an interval
-COLLINEAR = 0.995  # |correlation of ln N and ln D| from which the two terms are one
-WIDEST_A = 0.1  # interval of the exponent of compute, wider than which it is not identified
+NAMES = CHINCHILLA.names
 
 
 @dataclass(frozen=True)
@@ -36,15 +41,16 @@ class Surface:
     ln_tokens: Array
     ln_loss: Array
     center: tuple[float, float]
+    delta: float = DELTA
 
     @classmethod
-    def of(cls, size: Array, tokens: Array, loss: Array) -> Surface:
+    def of(cls, size: Array, tokens: Array, loss: Array, delta: float = DELTA) -> Surface:
         ln_size, ln_tokens = np.log(size), np.log(tokens)
         center = float(ln_size.mean()), float(ln_tokens.mean())
-        return cls(ln_size - center[0], ln_tokens - center[1], np.log(loss), center)
+        return cls(ln_size - center[0], ln_tokens - center[1], np.log(loss), center, delta)
 
     def objective(self, parameters: Array, weights: Array) -> tuple[Array, Array]:
-        """Sum of Huber losses / DELTA [K] and its gradient [K,5]. weights [K,n]: how often each point counts."""
+        """Sum of Huber losses / delta [K] and its gradient [K,5]. weights [K,n]: how often each point counts."""
         alpha, beta = np.exp(parameters[:, 3:4]), np.exp(parameters[:, 4:5])
         terms = np.empty((3, len(parameters), len(self.ln_loss)))
         terms[0] = parameters[:, 0:1] - alpha * self.ln_size
@@ -56,8 +62,8 @@ class Surface:
         total = terms.sum(0)
         residual = largest + np.log(total) - self.ln_loss
         size = np.abs(residual)
-        value = (weights * np.where(size <= DELTA, residual**2 / (2 * DELTA), size - DELTA / 2)).sum(1)
-        slope = weights * np.clip(residual / DELTA, -1.0, 1.0) / total
+        value = (weights * np.where(size <= self.delta, residual**2 / (2 * self.delta), size - self.delta / 2)).sum(1)
+        slope = weights * np.clip(residual / self.delta, -1.0, 1.0) / total
         by_size, by_tokens = slope * terms[0], slope * terms[1]
         gradient = np.stack(
             [
@@ -80,7 +86,7 @@ class Surface:
             return value * scale, gradient * scale
 
         place, value = minimize(scaled, starts, max_iterations)
-        return place, value * DELTA / scale
+        return place, value * self.delta / scale
 
     def named(self, parameters: Array) -> Array:
         """Rows of (E, A, B, alpha, beta, a), a = beta / (alpha + beta): N_opt grows as C^a."""
@@ -105,38 +111,53 @@ class Surface:
 
 
 def fit_chinchilla(
-    points: Sequence[Point], parameter_count: ParameterCount = "non_embedding", bootstrap: int = 200, seed: int = 0, published_grid: bool = False
+    points: Sequence[Point],
+    parameter_count: ParameterCount = "non_embedding",
+    bootstrap: int = 200,
+    seed: int = 0,
+    published_grid: bool = False,
+    loss: LossName = "huber_log",
 ) -> LawFit:
     """Fit E, A, B, alpha, beta to the loss in nats per token, N by `parameter_count`.
 
-    bootstrap: resamples of the points, each refitted from the best fit, for 95 % percentile intervals; 0: none.
-    Raises NotIdentifiable for fewer than 5 points, or N and D that move together (one budget, D = k N).
+    bootstrap: resamples, each refitted from the best fit, for 95 % percentile intervals, at least 100, or 0 for none. Runs of one cell are
+    resampled together, and below checks.LEAST_CELLS cells there are no intervals. Raises NotIdentifiable for fewer than 5 cells, N and D that move
+    together (one budget, D = k N), or a loss that does not fall.
     """
+    checks.require_draws(bootstrap)
+    runs = checks.usable_runs(points, parameter_count)
     size = np.array([p.size(parameter_count) for p in points], dtype=np.float64)
     tokens = np.array([p.tokens for p in points], dtype=np.float64)
-    loss = np.array([p.loss for p in points], dtype=np.float64)
-    _refuse(size, tokens, loss)
-    surface = Surface.of(size, tokens, loss)
-    reached, objective = surface.minimize(surface.published_starts() if published_grid else surface.starts(), max_iterations=600)
+    ln_loss, weight = np.log([p.loss for p in points]), np.array([p.weight for p in points])
+    surface = Surface.of(size, tokens, np.exp(ln_loss), DELTA if loss == "huber_log" else 1e3)
+    starts = surface.published_starts() if published_grid else surface.starts()
+    reached, objective = surface.minimize(starts, np.tile(weight, (len(starts), 1)), max_iterations=600)
     best = int(objective.argmin())
-    rng = np.random.default_rng(seed)
     samples = np.zeros((0, len(NAMES)))
-    if bootstrap:
-        draws = rng.integers(0, len(points), (bootstrap, len(points)))
-        weights = np.stack([np.bincount(d, minlength=len(points)) for d in draws]).astype(np.float64)
-        refits, _ = surface.minimize(np.tile(reached[best], (bootstrap, 1)), weights, max_iterations=200)
+    if bootstrap and len(runs) >= checks.LEAST_CELLS:
+        draws = np.random.default_rng(seed).integers(0, len(runs), (bootstrap, len(runs)))
+        counts = np.stack([np.bincount(d, minlength=len(runs)) for d in draws]).astype(np.float64)
+        refits, _ = surface.minimize(np.tile(reached[best], (bootstrap, 1)), counts[:, runs.group] * weight, max_iterations=200)
         samples = surface.named(refits)
-    values = surface.named(reached[best : best + 1])[0]
-    ends = np.percentile(samples, LEVEL, axis=0) if bootstrap else np.full((2, len(NAMES)), np.nan)
-    intervals = {name: (float(ends[0, i]), float(ends[1, i])) for i, name in enumerate(NAMES)} if bootstrap else {}
-    residual = np.log(_surface_at(values[None], size, tokens)[0] / loss)
-    flags = _flags(size, tokens, loss, values, intervals, residual)
+    values = surface.named(reached[best : best + 1])
+    law = CHINCHILLA.surfaces(values)
+    checks.require_falling(law, runs)
+    parameters = {name: float(v) for name, v in zip(NAMES, values[0], strict=True)}
+    intervals = intervals_of(NAMES, samples)
+    residual = law.ln_loss(size, tokens)[0] - ln_loss
+    flags = checks.doubts(points, runs, parameters, intervals, residual, law)
     near = surface.named(reached[objective <= 1.01 * objective[best] + 1e-12])[:, NAMES.index("a")]
-    if np.ptp(near) > WIDEST_A:
+    if np.ptp(near) > checks.WIDEST_A:
         flags.append(f"several_minima: equally good fits have the exponent a from {near.min():.2f} to {near.max():.2f}")
+
+    def without_the_dearest(cheap: list[Point]) -> Callable[[Array, Array], Array]:
+        kept = np.isin(np.arange(len(points)), [i for i, p in enumerate(points) if any(p is q for q in cheap)])
+        refit, _ = surface.minimize(reached[best : best + 1], (kept * weight)[None])
+        return lambda size, tokens: CHINCHILLA.surfaces(surface.named(refit)).ln_loss(size, tokens)[0]
+
     return LawFit(
         form="chinchilla",
-        parameters={name: float(v) for name, v in zip(NAMES, values, strict=True)},
+        parameters=parameters,
         intervals=intervals,
         flags=tuple(flags),
         objective=float(objective[best]),
@@ -144,91 +165,8 @@ def fit_chinchilla(
         num_points=len(points),
         residuals=tuple(map(float, residual)),
         samples=tuple(tuple(map(float, row)) for row in samples),
+        weights=tuple(map(float, weight)),
+        scatter=robust_scale(residual, 5),
+        top_flops=float(runs.flops.max()),
+        rollouts=roll_out(points, parameter_count, without_the_dearest, lambda size, tokens: off_ridge(law, size, tokens)),
     )
-
-
-def predict_chinchilla(fit: LawFit, size: float, tokens: float) -> Prediction:
-    """The loss at (N, D), N by the fit's parameter_count.
-
-    The interval is that of a new measurement: 2.5 to 97.5 % over bootstrap refits, each with a normal residual of the
-    fit's own scatter (n - 5 degrees of freedom) on the logarithm. Without a bootstrap it is NaN.
-    """
-    values = np.array([[fit.parameters[name] for name in NAMES]])
-    loss = float(_surface_at(values, np.array([size]), np.array([tokens]))[0, 0])
-    if not fit.samples:
-        return Prediction(loss, float("nan"), float("nan"))
-    drawn = _surface_at(np.array(fit.samples), np.array([size]), np.array([tokens]))[:, 0]
-    scatter = scatter_of(fit)
-    noise = np.random.default_rng(0).normal(0.0, scatter, (50, 1))
-    low, high = np.nanpercentile(drawn * np.exp(noise), LEVEL)
-    return Prediction(loss, float(low), float(high))
-
-
-def scatter_of(fit: LawFit) -> float:
-    """Standard deviation of ln(measured / predicted) with 5 parameters taken off the degrees of freedom."""
-    return float(np.sqrt(np.sum(np.square(fit.residuals)) / max(1, fit.num_points - 5)))
-
-
-def optimum(fit: LawFit, flops: float) -> tuple[float, float]:
-    """(N, D) of least loss under 6 N D = flops (Hoffmann et al. 2022, eq. 4): N = G (C/6)^a, D = (C/6)^(1-a) / G."""
-    p = fit.parameters
-    ratio = (p["alpha"] * p["A"] / (p["beta"] * p["B"])) ** (1.0 / (p["alpha"] + p["beta"]))
-    return ratio * (flops / 6.0) ** p["a"], (flops / 6.0) ** (1.0 - p["a"]) / ratio
-
-
-def _surface_at(values: Array, size: Array, tokens: Array) -> Array:
-    """L [K,n] for rows of named parameters [K,6] at points [n]; through logarithms, so that a huge A does not overflow."""
-    with np.errstate(divide="ignore", over="ignore"):
-        by_size = np.exp(np.log(values[:, 1:2]) - values[:, 3:4] * np.log(size))
-        by_tokens = np.exp(np.log(values[:, 2:3]) - values[:, 4:5] * np.log(tokens))
-    return values[:, 0:1] + by_size + by_tokens
-
-
-def _refuse(size: Array, tokens: Array, loss: Array) -> None:
-    if not (np.isfinite(loss).all() and (loss > 0).all() and (size > 0).all() and (tokens > 0).all()):
-        raise NotIdentifiable("every point needs a positive finite size, token count and loss; exclude diverged runs")
-    if len(loss) < 5:
-        raise NotIdentifiable(f"{len(loss)} points cannot determine 5 parameters; train at least 9 runs over 3 budgets")
-    if len(np.unique(size)) < 2 or len(np.unique(tokens)) < 2:
-        raise NotIdentifiable("all points have one size or one token count; vary both")
-    together = correlation(size, tokens)
-    if abs(together) > COLLINEAR:
-        how = "one budget" if together < 0 else "D in proportion to N"
-        raise NotIdentifiable(f"ln N and ln D move together (correlation {together:.4f}: {how}), so their terms cannot be told apart; vary D / N at every size")
-
-
-def correlation(size: Array, tokens: Array) -> float:
-    return float(np.corrcoef(np.log(size), np.log(tokens))[0, 1])
-
-
-def _flags(size: Array, tokens: Array, loss: Array, values: Array, intervals: dict[str, tuple[float, float]], residual: Array) -> list[str]:
-    """Reasons not to believe the parameters (a prediction nearby may still be good)."""
-    flags = []
-    parameter = dict(zip(NAMES, values, strict=True))
-    if len(loss) < 15:
-        flags.append(f"few_points: {len(loss)} points for 5 parameters leave {len(loss) - 5} degree{'' if len(loss) == 6 else 's'} of freedom")
-    decades = float(np.log10(size.max() / size.min()))
-    if len(np.unique(size)) < 4 or decades < 1.5:
-        flags.append(f"narrow_sizes: {len(np.unique(size))} sizes over {decades:.1f} decades of N; 4 over 1.5 are the least for the exponents")
-    together = correlation(size, tokens)
-    if abs(together) > 0.95:
-        flags.append(f"nearly_collinear: ln N and ln D have correlation {together:.2f}")
-    if parameter["E"] < 0.01 * loss.min():
-        flags.append(f"E_at_bound: E went to 0 ({parameter['E']:.2g}); the points do not show a floor")
-    elif parameter["E"] > 0.99 * loss.min():
-        flags.append(f"E_at_bound: E went to the lowest loss ({parameter['E']:.3f})")
-    for name in ("alpha", "beta"):
-        if not 0.02 < parameter[name] < 2.0:
-            flags.append(f"{name}_extreme: {name} = {parameter[name]:.3g} is outside what scaling laws show")
-    if intervals:
-        low, high = intervals["a"]
-        if high - low > WIDEST_A:
-            flags.append(f"not_identified: the 95% interval of a, {low:.2f} to {high:.2f}, is wider than {WIDEST_A}")
-        if intervals["E"][0] < 0.01 * loss.min() <= parameter["E"]:
-            flags.append("E_not_identified: resampled fits reach E = 0")
-    else:
-        flags.append("no_intervals: fitted without a bootstrap")
-    usual = float(np.quantile(np.abs(residual), 0.9))
-    if usual > 0.03:
-        flags.append(f"poor_fit: a tenth of the points are more than {100 * usual:.1f} % away from the law")
-    return flags

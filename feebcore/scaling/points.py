@@ -7,6 +7,7 @@ one data set), so a point carries all three counts and the exact FLOPs, and a fi
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,9 @@ ParameterCount = Literal["non_embedding", "matmul", "total"]
 activations (blocks and head, tied or not). total: all."""
 
 PARAMETER_COUNTS: tuple[ParameterCount, ...] = get_args(ParameterCount)
+
+LEAST_DRAWS = 100
+"""Resamples or posterior draws below which the ends of an interval are noise."""
 
 
 class NotIdentifiable(FeebError):
@@ -73,11 +77,12 @@ class Point:
 @dataclass(frozen=True)
 class Rollout:
     """A run that was left out and predicted from cheaper ones: reach is its FLOPs over those of the dearest of them, error
-    ln(predicted / measured)."""
+    ln(predicted / measured), off_ridge ln(N / N*)."""
 
     name: str
     reach: float
     error: float
+    off_ridge: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -108,6 +113,7 @@ class LawFit:
         del plain["samples"]
         return plain | {"intervals": {k: list(v) for k, v in self.intervals.items()}, "flags": list(self.flags), "residuals": list(self.residuals)}
 
+    @functools.cached_property
     def draws(self) -> NDArray[np.float64]:
         """`samples` as an array [K, number of parameters]."""
         import numpy as np
@@ -146,6 +152,10 @@ class Law(Protocol):
     def fit(self, points: Sequence[Point], parameter_count: ParameterCount, bootstrap: int, seed: int) -> LawFit: ...
 
     def predict(self, fit: LawFit, size: float, tokens: float) -> Prediction: ...
+
+    def predict_point(self, fit: LawFit, point: Point) -> Prediction:
+        """The loss of a run by all that is known of it, for laws that ask more than N and D."""
+        return self.predict(fit, point.size(fit.parameter_count), point.tokens)
 
     def optimum(self, fit: LawFit, flops: float) -> Optimum:
         """By default the best of a grid over N, which suits any law; a closed form is faster."""

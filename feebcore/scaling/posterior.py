@@ -14,16 +14,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
+from feebcore.protocols import BuildContext
 from feebcore.scaling import checks
 from feebcore.scaling.minimize import Array
-from feebcore.scaling.points import LawFit, Optimum, ParameterCount, Point, Prediction
+from feebcore.scaling.options import RolloutOptions
+from feebcore.scaling.points import Law, LawFit, Optimum, ParameterCount, Point, Prediction
 from feebcore.scaling.projection import NOISE_FLOOR, Columns, Posterior, Prior, Solution, fit_on_grid
-from feebcore.scaling.rollouts import roll_out, stated
+from feebcore.scaling.rollouts import MISFIT_BELOW_TOP, MISFIT_OFF_RIDGE, roll_out, stated
 from feebcore.scaling.runs import Runs
 from feebcore.scaling.surface import Surfaces
 
 LEVEL = (2.5, 97.5)  # percentiles of an interval
-MISFIT_OFF_RIDGE, MISFIT_BELOW_TOP = 0.002, 0.0007
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,8 @@ class Form:
     surfaces: Callable[[Array], Surfaces]
 
     def columns(self, size: Array, tokens: Array, loss: Array) -> Columns:
-        """Terms relative to the measurements, N and D in units of their geometric means so that coefficients are of order one."""
-        ln_size, ln_tokens, ln_loss = np.log(size / _middle(size)), np.log(tokens / _middle(tokens)), np.log(loss)
+        """Terms relative to the measurements; N, D and loss in units of their geometric means, so that coefficients are of order one."""
+        ln_size, ln_tokens, ln_loss = (np.log(v / _middle(v)) for v in (size, tokens, loss))
 
         def at(drawn: Array) -> tuple[Array, Array]:
             alpha, beta, power = self.exponents(drawn)
@@ -55,12 +56,14 @@ class Form:
 
         return at
 
-    def surfaces_of(self, drawn: Array, coefficients: Array, size: Array, tokens: Array) -> Surfaces:
+    def surfaces_of(self, drawn: Array, coefficients: Array, runs: Runs) -> Surfaces:
+        """Exponents and coefficients in the units of `columns` of these runs as laws."""
         alpha, beta, power = self.exponents(drawn)
+        unit = np.log(_middle(runs.loss)) / power
         with np.errstate(divide="ignore"):
-            ln_a = np.log(coefficients[:, 0]) + alpha * np.log(_middle(size))
-            ln_b = np.log(coefficients[:, 1]) + beta * np.log(_middle(tokens))
-        return Surfaces(coefficients[:, 2] if self.has_floor else np.zeros(len(drawn)), ln_a, ln_b, alpha, beta, power)
+            ln_a = unit + np.log(coefficients[:, 0]) + alpha * np.log(_middle(runs.size))
+            ln_b = unit + np.log(coefficients[:, 1]) + beta * np.log(_middle(runs.tokens))
+        return Surfaces(np.exp(unit) * coefficients[:, 2] if self.has_floor else np.zeros(len(drawn)), ln_a, ln_b, alpha, beta, power)
 
 
 def _exp_outer(factors: Array, values: Array) -> Array:
@@ -98,24 +101,30 @@ CHINCHILLA = Form(
 
 def weigh(runs: Runs, best: Surfaces) -> Array:
     """The weights [n] of runs under a law, from its misfit away from the ridge of best sizes and below the dearest run."""
-    with np.errstate(divide="ignore", invalid="ignore"):  # without an A or a B there is no ridge
-        off = np.log(runs.size / best.best_size(runs.flops)[0])
-    off = np.where(np.isfinite(off), off, 0.0)
+    off = off_ridge(best, runs.size, runs.tokens)
     below = np.log(runs.flops.max() / runs.flops)
     misfit = 2.0 * np.hypot(MISFIT_OFF_RIDGE * off**2, MISFIT_BELOW_TOP * below)
     return np.asarray(runs.weight / (1.0 + (misfit / NOISE_FLOOR) ** 2))
+
+
+def off_ridge(best: Surfaces, size: ArrayLike, tokens: ArrayLike) -> Array:
+    """ln(N / N*) [n] by the law `best` (K = 1); 0 where the law has no ridge, as without an A or a B."""
+    size, tokens = np.asarray(size, dtype=np.float64), np.asarray(tokens, dtype=np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        off = np.log(size / best.best_size(6.0 * size * tokens)[0])
+    return np.where(np.isfinite(off), off, 0.0)
 
 
 def posterior_of(runs: Runs, form: Form, draws: int, seed: int = 0) -> tuple[Posterior, Surfaces, Surfaces]:
     """The fit, its best law (K = 1) and the drawn ones. Milliseconds; without checks, intervals of parameters or rollouts."""
 
     def weights(solution: Solution) -> Array:
-        return weigh(runs, form.surfaces_of(solution.exponents[None], solution.coefficients[None], runs.size, runs.tokens))
+        return weigh(runs, form.surfaces_of(solution.exponents[None], solution.coefficients[None], runs))
 
     columns = form.columns(runs.size, runs.tokens, runs.loss)
     posterior = fit_on_grid(columns, form.prior, len(runs), weights, draws, np.random.default_rng(seed))
-    best = form.surfaces_of(posterior.best.exponents[None], posterior.best.coefficients[None], runs.size, runs.tokens)
-    return posterior, best, form.surfaces_of(posterior.exponents, posterior.coefficients, runs.size, runs.tokens)
+    best = form.surfaces_of(posterior.best.exponents[None], posterior.best.coefficients[None], runs)
+    return posterior, best, form.surfaces_of(posterior.exponents, posterior.coefficients, runs)
 
 
 def fit_posterior(
@@ -131,8 +140,7 @@ def fit_posterior(
     posterior, best, drawn = posterior_of(runs, form, draws if len(runs) >= checks.LEAST_CELLS else 0, seed)
     checks.require_falling(best, runs)
     values, samples = form.named(best)[0], form.named(drawn)
-    ends = np.percentile(samples, LEVEL, axis=0) if len(samples) else None
-    intervals = {} if ends is None else {name: (float(ends[0, i]), float(ends[1, i])) for i, name in enumerate(form.names)}
+    intervals = intervals_of(form.names, samples)
     residuals = best.ln_loss([p.size(parameter_count) for p in points], [p.tokens for p in points])[0] - np.log([p.loss for p in points])
     parameters = {name: float(v) for name, v in zip(form.names, values, strict=True)}
 
@@ -152,8 +160,14 @@ def fit_posterior(
         weights=tuple(map(float, posterior.weights[runs.group])),
         scatter=posterior.scale,
         top_flops=float(runs.flops.max()),
-        rollouts=roll_out(points, parameter_count, predictor) if rollouts else (),
+        rollouts=roll_out(points, parameter_count, predictor, lambda size, tokens: off_ridge(best, size, tokens)) if rollouts else (),
     )
+
+
+def intervals_of(names: Sequence[str], samples: Array) -> dict[str, tuple[float, float]]:
+    """95 % intervals by name, from rows of draws; none without draws."""
+    ends = np.percentile(samples, LEVEL, axis=0) if len(samples) else np.zeros((2, 0))
+    return {name: (float(low), float(high)) for name, low, high in zip(names, *ends, strict=False)}
 
 
 def best_law(fit: LawFit, form: Form = CHINCHILLA) -> Surfaces:
@@ -162,15 +176,15 @@ def best_law(fit: LawFit, form: Form = CHINCHILLA) -> Surfaces:
 
 
 def drawn_laws(fit: LawFit, form: Form = CHINCHILLA) -> Surfaces:
-    """Its posterior draws; `drawn_laws(fit).ln_loss(size, tokens)` is [K,n], with the covariances between runs that a planner needs."""
-    return form.surfaces(fit.draws())
+    """Its draws or resamples; `drawn_laws(fit).ln_loss(size, tokens)` is [K,n], with the covariances between runs that a planner needs."""
+    return form.surfaces(fit.draws)
 
 
 def predict_posterior(fit: LawFit, size: float, tokens: float, form: Form = CHINCHILLA) -> Prediction:
     """The loss at (N, D), N by the fit's parameter_count, with the interval that `stated` describes."""
-    ln_loss = float(best_law(fit, form).ln_loss([size], [tokens])[0, 0])
-    spread = float(np.std(drawn_laws(fit, form).ln_loss([size], [tokens]))) if fit.samples else float("nan")
-    return stated(fit, ln_loss, spread, 6.0 * size * tokens)
+    best = best_law(fit, form)
+    ends = np.percentile(drawn_laws(fit, form).ln_loss([size], [tokens]), LEVEL) if fit.samples else (np.nan, np.nan)
+    return stated(fit, float(best.ln_loss([size], [tokens])[0, 0]), float(np.ptp(ends)) / 4.0, 6.0 * size * tokens, float(off_ridge(best, [size], [tokens])[0]))
 
 
 def optimum_posterior(fit: LawFit, flops: float, form: Form = CHINCHILLA) -> Optimum:
@@ -179,7 +193,22 @@ def optimum_posterior(fit: LawFit, flops: float, form: Form = CHINCHILLA) -> Opt
     size = float(best.best_size([flops])[0, 0])
     tokens = flops / (6.0 * size)
     low, high = np.percentile(drawn.best_size([flops]), LEVEL) if fit.samples else (np.nan, np.nan)
-    along: ArrayLike = [size]
-    spread = float(np.std(drawn.ln_loss(along, [tokens]))) if fit.samples else float("nan")
-    prediction = stated(fit, float(best.ln_loss(along, [tokens])[0, 0]), spread, flops)
-    return Optimum(flops, size, tokens, prediction, float(low), float(high))
+    return Optimum(flops, size, tokens, predict_posterior(fit, size, tokens, form), float(low), float(high))
+
+
+class GridLaw(Law):
+    """A law part whose numerics are its `form`."""
+
+    form: Form
+
+    def __init__(self, config: RolloutOptions, context: BuildContext | None = None) -> None:
+        self.rollouts = config.rollouts
+
+    def fit(self, points: Sequence[Point], parameter_count: ParameterCount, bootstrap: int, seed: int) -> LawFit:
+        return fit_posterior(points, parameter_count, bootstrap, seed, self.form, self.rollouts)
+
+    def predict(self, fit: LawFit, size: float, tokens: float) -> Prediction:
+        return predict_posterior(fit, size, tokens, self.form)
+
+    def optimum(self, fit: LawFit, flops: float) -> Optimum:
+        return optimum_posterior(fit, flops, self.form)

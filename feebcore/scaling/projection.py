@@ -73,14 +73,20 @@ def robust_scale(deviations: Array, num_parameters: int) -> float:
     return float(max(NOISE_FLOOR, 1.4826 * np.median(np.abs(deviations)) * np.sqrt(len(deviations) / degrees)))
 
 
+def robust_weights(deviations: Array, scale: float, limit: float) -> Array:
+    """1 up to `limit` scales; beyond, Huber's weights, or at OUTLIER ones that soon vanish."""
+    ratio = np.minimum(1.0, limit * scale / np.maximum(np.abs(deviations), 1e-300))
+    return np.asarray(ratio**4 if limit >= OUTLIER else ratio)
+
+
 def project(terms: Array, target: Array, weights: Array) -> tuple[Array, Array]:
-    """Non-negative least squares for K problems at once: coefficients [K,p] and weighted sums of squares [K].
+    """Non-negative least squares for K problems at once, weights [n] or [K,n]: coefficients [K,p] and weighted sums of squares [K].
 
     Each subset of the terms has its closed form; the best one without a negative coefficient is the solution.
     """
     gram, moment = _normal_equations(terms, target, weights)
     num_nodes, count = moment.shape
-    total = target**2 * weights.sum()
+    total = target**2 * weights.sum(-1)
     best, coefficients = total.copy(), np.zeros((num_nodes, count))
     todo = np.arange(num_nodes)
     for chosen in itertools.chain.from_iterable(itertools.combinations(range(count), k) for k in range(count, 0, -1)):
@@ -100,7 +106,7 @@ def project(terms: Array, target: Array, weights: Array) -> tuple[Array, Array]:
 
 
 def _normal_equations(terms: Array, target: Array, weights: Array) -> tuple[Array, Array]:
-    weighted = terms * weights
+    weighted = terms * weights[..., None, :]
     gram = weighted @ terms.transpose(0, 2, 1)
     gram += 1e-13 * np.trace(gram, axis1=1, axis2=2)[:, None, None] * np.eye(terms.shape[1])
     return gram, weighted.sum(2) * target[:, None]
@@ -114,14 +120,12 @@ def fit_on_grid(columns: Columns, prior: Prior, num_points: int, weigh: Callable
     search = _Search(columns, prior, max(1, num_points - num_parameters))
     weights, limit, best = np.ones(num_points), HUBER, search.best(np.ones(num_points), low, high, 4)
     for turn in range(12):
-        terms, target = columns(best.exponents[None])
-        residuals = best.coefficients @ terms[0] - target[0]
+        residuals = search.residuals(best)
         trust = weigh(best)
         deviations = residuals * np.sqrt(trust)
         scale = robust_scale(deviations, num_parameters)
-        ratio = np.minimum(1.0, limit * scale / np.maximum(np.abs(deviations), 1e-300))
+        ratio = robust_weights(deviations, scale, limit)
         if limit == OUTLIER:
-            ratio = ratio**4
             search.degrees = max(1, round(ratio.sum()) - num_parameters)
         settled = bool(np.abs(trust * ratio - weights).max() < SETTLED)
         weights = trust * ratio
@@ -133,11 +137,16 @@ def fit_on_grid(columns: Columns, prior: Prior, num_points: int, weigh: Callable
         center = np.log(best.exponents)
         best = search.best(weights, center - 0.3, center + 0.3, 3)
     best = search.best(weights, np.log(best.exponents) - 0.1, np.log(best.exponents) + 0.1, 6)
-    terms, target = columns(best.exponents[None])
-    residuals = best.coefficients @ terms[0] - target[0]
+    residuals = search.residuals(best)
     search.variance = search.variance_of(best, weights)
     draws = search.draws(weights, num_draws, rng) if num_draws else (np.zeros((0, len(low))), np.zeros((0, num_coefficients)))
     return Posterior(best, *draws, scale, weights, residuals)
+
+
+def deviation(coefficients: Array, terms: Array, target: Array) -> Array:
+    """ln(predicted / measured) [K,n]."""
+    ratio = (coefficients[:, None] @ terms)[:, 0] / target[:, None]
+    return np.asarray(target[:, None] * np.log(np.maximum(ratio, 1e-300)))
 
 
 @dataclass
@@ -151,10 +160,26 @@ class _Search:
     variance: float = NOISE_FLOOR**2
 
     def log_posterior(self, nodes: Array, weights: Array) -> tuple[Array, Array, Array]:
-        """Of ln exponents [K,q]: log posterior [K], coefficients [K,p], and sums of squares [K] whose least is degrees x variance."""
-        coefficients, squares = project(*self.columns(np.exp(nodes)), weights)
+        """Of ln exponents [K,q]: log posterior [K], coefficients [K,p], and sums of squares [K] whose least is degrees x variance.
+
+        The squares are of logarithms: relative deviations, for which the coefficients have their closed form, cannot fall below -1, so that a bad law of
+        a high power would pass for a good one.
+        """
+        terms, target = self.columns(np.exp(nodes))
+        coefficients, _ = project(terms, target, weights)
+        deviations = deviation(coefficients, terms, target)
+        for _ in range(2 if (target < 1).any() else 0):  # with a power, weights that make relative deviations of the term as large as logarithms
+            relative = np.expm1(deviations / target[:, None])
+            with np.errstate(divide="ignore", invalid="ignore"):
+                ratio = np.where(np.abs(relative) > 1e-6, deviations / target[:, None] / relative, 1.0)
+            coefficients, _ = project(terms, target, weights * ratio**2)
+            deviations = deviation(coefficients, terms, target)
+        squares = np.square(deviations) @ weights
         squares = squares - squares.min() + self.degrees * self.variance
         return -0.5 * (self.degrees + nodes.shape[1]) * np.log(squares) + self.prior.log_density(nodes), coefficients, squares
+
+    def residuals(self, solution: Solution) -> Array:
+        return deviation(solution.coefficients[None], *self.columns(solution.exponents[None]))[0]
 
     def variance_of(self, solution: Solution, weights: Array) -> float:
         """The variance by which the likelihood has the width of the estimator's own errors.

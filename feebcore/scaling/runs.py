@@ -59,3 +59,9 @@ class Runs:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def take(self, rows: NDArray[np.bool_]) -> Runs:
+        """Those cells only."""
+        names = tuple(name for name, kept in zip(self.names, rows, strict=True) if kept)
+        arrays = {key: getattr(self, key)[rows] for key in ("size", "tokens", "unique", "loss", "weight")}
+        return Runs(names=names, group=np.arange(len(names)), **arrays)

@@ -26,7 +26,7 @@ PART = StageSpec(
     needs=(Need("tokens"), Need("tokenizer")),
     makes=("law",),
     process="inline",
-    revision=2,  # runs.jsonl and metrics speak of runs; the runs are inputs of the manifest
+    revision=3,  # isoFLOP minima by robust parabolas, with intervals; predictions hold rollout errors
     summary="Trains a sweep of small models, fits a scaling law and predicts the loss of a held-out run.",
 )
 

@@ -22,7 +22,7 @@ class Surfaces:
     power: Array
 
     def ln_loss(self, size: ArrayLike, tokens: ArrayLike) -> Array:
-        """ln L [K,n] at sizes and tokens [n]."""
+        """ln L [K,n] at sizes and tokens [n], or [K,n] where each law has its own."""
         with np.errstate(over="ignore"):
             by_size = np.exp(self.ln_a[:, None] - self.alpha[:, None] * np.log(size))
             by_tokens = np.exp(self.ln_b[:, None] - self.beta[:, None] * np.log(tokens))

@@ -23,6 +23,7 @@ from feebcore.run.inputs import finished_inputs
 from feebcore.run.plan import stages_for
 from feebcore.scaling import isoflop
 from feebcore.scaling.cells import measure_with, scale_lr_of, with_overrides
+from feebcore.scaling.checks import methods_differ
 from feebcore.scaling.config import SweepConfig
 from feebcore.scaling.planning import Planner, Situation
 from feebcore.scaling.points import Law, LawFit, NotIdentifiable, ParameterCount, Point
@@ -147,8 +148,10 @@ class Sweep:
         heldout = [outcome for outcome in outcomes if outcome["heldout"]]
         curves = isoflop.minima([p for p in points if not p.heldout], self.section.parameter_count)
         law = _summary(fit, self.section.law.name, self.section.parameter_count, refusal)
-        law["flags"] += self.doubts(records, curves)
         allocation, problem = _allocation(curves)
+        law["flags"] += self.doubts(records, curves)
+        if fit and allocation and "a" in fit.parameters:
+            law["flags"] += methods_differ(fit.parameters["a"], allocation["exponent"])
         diverged = [{"name": r.name, "reason": r.reason} for r in records if r.status == "diverged"]
         document = {
             "law": law,

@@ -16,10 +16,10 @@ from feebcore.protocols import Cell
 from feebcore.recipe import Recipe, StageEntry, from_resolved
 from feebcore.run.inputs import finished_inputs
 from feebcore.run.plan import plan, stages_for
+from feebcore.scaling.analysis import points_of_sweep
 from feebcore.scaling.cells import with_overrides
 from feebcore.scaling.config import SweepConfig
 from feebcore.scaling.planning import Planner, Situation
-from feebcore.scaling.points import Point
 from feebcore.scaling.sweep import best_size, cost_of_a_token, situation_of
 from feebcore.study.ledger import read_predictions, read_records
 from feebcore.train.pretrain_config import PretrainConfig
@@ -174,8 +174,7 @@ def recommend(artifact: Artifact, flops: float, name: str = "") -> tuple[dict[st
     recipe = from_resolved(read_json(artifact.path / "recipe.json"), artifact.path / "recipe.json")
     section = section_of(recipe)
     document = read_json(artifact.file("law.json"))
-    names = {field.name for field in dataclasses.fields(Point)}
-    points = [Point(**{k: v for k, v in row.items() if k in names}) for row in document["points"]]
+    points, _ = points_of_sweep(artifact.path)
     tokens = read_json(artifact.path.parents[1] / _input_path(artifact, "tokens") / "tokens.json")
     planner: Planner = section.planner.build()
     situation = dataclasses.replace(

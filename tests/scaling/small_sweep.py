@@ -35,7 +35,7 @@ SECTION: dict[str, Any] = {
         "min_steps": 10,
         "tolerance": 0.05,
     },
-    "bootstrap": 20,
+    "bootstrap": 100,
     "eval_documents": 5,
 }
 

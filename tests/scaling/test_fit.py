@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.optimize import minimize
 
+sys.path.insert(0, str(Path(__file__).parent))
+from worlds import TRUTH, law, point
+
 from feebcore.errors import FeebError
-from feebcore.scaling.fit import DELTA, NAMES, Surface, fit_chinchilla, optimum, predict_chinchilla, scatter_of
+from feebcore.scaling.fit import DELTA, NAMES, Surface, fit_chinchilla
 from feebcore.scaling.points import NotIdentifiable, Point
-
-TRUTH = {"E": 1.7, "A": 400.0, "B": 2000.0, "alpha": 0.34, "beta": 0.37}
-
-
-def _point(size: float, tokens: float, loss: float, budget: float = 0.0) -> Point:
-    return Point(f"{size:g}x{tokens:g}", int(size * 2), int(size), int(size), tokens, 6 * size * tokens, loss, budget)
-
-
-def _law(size: float, tokens: float) -> float:
-    return TRUTH["E"] + TRUTH["A"] / size ** TRUTH["alpha"] + TRUTH["B"] / tokens ** TRUTH["beta"]
+from feebcore.scaling.posterior import optimum_posterior, predict_posterior
 
 
 def _grid(noise: float = 0.0, seed: int = 0, sizes: int = 6, budgets: int = 5) -> list[Point]:
@@ -30,7 +26,7 @@ def _grid(noise: float = 0.0, seed: int = 0, sizes: int = 6, budgets: int = 5) -
         for factor in np.geomspace(0.15, 6, sizes):
             size = round(factor * 0.3 * (budget / 6) ** 0.5)
             tokens = budget / 6 / size
-            points.append(_point(size, tokens, _law(size, tokens) * float(np.exp(noise * rng.normal())), budget))
+            points.append(point(size, tokens, law(size, tokens) * float(np.exp(noise * rng.normal())), budget))
     return points
 
 
@@ -65,8 +61,8 @@ def test_epoch_reanalysis_of_chinchilla_is_reproduced(gold) -> None:
         ("beta", (0.331, 0.415), 0.006),
     ):
         assert fit.intervals[name] == pytest.approx(ends, abs=tolerance), name
-    assert fit.flags == ()
-    chinchilla = predict_chinchilla(fit, 70e9, 1.4e12)
+    assert [flag.partition(":")[0] for flag in fit.flags] == ["outliers"]
+    chinchilla = predict_posterior(fit, 70e9, 1.4e12)
     assert chinchilla.low < chinchilla.loss < chinchilla.high
 
 
@@ -124,23 +120,24 @@ def test_the_minimum_does_not_depend_on_the_objectives_scale(scale: float) -> No
 
 
 def test_noise_free_truth_is_recovered() -> None:
-    fit = fit_chinchilla(_grid(), bootstrap=50)
+    fit = fit_chinchilla(_grid(), bootstrap=100)
     for name, value in TRUTH.items():
         assert fit.parameters[name] == pytest.approx(value, rel=1e-4), name
     assert fit.flags == ()
-    size, tokens = optimum(fit, 1e21)
+    best = optimum_posterior(fit, 1e21)
+    size, tokens = best.size, best.tokens
     assert 6 * size * tokens == pytest.approx(1e21)
-    assert _law(size, tokens) < min(_law(size * f, tokens / f) for f in (0.8, 1.25))
+    assert law(size, tokens) < min(law(size * f, tokens / f) for f in (0.8, 1.25))
 
 
 @pytest.mark.slow
 def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
     truth = TRUTH["beta"] / (TRUTH["alpha"] + TRUTH["beta"])
     hits = 0
-    for seed in range(20):
-        low, high = fit_chinchilla(_grid(noise=0.005, seed=seed), bootstrap=60, seed=seed).intervals["a"]
+    for seed in range(10):
+        low, high = fit_chinchilla(_grid(noise=0.005, seed=seed), bootstrap=100, seed=seed).intervals["a"]
         hits += low <= truth <= high
-    assert 15 <= hits <= 20
+    assert hits >= 8
 
 
 def test_few_points_fit_in_time_predict_well_and_say_that_they_are_few() -> None:
@@ -151,10 +148,10 @@ def test_few_points_fit_in_time_predict_well_and_say_that_they_are_few() -> None
     assert any(f.startswith("few_points") for f in fit.flags)
     size = 3e9
     tokens = 4e20 / 6 / size
-    predicted = predict_chinchilla(fit, size, tokens)
-    assert predicted.loss == pytest.approx(_law(size, tokens), rel=0.01)
-    assert predicted.low < _law(size, tokens) < predicted.high
-    assert 0.0005 < scatter_of(fit) < 0.006
+    predicted = predict_posterior(fit, size, tokens)
+    assert predicted.loss == pytest.approx(law(size, tokens), rel=0.01)
+    assert predicted.low < law(size, tokens) < predicted.high
+    assert 0.0005 < fit.scatter < 0.006
 
 
 def test_a_wide_interval_of_the_exponent_is_flagged() -> None:
@@ -163,7 +160,7 @@ def test_a_wide_interval_of_the_exponent_is_flagged() -> None:
 
 
 def test_a_floor_that_the_points_do_not_show_is_flagged() -> None:
-    points = [_point(n, d, 50 / n**0.3 + 50 / d**0.3) for n in (1e4, 1e5, 1e6, 1e7) for d in (1e6, 1e7, 1e8)]
+    points = [point(n, d, 50 / n**0.3 + 50 / d**0.3) for n in (1e4, 1e5, 1e6, 1e7) for d in (1e6, 1e7, 1e8)]
     fit = fit_chinchilla(points, bootstrap=0)
     assert fit.parameters["E"] < 0.01
     assert any(f.startswith("E_at_bound") for f in fit.flags)
@@ -171,7 +168,7 @@ def test_a_floor_that_the_points_do_not_show_is_flagged() -> None:
 
 
 def test_narrow_sizes_and_poor_fits_are_flagged() -> None:
-    points = [_point(n, d, _law(n, d)) for n in (1e6, 2e6, 3e6) for d in (1e8, 3e8, 9e8, 2e9, 6e9)]
+    points = [point(n, d, law(n, d)) for n in (1e6, 2e6, 3e6) for d in (1e8, 3e8, 9e8, 2e9, 6e9)]
     assert any(f.startswith("narrow_sizes") for f in fit_chinchilla(points, bootstrap=0).flags)
     assert any(f.startswith("poor_fit") for f in fit_chinchilla(_grid(noise=0.05), bootstrap=0).flags)
 
@@ -179,11 +176,11 @@ def test_narrow_sizes_and_poor_fits_are_flagged() -> None:
 @pytest.mark.parametrize(
     ("points", "why"),
     [
-        ([_point(n, 20 * n, _law(n, 20 * n)) for n in np.geomspace(1e6, 1e9, 12)], "D in proportion to N"),
-        ([_point(n, 1e18 / n, _law(n, 1e18 / n)) for n in np.geomspace(1e6, 1e9, 12)], "one budget"),
-        ([_point(1e6, d, _law(1e6, d)) for d in np.geomspace(1e7, 1e9, 12)], "vary both"),
-        (_grid()[:4], "4 points cannot determine 5 parameters"),
-        ([*_grid(), _point(1e6, 1e8, float("nan"))], "exclude diverged runs"),
+        ([point(n, 20 * n, law(n, 20 * n)) for n in np.geomspace(1e6, 1e9, 12)], "D in proportion to N"),
+        ([point(n, 1e18 / n, law(n, 1e18 / n)) for n in np.geomspace(1e6, 1e9, 12)], "one budget"),
+        ([point(1e6, d, law(1e6, d)) for d in np.geomspace(1e7, 1e9, 12)], "vary both"),
+        (_grid()[:4], "4 distinct runs cannot determine 5 parameters"),
+        ([*_grid(), point(1e6, 1e8, float("nan"))], "exclude diverged runs"),
     ],
 )
 def test_what_cannot_be_identified_is_refused(points: list[Point], why: str) -> None:
@@ -193,7 +190,7 @@ def test_what_cannot_be_identified_is_refused(points: list[Point], why: str) -> 
 
 def test_the_fit_is_the_same_for_the_same_seed_and_names_its_convention() -> None:
     points = _grid(noise=0.01, sizes=3, budgets=3)
-    first, second = (fit_chinchilla(points, "total", bootstrap=20, seed=5) for _ in range(2))
+    first, second = (fit_chinchilla(points, "total", bootstrap=100, seed=5) for _ in range(2))
     assert first == second
     assert first.parameter_count == "total"
     assert first.parameters["A"] == pytest.approx(fit_chinchilla(points, bootstrap=0).parameters["A"] * 2 ** first.parameters["alpha"], rel=1e-3)

@@ -124,7 +124,7 @@ def test_the_law_and_the_recipe_of_a_larger_run(finished, tmp_path: Path, capsys
 def test_another_sweep_over_the_same_cells_trains_nothing(finished) -> None:
     """Another number of resamples is another sweep, of the same runs; that its held-out cell was there before is said."""
     logged: list[dict[str, Any]] = []
-    other = sweep(finished[0], logged.append, bootstrap=10)
+    other = sweep(finished[0], logged.append, bootstrap=120)
     assert other.fingerprint != finished[1].fingerprint
     assert [c["loss"] for c in read_jsonl(other.path / "runs.jsonl")] == [c["loss"] for c in read_jsonl(finished[1].path / "runs.jsonl")]
     assert len(list((finished[0] / "data" / "pretrain").glob("*/manifest.json"))) == 7
@@ -221,7 +221,7 @@ def test_cells_that_cannot_identify_a_law_are_reported_without_one(root: Path) -
     planner["heldout"] = [{"flops": 2e7, "size": {"d_model": 4}}]
     metrics = sweep(root, planner=planner).metrics
     assert metrics["law"]["E"] is None
-    assert metrics["law"]["flags"][0].startswith("refused: 2 points cannot determine 5 parameters")
+    assert metrics["law"]["flags"][0].startswith("refused: 2 distinct runs cannot determine 5 parameters")
     assert metrics["heldout_relative_error"] is None
     assert metrics["nearest_run_error"] < 1
 
@@ -271,6 +271,22 @@ def test_plan_lists_every_cell_of_a_sweep_that_is_not_finished(finished, tmp_pat
     inputs = [("tiny", stage, "reuse") for stage in ("download", "tokenizer", "shard")]
     assert planned(finished[0] / "data") == [*inputs, ("tiny", "sweep", "reuse")]
     cells = [(c["name"], "pretrain", "reuse") for c in read_jsonl(finished[1].path / "runs.jsonl")]
-    assert planned(finished[0] / "data", "--set", "sweep.bootstrap=3") == [*inputs, *cells, ("tiny", "sweep", "run")]
+    assert planned(finished[0] / "data", "--set", "sweep.bootstrap=130") == [*inputs, *cells, ("tiny", "sweep", "run")]
     nothing = planned(tmp_path)
     assert [row[1:] for row in nothing].count(("pretrain", "run")) == len(cells)
+
+
+def test_another_law_is_fitted_to_a_finished_sweep(finished, capsys: pytest.CaptureFixture[str]) -> None:
+    import json
+
+    from feeb_pipelines.cli import run_command
+
+    assert run_command(["sweep", "fit", str(finished[1].path), "--law", "tied", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["fit"]["form"] == "tied"
+    assert document["fit"]["num_points"] == 6
+    assert document["fit"]["parameter_count"] == "non_embedding"
+    (heldout,) = document["heldout"]
+    assert heldout["measured"] == finished[1].metrics["heldout"][0]["measured"]
+    assert run_command(["sweep", "fit", str(finished[0] / "data")]) == 1
+    assert "feeb: " in capsys.readouterr().err

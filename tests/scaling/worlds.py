@@ -13,6 +13,11 @@ def law(size: float, tokens: float) -> float:
     return TRUTH["E"] + TRUTH["A"] / size ** TRUTH["alpha"] + TRUTH["B"] / tokens ** TRUTH["beta"]
 
 
+def kaplan(size: float, tokens: float) -> float:
+    """The law of Kaplan et al. 2020."""
+    return ((8.8e13 / size) ** (0.076 / 0.095) + 5.4e13 / tokens) ** 0.095
+
+
 def point(size: float, tokens: float, loss: float, budget: float = 0.0) -> Point:
     return Point(f"{size:g}x{tokens:g}", int(size * 2), int(size), int(size), tokens, 6 * int(size) * tokens, loss, budget)
 

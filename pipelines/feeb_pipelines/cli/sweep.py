@@ -1,4 +1,4 @@
-"""`feeb sweep`: plan, run, status, report, recommend."""
+"""`feeb sweep`: plan, run, status, report, recommend; fit is in sweep_fit.py."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from feeb_pipelines.cli.options import Input, Json, Set, Unchecked, WorkspaceOption, with_inputs, with_stage
+from feeb_pipelines.cli.sweep_fit import fit
 from feeb_pipelines.cli.tables import hint, print_json, print_table
 
 if TYPE_CHECKING:
@@ -283,4 +284,4 @@ def _outcome_row(outcome: Mapping[str, Any]) -> tuple[str, ...]:
     return outcome["name"], _number(predicted), interval, _number(measured), error
 
 
-COMMANDS = (plan, run, status, report, recommend)
+COMMANDS = (plan, run, status, report, recommend, fit)

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from feebcore.protocols import BuildContext
-from feebcore.scaling.fit import fit_chinchilla, optimum, predict_chinchilla
+from feebcore.scaling.fit import fit_chinchilla
 from feebcore.scaling.points import Law, LawFit, Optimum, ParameterCount, Point, Prediction
+from feebcore.scaling.posterior import optimum_posterior, predict_posterior
 
 if TYPE_CHECKING:
     from feeb_evals.laws.chinchilla import ChinchillaConfig
@@ -15,14 +16,13 @@ if TYPE_CHECKING:
 
 class Chinchilla(Law):
     def __init__(self, config: ChinchillaConfig, context: BuildContext | None = None) -> None:
-        self.published_grid = config.grid == "published"
+        self.config = config
 
     def fit(self, points: Sequence[Point], parameter_count: ParameterCount, bootstrap: int, seed: int) -> LawFit:
-        return fit_chinchilla(points, parameter_count, bootstrap, seed, self.published_grid)
+        return fit_chinchilla(points, parameter_count, bootstrap, seed, self.config.grid == "published", self.config.loss)
 
     def predict(self, fit: LawFit, size: float, tokens: float) -> Prediction:
-        return predict_chinchilla(fit, size, tokens)
+        return predict_posterior(fit, size, tokens)
 
     def optimum(self, fit: LawFit, flops: float) -> Optimum:
-        size, tokens = optimum(fit, flops)
-        return Optimum(flops, size, tokens, predict_chinchilla(fit, size, tokens))
+        return optimum_posterior(fit, flops)

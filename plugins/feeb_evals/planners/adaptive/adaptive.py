@@ -289,7 +289,7 @@ class _Rounds:
         """Runs of rungs 2 to 4 one after the other, where they tell most about the target for their FLOPs."""
         for number in range(1, MOST_EXTRA + 1):
             fit = self._fit()
-            if fit is None or not len(draws := fit.draws()):
+            if fit is None or not len(draws := fit.draws):
                 return True
             target = self._ln_losses(fit, draws, *self._best_of_target(fit))
             if self.known.target and self.config.tolerance and float(target.std()) < self.config.tolerance:
