@@ -103,7 +103,8 @@ def test_progress_counts_to_the_end(finished) -> None:
 
 
 def test_the_law_and_the_recipe_of_a_larger_run(finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    where = ["--workspace", str(finished[0] / "data")]
+    shutil.copytree(finished[0] / "data", tmp_path / "data")
+    where = ["--workspace", str(tmp_path / "data")]
     assert run_command(["sweep", "report", "tiny", *where]) == 0
     assert "heldout-6e07-d8" in capsys.readouterr().out
     out = tmp_path / "large.json"
