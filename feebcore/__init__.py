@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from feebcore.api import Run, open_model, open_run, runs
     from feebcore.config import AlgorithmConfig, DataOrderConfig, Execution, LogitsProcessorConfig, NoOptions, Observation, PartConfig, StageConfig
+    from feebcore.differences import diff
     from feebcore.errors import DataError, FeebError
     from feebcore.hookspecs import hookimpl
     from feebcore.parts import Part, PartKey, default_part
@@ -56,6 +57,7 @@ _HOMES = {
     "feebcore.protocols": ("BuildContext",),
     "feebcore.registry": ("collect",),
     "feebcore.parts": ("Part", "PartKey", "default_part"),
+    "feebcore.differences": ("diff",),
     "feebcore.errors": ("DataError", "FeebError"),
     "feebcore.hookspecs": ("hookimpl",),
 }
@@ -127,6 +129,7 @@ __all__ = [
     "TokenizerSpec",
     "collect",
     "default_part",
+    "diff",
     "hookimpl",
     "open_model",
     "open_run",

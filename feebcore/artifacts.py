@@ -173,7 +173,8 @@ class Workspace:
         self.root = expand_user(root or os.environ.get("FEEB_WORKSPACE") or "data").absolute()
         nearest = next(p for p in (self.root, *self.root.parents) if os.path.lexists(p))
         if not nearest.is_dir():
-            raise UsageError(f"the workspace {self.root} cannot be a folder: {nearest} is a file; choose another with --workspace DIR or FEEB_WORKSPACE")
+            what = "a file" if nearest.exists() or not nearest.is_symlink() else "a link that leads nowhere"
+            raise UsageError(f"the workspace {self.root} cannot be a folder: {nearest} is {what}; choose another with --workspace DIR or FEEB_WORKSPACE")
 
     def find(self, stage: str, fingerprint: str) -> Artifact | None:
         """The finished artifact with this fingerprint, whatever its name; sizes checked."""
@@ -333,8 +334,8 @@ class Workspace:
 
 def check_name(name: str) -> None:
     """Raises ArtifactError for a name that would not be one folder of its stage."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
-        raise ArtifactError(f"{name!r} cannot name an artifact; use letters, digits, '-', '_' and '.', beginning with a letter or digit")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", name):
+        raise ArtifactError(f"{name!r} cannot name an artifact; use up to 100 letters, digits, '-', '_' and '.', beginning with a letter or digit")
 
 
 def check_kinds(folder: Path, makes: Iterable[str], what: str) -> None:

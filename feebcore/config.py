@@ -14,7 +14,8 @@ artifact. `Execution[...]` marks keys that say how the work is done (device, mic
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, TypeVar
+from types import NoneType
+from typing import Annotated, Any, ClassVar, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
@@ -59,7 +60,8 @@ class PartConfig(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _options_without_a_name_are_for_the_default_part(cls, data: Any) -> Any:
+    def _what_pydantic_does_not_know(cls, data: Any) -> Any:
+        """Options without a name are for the default part; true and false are no numbers."""
         if not isinstance(data, dict):
             return data
         named = dict(data)
@@ -67,6 +69,8 @@ class PartConfig(BaseModel):
             value, default = data.get(key), field.default
             if isinstance(value, dict) and "name" not in value and isinstance(default, dict) and any(isinstance(m, HoldsPart) for m in field.metadata):
                 named[key] = {**default, **value}
+            if isinstance(value, bool) and {*(get_args(field.annotation) or [field.annotation])} <= {int, float, NoneType}:
+                named[key] = str(value).lower()  # pydantic would take it for 1 or 0; as a word it is refused in its place
         return named
 
 

@@ -62,7 +62,7 @@ def explain(error: OSError, path: Path) -> OSError | ArtifactError:
         return ArtifactError(f"the disk is full while writing {path}; free some space (`feeb artifacts gc` lists what can go) and run the same command again")
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         return ArtifactError(f"cannot write {path}: {error.strerror}; choose another workspace with --workspace DIR or FEEB_WORKSPACE")
-    return error
+    return OSError(error.errno, error.strerror, str(path))
 
 
 def sync_folder(folder: Path) -> None:
@@ -81,9 +81,11 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Raises ArtifactError naming the file when it is not JSON."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path} is damaged (not JSON: {error})") from None
+    except IsADirectoryError:
+        raise ArtifactError(f"{path} is damaged (it is a folder)") from None
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

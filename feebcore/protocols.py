@@ -42,7 +42,8 @@ class BuildContext:
     num_layers, from 0), dropout (of the results of attention and feedforward). Its parts: position (the model's Position), embedding, and
     factories of parts that it may contain: make_norm(dim=d_model), make_attention(), make_feedforward(), make_block(layer).
     Data: store (TokenStore), packing, num_sequences of one epoch, sources (the sequences of each source, where the data order
-    asks for them), batch_size, seed. Training: groups (ParamGroup), total_steps (0: not known).
+    asks for them), batch_size, seed. Training: groups (ParamGroup), total_steps (0: not known), world: ranks
+    that hold the same parameters and take the same steps.
     """
 
     vocab_size: int = 0
@@ -67,6 +68,7 @@ class BuildContext:
     seed: int = 0
     groups: list[ParamGroup] = field(default_factory=list)
     total_steps: int = 0
+    world: int = 1
 
 
 # --- data -------------------------------------------------------------------------------------------------------

@@ -40,6 +40,7 @@ from feebcore.recipe_yaml import Lines, read_merged, set_key
 from feebcore.registry import Registry, get_registry
 from feebcore.specs import StageSpec, load_object
 
+LONGEST_NAME = 100
 TOP_KEYS = ("name", "description", "extends", "plugins", "seed", "inputs", "stages", "variants", "seeds", "quick", "claims")
 
 
@@ -154,8 +155,10 @@ def load_study(path: str | Path, overrides: Sequence[str] = (), registry: Regist
     variants = data.get("variants") or {"": {}}
     if not isinstance(variants, dict) or not all(isinstance(v, dict) or v is None for v in variants.values()):
         raise RecipeError(f"{lines.of(['variants'])}: variants is a mapping of names to {{key: value}}")
-    seeds = data.get("seeds") or [data.get("seed", 0)]
-    if not isinstance(seeds, list) or not all(isinstance(s, int) and not isinstance(s, bool) for s in seeds):
+    if "seeds" not in data or data["seeds"] is None:
+        _check_seed(data, lines)
+    seeds = data["seeds"] if data.get("seeds") is not None else [data.get("seed", 0)]
+    if not isinstance(seeds, list) or not seeds or not all(isinstance(s, int) and not isinstance(s, bool) for s in seeds):
         raise RecipeError(f"{lines.of(['seeds'])}: seeds is a list of whole numbers")
     if data.get("seeds") and ("seed" in lines.set_keys or any({"seed", "seeds"} <= document.keys() for _, document in lines.documents)):
         raise RecipeError(f"{lines.of(['seed'])}: seed changes nothing where `seeds:` lists the seed of every run; remove one of the two")
@@ -203,8 +206,7 @@ def quick_overrides(path: str | Path) -> list[str]:
     """What `--quick` puts before the texts of --set: the recipe's `quick:` section, and a name of its own. A key with null is
     left as the recipe has it, whatever the recipe that it extends says. Raises RecipeError."""
     data, lines = read_merged(Path(path), ())
-    quick = data.get("quick")
-    if not quick or not isinstance(quick, dict):
+    if not (quick := data.get("quick")):
         raise RecipeError(f"{lines.of(['quick'])}: the recipe has no `quick:` section, a mapping of keys to the values that make it small")
     name = str(data.get("name") or Path(path).stem)
     return [f"name={name}-quick", *(f"{key}={json.dumps(value)}" for key, value in quick.items() if value is not None)]
@@ -262,14 +264,12 @@ def _build(path: Path, data: dict[str, Any], lines: Lines, registry: Registry | 
     specs = {key: spec for key, spec in specs.items() if key not in inputs}
     if not specs:
         raise RecipeError(f"{lines.of(['stages'])}: every stage of the recipe is a named input, so nothing is left to run")
-    seed = data.get("seed", 0)
-    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-        raise RecipeError(f"{lines.of(['seed'])}: seed must be a whole number of at least 0, not {seed!r}")
+    seed = _check_seed(data, lines)
     _refuse_unused_sections(data, specs, inputs, registry, lines)
     problems: list[str] = []
     stages: dict[str, StageEntry] = {}
     for key, spec in specs.items():
-        raw = data.get(key) or {}
+        raw = {} if data.get(key) is None else data[key]
         if not isinstance(raw, dict):
             raise RecipeError(f"{lines.of([key])}: section {key!r} is a mapping of options, not {raw!r}")
         if "seed" in spec.config.model_fields and "seed" not in raw:
@@ -284,10 +284,8 @@ def _build(path: Path, data: dict[str, Any], lines: Lines, registry: Registry | 
         raise RecipeError("\n".join(_cause_first(problems, registry)))
     stages = _with_own_task(stages)
     name = str(data.get("name") or path.stem) + (f"-{variant}" if variant else "")
-    if not all(c.isalnum() or c in "-_." for c in name) or name.startswith("."):
-        raise RecipeError(
-            f"{lines.of(['variants', variant] if variant else ['name'])}: name {name!r} becomes a folder name; use letters, digits, '-', '_' and '.'"
-        )
+    if problem := unusable_name(name):
+        raise RecipeError(f"{lines.of(['variants', variant] if variant else ['name'])}: {problem}")
     recipe = Recipe(
         name, path, stages, registry, plugins, seed, str(data.get("description") or ""), variant, inputs, data, _changes(data, lines), tuple(lines.overrides)
     )
@@ -298,10 +296,28 @@ def _build(path: Path, data: dict[str, Any], lines: Lines, registry: Registry | 
     for key, entry in stages.items():
         if entry.spec.check:
             texts = load_object(entry.spec.check, entry.spec.full_name)(entry.section, recipe)
-            problems += [f"{lines.of([key, *text.partition(':')[0].split('.')])}: {key}.{text}" for text in texts]
+            for text in texts:
+                option, _, problem = text.partition(": ")
+                problems.append(f"{_with_key(lines.of([key, *option.split('.')]), f'{key}.{option}')}: {problem}")
     if problems:
         raise RecipeError("\n".join(problems))
     return recipe
+
+
+def unusable_name(name: str) -> str:
+    """What is wrong with the name of a run, which is a folder and an argument of commands; '' if nothing."""
+    if len(name) > LONGEST_NAME:
+        return f"name {name[:20]!r}… has {len(name)} characters; use at most {LONGEST_NAME}"
+    if not name or not all(c.isalnum() or c in "-_." for c in name) or name[0] in ".-":
+        return f"name {name!r} becomes a folder name; use letters, digits, '-', '_' and '.', and begin with a letter, digit or '_'"
+    return ""
+
+
+def _check_seed(data: Mapping[str, Any], lines: Lines) -> int:
+    seed = data.get("seed", 0)
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise RecipeError(f"{lines.of(['seed'])}: seed must be a whole number of at least 0, not {seed!r}")
+    return seed
 
 
 def _with_own_task(stages: dict[str, StageEntry]) -> dict[str, StageEntry]:
@@ -409,7 +425,12 @@ def _sentence(location: Sequence[Any], item: Mapping[str, Any], known: Iterable[
     value = item.get("input")
     if message.startswith("Input should be") and isinstance(value, str | int | float):
         message = f"{message.partition(', unable to parse')[0]}, not {value!r}" + (f"; write [{value}]" if item["type"] == "list_type" else "")
-    return f"{where}: {dotted}: {message}"
+    return f"{_with_key(where, dotted)}: {message}"
+
+
+def _with_key(where: str, dotted: str) -> str:
+    """The place and the key, which `--set KEY` names already."""
+    return where if where == f"--set {dotted}" else f"{where}: {dotted}"
 
 
 def _known_keys(model: Any, location: Sequence[Any]) -> list[str]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import datetime
 import io
+import json
 import operator
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from feebcore.errors import RecipeError, did_you_mean, plural
+from feebcore.files import NoHomeError, expand_user
 
 MOST_VALUES = 100_000
 """In one recipe: nested aliases grow without limit, ten lines to gigabytes."""
@@ -30,12 +34,10 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], Any]:
         document = yaml.load(io.StringIO(text))
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path}: not UTF-8 text ({error})") from None
-    except RecursionError:
-        raise RecipeError(f"{path}: nested too deeply for a recipe") from None
-    except YAMLError as error:
+    except (RecursionError, ValueError, YAMLError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
-        problem = str(getattr(error, "problem", None) or error)
+        problem = _problem(error)
         if "another document" in problem:
             raise RecipeError(f"{path}{line}: a second recipe begins here (`---`); a recipe is a file of its own") from None
         if twice := re.match(r'found duplicate key "(.*?)" with value', problem):
@@ -49,30 +51,54 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], Any]:
     return _plain(document, path), document
 
 
+def _problem(error: Exception) -> str:
+    """What the YAML reader found, in one line."""
+    from ruamel.yaml.error import YAMLError
+
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    if isinstance(error, YAMLError):
+        return str(getattr(error, "problem", None) or error).splitlines()[0]
+    return "a number or date that cannot be"  # ValueError: 5,000 digits, the 31st of February
+
+
 def _no_recipe(path: Path) -> str:
     near = [str(p) for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
     return f"no recipe {path}; {did_you_mean(str(path), near)}"
 
 
-def _plain(value: Any, path: Path, left: list[int] | None = None) -> Any:
-    """The value without ruamel's types and with aliases written out. left: a count of values that may still come."""
+def _plain(value: Any, path: Path | str, left: list[int] | None = None, key: str = "") -> Any:
+    """The value without ruamel's types and with aliases written out. left: a count of values that may still come. key: of the value."""
     left = left if left is not None else [MOST_VALUES]
     left[0] -= 1
     if left[0] < 0:
         raise RecipeError(f"{path}: more than {MOST_VALUES:,} values with its aliases (`*name`) written out; a recipe is not that large")
+    where = f"{path}: {key}" if key else str(path)
+    if tag := getattr(getattr(value, "tag", None), "value", None):
+        raise RecipeError(f"{where}: tag {tag!r}; a recipe has no tags, write the value itself, in quotes where it is text")
     if isinstance(value, dict):
-        for key in value:
-            if not isinstance(key, str):
-                raise RecipeError(f"{path}: key {key!r} must be text")
-        return {str(k): _plain(v, path, left) for k, v in value.items()}
+        for name in value:
+            if not isinstance(name, str):
+                line = Lines._line(value, [name]) if isinstance(path, Path) else None
+                raise RecipeError(f"{path}{f':{line}' if line else ''}: key {_shown(name)} must be text; put it in quotes if it is meant as a key")
+        return {str(k): _plain(v, path, left, f"{key}.{k}" if key else str(k)) for k, v in value.items()}
     if isinstance(value, list):
-        return [_plain(v, path, left) for v in value]
+        return [_plain(v, path, left, f"{key}.{i}" if key else str(i)) for i, v in enumerate(value)]
     if isinstance(value, bool) or value is None:
         return value
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise RecipeError(f"{where}: a number of {len(str(value))} digits; whole numbers have 64 bits")
     for kind in (int, float, str):
         if isinstance(value, kind):
             return kind(value)
-    raise RecipeError(f"{path}: {value!r} is a {type(value).__name__}; use text, numbers, lists and mappings")
+    raise RecipeError(
+        f"{where}: {_shown(value)} is a {type(value).__name__.removeprefix('Commented').lower()}; use text (in quotes), numbers, lists and mappings"
+    )
+
+
+def _shown(value: Any) -> str:
+    """A value that no recipe may hold as a recipe would have it."""
+    return str(value) if isinstance(value, datetime.date) else repr(json.loads(json.dumps(value, default=list)))
 
 
 class Lines:
@@ -149,9 +175,13 @@ def read_merged(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], L
         key, sign, value = text.partition("=")
         if not sign or not key.strip():
             raise RecipeError(f"--set {text!r}: write key=value, as in --set pretrain.max_steps=100")
+        if key.strip() == "extends":
+            raise RecipeError(f"--set {text!r}: only a recipe can extend another; write one with `extends:` and run it")
         set_key(data, key.strip(), parse_scalar(value))
         lines.set_keys.add(key.strip())
         lines.overrides.append(text)
+    if not isinstance(data.get("quick"), dict | None):
+        raise RecipeError(f"{lines.of(['quick'])}: quick is a mapping of keys to the values that make the recipe small")
     return data, lines
 
 
@@ -161,19 +191,29 @@ def _extended(path: Path, lines: Lines, chain: tuple[Path, ...]) -> dict[str, An
         raise RecipeError(f"{path}: extends itself through {' -> '.join(map(str, chain))}")
     data, document = read_yaml(path)
     base: dict[str, Any] = {}
-    if parent := data.pop("extends", None):
-        if not isinstance(parent, str):
-            raise RecipeError(f"{path}: extends is the path of one recipe")
-        if not (path.parent / parent).is_file():
-            raise RecipeError(f"{path}:{Lines._line(document, ['extends'])}: extends: {_no_recipe(path.parent / parent)}")
-        base = _extended(path.parent / parent, lines, (*chain, path.resolve()))
+    if (parent := data.pop("extends", None)) is not None:
+        where = f"{path}:{Lines._line(document, ['extends'])}: extends"
+        if not isinstance(parent, str) or not parent:
+            raise RecipeError(f"{where} is the path of one recipe, not {parent!r}")
+        file = path.parent / _at_home(parent, where)
+        if not os.path.isfile(file):
+            raise RecipeError(f"{where}: {_no_recipe(file)}")
+        base = _extended(file, lines, (*chain, path.resolve()))
     if plugins := data.get("plugins"):
-        if not isinstance(plugins, list) or not all(isinstance(p, str) for p in plugins):
-            raise RecipeError(f"{path}: plugins is a list of files, as in [./idea.py]")
+        where = f"{path}:{Lines._line(document, ['plugins'])}: plugins"
+        if not isinstance(plugins, list) or not all(isinstance(p, str) and p for p in plugins):
+            raise RecipeError(f"{where} is a list of files, as in [./idea.py]")
         inherited = base.pop("plugins", [])
-        data["plugins"] = inherited + [str((path.parent / p).resolve()) for p in plugins]
+        data["plugins"] = inherited + [str((path.parent / _at_home(p, where)).resolve()) for p in plugins]
     lines.documents.append((path, document))
     return merge(base, data)
+
+
+def _at_home(path: str, where: str) -> Path:
+    try:
+        return expand_user(path)
+    except NoHomeError as error:
+        raise RecipeError(f"{where}: {error}") from None
 
 
 def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -208,7 +248,7 @@ def set_key(data: dict[str, Any], dotted: str, value: Any) -> None:
     if isinstance(node, list):
         index = node.index(_item(node, last, dotted))
         node[index] = value
-    elif isinstance(node.get(last), dict) and isinstance(value, str):
+    elif isinstance(node.get(last), dict) and isinstance(value, str) and parents:
         node[last] = {"name": value} if node[last].get("name") != value else node[last]
     elif last == "name" and parents and node.get("name") not in (None, value):
         node.clear()  # another part: the options were those of the one before
@@ -234,6 +274,6 @@ def parse_scalar(text: str) -> Any:
     try:
         yaml = YAML(typ="rt", pure=True)
         yaml.version = "1.2"  # type: ignore[assignment]
-        return _plain(yaml.load(text), Path("--set")) if text.strip() else ""
-    except YAMLError as error:
-        raise RecipeError(f"--set: {text!r} is not a YAML value ({getattr(error, 'problem', error)})") from None
+        return _plain(yaml.load(text), f"--set {text[:60]}") if text.strip() else ""
+    except (RecursionError, ValueError, YAMLError) as error:
+        raise RecipeError(f"--set: {text[:60]!r} is not a YAML value ({_problem(error)})") from None

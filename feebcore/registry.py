@@ -93,7 +93,9 @@ class Registry:
             return
         try:
             module = entry.load()
-        except Exception as error:  # a stranger's import may raise anything; it is reported, not fatal
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a stranger's import may raise anything, SystemExit too; it is reported, not fatal
             self._failed(info, f"{type(error).__name__}: {error}", error)
             return
         self._add(info, module)
@@ -101,11 +103,14 @@ class Registry:
     def _add_file(self, file: Path) -> None:
         """A file that somebody named must work: whatever is wrong with it is an error, not a note."""
         info = PluginInfo(file.stem, "", str(file))
-        if not file.is_file():
-            raise PluginError(f"plugins: no file {file}; paths in a recipe are relative to the recipe")
+        if not file.is_file() or file.suffix != ".py":
+            what = f"{file} is not a .py file" if file.exists() else f"no file {file}"
+            raise PluginError(f"plugins: {what}; paths in a recipe are relative to the recipe")
         try:
             module = _import_file(file)
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # SystemExit too
             self._failed(info, f"{type(error).__name__}: {error}", error)
             raise PluginError(f"plugin file {file} failed: {type(error).__name__}: {error}") from error
         known = len(self.plugins)

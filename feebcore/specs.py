@@ -224,7 +224,8 @@ class ObjectiveSpec(PartSpec):
 
 
 class OptimizerSpec(PartSpec):
-    """build: `(config, context) -> Optimizer` (feebcore.train.optimizer); context: groups (ParamGroup, one or more per role)."""
+    """build: `(config, context) -> Optimizer` (feebcore.train.optimizer); context: groups (ParamGroup, one or more per role),
+    world: ranks that hold the same parameters and take the same steps."""
 
     base: ClassVar[str] = "feebcore.train.optimizer:Optimizer"
 

@@ -16,7 +16,7 @@ from feebcore.config import PartConfig, identity_of
 from feebcore.errors import RecipeError, plural
 from feebcore.files import digest_of
 from feebcore.parts import Part, identity_of_spec
-from feebcore.recipe import Recipe, StageEntry, load, load_study, quick_overrides, section_changes
+from feebcore.recipe import Recipe, StageEntry, load, load_study, quick_overrides, section_changes, unusable_name
 from feebcore.run.plan import identity, stages_for
 from feebcore.train.checks import check_training
 from feebcore.train.pretrain_config import PretrainConfig
@@ -60,8 +60,8 @@ class Settings(PartConfig):
     @field_validator("name")
     @classmethod
     def _folder(cls, value: str) -> str:
-        if not all(c.isalnum() or c in "-_." for c in value) or value.startswith("."):
-            raise ValueError(f"{value!r} becomes a folder name; use letters, digits, '-', '_' and '.'")
+        if value and (problem := unusable_name(value)):
+            raise ValueError(problem)
         return value
 
 

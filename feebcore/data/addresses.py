@@ -18,6 +18,18 @@ SECRET = re.compile(
 REMEDY = "write the name of an environment variable in its place, as ${TOKEN}, and export that variable"
 
 
+def with_host(url: str) -> str:
+    """The address itself. Raises ValueError where it is none of a file on the web, as far as its variables leave that open."""
+    try:
+        parts = urlsplit(url)
+        host, _ = (parts.netloc, 0) if VARIABLE.search(parts.netloc) else (parts.hostname, parts.port)
+    except ValueError as error:  # of brackets or of a port
+        raise ValueError(f"no address on the web, which is https://host/path: {error}") from None
+    if parts.scheme not in ("http", "https") or not host or re.search(r"\s", url):
+        raise ValueError("no address on the web, which is https://host/path, without blanks")
+    return url
+
+
 def without_secrets(url: str) -> str:
     """The address itself. Raises ValueError, which does not repeat it, where it holds a user name, a password or a secret parameter."""
     parts = urlsplit(url)

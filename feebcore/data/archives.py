@@ -6,11 +6,14 @@ are errors; the total size is bounded, so that a small bomb does not fill the di
 
 from __future__ import annotations
 
+import errno
+import lzma
 import os
 import shutil
 import stat
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -18,6 +21,7 @@ from typing import IO
 from feebcore.data.downloader import MAX_RATIO, safe_join
 from feebcore.data.text_files import decompressed, head_of, is_archive_head
 from feebcore.errors import DataError
+from feebcore.files import explain
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 MAX_BYTES = 1 << 40
@@ -49,8 +53,12 @@ def extract(archive: Path, folder: Path) -> Path:
                     if allowed < 0:
                         raise DataError(f"{archive.name} unpacks to more than {MAX_RATIO} times its size; unpack it yourself if that is right")
                     out.write(block)
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, FileExistsError, IsADirectoryError, NotADirectoryError, RuntimeError) as error:
-        raise DataError(f"{archive.name} cannot be unpacked ({type(error).__name__}: {error})") from error
+    except OSError as error:
+        if error.errno not in (None, errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG):  # of this machine, not of the archive
+            raise explain(error, work) from error
+        raise DataError(f"{archive.name} cannot be unpacked ({error.strerror or error}); get it again, or unpack it yourself and use source files") from error
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError, RuntimeError, zlib.error, lzma.LZMAError) as error:
+        raise DataError(f"{archive.name} cannot be unpacked ({error}); get it again, or unpack it yourself and use source files") from error
     os.replace(work, folder)
     return folder
 

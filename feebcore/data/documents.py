@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import polars as pl
 
+from feebcore.data.text_files import EMPTY
 from feebcore.errors import DataError
 from feebcore.files import explain, sync_folder
 from feebcore.protocols import Document
@@ -23,6 +24,7 @@ from feebcore.protocols import Document
 BATCH_BYTES = 32 << 20
 GROUP_BYTES = 16 << 20
 MAX_PARTS = 128  # of a sort
+SURROGATES = "lone surrogates, which UTF-8 does not have"
 RAW = {"text": pl.String, "source": pl.String, "key": pl.String, "num_bytes": pl.Int64}
 COLUMNS = ("text", "source", "key", "sha256", "num_bytes", "split")
 
@@ -32,28 +34,26 @@ class DocumentSpool:
 
     def __init__(self, folder: Path, prefix: str) -> None:
         self.folder, self.prefix = folder, prefix
-        self.num_documents = self.num_empty = self.num_unencodable = 0
-        self.num_bytes = 0
+        self.num_documents = self.num_bytes = 0
         self._rows: list[tuple[str, str, str, int]] = []
         self._pending = 0
         self._files = 0
 
-    def add(self, document: Document) -> None:
-        """Keep one document; empty ones, and those with lone surrogates, are counted only."""
+    def add(self, document: Document) -> str:
+        """Keep one document and return ''; or return why it cannot be kept."""
         try:
             size = len(document.text.encode())
         except UnicodeEncodeError:
-            self.num_unencodable += 1
-            return
+            return SURROGATES
         if size == 0:
-            self.num_empty += 1
-            return
+            return EMPTY
         self._rows.append((document.text, document.source, document.key, size))
         self.num_documents += 1
         self.num_bytes += size
         self._pending += size
         if self._pending >= BATCH_BYTES:
             self.flush()
+        return ""
 
     def flush(self) -> None:
         if self._rows:

@@ -177,6 +177,8 @@ class Downloader:
                         progress(have)
                     stream.flush()
                     os.fsync(stream.fileno())
+        except (httpx.UnsupportedProtocol, httpx.TooManyRedirects) as error:  # no other try goes elsewhere
+            raise DataError(f"{item.url}: it leads to no file over http or https ({_why(error)}); check the address") from error
         except httpx.RequestError as error:
             raise _Again(_why(error)) from error
         except httpx.InvalidURL:

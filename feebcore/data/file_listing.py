@@ -55,10 +55,10 @@ def is_pattern(part: str) -> bool:
 
 def _files_of(path: str, skipped: Skipped) -> Iterator[tuple[str, Path]]:
     place = Path(path)
-    if place.is_file():
+    if os.path.isfile(place):  # False where pathlib raises: for a name that is too long
         yield _shown(place, place.parent), place
         return
-    whole = place.is_dir()
+    whole = os.path.isdir(place)
     root, parts = (place, ["**", "*"]) if whole else _split(place)
     for file in _walk(root, parts, whole, skipped) if parts else ():
         key = _shown(file, root)
@@ -80,8 +80,8 @@ def _shown(path: Path, root: Path) -> str:
 def _split(path: Path) -> tuple[Path, list[str]]:
     """The folder up to the first part that is a pattern and no existing name, and the parts from there on ([]: no pattern)."""
     root, parts = Path(path.anchor), list(path.parts[1:] if path.anchor else path.parts)
-    while parts and (not is_pattern(parts[0]) or (root / parts[0]).exists()):
-        root /= parts[0] if (root / parts[0]).exists() else _literal(parts[0])
+    while parts and (not is_pattern(parts[0]) or os.path.exists(root / parts[0])):
+        root /= parts[0] if os.path.exists(root / parts[0]) else _literal(parts[0])
         parts = parts[1:]
     return root, parts
 
@@ -106,7 +106,7 @@ def _walk(root: Path, pattern: Sequence[str], hidden: bool, skipped: Skipped) ->
             return
         part, rest = parts[0], parts[1:]
         try:
-            entries = sorted(os.scandir(folder), key=lambda entry: entry.name) if folder.is_dir() else []
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name) if os.path.isdir(folder) else []
         except OSError as error:
             raise DataError(f"{folder} cannot be read ({error.strerror}); change its permissions or name the files one by one") from None
         if part == "**":

@@ -35,7 +35,9 @@ KINDS |= {".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 SUFFIXES_READ = f"{' '.join(KINDS)}, each also with {' '.join(COMPRESSIONS)}"
 NOT_UTF8 = "not UTF-8"
+UTF16 = "UTF-16; save it as UTF-8"
 NO_TEXT = "row without text"
+EMPTY = "empty"
 COMPANION = "macOS companion file"
 ARCHIVE = "archive; unpack it"
 
@@ -92,6 +94,11 @@ def is_archive_head(head: bytes) -> bool:
     return head.startswith((b"PK\x03\x04", b"PK\x05\x06")) or head[257:262] == b"ustar"
 
 
+def is_utf16(head: bytes) -> bool:
+    """Whether a file that begins so is UTF-16: it says so, or every other byte is zero, as of English text."""
+    return head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or (len(head) > 3 and not (any(head[::2]) and any(head[1::2])))
+
+
 def is_companion(path: Path) -> bool:
     """Whether it is metadata that macOS writes next to a file: `._x` next to `x`, or anything in a folder `__MACOSX`."""
     return path.name == ".DS_Store" or "__MACOSX" in path.parts or (path.name.startswith("._") and path.with_name(path.name[2:]).exists())
@@ -127,7 +134,13 @@ class TextReader:
             if is_archive_head(head):
                 self.skipped.add(ARCHIVE, key)
                 return
+            if is_utf16(head):
+                self.skipped.add(UTF16, key)
+                return
             kind = "parquet" if head.startswith(b"PAR1") else kind_of(path.name) or _sniffed(stream)
+            if not head and kind != "parquet":
+                self.skipped.add(EMPTY, key)
+                return
             if kind == "text" and not self.separator:
                 text = self._decoded(stream.read(), key)
                 if text is not None:
@@ -214,6 +227,8 @@ class TextReader:
                 return
             if self.column not in names:
                 raise DataError(f"{path}: its first line has no column {self.column!r} (text_column); {did_you_mean(self.column, names)}")
+            if names.count(self.column) > 1:
+                raise DataError(f"{path}: its first line has {names.count(self.column)} columns {self.column!r} (text_column); rename all but one")
             place = names.index(self.column)
             for row in rows:
                 where = f"{key}:{rows.line_num}"

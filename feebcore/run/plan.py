@@ -18,7 +18,7 @@ from feebcore.files import digest_of
 from feebcore.parts import identity_of_spec
 from feebcore.provenance import made_elsewise
 from feebcore.recipe import Recipe
-from feebcore.run.inputs import input_artifacts
+from feebcore.run.inputs import find_input, input_artifacts
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,13 @@ def stages_for(recipe: Recipe, stages: Iterable[str] | None = None) -> list[str]
 
 
 def plan(recipe: Recipe, workspace: Workspace, stages: Iterable[str] | None = None) -> list[PlanItem]:
-    """What running `stages` (default all) and whatever they need would do, in running order. Writes nothing."""
+    """What running `stages` (default all) and whatever they need would do, in running order. Writes nothing.
+
+    Raises RecipeError for a named input that is not there, also for one that only spares a stage.
+    """
+    for stage, named in recipe.inputs.items():
+        if stage not in recipe.used_inputs():
+            find_input(named, workspace)
     items: dict[str, PlanItem] = {}
     for stage in stages_for(recipe, stages):
         items[stage] = plan_stage(recipe, stage, workspace, {s: i.artifact for s, i in items.items()})

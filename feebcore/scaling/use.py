@@ -130,17 +130,12 @@ def budget_for_hours(recipe: Recipe, workspace: Workspace, hours: float, jobs: i
     speed = measured_speed(workspace, section.train.architecture.spec.name, section.parameter_count)
     if speed is None:
         raise FeebError("no finished pretraining run of this architecture is in the workspace, so its speed is not known; give --budget in FLOPs")
-    low, high = 1e6, 1e26
-    for _ in range(12):
-        middle = math.sqrt(low * high)
-        try:
-            tried = type(planner)(planner.config.model_copy(update={"budget": middle}))
-            seconds = sum(row.seconds for row in planned(tried, dataclasses.replace(situation, target=0.0), speed)) / jobs
-        except FeebError:  # too small to plan with
-            low = middle
-            continue
-        low, high = (middle, high) if seconds < 3600 * hours else (low, middle)
-    return low
+    wanted = 3600 * hours * jobs
+    budget = wanted * statistics.median(speed.rates)
+    for _ in range(6):  # larger runs are faster, and every run has its overhead
+        tried = type(planner)(planner.config.model_copy(update={"budget": budget}))
+        budget *= wanted / sum(row.seconds for row in planned(tried, dataclasses.replace(situation, target=0.0), speed))
+    return budget
 
 
 @dataclass(frozen=True)

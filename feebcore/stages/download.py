@@ -133,17 +133,14 @@ def _read_sources(section: DownloadConfig, out: StageOutput, work: Path, dropped
         source: Source = part.build()
         folder.mkdir(parents=True, exist_ok=True)
         source.fetch(folder, functools.partial(_tick, out, unit="bytes", name=f"fetch {part.name}"))
-        before, empty, unencodable = spool.num_documents, spool.num_empty, spool.num_unencodable
+        before = spool.num_documents
         for document in source.documents(folder):
-            spool.add(document)
+            if why := spool.add(document):
+                source.skipped.add(why, document.key)
             _tick(out, spool.num_bytes, 0, "bytes", f"read {part.name}", documents=spool.num_documents)
         if spool.num_documents == before:
-            seen = plural(spool.num_empty - empty, "empty document") if spool.num_empty > empty else "no documents"
             also = f", {describe_skipped(source.skipped)}" if source.skipped else ""
-            raise DataError(f"download: source {part.name!r} has {seen}{also}; the corpus would be empty, check download.sources.{number}")
-        dropped["empty"] += spool.num_empty - empty
-        if spool.num_unencodable > unencodable:
-            dropped[f"{part.name}: lone surrogates"] += spool.num_unencodable - unencodable
+            raise DataError(f"download: source {part.name!r} has no documents{also}; the corpus would be empty, check download.sources.{number}")
         for why, n in source.skipped.items():
             dropped[f"{part.name}: {why}"] += n
             left_out.append({"source": part.name, "why": why, "number": n, "names": source.skipped.names.get(why, [])})

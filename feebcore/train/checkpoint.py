@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from feebcore.errors import ArtifactError, FeebError
 from feebcore.files import digest_of, explain, sync_folder
 from feebcore.model.tensors import named_tensors
+from feebcore.train.optimizer import Optimizer
 from feebcore.train.parallel import SingleProcess, Strategy
 from feebcore.train.state_tensors import check_names, checkpoint_shard, optimizer_state, read_into, read_like, restore_optimizer
 from feebcore.train.tensor_files import TensorFiles, check_file, write_tensors
@@ -115,6 +116,8 @@ class Checkpointer:
         Raises what the last one met: ArtifactError when the disk is full or read-only; earlier checkpoints are untouched then.
         """
         self.wait()
+        if isinstance(optimizer, Optimizer):
+            optimizer.share_state()
         if not (self.parallel.is_main or self.parallel.strategy == "fsdp"):
             return
         tensors, plain = optimizer_state(model, optimizer)

@@ -1,11 +1,11 @@
 """Sharded tensors (DTensor, arXiv:2304.11277): each rank holds a slice along one dimension.
 
-Elementwise work runs on a rank's own shard (`local_shard`), matrix work on the gathered tensor (`gather_full`), whose result
-each rank cuts down again (`slice_like`). Imports nothing of feebcore.
+Elementwise work runs on a rank's own shard (`local_shard`); other work has to gather the tensor. Imports nothing of feebcore.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +25,10 @@ class ShardSpec:
     def full(cls, shape: Sequence[int]) -> ShardSpec:
         """The whole tensor as one block."""
         return cls(tuple(shape), (0,) * len(shape), tuple(shape))
+
+    def numel(self) -> int:
+        """Elements of the block."""
+        return math.prod(self.shape)
 
     def slices(self) -> tuple[slice, ...]:
         """The block's place as an index into the whole tensor."""
@@ -47,15 +51,18 @@ def is_sharded(tensor: Any) -> bool:
     return hasattr(tensor, "to_local") and hasattr(tensor, "placements")
 
 
-def shard_spec(tensor: Any) -> ShardSpec:
-    """Where this rank's shard of a DTensor lies. Along the sharded dimension ranks hold ceil(n / world) rows each, the last fewer."""
-    offset = [0] * tensor.dim()
+def shard_spec(tensor: Any, rank: int | None = None) -> ShardSpec:
+    """Where a rank's shard of a DTensor lies, this rank's by default; another's only where ranks are in one dimension. Along the
+    sharded dimension ranks hold ceil(n / world) rows each, the last fewer."""
+    offset, shape = [0] * tensor.dim(), list(tensor.shape)
     for dim, placement in enumerate(tensor.placements):
         if placement.is_shard():
             rows = tensor.shape[placement.dim]
             each = -(-rows // tensor.device_mesh.size(dim))
-            offset[placement.dim] = min(rows, tensor.device_mesh.get_local_rank(dim) * each)
-    return ShardSpec(tuple(tensor.shape), tuple(offset), tuple(tensor.to_local().shape))
+            place = tensor.device_mesh.get_local_rank(dim) if rank is None else rank
+            offset[placement.dim] = min(rows, place * each)
+            shape[placement.dim] = min(rows, (place + 1) * each) - offset[placement.dim]
+    return ShardSpec(tuple(tensor.shape), tuple(offset), tuple(shape))
 
 
 def local_shard(tensor: Any) -> Tensor:
@@ -68,13 +75,3 @@ def as_sharded(shard: Tensor, like: Any) -> Tensor:
     from torch.distributed.tensor import DTensor
 
     return DTensor.from_local(shard, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride())
-
-
-def gather_full(shard: Tensor, like: Any) -> Tensor:
-    """The whole tensor of which `shard` is this rank's part, sharded as `like` is. Every rank must call it."""
-    return as_sharded(shard, like).full_tensor() if is_sharded(like) else shard  # type: ignore[attr-defined]
-
-
-def slice_like(full: Tensor, like: Any) -> Tensor:
-    """The inverse of `gather_full`: a view of this rank's part of a tensor with the shape of `like`."""
-    return full[shard_spec(like).slices()] if is_sharded(like) else full

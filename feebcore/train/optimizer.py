@@ -24,6 +24,9 @@ class Optimizer(torch.optim.Optimizer):
     _step_supports_amp_scaling = False
     """torch's name: `step` multiplies gradients by 1 / `self.grad_scale` as it reads them (fused optimizers)."""
 
+    def share_state(self) -> None:
+        """Give every rank the state that one rank alone keeps up to date. Every rank calls it before a checkpoint."""
+
     def use_eval_weights(self) -> None:
         """Put the weights to validate, score and save into the parameters; calling it again changes nothing."""
 

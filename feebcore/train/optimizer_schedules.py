@@ -29,10 +29,13 @@ def freeze(groups: Sequence[ParamGroup], rules: Sequence[ParamGroupOverride]) ->
     return names
 
 
-def build_optimizer(part: Part, groups: Sequence[ParamGroup], rules: Sequence[ParamGroupOverride] = (), scale: LRScale | None = None) -> Optimizer:
+def build_optimizer(
+    part: Part, groups: Sequence[ParamGroup], rules: Sequence[ParamGroupOverride] = (), scale: LRScale | None = None, world: int = 1
+) -> Optimizer:
     """The optimizer part over `groups`, with the recipe's overrides and the factors of its learning-rate scaling.
 
     groups: by role; parameters that need no gradient are left out, and those that a rule freezes need none from here on.
+    world: ranks that step together, each with these parameters.
     A weight_decay that a rule sets is final: `scale` leaves it alone. Raises FeebError when a rule fits no parameter,
     nothing is left to train, or the optimizer joins parameters with different rules in one group.
     """
@@ -40,7 +43,7 @@ def build_optimizer(part: Part, groups: Sequence[ParamGroup], rules: Sequence[Pa
     changed = [(trained, change) for group, change in apply_rules(rules, groups) if (trained := _trainable(group)).parameters]
     if not changed:
         raise FeebError("param_groups: every parameter is frozen; nothing is left to train")
-    optimizer = part.build(groups=[group for group, _ in changed])
+    optimizer = part.build(groups=[group for group, _ in changed], world=world)
     if not isinstance(optimizer, Optimizer):
         kind = type(optimizer).__name__
         raise FeebError(f"optimizer {part.name}: {kind} is not a feebcore.train.optimizer.Optimizer; declare `class {kind}(Optimizer, torch.optim.{kind})`")

@@ -7,8 +7,8 @@ ddp: every rank holds the whole model (torch's DistributedDataParallel). Gradien
     them, in buckets that stay the same from the first step on, so that a resumed run adds in the same order.
 fsdp: weights, gradients and optimizer state are sharded over ranks along their first dimension (torch's fully_shard,
     arXiv:2304.11277), gathered a block at a time, in fp32: so every number has the dtype that it has in one process. Each
-    micro-batch's gradient is exchanged: a whole one is never held. The whole model is in no device's memory at any time: it is built
-    and loaded in rank 0's, shared out a block at a time, and gathered there again, a tensor at a time, at the end.
+    micro-batch's gradient is exchanged: a whole one is never held. The whole model is in no device's memory while it trains: it is built
+    and loaded in rank 0's, shared out a block at a time, and gathered a tensor at a time at the end, on every device if it fits there.
 
 torchrun's environment (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT) says who is who; ranks that feeb starts
 itself on one machine meet through a file instead (RENDEZVOUS), as a port could be taken by then. CUDA talks NCCL, the CPU Gloo.
@@ -113,10 +113,11 @@ class Strategy:
         """L2 norm of the whole gradient, over all ranks where it is sharded. fp32 scalar."""
         return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(gradients))))
 
-    def whole_model(self, model: nn.Module, build: Callable[[torch.device], nn.Module]) -> nn.Module:
-        """The trained model itself or, where it is sharded, on rank 0 a whole one on the CPU with the same weights; other ranks get the
-        sharded one back. build: makes a model of the kind on a device. Every rank must call it."""
-        return model
+    def whole_model(self, model: nn.Module, build: Callable[[torch.device], nn.Module]) -> tuple[nn.Module, bool]:
+        """The trained model, and whether every rank has it whole: itself or, where it is sharded, one with the same weights on each rank's
+        device, if it fits next to the shards on all of them; else on rank 0 one on the CPU, and the other ranks get the sharded one back.
+        build: makes a model of the kind on a device. Every rank must call it, once training is over."""
+        return model, True
 
     def channel(self) -> Channel:
         """A new way to exchange texts. Every rank must call it, in the same order as other calls of the kind."""
@@ -181,6 +182,10 @@ class DDP(Strategy):
     def expect_steps(self) -> None:
         dist.distributed_c10d._set_pg_timeout(STEP_TIMEOUT)
 
+    def whole_model(self, model: nn.Module, build: Callable[[torch.device], nn.Module]) -> tuple[nn.Module, bool]:
+        dist.distributed_c10d._set_pg_timeout(COLLECTIVE_TIMEOUT)  # the others wait while rank 0 saves it
+        return model, True
+
     def any(self, flag: bool) -> bool:
         return bool(self.sum(torch.tensor([float(flag)], device=self.device)).item())
 
@@ -243,17 +248,28 @@ class FSDP(DDP):
         own = torch.linalg.vector_norm(torch.stack(torch._foreach_norm([g for g in shards if g.numel()] or [torch.zeros(1, device=self.device)])))
         return self.sum(own.square().reshape(1)).sqrt().reshape(())
 
-    def whole_model(self, model: nn.Module, build: Callable[[torch.device], nn.Module]) -> nn.Module:
-        tensors: dict[str, Tensor] = {}
+    def whole_model(self, model: nn.Module, build: Callable[[torch.device], nn.Module]) -> tuple[nn.Module, bool]:
+        super().whole_model(model, build)
+        whole, everywhere = build(torch.device("meta")), True
+        try:
+            fill_with_memory(whole, self.device)
+        except torch.OutOfMemoryError:
+            everywhere = False
+        if self.any(not everywhere):
+            everywhere, whole = False, build(torch.device("meta"))
+            if self.is_main:
+                fill_with_memory(whole, torch.device("cpu"))
+        targets = dict(whole.named_parameters()) | dict(whole.named_buffers())
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
             full = tensor.detach().full_tensor() if is_sharded(tensor) else tensor.detach()  # type: ignore[attr-defined]
-            if self.is_main:
-                tensors[name] = full.cpu()
-        if not self.is_main:
-            return model
-        whole = build(torch.device("meta"))
-        replace_tensors(whole, lambda name, tensor: like_parameter(tensors[name], tensor))
-        return whole
+            if everywhere or self.is_main:
+                targets[name].detach().copy_(full)
+        return whole if everywhere or self.is_main else model, everywhere
+
+
+def fill_with_memory(model: nn.Module, device: torch.device) -> None:
+    """Put tensors on the device, without values, in the place of those of a model on meta; tied ones stay tied."""
+    replace_tensors(model, lambda name, tensor: like_parameter(torch.empty(tensor.shape, dtype=tensor.dtype, device=device), tensor))
 
 
 def like_parameter(tensor: Tensor, old: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ from torch import nn
 
 from feebcore.data.loader import Prefetch
 from feebcore.data.views import scores_by_source
-from feebcore.errors import FeebError, Interrupted
+from feebcore.errors import FeebError, Interrupted, RecipeError
 from feebcore.evaluate.scorer import score_documents
 from feebcore.model.build import build_model
 from feebcore.model.counting import hook_optimizer, training_flops
@@ -88,7 +87,10 @@ def train_model(
         counts = model.count()  # type: ignore[operator]
         objective = section.objective.build()
         if parallel.build_device.type != "meta":
-            objective.check(model)
+            try:
+                objective.check(model)
+            except ValueError as error:
+                raise RecipeError(f"pretrain.objective: {error}") from None
         flops_per_token = training_flops(model, objective, section.seq_len)  # type: ignore[arg-type]
         data = Repeated(data, section.overfit_batches) if section.overfit_batches else data
         run = RunContext(section, model, device, Path(folder), out, name, tokenizer_folder=tokenizer_folder, data=data)
@@ -99,7 +101,7 @@ def train_model(
         optimizer_schedules.freeze(param_groups(model, frozen=True), section.param_groups)
         scale = lr_scale(section, model)  # asks the model for its sizes, so before it is sharded
         gradients = GradientAccumulator(LossModule(model, objective, run.precision, device), parallel, section.micro_batch, out.log)
-        optimizer = build_optimizer(section, model, scale)
+        optimizer = build_optimizer(section, model, scale, parallel.world)
         multipliers = (None if part is None else part.build(total_steps=section.max_steps) for part in schedules_of(section))
         schedules = optimizer_schedules.OptimizerSchedules(optimizer, *multipliers)  # type: ignore[arg-type]
         callbacks = {f"{i}:{part.name}": part.build() for i, part in enumerate(section.callbacks)} if parallel.is_main else {}
@@ -115,19 +117,21 @@ def train_model(
         trainer.use_eval_weights()
         if put_back is not None and parallel.strategy != "fsdp":
             put_back()
-        run.model = model = parallel.whole_model(model, lambda device: _fresh_model(section.model_copy(update={"init_from": ""}), vocab_size, device)).eval()
+        if parallel.strategy == "fsdp":
+            optimizer.state.clear()  # there is a checkpoint of it; the whole model may need the room
+        whole, everywhere = parallel.whole_model(model, lambda device: _fresh_model(section.model_copy(update={"init_from": ""}), vocab_size, device))
+        run.model = model = whole.eval()
+        if not everywhere:
+            run.device = torch.device("cpu")
+            out.log("the whole model does not fit on every device next to the shards, so it is scored on the first rank's CPU")
         metrics = _metrics(trainer) | {
             "flops": flops_per_token * state.tokens,
             "parameters": {"total": counts.total, "non_embedding": counts.non_embedding, "matmul": counts.matmul},
         }
-        if parallel.is_main:
-            if save:  # first: what was trained is kept, whatever becomes of the score
-                save_model(run.folder / "model", model, section.architecture, tokenizer_folder)
-            if parallel.strategy == "fsdp":
-                optimizer.state.clear()  # there is a checkpoint of it; the whole model may need the room
-                run.device = move_if_it_fits(model, device, out.log)
-        if val_store is not None and final_score and (parallel.is_main or parallel.strategy == "ddp"):
-            together = parallel if parallel.strategy == "ddp" else SingleProcess(run.device)  # a sharded model is whole on rank 0 only
+        if parallel.is_main and save:  # first: what was trained is kept, whatever becomes of the score
+            save_model(run.folder / "model", model, section.architecture, tokenizer_folder)
+        if val_store is not None and final_score and (everywhere or parallel.is_main):
+            together = parallel if everywhere else SingleProcess(run.device)
             metrics |= _score(run, val_store, callbacks, together, score_documents, score_tokens)
         metrics["seconds"] = round(state.elapsed + time.perf_counter() - ended, 3)
         metrics["wall_seconds"] = round(time.perf_counter() - began, 3)
@@ -156,22 +160,11 @@ def schedules_of(section: TrainSection) -> tuple[Part, Part | None, Part | None]
     return section.schedule, section.momentum_schedule, section.weight_decay_schedule
 
 
-def move_if_it_fits(model: nn.Module, device: torch.device, log: Callable[[str], None]) -> torch.device:
-    """The device on which a whole model is scored that was sharded in training: this rank's, else the CPU."""
-    try:
-        model.to(device)
-        return device
-    except torch.OutOfMemoryError:
-        model.to("cpu")
-    log("the whole model does not fit on one device next to the shards, so it is scored on the CPU")
-    return torch.device("cpu")
-
-
-def build_optimizer(section: TrainSection, model: nn.Module, scale: LRScale | None = None) -> Optimizer:
+def build_optimizer(section: TrainSection, model: nn.Module, scale: LRScale | None = None, world: int = 1) -> Optimizer:
     """The optimizer part over the model's parameters by role and override, with scaled learning rates. scale: what `lr_scale` gave before the
-    model was sharded; default: what it gives now."""
+    model was sharded; default: what it gives now. world: ranks that step together."""
     scale = lr_scale(section, model) if scale is None else scale
-    optimizer: Optimizer = optimizer_schedules.build_optimizer(section.optimizer, param_groups(model, frozen=True), section.param_groups, scale)
+    optimizer: Optimizer = optimizer_schedules.build_optimizer(section.optimizer, param_groups(model, frozen=True), section.param_groups, scale, world)
     hook_optimizer(model, optimizer)
     return optimizer
 

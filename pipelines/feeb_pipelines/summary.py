@@ -40,24 +40,6 @@ def metric_rows(metrics: Mapping[str, Any], prefix: str = "") -> list[dict[str, 
     return rows
 
 
-def pairs_of(metrics: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Nested metrics as dotted names; a value with its interval stays whole."""
-    pairs: list[tuple[str, Any]] = []
-    for name, value in metrics.items():
-        if isinstance(value, Mapping) and "value" not in value:
-            pairs += pairs_of(value, f"{prefix}{name}.")
-        elif not isinstance(value, list):
-            pairs.append((f"{prefix}{name}", value))
-    return pairs
-
-
-def number_of(value: Any) -> float | None:
-    """The number of a metric, of an interval its value; None for text and what is missing."""
-    if isinstance(value, Mapping):
-        value = value.get("value")
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-
 def metric_text(value: Any) -> str:
     """A metric with its interval and number of samples, as '0.4 (0.36–0.44, n 512)'; '—' for None."""
     if not isinstance(value, Mapping):

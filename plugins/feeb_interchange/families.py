@@ -38,6 +38,7 @@ class Llama:
     def architecture(config: Options) -> Options:
         kind = config["model_type"]
         _refuse(config, "hidden_act", config.get("hidden_act", "silu") in ("silu", "swish"), "feedforwards other than SwiGLU")
+        _refuse(config, "layer_types", all(isinstance(kind, str) for kind in config.get("layer_types", ())), "kinds of layers without a name")
         _refuse(config, "sliding_window", not _slides(config), "attention in sliding windows shorter than the context")
         _refuse(config, "quantization_config", not config.get("quantization_config"), "quantized weights")
         rope_type, base = _rope(config)

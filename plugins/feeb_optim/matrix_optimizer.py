@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from feeb_optim.elementwise import gradients_of, shards_of, state_of
+from feeb_optim.owners import OwnersOptimizer
 from feeb_optim.role_groups import adamw_group, can_fuse
 from feeb_optim.roles import AdamWConfig
 from feebcore.protocols import BuildContext, ParamGroup
 from feebcore.train.dtensor import local_shard
-from feebcore.train.optimizer import Optimizer
 
 
 def groups_of(config: AdamWConfig, groups: list[ParamGroup], **options: Any) -> list[dict[str, Any]]:
@@ -29,8 +29,23 @@ def row_blocks_of(context: BuildContext, split: bool) -> dict[Tensor, tuple[int,
     return {p: blocks[name] for name, p, blocks in named if split and name in blocks}
 
 
-class MatrixOptimizer(Optimizer):
-    """Groups with by_matrix hold matrices [..., R, C] (leading dimensions are a batch) for `matrix_step`."""
+class MatrixOptimizer(OwnersOptimizer):
+    """Groups with by_matrix hold matrices [..., R, C] (leading dimensions are a batch) for `matrix_step`.
+
+    split_fused: whether maps in one matrix are matrices of their own. Of several ranks the owner of a matrix computes its step.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], context: BuildContext, split_fused: bool) -> None:
+        self.row_blocks = row_blocks_of(context, split_fused)
+        super().__init__(groups, context.world)
+
+    def cost(self, parameter: Any) -> int:
+        """Of a matrix in a step, about proportional to its multiply-adds."""
+        return sum(parameter.numel() // parameter.shape[-2] * rows * min(rows, parameter.shape[-1]) for rows in self.rows_of(parameter))
+
+    def rows_of(self, parameter: Any) -> tuple[int, ...]:
+        """Of each map in the matrix."""
+        return self.row_blocks.get(parameter, (parameter.shape[-2],))
 
     def matrix_step(self, group: dict[str, Any], parameters: list[Any]) -> None:
         raise NotImplementedError

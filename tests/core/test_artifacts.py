@@ -11,7 +11,7 @@ import pytest
 
 from feebcore.artifacts import Artifact, StageOutput, Workspace, commit, read_artifact
 from feebcore.errors import ArtifactError, FeebError, UnknownPartError, UsageError
-from feebcore.files import locked, read_jsonl, write_atomic
+from feebcore.files import locked, read_json, read_jsonl, write_atomic
 
 
 def make(workspace: Workspace, stage="numbers", name="demo", fingerprint="aaaaaaaaaaaa", inputs=None, files=None, patterns=()) -> Artifact:
@@ -318,6 +318,19 @@ def test_the_workspace_may_begin_with_a_tilde(tmp_path: Path, monkeypatch: pytes
 def test_a_workspace_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "link").symlink_to("nowhere")
-    for name in ("file", "file/below", "link"):
-        with pytest.raises(UsageError, match=r"the workspace .* cannot be a folder: .*/(file|link) is a file; choose another"):
+    (tmp_path / "loop").symlink_to("loop")
+    for name, what in {"file": "file is a file", "file/below": "file is a file", "link": "link is a link that", "loop": "loop is a link that"}.items():
+        with pytest.raises(UsageError, match=f"the workspace .* cannot be a folder: .*/{what}.*; choose another"):
             Workspace(tmp_path / name)
+
+
+def test_a_folder_in_the_place_of_a_manifest_is_damage(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").mkdir()
+    with pytest.raises(ArtifactError, match=r"manifest\.json is damaged \(it is a folder"):
+        read_json(tmp_path / "manifest.json")
+
+
+def test_an_error_of_the_disk_names_the_file_that_was_wanted(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as caught:
+        write_atomic(tmp_path / "nowhere/a.json", "{}")
+    assert caught.value.filename == str(tmp_path / "nowhere/a.json")

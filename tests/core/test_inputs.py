@@ -116,6 +116,7 @@ def test_what_is_wrong_is_said_with_file_and_line(folder, workspace, inputs, mes
         ("toy", ["numbers=thre"], r"^--input numbers=thre: no artifact 'thre' of stage numbers in .*; did you mean 'three'\?$"),
         ("toy", ["nmbers=three"], r"^--input nmbers=three: no part 'nmbers' of kind 'stages'; did you mean 'numbers'\?$"),
         ("toy", ["pretrain=three"], r"^--input pretrain=three: no stage of this recipe needs an artifact of stage 'pretrain'; it runs numbers, total$"),
+        ("toy", ["total=thre"], r"^--input total=thre: no artifact 'thre' of stage total in "),
         ("toy", ["numbers=/nowhere"], r"^--input numbers=/nowhere: there is no folder /nowhere"),
         ("toy", ["numbers=total/three"], r"^--input numbers=total/three: .* it must hold numbers"),
         ("toy", ["numbers=three", "numbers.count=9"], r"^--set numbers.count: stage 'numbers' is not built, as a finished artifact takes its place"),

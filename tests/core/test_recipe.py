@@ -7,7 +7,7 @@ import pytest
 
 from feebcore import recipe as recipes
 from feebcore import recipe_yaml
-from feebcore.errors import RecipeError
+from feebcore.errors import PluginError, RecipeError
 from feebcore.registry import PluginInfo, Registry
 
 IDEA = """
@@ -118,12 +118,30 @@ def test_a_stage_check_speaks_with_file_and_line(write):
         (HEAD + "extends: nowhere.yaml\n", "r.yaml:3: extends: no recipe .*nowhere.yaml; did you mean .*r.yaml"),
         (HEAD + "extends: .\n", "r.yaml:3: extends: no recipe"),
         (HEAD + "pipelines: {}\n", "unknown key 'pipelines'"),
-        (HEAD.replace(", sum_it", "") + "variants: {a: 3}\nquick: 5\nsum_it: {}\n", "does not run stage 'sum_it'"),
+        (HEAD.replace(", sum_it", "") + "variants: {a: 3}\nsum_it: {}\n", "does not run stage 'sum_it'"),
         (HEAD + "count_it: {several: steady}\n", r"count_it.several: Input should be a valid list, not 'steady'; write \[steady\]"),
         (HEAD + "---\n" + HEAD, "r.yaml:3: a second recipe begins here"),
         ("name: x\n", "stages must be a list"),
         (HEAD + "count_it: 3\n", "section 'count_it' is a mapping"),
+        (HEAD + "quick: 5\n", "r.yaml:3: quick is a mapping"),
+        (HEAD + "count_it: ''\n", "section 'count_it' is a mapping of options, not ''"),
         (HEAD + "seed: -1\n", "seed must be a whole number"),
+        (HEAD + "seed: 1.0\n", "r.yaml:3: seed must be a whole number of at least 0, not 1.0"),
+        (HEAD + "seed: 9223372036854775808\n", "r.yaml: seed: a number of 19 digits; whole numbers have 64 bits"),
+        (HEAD + f"count_it: {{limit: {'9' * 5000}}}\n", "r.yaml: not YAML: a number or date that cannot be$"),
+        (HEAD + "name: 2026-02-31\n", "r.yaml: not YAML: a number or date that cannot be$"),
+        (HEAD + "count_it: {limit: true}\n", "r.yaml:3: count_it.limit: Input should be a valid integer, not 'true'"),
+        (HEAD + "name: 2026-02-28\n", r"r.yaml: name: 2026-02-28 is a date; use text \(in quotes\)"),
+        (HEAD + "count_it: {limit: 0,001}\n", "r.yaml:3: key 1 must be text"),
+        (HEAD + "seed: !!python/object/apply:os.system ['true']\n", "r.yaml: seed: tag '.*os.system'; a recipe has no tags"),
+        (HEAD + "count_it: !own {limit: 3}\n", "r.yaml: count_it: tag '!own'; a recipe has no tags"),
+        (HEAD + "name: a\0b\n", "r.yaml: not YAML: .*special characters are not allowed$"),
+        (HEAD + "extends: ''\n", "r.yaml:3: extends is the path of one recipe, not ''"),
+        (HEAD + "extends: [a.yaml]\n", "r.yaml:3: extends is the path of one recipe"),
+        (HEAD + "extends: ~nobody-at-all/a.yaml\n", "r.yaml:3: extends: ~nobody-at-all/a.yaml: there is no home folder"),
+        ("stages: [x]\nplugins: ['']\n", "r.yaml:2: plugins is a list of files"),
+        (HEAD + "name: -a\n", "r.yaml:3: name '-a' becomes a folder name"),
+        (HEAD + f"name: {'a' * 101}\n", "r.yaml:3: name 'a+'… has 101 characters; use at most 100"),
         (HEAD + "name: a/b\n", "becomes a folder name"),
         (HEAD.replace("count_it, sum_it", "sum_it"), "stage 'sum_it' needs counts; add 'count_it'"),
         (HEAD.replace("count_it, sum_it", "sum_it, count_it"), "listed after it"),
@@ -159,10 +177,34 @@ def test_set_overrides_and_is_named_in_errors(write):
     recipe = recipes.load(path, ["count_it.limit=7", "count_it.schedule.lines=9", "count_it.word=off"])
     section = recipe.stages["count_it"].section
     assert (section.limit, section.schedule.config.lines, section.word) == (7, 9, "off")
-    with pytest.raises(RecipeError, match=r"--set count_it.limit: count_it.limit: Input should be"):
+    with pytest.raises(RecipeError, match=r"^--set count_it.limit: Input should be"):
         recipes.load(path, ["count_it.limit=0"])
-    with pytest.raises(RecipeError, match="write key=value"):
-        recipes.load(path, ["count_it.limit"])
+    for text, message in {
+        "count_it.limit": "write key=value",
+        "extends=other.yaml": "only a recipe can extend another",
+        "count_it=": "section 'count_it' is a mapping of options, not ''",
+        f"count_it.limit={'9' * 5000}": "is not a YAML value",
+        f"count_it.limit={'[' * 3000}": "is not a YAML value .nested too deeply.$",
+        "count_it.limit=99999999999999999999": "--set 99999999999999999999: a number of 20 digits",
+    }.items():
+        with pytest.raises(RecipeError, match=message):
+            recipes.load(path, [text])
+
+
+def test_paths_in_recipes_may_begin_with_the_home(write, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home/base.yaml").write_text("stages: [x]\nplugins: [~/own.py]\n")
+    (tmp_path / "home/own.py").write_text("")
+    with pytest.raises(PluginError, match=r"home/own\.py: it has no hook function"):
+        recipes.load(write("extends: ~/base.yaml\n"))
+
+
+def test_seeds_are_a_list_of_some(write):
+    with pytest.raises(RecipeError, match=r"r.yaml:3: seeds is a list of whole numbers"):
+        recipes.load_study(write(HEAD + "seeds: []\n"))
+    with pytest.raises(RecipeError, match=r"r.yaml:3: seed must be a whole number of at least 0, not '1'"):
+        recipes.load_study(write(HEAD + "seed: '1'\n"))
 
 
 def test_set_reaches_into_lists(write):

@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 @dataclass
 class FlakyServer:
     """files: path -> content. plan: path -> misdeeds, one per request, in order: 'cut:N' closes after N bytes,
-    'wrong' sends other bytes, an int is a status ('429:2' with Retry-After 2), 'norange' ignores Range, 'ok'."""
+    'wrong' sends other bytes, an int is a status ('429:2' with Retry-After 2, '302:/other' with Location), 'norange' ignores Range, 'ok'."""
 
     files: dict[str, bytes] = field(default_factory=dict)
     plan: dict[str, list[str]] = field(default_factory=dict)
@@ -43,7 +43,7 @@ def serve() -> Iterator[FlakyServer]:
             if deed.isdigit() or body is None:
                 self.send_response(int(deed) if deed.isdigit() else 404)
                 if value:
-                    self.send_header("Retry-After", value)
+                    self.send_header("Location" if deed == "302" else "Retry-After", value)
                 self.send_header("Content-Length", "0")
                 self.end_headers()
                 return

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from feebcore.artifacts import Workspace
-from feebcore.data.addresses import expanded, without_secrets
+from feebcore.data.addresses import expanded, with_host, without_secrets
 from feebcore.errors import DataError, RecipeError
 from feebcore.recipe import load
 from feebcore.run.build import run_all
@@ -62,6 +62,20 @@ def test_a_user_and_password_are_refused_unless_referred_to() -> None:
             without_secrets(url)
         assert SECRET not in str(caught.value)
     assert without_secrets("https://${LOGIN}@host/a")
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://", "http:///a", "ftp://host/a", "file:///a", "//host/a", "a.txt", "", "http://host:99999/a", "http://host:x/a", "http://[b/a", "http://a b/c"],
+)
+def test_what_is_no_address_of_a_file_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match="no address on the web, which is https://host/path"):
+        with_host(url)
+
+
+@pytest.mark.parametrize("url", ["HTTP://host/a", "https://host:443/a?b=c", "https://${HOST}:${PORT}/a", "http://[::1]/a"])
+def test_addresses_of_files_are_fine(url: str) -> None:
+    assert with_host(url) == url
 
 
 def test_a_missing_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

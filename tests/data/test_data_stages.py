@@ -62,7 +62,7 @@ def test_download_splits_by_hash_sorts_and_counts(corpus: Path) -> None:
         assert (row["sha256"], row["num_bytes"]) == (digest, len(row["text"].encode()))
         assert row["split"] == ("validation" if int(digest, 16) % 5 == 0 else "train")
     assert SPECIAL in table["text"].to_list()
-    assert artifact.metrics["dropped"] == {"empty": 1, "files: not UTF-8": 1, "dedup_exact": 1, "length": 0, "quality_statistics": 0}
+    assert artifact.metrics["dropped"] == {"files: empty": 1, "files: not UTF-8": 1, "dedup_exact": 1, "length": 0, "quality_statistics": 0}
     assert artifact.metrics["documents"] == table.height == 61
     assert artifact.metrics["val_documents"] == (table["split"] == "validation").sum() > 0
     assert artifact.metrics["bytes"] == table["num_bytes"].sum()
@@ -91,7 +91,7 @@ def test_an_empty_corpus_names_its_source(tmp_path: Path) -> None:
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "a.txt").write_text("")
     (tmp_path / "text" / "b.txt").write_bytes(b"\xff")
-    with pytest.raises(DataError, match=r"source 'files' has 1 empty document, 1 left out \(not UTF-8: b.txt\).*download\.sources\.0"):
+    with pytest.raises(DataError, match=r"source 'files' has no documents, 1 left out \(empty: a.txt\), 1 left out \(not UTF-8: b.txt\).*download\.sources\.0"):
         run(tmp_path, "download")
 
 

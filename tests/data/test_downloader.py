@@ -118,6 +118,15 @@ def test_patience_ends_and_a_missing_file_is_not_retried(server: FlakyServer, tm
     assert len(server.requests) == before + 1
 
 
+@pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://host/a", "/f.bin"])
+def test_a_redirect_that_leads_nowhere_is_not_tried_again(server: FlakyServer, tmp_path: Path, target: str) -> None:
+    server.plan["/f.bin"] = [f"302:{target}"] * 100
+    with pytest.raises(DataError, match=r"/f\.bin: it leads to no file over http or https \(.*check the address"):
+        fetch(server, tmp_path)
+    assert len(server.requests) == (21 if target == "/f.bin" else 1)
+    assert not list(tmp_path.iterdir())
+
+
 def test_no_server_at_all_says_so(tmp_path: Path) -> None:
     with Downloader(retries=1, timeout=1, first_pause=0.001) as downloader, pytest.raises(DataError, match="ConnectError"):
         downloader.fetch([Item("http://127.0.0.1:9/x", "x")], tmp_path, nothing)
@@ -215,6 +224,25 @@ def test_a_bomb_and_a_broken_archive_are_refused(tmp_path: Path) -> None:
     (tmp_path / "b.zip").write_bytes(b"no zip")
     with pytest.raises(DataError, match="cannot be unpacked"):
         extract(tmp_path / "b.zip", tmp_path / "out")
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_damaged_member_is_one_sentence(tmp_path: Path, method: int) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", method) as archive:
+        archive.writestr("a.txt", os.urandom(500).hex())
+    data = bytearray((tmp_path / "a.zip").read_bytes())
+    data[60:160] = b"\xff" * 100
+    (tmp_path / "a.zip").write_bytes(data)
+    with pytest.raises(DataError, match=r"a\.zip cannot be unpacked \(.*\); get it again"):
+        extract(tmp_path / "a.zip", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("make", [zip_of, tar_of])
+def test_a_name_that_the_disk_cannot_hold_is_one_sentence(tmp_path: Path, make: object) -> None:
+    (tmp_path / "a.zip").write_bytes(make({"a" * 300: b"x"}, ""))  # type: ignore[operator]
+    with pytest.raises(DataError, match=r"a\.zip cannot be unpacked \(File name too long\); .* unpack it yourself"):
+        extract(tmp_path / "a.zip", tmp_path / "out")
 
 
 # --- source huggingface -----------------------------------------------------------------------------------------

@@ -188,7 +188,43 @@ def test_truncated_files_are_named(tmp_path: Path, suffix: str) -> None:
         read(tmp_path, f"a.txt{suffix}")
 
 
+def test_a_column_that_comes_twice_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "a.csv", "text,n,text\na,1,b\n")
+    with pytest.raises(DataError, match=r"a\.csv: its first line has 2 columns 'text' .*; rename all but one"):
+        read(tmp_path, "a.csv")
+
+
+@pytest.mark.parametrize("path", ["", " "])
+def test_an_empty_path_is_not_the_folder_of_the_recipe(tmp_path: Path, path: str) -> None:
+    write(tmp_path / "a.txt")
+    with pytest.raises(ValueError, match=r"an empty path; write \. for the folder of the recipe"):
+        read(tmp_path, path)
+
+
+@pytest.mark.parametrize("path", ["a" * 300, f"{'a' * 300}/*.txt", f"*.txt/{'a' * 300}"])
+def test_a_path_too_long_for_the_disk_is_not_there(tmp_path: Path, path: str) -> None:
+    write(tmp_path / "b.txt")
+    source = FilesSource(FilesConfig.model_validate({"paths": [path]}, context={"recipe_folder": tmp_path}))
+    assert source.check() == [f"paths: nothing at {tmp_path}/{path}; paths are relative to the recipe"]
+
+
 # --- what is left out
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.json", "a.csv"])
+@pytest.mark.parametrize("code", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_utf16_is_left_out_by_its_name(tmp_path: Path, name: str, code: str) -> None:
+    write(tmp_path / "d" / name, ('{"text": "one"}\n' if ".json" in name else "text\none\n").encode(code))
+    write(tmp_path / "d" / "b.txt", "ä\0")
+    documents, skipped = read(tmp_path, "d")
+    assert list(documents.values()) == ["ä\0"]
+    assert skipped.names == {"UTF-16; save it as UTF-8": [name]}
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.json", "a.csv"])
+def test_an_empty_file_is_left_out(tmp_path: Path, name: str) -> None:
+    write(tmp_path / name, b"")
+    assert read(tmp_path, name)[1].names == {"empty": [name]}
 
 
 def test_a_folder_names_what_it_leaves_out(tmp_path: Path) -> None:
@@ -219,12 +255,17 @@ def test_what_is_left_out_stands_on_the_console_and_in_the_statistics(tmp_path: 
     for i in range(30):
         write(tmp_path / "d" / f"{i}.txt", f"text {i}")
     write(tmp_path / "d" / "x.png")
+    write(tmp_path / "d" / "y.csv", "n,text\n1,\n2,second\n")
+    write(tmp_path / "d" / "z.jsonl", '{"text": ""}\n{"text": "\\ud800"}\n')
     write(tmp_path / "r.yaml", json.dumps({"name": "t", "stages": ["download"], "download": {"sources": [{"name": "files", "paths": ["d"]}]}}))
     rows: list[dict[str, Any]] = []
     artifact = run_all(load(tmp_path / "r.yaml"), Workspace(tmp_path / "w"), on_progress=rows.append)["download"]
-    assert [r["text"] for r in rows if r["kind"] == "log" and "left out" in r["text"]] == ["source files: 1 left out (suffix not read: x.png)"]
+    assert [r["text"] for r in rows if r["kind"] == "log" and "left out" in r["text"]] == [
+        "source files: 1 left out (suffix not read: x.png), 2 left out (empty: y.csv:000000000, z.jsonl:000000000), "
+        "1 left out (lone surrogates, which UTF-8 does not have: z.jsonl:000000001)"
+    ]
     statistics = json.loads(artifact.file("statistics.json").read_text())
-    assert statistics["left_out"] == [{"source": "files", "why": "suffix not read", "number": 1, "names": ["x.png"]}]
+    assert statistics["left_out"][:1] == [{"source": "files", "why": "suffix not read", "number": 1, "names": ["x.png"]}]
 
 
 def test_deep_json_and_long_numbers(tmp_path: Path) -> None:

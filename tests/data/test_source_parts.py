@@ -77,7 +77,7 @@ def test_a_separator_splits_files_across_blocks(tmp_path: Path, monkeypatch: pyt
 
 def test_invalid_utf8_is_left_out_and_counted(tmp_path: Path) -> None:
     (tmp_path / "good.txt").write_text("fine")
-    (tmp_path / "bad.txt").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "bad.txt").write_bytes(b"\xff\xff")
     (tmp_path / "rows.jsonl").write_bytes(b'{"text": "ok"}\n{"text": "\xff"}\n')
     found, skipped = read(tmp_path, "good.txt", "bad.txt", "rows.jsonl")
     assert sorted(found.values()) == ["fine", "ok"]

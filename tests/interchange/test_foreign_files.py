@@ -124,6 +124,11 @@ def test_ids_with_gaps_are_all_in_the_vocabulary(tmp_path: Path) -> None:
     assert ImportedTokenizer(json.dumps(whole), "<|start|>", "<|end|>", 0, "x").vocab_size >= 901
 
 
+def with_added(number: int, content: str) -> dict[str, Any]:
+    whole = codec()
+    return whole | {"added_tokens": [*whole["added_tokens"], whole["added_tokens"][0] | {"id": number, "content": content}]}
+
+
 BAD_TOKENIZERS = [
     ("", "is not JSON"),
     ("{}", "tokenizer.json is not a tokenizer: it has no object 'model'"),
@@ -134,12 +139,16 @@ BAD_TOKENIZERS = [
     ('{"version": "1.0", "added_tok', "is not JSON"),
     ("[" * 100_000, "is not JSON"),
     (json.dumps(codec(unk_token="<missing>") | {"pre_tokenizer": None}), "cannot encode every text"),
+    ('{"model": "\udce9"}', "tokenizer.json is not UTF-8 text"),
+    (json.dumps(codec(vocab=codec()["model"]["vocab"] | {"the": 5})), "tokens '.' and 'the' both have id 5; the file is damaged"),
+    (json.dumps(with_added(5, "<|new|>")), r"added token '<\|new\|>' has id 5, which is that of '.'; the file is damaged"),
+    (json.dumps(with_added(270, "<|end|>")), r"added token '<\|end\|>' has id 270"),
 ]
 
 
 @pytest.mark.parametrize(("text", "message"), BAD_TOKENIZERS, ids=[m[:30] + str(i) for i, (_, m) in enumerate(BAD_TOKENIZERS)])
 def test_a_file_that_is_no_tokenizer_is_named(text: str, message: str, theirs: Path, tmp_path: Path) -> None:
-    (theirs / "tokenizer.json").write_text(text)
+    (theirs / "tokenizer.json").write_bytes(text.encode(errors="surrogateescape"))
     refused(theirs, tmp_path / "ours", message)
 
 
@@ -178,8 +187,10 @@ BAD_CONFIGS: list[tuple[Any, str]] = [
     ({"rope_theta": "10000"}, "rope_theta is '10000'"),
     ({"rope_parameters": [1]}, r"rope_parameters is '\[1\]', not an object"),
     ({"tie_word_embeddings": "yes"}, "tie_word_embeddings is 'yes', not true or false"),
-    ({"model_type": None}, "model_type '' cannot be imported"),
-    ({"num_key_value_heads": 3}, "contradictor|shape"),
+    ({"model_type": None}, "theirs: model_type '' cannot be imported"),
+    ({"num_key_value_heads": 3}, "is contradictory: attention.num_kv_heads 3 does not divide num_heads"),
+    ({"layer_types": [None]}, r"layer_types = \[None\]: kinds of layers without a name cannot be imported"),
+    ({"max_position_embeddings": 1 << 28, "head_dim": 4096}, "its 268,435,456 positions take .* GiB .*--option seq_len=4096"),
     ({"quantization_config": {"bits": 4}}, "quantized weights cannot be imported"),
     ({"rope_theta": 1e6, "rope_parameters": {"rope_theta": 1e4}}, "rope_parameters.rope_theta = 10000.0 and rope_theta = 1000000.0; which one holds"),
     ({"rope_parameters": {"full_attention": {"rope_theta": 1e4}, "sliding_attention": {"rope_theta": 1e6}}}, "rotary positions by kind of layer"),
@@ -219,7 +230,14 @@ def test_a_head_beside_tied_embeddings_is_the_embedding_or_refused(theirs: Path,
     torch.testing.assert_close(model.lm_head(model(tokens).hidden), reference(tokens).logits, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(("kind", "message"), [("nan", "holds NaN or infinite values"), ("int", "holds int32, not floating-point weights"), ("shape", "shape")])
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("nan", "holds NaN or infinite values"),
+        ("int", "holds int32, not floating-point weights"),
+        ("shape", r"the last of .*mlp\.gate_proj\.weight .*mlp\.up_proj\.weight \(\d+, 31\)"),
+    ],
+)
 def test_weights_that_are_none_are_named(kind: str, message: str, theirs: Path, tmp_path: Path) -> None:
     tensors = load_file(theirs / "model.safetensors")
     name = "model.layers.0.mlp.up_proj.weight"
@@ -238,7 +256,27 @@ def test_an_index_names_files_of_its_folder(text: str, theirs: Path, tmp_path: P
     refused(theirs, tmp_path / "ours", r"model\.safetensors\.index\.json (has no weight_map|names|is damaged)")
 
 
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json"])
+def test_a_byte_order_mark_is_no_damage(name: str, theirs: Path, tmp_path: Path) -> None:
+    (theirs / name).write_bytes(b"\xef\xbb\xbf" + (theirs / name).read_bytes())
+    take_in(theirs, tmp_path / "ours")
+
+
 # --- GGUF
+
+
+def test_tensors_are_called_what_the_file_calls_them(tmp_path: Path) -> None:
+    source, _ = small_llama(tmp_path, "llama")
+    whole = GgufFile(source)
+    tensors = {name: whole.read(name) for name in whole.tensors}
+    damaged = {"blk.0.ffn_up.weight": tensors["blk.0.ffn_up.weight"][:, :-1], "blk.1.attn_norm.weight": tensors["blk.1.attn_norm.weight"] * np.nan}
+    for name, tensor in damaged.items():
+        write_gguf(tmp_path / "a.gguf", whole.metadata, tensors | {name: np.ascontiguousarray(tensor)})
+        with pytest.raises(DataError, match=f"a.gguf: .*{name}"):
+            import_file(tmp_path / "a.gguf", tmp_path / "ours")
+    write_gguf(tmp_path / "a.gguf", whole.metadata, {name: tensor for name, tensor in tensors.items() if name != "blk.0.attn_k.weight"})
+    with pytest.raises(DataError, match=r"a\.gguf: there is no tensor 'blk\.0\.attn_k\.weight'"):
+        import_file(tmp_path / "a.gguf", tmp_path / "ours")
 
 
 def in_parts(folder: Path, tensors: dict[str, np.ndarray], meta: dict[str, Any], count: int = 3, **changes: Any) -> list[Path]:

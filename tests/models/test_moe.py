@@ -369,8 +369,9 @@ def test_the_operator_waits_for_no_sizes_of_groups(dtype: torch.dtype, width: in
     assert grouped.grouped_outer._init_fn(y, x, ends).shape == (3, 8, width)
 
 
-def test_what_is_kept_for_the_gradient_is_the_parameter_and_no_copy_of_it() -> None:
-    moe, x = made(), torch.randn(2, 7, 16)
+@pytest.mark.parametrize("capacity", [None, 1.0])
+def test_what_is_kept_for_the_gradient_is_the_parameter_and_no_copy_of_it(capacity: float | None) -> None:
+    moe, x = made(capacity=capacity), torch.randn(2, 7, 16)
     kept: list[Tensor] = []
 
     def keep(tensor: Tensor) -> Tensor:
@@ -380,7 +381,14 @@ def test_what_is_kept_for_the_gradient_is_the_parameter_and_no_copy_of_it() -> N
     with torch.autocast("cpu", torch.bfloat16), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         moe(x)
     for weight in (moe.experts.up, moe.experts.down):
-        assert [t.data_ptr() for t in kept if t.shape == weight.shape] == [weight.data_ptr()]
+        assert [t.data_ptr() for t in kept if t.shape in (weight.shape, weight.mT.shape)] == [weight.data_ptr()]
+
+
+def test_as_many_rows_for_each_group_have_the_gradients_of_a_product() -> None:
+    x, weight = torch.randn(3, 4, 6, requires_grad=True), torch.randn(3, 5, 6, requires_grad=True)
+    upstream = torch.randn(3, 4, 5)
+    for a, b in zip(*(torch.autograd.grad(y, (x, weight), upstream) for y in (grouped.BatchedLinear.apply(x, weight), x @ weight.mT)), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_an_expert_that_nobody_chose_gets_a_gradient_of_zero() -> None:

@@ -93,6 +93,14 @@ def test_a_workspace_that_is_a_file_is_one_sentence_and_status_two(inside: Insid
         assert not done.stdout
 
 
+def test_an_error_of_the_disk_is_the_file_and_what_is_wrong(inside: Inside) -> None:
+    name = "a" * 300
+    done = inside("run", RECIPE, "--in-process", "--workspace", name)
+    assert done.returncode == 1
+    assert done.stderr.startswith("feeb: /")
+    assert done.stderr.rstrip().endswith(f"{name}/make_numbers: File name too long")
+
+
 def test_check_of_several_parts_is_a_line_each_and_ends_with_a_summary(inside: Inside, tmp_path: Path) -> None:
     (tmp_path / "twice.py").write_text(
         "import feebcore as feeb\n\n@feeb.hookimpl\ndef feeb_schedules():\n"
@@ -192,7 +200,9 @@ def test_artifacts_are_verified_adopted_and_cleaned(inside: Inside, tmp_path: Pa
     assert "nothing to remove" in inside("artifacts", "gc").stdout
 
 
-@pytest.mark.parametrize(("option", "value"), [("--temperature", "-1"), ("--top-p", "2"), ("--top-k", "0"), ("--max-new-tokens", "-3")])
+@pytest.mark.parametrize(
+    ("option", "value"), [("--temperature", "-1"), ("--top-p", "2"), ("--top-k", "0"), ("--max-new-tokens", "-3"), ("--max-new-tokens", "9" * 30)]
+)
 def test_generate_refuses_options_out_of_range_in_one_sentence(inside: Inside, option: str, value: str) -> None:
     done = inside("generate", "any", "text", option, value)
     assert done.returncode == 1

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from feeb_pipelines.cli.tables import table_lines
+from feebcore import diff, open_run
 
 from .conftest import RECIPE, Inside
 
@@ -90,6 +91,7 @@ def test_diff_shows_settings_parts_and_metrics(inside: Inside) -> None:
     assert result["settings"] == [{"key": "make_numbers.count", "a": 10, "b": 4}]
     assert [row for row in result["metrics"] if row["key"] == "total"] == [{"key": "total", "a": 45, "b": 6, "difference": -39}]
     assert "make_numbers.count" in inside("diff", "sum_numbers/tiny", "sum_numbers/four").stdout
+    assert diff("sum_numbers/tiny", open_run("sum_numbers/four", inside.workspace), inside.workspace) == result
 
 
 def test_diff_of_recipes(inside: Inside, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import subprocess
@@ -12,9 +13,11 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from feeb_pipelines.cli import run_command
 from feebcore.artifacts import Artifact, Workspace
 from feebcore.errors import DataError, Interrupted, RecipeError, StageFailed
 from feebcore.files import read_json, read_jsonl, write_json
+from feebcore.recipe import load
 from feebcore.scaling.cells import measure_with, with_overrides
 from feebcore.scaling.config import SweepConfig
 from feebcore.scaling.stage import check
@@ -97,6 +100,26 @@ def test_progress_counts_to_the_end(finished) -> None:
     rows = [e for e in finished[2] if e["kind"] == "progress" and e["name"] == "runs"]
     assert rows[-1]["done"] == rows[-1]["total"]
     assert rows[-1]["finished"] == "7 of 7 runs"
+
+
+def test_the_law_and_the_recipe_of_a_larger_run(finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(finished[0] / "data", tmp_path / "data")
+    where = ["--workspace", str(tmp_path / "data")]
+    assert run_command(["sweep", "report", "tiny", *where]) == 0
+    assert "heldout-6e07-d8" in capsys.readouterr().out
+    out = tmp_path / "large.json"
+    assert run_command(["sweep", "recommend", "tiny", *where]) == 1
+    assert "this sweep has no target" in capsys.readouterr().err
+    assert run_command(["sweep", "recommend", "tiny", "--flops", "1e8", "--out", str(out), *where, "--json"]) == 0
+    forecast = json.loads(capsys.readouterr().out)["forecast"]
+    assert forecast["flops"] == pytest.approx(1e8, rel=0.05)
+    large = load(out)
+    assert list(large.stages) == ["download", "tokenizer", "shard", "pretrain"]
+    assert large.stages["pretrain"].section.max_steps == forecast["overrides"]["max_steps"]
+    assert run_command(["run", str(out), "--in-process", *where, "--json"]) == 0
+    (ran,) = json.loads(capsys.readouterr().out)["runs"].values()
+    assert ran["shard"]["status"] == "reused"
+    assert ran["pretrain"]["metrics"]["flops"] == pytest.approx(1e8, rel=0.05)
 
 
 def test_another_sweep_over_the_same_cells_trains_nothing(finished) -> None:

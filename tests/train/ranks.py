@@ -6,9 +6,11 @@ from __future__ import annotations
 import json
 import os
 import resource
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import forked
 import numpy as np
@@ -17,13 +19,16 @@ from safetensors.torch import save_file
 from small_run import VOCAB, B, Cycle, T, section
 
 from feebcore.artifacts import StageOutput
+from feebcore.errors import Interrupted
 from feebcore.evaluate.scorer import score_documents
 from feebcore.model.build import build_model
 from feebcore.model.tensors import blocks_of
 from feebcore.protocols import Batch
+from feebcore.run.build import stop_on_signals
 from feebcore.run.worker import RankOutput
 from feebcore.train.checkpoint import Checkpointer, checkpoints
-from feebcore.train.parallel import join, make_parallel
+from feebcore.train.dtensor import is_sharded
+from feebcore.train.parallel import fill_with_memory, join, make_parallel
 from feebcore.train.pretrain import build_optimizer, train_model
 from feebcore.train.step import LossModule
 
@@ -54,6 +59,25 @@ def train(folder: Path, **changes: Any) -> None:
     out.close()
 
 
+def score_stopped(folder: Path, **changes: Any) -> None:
+    """A run that gets SIGTERM on the last rank in the middle of its final validation, and is then run again; one that does not."""
+    last = int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1
+    found: dict[str, Any] = {"reads": []}
+    for name, stops in (("whole", False), ("stopped", True), ("stopped", False)):
+        store = Documents(80, {9: lambda: os.kill(os.getpid(), signal.SIGTERM)} if stops and last else None)
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        out = StageOutput(folder / name) if not int(os.environ["RANK"]) else RankOutput(folder / name)
+        try:
+            with stop_on_signals(out), mock.patch.dict("feebcore.evaluate.scorer.BATCH_TOKENS", cpu=64):
+                metrics = train_model(section(**changes), Slots(), store, None, folder / name, out, vocab_size=VOCAB).metrics
+            found[f"{name} metrics"] = {k: v for k, v in metrics.items() if "second" not in k and "wait" not in k}
+        except Interrupted as error:
+            found["message"] = str(error)
+        found["reads"].append(store.reads)
+        out.close()
+    (folder / f"stopped-{os.environ['RANK']}.json").write_text(json.dumps(found))
+
+
 def reshard(source: Path, folder: Path, **changes: Any) -> None:
     """Load the newest checkpoint of `source` as this group of ranks holds it, and save it so."""
     wanted = section(**changes)
@@ -82,7 +106,7 @@ def weights(folder: Path, architectures: list[dict[str, Any]]) -> None:
     for number, architecture in enumerate(architectures):
         wanted = section(architecture=architecture, parallel={"strategy": "fsdp"})
         parallel, model = sharded(wanted)
-        whole = parallel.whole_model(model, lambda device, wanted=wanted: build_model(wanted.architecture, VOCAB, wanted.seq_len, device=device))
+        whole, _ = parallel.whole_model(model, lambda device, wanted=wanted: build_model(wanted.architecture, VOCAB, wanted.seq_len, device=device))
         if parallel.is_main:
             save_file({name: t.clone() for name, t in (*whole.named_parameters(), *whole.named_buffers())}, folder / f"{number}.safetensors")
 
@@ -92,13 +116,17 @@ def memory(folder: Path, **changes: Any) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     sharded(section(**changes))  # imports and gloo's buffers
     before = peak()
-    parallel, model = sharded(section(**changes | {"architecture": {"name": "transformer", "num_layers": 12, "d_model": 512, "num_heads": 4}}))
+    large = section(**changes | {"architecture": {"name": "transformer", "num_layers": 12, "d_model": 512, "num_heads": 4}})
+    parallel, model = sharded(large)
     made = peak()
-    parallel.whole_model(model, lambda device: build_model(section(**changes).architecture, VOCAB, T, device=device)) if not parallel.is_main else [
-        t.detach().full_tensor() if hasattr(t, "full_tensor") else t for t in (*model.parameters(), *model.buffers())
-    ]
+    with mock.patch("feebcore.train.parallel.fill_with_memory", fill_with_memory if parallel.is_main else no_room):
+        parallel.whole_model(model, lambda device: build_model(large.architecture, VOCAB, T, device=device))
     found = {"weights": sum(p.numel() * 4 for p in model.parameters()), "made": made - before, "gathered": peak() - before}
     (folder / f"memory-{parallel.rank}.json").write_text(json.dumps(found))
+
+
+def no_room(model: torch.nn.Module, device: torch.device) -> None:
+    raise torch.OutOfMemoryError
 
 
 def peak() -> int:
@@ -139,33 +167,48 @@ def sums(folder: Path) -> None:
 
 
 class Documents:
-    """A token store in memory: documents of 1 to 60 random tokens."""
+    """A token store in memory: documents of 1 to 60 random tokens. at_read: what happens as the n-th is read."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, at_read: dict[int, Any] | None = None) -> None:
+        self.at_read, self.reads = at_read or {}, 0
         generator = np.random.default_rng(0)
         self.doc_bytes = generator.integers(1, 61, number)
         self.doc_offsets = np.concatenate([[0], np.cumsum(self.doc_bytes + 2)])
         self.tokens, self.num_documents = generator.integers(0, VOCAB, self.doc_offsets[-1]), number
+        self.num_tokens, self.doc_source = len(self.tokens), np.zeros(number, dtype=np.uint16)
 
     def read(self, start: int, stop: int) -> np.ndarray:
+        self.reads += 1
+        self.at_read.get(self.reads, int)()
         return self.tokens[start:stop]
 
 
 def score(folder: Path) -> None:
-    """Documents scored by this rank alone and by all together, with turns that leave ranks without a batch; batches computed here."""
-    parallel = make_parallel(section(parallel={"strategy": "ddp"}), CPU)
+    """Documents scored by this rank alone and by all together, with turns that leave ranks without a batch; batches computed here. The model
+    is whole, or a sharded one put together again, on every rank or, where it does not fit, on the first."""
+    folder.mkdir(parents=True, exist_ok=True)
     model, store = build_model(section().architecture, VOCAB, T, seed=0), Documents(23)
-    calls: list[int] = []
-    model.register_forward_hook(lambda *_: calls.append(1))
+    fsdp, split = sharded(section(parallel={"strategy": "fsdp"}))
+    gathered, everywhere = fsdp.whole_model(split, lambda device: build_model(section().architecture, VOCAB, T, device=device))
+    assert everywhere
     found: dict[str, Any] = {}
-    for name, ranks in (("alone", None), ("together", parallel)):
-        calls.clear()
+    for name, scored, ranks in (
+        ("alone", model, None),
+        ("together", model, make_parallel(section(parallel={"strategy": "ddp"}), CPU)),
+        ("fsdp", gathered, fsdp),
+    ):
+        calls: list[int] = []
+        scored.register_forward_hook(lambda *_, calls=calls: calls.append(1))
         progress: list[float] = []
         options = {"stride": 5, "batch_tokens": 90, "progress": lambda done, total, shares=progress: shares.append(done / total)}
-        scores = score_documents(model, store, ranks=ranks, **options)
+        scores = score_documents(scored, store, ranks=ranks, **options)
         found[name] = {"nats": scores.nats.tolist(), "batches": len(calls), "progress": progress[-1]}
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"score-{parallel.rank}.json").write_text(json.dumps(found))
+    with mock.patch("feebcore.train.parallel.fill_with_memory", no_room if fsdp.rank == 1 else fill_with_memory):
+        first, everywhere = fsdp.whole_model(split, lambda device: build_model(section().architecture, VOCAB, T, device=device))
+    found["one without room"] = {"everywhere": everywhere, "sharded": any(is_sharded(p) for p in first.parameters())}
+    if fsdp.is_main:
+        found["one without room"]["equal"] = all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), first.state_dict().values(), strict=True))
+    (folder / f"score-{fsdp.rank}.json").write_text(json.dumps(found))
 
 
 def start(world: int, folder: Path, jobs: Sequence[dict[str, Any]]) -> None:
@@ -184,7 +227,16 @@ def start(world: int, folder: Path, jobs: Sequence[dict[str, Any]]) -> None:
 
 def do(jobs: Sequence[dict[str, Any]]) -> None:
     join(CPU)
-    kinds = {"train": train, "reshard": reshard, "sums": sums, "score": score, "weights": weights, "memory": memory, "dtypes": dtypes}
+    kinds = {
+        "train": train,
+        "reshard": reshard,
+        "sums": sums,
+        "score": score,
+        "score_stopped": score_stopped,
+        "weights": weights,
+        "memory": memory,
+        "dtypes": dtypes,
+    }
     for job in jobs:
         kinds[job["do"]](**{k: v for k, v in job.items() if k != "do"})
     torch.distributed.destroy_process_group()

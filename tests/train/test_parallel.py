@@ -11,7 +11,7 @@ import ranks
 import torch
 from ranks import CPU
 from safetensors.torch import load_file
-from small_run import section
+from small_run import rows, section
 
 from feebcore.errors import FeebError
 from feebcore.files import read_jsonl
@@ -48,6 +48,9 @@ def done(tmp_path_factory) -> Path:
         jobs += [
             {"do": "train", "folder": folder / f"{s}-{world}", "parallel": {"strategy": s}, "max_steps": STEPS[f"{s}-{world}"], **RUN} for s in ("ddp", "fsdp")
         ]
+        if world == 2:
+            stopped = RUN | {"max_steps": 2, "checkpoint_every": 0, "validation_every": 0}
+            jobs += [{"do": "score_stopped", "folder": folder / f"stopped-{s}", "parallel": {"strategy": s}, **stopped} for s in ("ddp", "fsdp")]
         sources = ["none-1"] if world == 2 else ["none-1", "ddp-2", "fsdp-2"]
         jobs += [{"do": "reshard", "source": folder / s, "folder": folder / f"{s}_fsdp-{world}", "parallel": {"strategy": "fsdp"}, **RUN} for s in sources]
         ranks.start(world, folder / f"group-{world}", jobs)
@@ -165,13 +168,56 @@ def test_ranks_agree_on_sums_flags_and_texts(done, world):
     assert found[0] == {"sum": [world, sum(range(world))], "any": [True, False], "exchange": ["é" * rank for rank in range(world)]}
 
 
+@pytest.mark.parametrize("how", ["together", "fsdp"])
 @pytest.mark.parametrize("world", [2, 4])
-def test_ranks_score_together_what_one_scores_alone_bit_for_bit(done, world):
+def test_ranks_score_together_what_one_scores_alone_bit_for_bit(done, world, how):
     found = [json.loads((done / f"score-{world}" / f"score-{rank}.json").read_text()) for rank in range(world)]
-    alone, together = [one["alone"] for one in found], [one["together"] for one in found]
+    alone, together = [one["alone"] for one in found], [one[how] for one in found]
     assert all(one["nats"] == alone[0]["nats"] and one["progress"] == 1 for one in together)
     assert sum(one["batches"] for one in together) == alone[0]["batches"]
     assert max(one["batches"] for one in together) == -(-alone[0]["batches"] // world)
+
+
+def test_a_sharded_model_that_does_not_fit_whole_on_one_rank_is_whole_on_the_first_alone(done):
+    first, *others = (json.loads((done / "score-4" / f"score-{rank}.json").read_text())["one without room"] for rank in range(4))
+    assert first == {"everywhere": False, "sharded": False, "equal": True}
+    assert others == [{"everywhere": False, "sharded": True}] * 3
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_stop_of_one_rank_in_the_final_validation_stops_all_and_the_next_run_scores_the_same(done, strategy):
+    first, second = (json.loads((done / f"stopped-{strategy}" / f"stopped-{rank}.json").read_text()) for rank in range(2))
+    assert first["message"] == second["message"] == "stopped during the final validation; run the same command again to continue"
+    assert first["stopped metrics"] == first["whole metrics"] == second["stopped metrics"]
+    whole, stopped, again = first["reads"]
+    assert 0 < stopped < whole / 2
+    assert again == whole
+    one, other = (done / f"stopped-{strategy}" / name for name in ("whole", "stopped"))
+    assert (one / "model" / "model.safetensors").read_bytes() == (other / "model" / "model.safetensors").read_bytes()
+    assert rows(one) == rows(other)
+
+
+MATRIX_RUNS = {"ddp": {"optimizer": "soap"}, "fsdp": {"optimizer": "normuon"}}
+
+
+def test_ranks_that_share_matrices_out_resume_bit_for_bit_also_alone(tmp_path):
+    """Continued from a checkpoint by as many ranks, and by one, which finds all of the state of every matrix in it."""
+    options = {name: RUN | {"max_steps": 6, "checkpoint_every": 3, "parallel": {"strategy": name}} | more for name, more in MATRIX_RUNS.items()}
+    ranks.start(2, tmp_path / "first", [{"do": "train", "folder": tmp_path / name, **run} for name, run in options.items()])
+    for name in options:
+        for other in ("again", "alone"):
+            (tmp_path / f"{name}-{other}" / "checkpoints").mkdir(parents=True)
+            middle = checkpoints(tmp_path / name)[1]
+            assert step_of(middle) == 3
+            shutil.copytree(middle, tmp_path / f"{name}-{other}" / "checkpoints" / middle.name)
+    ranks.start(2, tmp_path / "second", [{"do": "train", "folder": tmp_path / f"{name}-again", **run} for name, run in options.items()])
+    for name, run in options.items():
+        ranks.train(tmp_path / f"{name}-alone", **run | {"parallel": {"strategy": "none"}})
+        whole, again, alone = (whole_state(tmp_path / folder) for folder in (name, f"{name}-again", f"{name}-alone"))
+        assert whole.keys() == again.keys() == alone.keys()
+        assert [place for place, tensor in whole.items() if not torch.equal(tensor, again[place])] == []
+        apart = {place: float((tensor - alone[place]).norm() / tensor.norm().clamp_min(1e-12)) for place, tensor in whole.items() if "basis" not in place}
+        assert {place: gap for place, gap in apart.items() if gap > 0.02} == {}, "sums in another order"
 
 
 def test_ranks_without_a_strategy_and_a_strategy_without_ranks_are_explained(monkeypatch):

@@ -139,6 +139,12 @@ def test_what_cannot_work_is_said_before_anything_runs(recipe, change, message):
         load(recipe, re.split(r" (?=pretrain\.|tokenizer\.)", change))
 
 
+def test_what_an_objective_says_of_a_model_is_one_sentence(recipe, tmp_path):
+    change = ["pretrain.objective=myopic", "pretrain.architecture.attention={name: sliding_window, window: 4}"]
+    with pytest.raises(RecipeError, match=r"^pretrain\.objective: objective myopic: .*choose attention mha or gqa"):
+        run_all(load(recipe, change), Workspace(tmp_path / "data"))
+
+
 def test_the_weights_a_run_starts_from_are_part_of_its_identity(recipe, tmp_path):
     """By content: other weights under the same path make another model, the same weights elsewhere the same one."""
     from feebcore.config import identity_of

@@ -75,7 +75,10 @@ def run_command(arguments: list[str] | None = None) -> int:
     except (FeebError, OSError) as error:
         if os.environ.get("FEEB_DEBUG") == "1":
             raise
-        print(f"feeb: {error}", file=sys.stderr)
+        text = str(error)
+        if isinstance(error, OSError) and error.filename and error.strerror:
+            text = f"{error.filename}: {error.strerror}"  # without a number
+        print(f"feeb: {text}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
 
 

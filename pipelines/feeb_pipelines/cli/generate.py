@@ -14,6 +14,8 @@ from feeb_pipelines.cli.tables import print_json
 if TYPE_CHECKING:
     from feebcore.api import Run
 
+MOST_NEW_TOKENS = 1_000_000
+
 
 def generate(
     model: Annotated[str, Parameter(help="Model: STAGE/NAME, NAME, the start of a fingerprint, or the folder of an artifact or model.")],
@@ -92,8 +94,8 @@ def _others(text: str, run: Run, workspace: Path | None) -> list[str]:
 def _check_options(max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None, samples: int) -> None:
     from feebcore.errors import FeebError
 
-    if max_new_tokens < 1:
-        raise FeebError(f"--max-new-tokens must be at least 1, not {max_new_tokens}")
+    if not 1 <= max_new_tokens <= MOST_NEW_TOKENS:
+        raise FeebError(f"--max-new-tokens must be from 1 to {MOST_NEW_TOKENS:,}, not {max_new_tokens}")
     if samples < 1:
         raise FeebError(f"--samples must be at least 1, not {samples}")
     if not 0 <= temperature < float("inf"):

@@ -200,7 +200,8 @@ def _show_recipe(recipe: str, set: list[str], json: bool) -> None:
 
 def _description(run: Run) -> list[str]:
     from feeb_pipelines.cli.display import duration
-    from feeb_pipelines.summary import metric_text, pairs_of
+    from feeb_pipelines.summary import metric_text
+    from feebcore.differences import metrics_of, pairs_of
 
     took = f" in {duration(run.manifest['seconds'])}" if run.artifact else f", {_progress(run.progress)}" if run.progress else ""
     facts = [("status", f"{run.status}{took}, begun {run.created} ({age(run.created)} ago)"), ("path", str(run.path))]
@@ -214,7 +215,7 @@ def _description(run: Run) -> list[str]:
     if unchecked := run.manifest.get("unchecked"):
         facts.append(("unchecked", ", ".join(unchecked)))
     lines = [run.reference, *(f"  {name:<10} {text}" for name, text in facts)]
-    if pairs := pairs_of(_metrics(run)):
+    if pairs := pairs_of(metrics_of(run)):
         lines.append("  metrics")
         width = max((len(name) for name, _ in pairs), default=0)
         lines += [f"    {name:<{width}}  {metric_text(value)}" for name, value in pairs]
@@ -222,14 +223,6 @@ def _description(run: Run) -> list[str]:
     if log:
         lines += [f"  log ({name})", *(f"    {line}" for line in log)]
     return lines
-
-
-def _metrics(run: Run) -> dict[str, Any]:
-    """The run's metrics; of benchmarks, their results, which have the intervals."""
-    from feebcore.files import read_json
-
-    path = run.path / "results.json"
-    return read_json(path) if run.artifact and "scores" in run.artifact.makes and path.exists() else run.metrics
 
 
 def _log(run: Run, count: int = 8) -> tuple[list[str], str]:
@@ -270,13 +263,9 @@ def diff(
         feeb diff pretrain/quickstart pretrain/wider
         feeb diff experiments/quickstart.yaml mine.yaml
     """
-    from feebcore.api import open_run
-    from feebcore.errors import FeebError
+    from feebcore.differences import diff as difference
 
-    both = [is_recipe(text) for text in (first, second)]
-    if both[0] != both[1]:
-        raise FeebError(f"{first!r} is a {'recipe' if both[0] else 'run'} and {second!r} is a {'recipe' if both[1] else 'run'}; name two of a kind")
-    result = _recipe_difference(first, second) if both[0] else _run_difference(open_run(first, workspace), open_run(second, workspace))
+    result = difference(first, second, workspace)
     if json:
         return print_json(result)
     print(f"A: {result['a']}\nB: {result['b']}")
@@ -294,87 +283,11 @@ def diff(
             ("metric", "A", "B", "B − A"),
             [(r["key"], metric_text(r["a"]), metric_text(r["b"]), "" if r["difference"] is None else f"{r['difference']:+.4g}") for r in rows],
         )
-    return hint(f"feeb compare {first} {second}" if both[0] else f"feeb plot {first} {second}")
+    return hint(f"feeb compare {first} {second}" if is_recipe(first) else f"feeb plot {first} {second}")
 
 
 def _side(value: Any) -> str:
     return "—" if value is None else short(value)
-
-
-def _recipe_difference(first: str, second: str) -> dict[str, Any]:
-    from feebcore.recipe import flat, load
-
-    a, b = (load(path) for path in (first, second))
-    of_parts = [{f"{p['kind']}/{p['part']}": _version(p) for stage in r.stages for p in _plugins(r, stage)} for r in (a, b)]
-    left, right = (flat({k: v for k, v in r.resolved().items() if k not in ("name", "description")}) for r in (a, b))
-    return {"a": first, "b": second, "settings": differing(left, right), "parts": differing(*of_parts)}
-
-
-def _plugins(recipe: Any, stage: str) -> list[dict[str, str]]:
-    from feebcore.provenance import describe_plugins
-
-    return describe_plugins(recipe, stage)
-
-
-def _version(part: Mapping[str, str]) -> str:
-    return f"{part['version'] or 'file'}, revision {part['revision']}"
-
-
-def _run_difference(a: Run, b: Run) -> dict[str, Any]:
-    from feebcore.recipe import flat
-
-    lines = [_lineage(run) for run in (a, b)]
-    shared = [stage for stage in lines[0] if stage in lines[1]]
-    settings = [flat({stage: line[stage].section for stage in shared}) for line in lines]
-    parts = [{f"{p['kind']}/{p['part']}": _version(p) for stage in shared for p in line[stage].manifest.get("plugins", [])} for line in lines]
-    versions = []
-    for run in (a, b):
-        environment = run.manifest.get("environment", {})
-        sources = {f"source of {key}": value for key, value in run.manifest.get("identity", {}).get("sources", {}).items()}
-        versions.append(
-            {k: environment[k] for k in ("feeb", "commit", "python", "cpus") if environment.get(k)} | dict(environment.get("packages", {})) | sources
-        )
-    inputs = [{name: f"{path.parent.name}/{path.name}" for name, path in run.inputs.items()} for run in (a, b)]
-    return {
-        "a": a.reference,
-        "b": b.reference,
-        "settings": differing(*settings),
-        "parts": differing(*parts),
-        "versions": differing(*versions) if a.artifact and b.artifact else [],
-        "inputs": differing(*inputs),
-        "metrics": _side_by_side(_metrics(a), _metrics(b)),
-    }
-
-
-def _lineage(run: Run) -> dict[str, Run]:
-    """The runs that this one was built on, by stage, the first first, itself last."""
-    from feebcore.api import Run
-    from feebcore.artifacts import read_artifact
-
-    found: dict[str, Run] = {}
-    for path in run.inputs.values():
-        if path.is_dir():
-            found |= _lineage(Run(path, read_artifact(path)))
-    return found | {run.stage: run}
-
-
-def differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The keys with different values: {key, a, b}; None where a side lacks the key."""
-    keys = list(dict.fromkeys([*a, *b]))
-    return [{"key": key, "a": a.get(key), "b": b.get(key)} for key in keys if a.get(key) != b.get(key)]
-
-
-def _side_by_side(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Every number of either run, with the difference where both have it. Intervals stay whole."""
-    from feeb_pipelines.summary import number_of, pairs_of
-
-    left, right = dict(pairs_of(a)), dict(pairs_of(b))
-    rows = []
-    for key in dict.fromkeys([*left, *right]):
-        values = number_of(left.get(key)), number_of(right.get(key))
-        difference = values[1] - values[0] if values[0] is not None and values[1] is not None else None
-        rows.append({"key": key, "a": left.get(key), "b": right.get(key), "difference": difference})
-    return rows
 
 
 COMMANDS = (runs, show, diff)

@@ -72,7 +72,7 @@ def build_importer(config: ImportConfig, context: BuildContext) -> Callable[[Pat
             else:
                 warnings.warn(f"{source}: its tokenizer ({bos}) cannot be used, so the model has none: it scores and trains on ids only", stacklevel=2)
                 codec = None
-            import_model(described, take, set(stored), str(source), config.seq_len, folder, codec)
+            import_model(described, take, set(stored), str(source), config.seq_len, folder, codec, gguf_name)
 
     return run
 
@@ -142,6 +142,13 @@ def hugging_face_name(name: str) -> str | None:
         if begin == "blk" and stem == ours and kind in ("weight", "bias"):
             return f"model.layers.{layer}.{theirs}.{kind}"
     return None
+
+
+def gguf_name(name: str) -> str:
+    """`model.layers.3.self_attn.q_proj.weight` -> `blk.3.attn_q.weight`."""
+    layer, _, rest = name.removeprefix("model.layers.").partition(".")
+    stem, _, kind = rest.rpartition(".")
+    return TOP.get(name) or f"blk.{layer}.{IN_LAYER[stem]}.{kind}"
 
 
 def halves_from_pairs(tensor: Tensor, head_dim: int) -> Tensor:

@@ -7,6 +7,7 @@ is an error, so is one that is missing: a model is imported whole or not at all.
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from feeb_interchange.families import FAMILIES, Options, Take, check_config, family_of
-from feeb_interchange.imported.tokenizer import copy_codec, special_ids, write_codec_folder
+from feeb_interchange.imported.tokenizer import codec_text, copy_codec, special_ids, write_codec_folder
 from feebcore.errors import DataError
 from feebcore.files import read_json, write_json
 from feebcore.model.build import build_model
@@ -51,48 +52,58 @@ def build_importer(config: ImportConfig, context: BuildContext) -> Callable[[Pat
             has_codec = (source / "tokenizer.json").is_file()
             if has_codec:
                 ids = special_ids(source, described)
-                text = (source / "tokenizer.json").read_text(encoding="utf-8")
-                write_codec_folder(codec, text, *ids, described.get("vocab_size", 0), str(source / "tokenizer.json"))
+                write_codec_folder(codec, codec_text(source / "tokenizer.json"), *ids, described.get("vocab_size", 0), str(source / "tokenizer.json"))
             import_model(described, files.take, files.names, str(source), config.seq_len, folder, codec if has_codec else None)
 
     return run
 
 
-def import_model(described: Options, take: Take, names: set[str], origin: str, seq_len: int | None, folder: Path, codec: Path | None) -> None:
-    """Write a feeb model folder from a config.json and its tensors. names: of all tensors. origin: for errors."""
-    family = family_of(described.get("model_type", ""))
+def import_model(
+    described: Options,
+    take: Take,
+    names: set[str],
+    origin: str,
+    seq_len: int | None,
+    folder: Path,
+    codec: Path | None,
+    shown: Callable[[str], str] = str,
+) -> None:
+    """Write a feeb model folder from a config.json and its tensors. names: of all tensors. origin: for errors. shown: a tensor's name as the
+    file has it."""
     try:
+        family = family_of(described.get("model_type", ""))
         options = family.architecture(described)
         architecture = transformer(options)
         longest, vocab_size = family.seq_len(described), described["vocab_size"]
     except KeyError as error:
         raise DataError(f"{origin}: the description of the model has no {error}") from None
     except ValidationError as error:
-        problem = error.errors()[0]
-        raise DataError(f"{origin}: the description of the model is contradictory: {'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None
+        raise DataError(f"{origin}: the description of the model is contradictory: {_first_problem(error)}") from None
     except DataError as error:
         raise DataError(f"{origin}: {error}") from None
     if seq_len is not None and seq_len > longest:
         raise DataError(f"{origin}: seq_len {seq_len} is more than the {longest} tokens that the model was made for")
     bare = not any(name.startswith(family.prefix) for name in names)
     asked: set[str] = set()
+    shapes: list[str] = []
 
     def named(name: str) -> Tensor:
         stored = name.removeprefix(family.prefix) if bare else name
         if stored not in names:
-            raise DataError(f"{origin}: there is no tensor {stored!r}")
+            raise DataError(f"{origin}: there is no tensor {shown(stored)!r}")
         asked.add(stored)
         tensor = take(stored)
         if not tensor.is_floating_point():
-            raise DataError(f"{origin}: tensor {stored!r} holds {str(tensor.dtype).removeprefix('torch.')}, not floating-point weights")
+            raise DataError(f"{origin}: tensor {shown(stored)!r} holds {str(tensor.dtype).removeprefix('torch.')}, not floating-point weights")
         if not (tensor := tensor.to(torch.float32)).isfinite().all():
-            raise DataError(f"{origin}: tensor {stored!r} holds NaN or infinite values; the model is damaged")
+            raise DataError(f"{origin}: tensor {shown(stored)!r} holds NaN or infinite values; the model is damaged")
+        shapes.append(f"{shown(stored)} {tuple(tensor.shape)}")
         return tensor
 
     try:
         weights = family.to_feeb(described, options, named)
-    except RuntimeError as error:  # torch: matrices to be stacked differ in width
-        raise DataError(f"{origin}: the shapes of its tensors contradict one another ({str(error).splitlines()[0]})") from None
+    except RuntimeError:  # torch: matrices to be stacked differ in width
+        raise DataError(f"{origin}: the shapes of its tensors contradict one another, the last of {', '.join(shapes[-3:])}") from None
     if options["lm_head"] == "tied" and "lm_head.weight" in names:
         asked.add("lm_head.weight")
         if not torch.equal(take("lm_head.weight").to(torch.float32), weights["embedding.weight"]):
@@ -111,13 +122,27 @@ def import_model(described: Options, take: Take, names: set[str], origin: str, s
     save_model(folder, model, architecture, codec)
 
 
+def _first_problem(error: ValidationError) -> str:
+    """The first of the problems: of an option of a part, not of the part as a whole."""
+    problem: Any = error.errors()[0]
+    problem = problem["ctx"]["details"][0] if problem["type"] == "part_options" else problem
+    return ": ".join(filter(None, [".".join(map(str, problem["loc"])), problem["msg"].removeprefix("Value error, ")]))
+
+
 def _check_shapes(architecture: Part, vocab_size: int, seq_len: int, weights: dict[str, Tensor], origin: str) -> None:
     """Compare the tensors with the model that the description makes, before memory is taken for it: sizes may be anything."""
     try:
         with torch.device("meta"):
-            wanted = named_tensors(architecture.build(vocab_size=vocab_size, seq_len=seq_len))
+            model = architecture.build(vocab_size=vocab_size, seq_len=seq_len)
     except ValueError as error:
         raise DataError(f"{origin}: the description of the model is contradictory: {error}") from None
+    tables = sum(buffer.nbytes for buffer in model.buffers())
+    if tables > (memory := os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) // 4:
+        raise DataError(
+            f"{origin}: its {seq_len:,} positions take {tables / 2**30:,.1f} GiB and more to build, this machine has {memory / 2**30:,.1f}; "
+            "import it for shorter texts with --option seq_len=4096"
+        )
+    wanted = named_tensors(model)
     for name in sorted(wanted.keys() & weights.keys()):
         if wanted[name].shape != weights[name].shape:
             shape = tuple(weights[name].shape)

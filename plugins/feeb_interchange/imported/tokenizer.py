@@ -53,6 +53,14 @@ def read_codec(text: str, origin: str) -> dict[str, Any]:
     return codec
 
 
+def codec_text(path: Path) -> str:
+    """What a tokenizer.json holds. Raises DataError when it is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text ({error}); download it again") from None
+
+
 def training_settings(codec: dict[str, Any]) -> list[str]:
     """Those settings of a codec that make ids something else than a function of the text, or cut it, as 'model.dropout = 0.3'."""
     found = [f"model.{key} = {codec['model'][key]}" for key in FOR_TRAINING if codec["model"].get(key)]
@@ -87,6 +95,18 @@ def _loaded(codec: dict[str, Any], origin: str) -> Any:
         raise DataError(f"{origin} is not a tokenizer ({error})") from None
 
 
+def _check_ids(codec: dict[str, Any], decoder: Any, origin: str) -> None:
+    """Raises DataError where two tokens have one id: which of them it means cannot be known, and the library numbers added ones anew."""
+    vocab = codec["model"].get("vocab", {})
+    seen: dict[int, str] = {}
+    for token, number in vocab.items() if isinstance(vocab, dict) else ():
+        if (other := seen.setdefault(number, token)) != token:
+            raise DataError(f"{origin}: tokens {other!r} and {token!r} both have id {number}; the file is damaged")
+    for token, number in ((t["content"], t["id"]) for t in codec.get("added_tokens") or ()):
+        if decoder.token_to_id(token) != number:
+            raise DataError(f"{origin}: added token {token!r} has id {number}, which is that of {decoder.id_to_token(number)!r}; the file is damaged")
+
+
 class ImportedTokenizer(Tokenizer):
     """bos_id and eos_id may be the same token, as in GPT-2."""
 
@@ -96,6 +116,7 @@ class ImportedTokenizer(Tokenizer):
         codec = read_codec(text, origin)
         self._encoder, self._decoder = _loaded(_plain(codec), origin), _loaded(codec | {"padding": None, "truncation": None}, origin)
         self._encoder.encode_special_tokens = True
+        _check_ids(codec, self._decoder, origin)
         self.vocab_size = max(num_ids, 1 + max(self._decoder.get_vocab(with_added_tokens=True).values(), default=-1))
         self.bos_id, self.eos_id = (self._id(token, origin) for token in (bos, eos))
         self._silent = {self.bos_id, self.eos_id}
@@ -141,7 +162,7 @@ class ImportedTrainer(TokenizerTrainer):
         path, config = Path(folder) / FILE, self._config
         if not path.is_file():
             raise DataError(f"{path} is missing; make the artifact again")
-        return ImportedTokenizer(path.read_text(encoding="utf-8"), config.bos, config.eos, config.num_ids, str(path))
+        return ImportedTokenizer(codec_text(path), config.bos, config.eos, config.num_ids, str(path))
 
 
 def write_codec_folder(folder: Path, text: str, bos: str, eos: str, num_ids: int, origin: str = FILE) -> None:
@@ -168,7 +189,7 @@ def special_ids(source: Path, described: dict[str, Any]) -> tuple[str, str]:
     """BOS and EOS of a Hugging Face folder as texts: from tokenizer_config.json, else from the ids in generation_config.json or
     config.json. A missing BOS is EOS, as GPT-2 has it. Warns of further ids at which transformers ends a text."""
     settings, generation = (_settings(source / name) for name in ("tokenizer_config.json", "generation_config.json"))
-    by_id = texts_by_id(read_codec((source / FILE).read_text(encoding="utf-8"), str(source / FILE)))
+    by_id = texts_by_id(read_codec(codec_text(source / FILE), str(source / FILE)))
     found, ids = {}, {}
     for name in ("bos", "eos"):
         token = settings.get(f"{name}_token")

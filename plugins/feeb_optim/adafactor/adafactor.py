@@ -3,7 +3,7 @@
     V_ij ~ row_i column_j / mean(row), averages of g^2 that forget by t^-0.8;  U = g / sqrt(V), clipped to a root mean square of 1
     w -= max(min_scale, RMS(w)) min(lr, 1 / sqrt(t)) U
 
-Row and column means are of whole matrices, so sharded ones are gathered.
+Row and column means are of whole matrices, so of sharded ones each is gathered on one rank, which takes its step.
 """
 
 from __future__ import annotations
@@ -16,16 +16,18 @@ from torch import Tensor
 from torch.optim._adafactor import adafactor
 
 from feeb_optim.adafactor import AdafactorConfig
+from feeb_optim.owners import OwnersOptimizer
 from feeb_optim.role_groups import role_group
 from feebcore.protocols import BuildContext
-from feebcore.train.dtensor import gather_full, is_sharded, local_shard, slice_like
-from feebcore.train.optimizer import Optimizer
+from feebcore.train.dtensor import local_shard
 
 
-class Adafactor(Optimizer):
+class Adafactor(OwnersOptimizer):
+    kept_by_owner = ("rows", "columns")
+
     def __init__(self, config: AdafactorConfig, context: BuildContext) -> None:
         options = {k: getattr(config, k) for k in ("beta2_decay", "clip_threshold", "eps", "min_scale")}
-        super().__init__([role_group(config, g, **options) for g in context.groups], {})
+        super().__init__([role_group(config, g, **options) for g in context.groups], world=1)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
@@ -50,29 +52,33 @@ class Adafactor(Optimizer):
             state["exp_avg_sq"] = torch.zeros_like(local_shard(p))
 
     def _step(self, group: dict[str, Any], parameters: list[Any]) -> None:
-        states = [self.state[p] for p in parameters]
-        weights = [gather_full(local_shard(p), p) for p in parameters]
-        squares: list[Tensor | None] = [
-            gather_full(local_shard(s["exp_avg_sq"]), p) if "exp_avg_sq" in s else None for s, p in zip(states, parameters, strict=True)
-        ]
-        adafactor(
-            weights,
-            [gather_full(local_shard(p.grad), p) for p in parameters],
-            [s["rows"][0] if "rows" in s else None for s in states],
-            [s["columns"][0] if "columns" in s else None for s in states],
-            squares,
-            [s["step"] for s in states],
-            foreach=True,
-            d=group["clip_threshold"],
-            lr=group["lr"],
-            beta2_decay=-group["beta2_decay"],
-            weight_decay=group["weight_decay"],
-            eps1=group["eps"],
-            eps2=group["min_scale"],
-            maximize=False,
-        )
-        for p, state, weight, square in zip(parameters, states, weights, squares, strict=True):
-            if is_sharded(p):
-                local_shard(p).copy_(slice_like(weight, p))
-                if square is not None:
-                    local_shard(state["exp_avg_sq"]).copy_(slice_like(square, p))
+        """One step of matrices, or of vectors, whose squares are not factored."""
+        inputs = {p: [local_shard(p), local_shard(p.grad)] for p in parameters}
+        if parameters[0].ndim < 2:
+            inputs = {p: [*several, local_shard(self.state[p]["exp_avg_sq"])] for p, several in inputs.items()}
+
+        def compute(several: list[Any], whole: list[list[Tensor]]) -> list[list[Tensor]]:
+            states = [self.state[p] for p in several]
+            adafactor(
+                [weight for weight, *_ in whole],
+                [gradient for _, gradient, *_ in whole],
+                [s["rows"][0] if "rows" in s else None for s in states],
+                [s["columns"][0] if "columns" in s else None for s in states],
+                [square[0] if square else None for _, _, *square in whole],
+                [s["step"].clone() for s in states],
+                foreach=True,
+                d=group["clip_threshold"],
+                lr=group["lr"],
+                beta2_decay=-group["beta2_decay"],
+                weight_decay=group["weight_decay"],
+                eps1=group["eps"],
+                eps2=group["min_scale"],
+                maximize=False,
+            )
+            return [[weight, *square] for weight, _, *square in whole]
+
+        for p, results in self.by_owners(group).compute(inputs, len(inputs[parameters[0]]) - 1, compute):
+            self.state[p]["step"] += 1
+            weight, _, *square = inputs[p]
+            for target, value in zip((weight, *square), results, strict=True):
+                target.copy_(value)

@@ -8,7 +8,7 @@ root of an average of its mean square and then brings the matrix back to the nor
 apply.
 
 Matrices of one shape, transposed or not, are orthogonalized as one batch, in bf16 where the hardware has it (`ns_precision`): 9 ms a step
-for twelve 256 x 256 matrices on two cores, 46 ms in fp32. FSDP ones are gathered, and every rank does all of it.
+for twelve 256 x 256 matrices on two cores, 46 ms in fp32. Of several ranks each does a share.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 
 from feeb_optim.elementwise import gradients_of, shards_of, state_of
-from feeb_optim.matrix_optimizer import MatrixOptimizer, groups_of, row_blocks_of
+from feeb_optim.matrix_optimizer import MatrixOptimizer, groups_of
 from feeb_optim.muon import MuonConfig, NorMuonConfig
 from feebcore.model.precision import has_fast_bf16
 from feebcore.protocols import BuildContext
-from feebcore.train.dtensor import gather_full, local_shard, slice_like
+from feebcore.train.dtensor import local_shard
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
@@ -87,8 +87,7 @@ class Muon(MatrixOptimizer):
 
     def __init__(self, config: MuonConfig, context: BuildContext, **options: Any) -> None:
         self.config = config
-        self.row_blocks = row_blocks_of(context, config.split_fused)
-        super().__init__(groups_of(config, context.groups, momentum=config.momentum, steps=0, **options), {})
+        super().__init__(groups_of(config, context.groups, momentum=config.momentum, steps=0, **options), context, config.split_fused)
 
     def matrix_step(self, group: dict[str, Any], parameters: list[Any]) -> None:
         config, lr = self.config, group["lr"]
@@ -99,23 +98,29 @@ class Muon(MatrixOptimizer):
         weights, gradients, buffers = shards_of(parameters), gradients_of(parameters), state_of(self, parameters, "momentum")
         torch._foreach_lerp_(buffers, gradients, 1 - momentum)
         updates = torch._foreach_lerp(gradients, buffers, momentum) if config.nesterov else buffers
-        whole = [self.maps_of(gather_full(u, p), p) for u, p in zip(updates, parameters, strict=True)]
-        orthogonal = iter(orthogonalize_all([map_RC for maps in whole for map_RC in maps], config.ns_steps, config.ns_precision))
-        directions = [joined([next(orthogonal) for _ in maps]) for maps in whole]
-        directions = self.normalized(group, parameters, directions)
         if group["weight_decay"]:
             torch._foreach_mul_(weights, 1 - lr * group["weight_decay"])
-        for weight, direction, p in zip(weights, directions, parameters, strict=True):  # foreach has no factor a tensor
-            maps, factor = self.maps_of(direction, p), 1.0
-            if len(maps) == 1:
-                factor = stretch(direction)
-            else:
+
+        def compute(several: list[Any], whole: list[list[Tensor]]) -> list[list[Tensor]]:
+            return [[direction] for direction in self.directions(group, several, [update for (update,) in whole])]
+
+        for p, (direction,) in self.by_owners(group).compute({p: [u] for p, u in zip(parameters, updates, strict=True)}, 1, compute):
+            factor = stretch(p) if len(self.rows_of(p)) == 1 else 1.0  # foreach has no factor a tensor
+            local_shard(p).add_(direction, alpha=-lr * factor)
+
+    def directions(self, group: dict[str, Any], parameters: list[Any], updates: list[Tensor]) -> list[Tensor]:
+        """Of whole matrices; maps that share one are stretched."""
+        whole = [self.maps_of(u, p) for u, p in zip(updates, parameters, strict=True)]
+        orthogonal = iter(orthogonalize_all([map_RC for maps in whole for map_RC in maps], self.config.ns_steps, self.config.ns_precision))
+        directions = self.normalized(group, parameters, [joined([next(orthogonal) for _ in maps]) for maps in whole])
+        for direction, p in zip(directions, parameters, strict=True):
+            if len(maps := self.maps_of(direction, p)) > 1:
                 torch._foreach_mul_(maps, [stretch(map_RC) for map_RC in maps])
-            weight.add_(slice_like(direction, p), alpha=-lr * factor)
+        return directions
 
     def maps_of(self, x: Tensor, parameter: Any) -> list[Tensor]:
         """The maps [..., r, C] in a matrix [..., R, C] that belongs to the parameter, as views."""
-        return list(x.split(self.row_blocks.get(parameter, (x.shape[-2],)), dim=-2))
+        return list(x.split(self.rows_of(parameter), dim=-2))
 
     def normalized(self, group: dict[str, Any], parameters: list[Any], directions: list[Tensor]) -> list[Tensor]:
         """The orthogonal directions as they are."""
@@ -123,13 +128,18 @@ class Muon(MatrixOptimizer):
 
 
 class NorMuon(Muon):
+    kept_by_owner = ("row_mean_square",)
+
     def __init__(self, config: NorMuonConfig, context: BuildContext) -> None:
         super().__init__(config, context, row_beta=config.beta2)
 
-    def normalized(self, group: dict[str, Any], parameters: list[Any], directions: list[Tensor]) -> list[Tensor]:
+    def matrix_step(self, group: dict[str, Any], parameters: list[Any]) -> None:
         for p in parameters:
             if "row_mean_square" not in self.state[p]:
                 self.state[p]["row_mean_square"] = local_shard(p).new_zeros(1, *p.shape[:-1], 1)
+        super().matrix_step(group, parameters)
+
+    def normalized(self, group: dict[str, Any], parameters: list[Any], directions: list[Tensor]) -> list[Tensor]:
         averages = [self.state[p]["row_mean_square"][0] for p in parameters]
         torch._foreach_lerp_(averages, [d.square().mean(-1, keepdim=True) for d in directions], 1 - group["row_beta"])
         sizes = torch._foreach_sqrt(averages)
@@ -145,7 +155,7 @@ class NorMuon(Muon):
         return [matrix for stack, p in zip(stacks, parameters, strict=True) for maps in self.maps_of(stack, p) for matrix in maps.unbind()]
 
 
-def stretch(x: Tensor) -> float:
+def stretch(x: Any) -> float:
     """sqrt(max(1, rows / columns)), by which an orthogonal direction is multiplied."""
     return float(max(1.0, x.shape[-2] / x.shape[-1]) ** 0.5)
 

@@ -14,101 +14,138 @@ from __future__ import annotations
 import collections
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from feeb_optim.matrix_optimizer import MatrixOptimizer, groups_of, row_blocks_of
+from feeb_optim.elementwise import gradients_of, shards_of, state_of
+from feeb_optim.matrix_optimizer import MatrixOptimizer, groups_of
 from feeb_optim.soap import SoapConfig
 from feebcore.protocols import BuildContext
-from feebcore.train.dtensor import ShardSpec, gather_full, is_sharded, local_shard, shard_spec
+from feebcore.train.dtensor import local_shard
 
-SIDES = ("left", "right")
+SIDES = {"left": -2, "right": -1}
+"""The dimension that each preconditioner turns."""
 
 
+@dataclass(frozen=True)
 class Map:
-    """One map in the parameter [..., R, C], or all of it: the rows from `start` on. suffix: of its keys in the parameter's state."""
+    """One map in the parameter [..., R, C], or all of it: `rows` of it. suffix: of its keys in the parameter's state."""
 
-    def __init__(self, parameter: Any, start: int, rows: int, suffix: str) -> None:
-        *batch, _, columns = parameter.shape
-        self.parameter, self.suffix, self.shape = parameter, suffix, (*batch, rows, columns)
-        self.place = ShardSpec(tuple(parameter.shape), (*[0] * len(batch), start, 0), self.shape)
+    parameter: Any
+    rows: slice
+    suffix: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        *batch, _, columns = self.parameter.shape
+        return (*batch, self.rows.stop - self.rows.start, columns)
 
     def of(self, whole: Tensor) -> Tensor:
-        return whole[self.place.slices()]
+        return whole[..., self.rows, :]
 
-    def here(self, shard: Tensor, value: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """What a shard of the parameter has of this map, with the same part of a value of the map; nothing, where it has none of it."""
-        own = shard_spec(self.parameter) if is_sharded(self.parameter) else ShardSpec.full(tuple(self.parameter.shape))
-        overlap = own.overlap(self.place)
-        return [] if overlap is None else [(shard[overlap[0]], value[overlap[1]])]
+    def square(self, side: str) -> tuple[int, ...]:
+        """[1, ..., S, S], the shape of a side's matrices: with a dimension more than the parameter has, as they are whole on every rank."""
+        return (1, *self.shape[:-2], self.shape[SIDES[side]], self.shape[SIDES[side]])
 
 
 class Soap(MatrixOptimizer):
     counters = ("steps",)
+    kept_by_owner = ("gram", "basis")
 
     def __init__(self, config: SoapConfig, context: BuildContext) -> None:
         self.config = config
-        self.row_blocks = row_blocks_of(context, config.split_fused)
-        super().__init__(groups_of(config, context.groups, shampoo_beta=config.shampoo_beta, steps=0), {})
+        super().__init__(groups_of(config, context.groups, shampoo_beta=config.shampoo_beta, steps=0), context, config.split_fused)
 
     def matrix_step(self, group: dict[str, Any], parameters: list[Any]) -> None:
         group["steps"] += 1
-        batches: dict[tuple[tuple[int, ...], bool], list[Map]] = collections.defaultdict(list)
+        fresh = [p for p in parameters if "exp_avg" not in self.state[p]]
+        begun = [p for p in parameters if "exp_avg" in self.state[p]]
+        if fresh:
+            self._begin(group, fresh)
+        if begun:
+            self._step(group, begun)
+
+    def _begin(self, group: dict[str, Any], parameters: list[Any]) -> None:
+        """The first step of these parameters: their bases."""
         for p in parameters:
-            for one in self.maps_of(p):
-                batches[one.shape, "exp_avg" not in self.state[p]].append(one)
-        for (_, fresh), batch in batches.items():
-            self._step(group, batch, fresh)
+            squares = {(f"{kind}_{side}{one.suffix}"): one.square(side) for one in self.maps_of(p) for side in self.sides(one) for kind in ("gram", "basis")}
+            self.state[p] |= {key: local_shard(p).new_zeros(shape) for key, shape in squares.items()}
+
+        def compute(several: list[Any], whole: list[list[Tensor]]) -> list[list[Tensor]]:
+            for maps in self.batches(several):
+                gradient_NRC = stacked(maps, several, [gradient for (gradient,) in whole])
+                for side in self.sides(maps[0]):
+                    gram_NSS = gram(gradient_NRC, side) * (1 - group["shampoo_beta"])
+                    self._write(maps, f"gram_{side}", gram_NSS)
+                    self._write(maps, f"basis_{side}", torch.linalg.eigh(gram_NSS).eigenvectors.flip(-1))
+            return [[] for _ in several]
+
+        for key in ("exp_avg", "exp_avg_sq"):
+            state_of(self, parameters, key)
+        collections.deque(self.by_owners(group).compute({p: [g] for p, g in zip(parameters, gradients_of(parameters), strict=True)}, 0, compute), 0)
+
+    def _step(self, group: dict[str, Any], parameters: list[Any]) -> None:
+        step, lr, (beta1, beta2) = group["steps"] - 1, group["lr"], group["betas"]
+        refresh = step % self.config.precondition_every == 0
+
+        def compute(several: list[Any], whole: list[list[Tensor]]) -> list[list[Tensor]]:
+            found = {p: [torch.empty_like(square) for _ in range(2)] for p, (*_, square) in zip(several, whole, strict=True)}
+            for maps in self.batches(several):
+                gradient_NRC, mean_NRC, square_NRC = (stacked(maps, several, tensors) for tensors in zip(*whole, strict=True))
+                sides = self.sides(maps[0])
+                bases = {side: self._read(maps, f"basis_{side}") for side in sides}
+                turned_NRC = turn(gradient_NRC, bases)
+                square_NRC.mul_(beta2).addcmul_(turned_NRC, turned_NRC, value=1 - beta2)
+                direction_NRC = turn(mean_NRC, bases).div_(square_NRC.sqrt().add_(group["eps"]))
+                update_NRC = turn(direction_NRC, {side: b.mT for side, b in bases.items()})
+                for side in sides:
+                    gram_NSS = self._read(maps, f"gram_{side}").lerp_(gram(gradient_NRC, side), 1 - group["shampoo_beta"])
+                    self._write(maps, f"gram_{side}", gram_NSS)
+                    if refresh:
+                        basis_NSS, order_NS = follow(gram_NSS, bases[side])
+                        square_NRC = square_NRC.take_along_dim(order_NS[:, :, None] if side == "left" else order_NS[:, None, :], SIDES[side])
+                        self._write(maps, f"basis_{side}", basis_NSS)
+                for one, *values in zip(maps, *(x_NRC.reshape(len(maps), *maps[0].shape) for x_NRC in (update_NRC, square_NRC)), strict=True):
+                    for target, value in zip(found[one.parameter], values, strict=True):
+                        one.of(target).copy_(value)
+            return list(found.values())
+
+        tensors = gradients_of(parameters), state_of(self, parameters, "exp_avg"), state_of(self, parameters, "exp_avg_sq")
+        torch._foreach_lerp_(tensors[1], tensors[0], 1 - beta1)
+        correction = math.sqrt(1 - beta2**step) / (1 - beta1**step)
+        inputs = {p: list(several) for p, *several in zip(parameters, *tensors, strict=True)}
+        for p, (update, square) in self.by_owners(group).compute(inputs, 2, compute):
+            local_shard(p).add_(update, alpha=-lr * correction)
+            inputs[p][2].copy_(square)
+        if group["weight_decay"]:
+            torch._foreach_mul_(shards_of(parameters), 1 - lr * group["weight_decay"])
+
+    def cost(self, parameter: Any) -> int:
+        """Both sides are multiplied."""
+        return sum(parameter.numel() // parameter.shape[-2] * rows * (rows + parameter.shape[-1]) for rows in self.rows_of(parameter))
+
+    # --- maps ---------------------------------------------------------------------------------------------------------
 
     def maps_of(self, parameter: Any) -> list[Map]:
-        blocks = self.row_blocks.get(parameter, (parameter.shape[-2],))
+        blocks = self.rows_of(parameter)
         starts = itertools.accumulate(blocks[:-1], initial=0)
-        return [Map(parameter, start, rows, f"_{i}" if len(blocks) > 1 else "") for i, (start, rows) in enumerate(zip(starts, blocks, strict=True))]
+        return [Map(parameter, slice(start, start + n), f"_{i}" if len(blocks) > 1 else "") for i, (start, n) in enumerate(zip(starts, blocks, strict=True))]
 
-    def _step(self, group: dict[str, Any], maps: list[Map], fresh: bool) -> None:
-        """One step of maps of one shape [R,C], or [..., R, C]; N matrices in all. fresh: their first."""
-        rows, columns = maps[0].shape[-2:]
-        gradient_NRC = self._elements(maps, lambda p: p.grad)
-        sides = [side for side, size in zip(SIDES, (rows, columns), strict=True) if size <= self.config.max_precondition_dim]
-        if fresh:
-            self._begin(group, maps, gradient_NRC, sides)
-            return
-        step, lr, (beta1, beta2) = group["steps"] - 1, group["lr"], group["betas"]
-        bases = {side: self._read(maps, f"basis_{side}") for side in sides}
-        mean_NRC = self._elements(maps, lambda p: self.state[p]["exp_avg"]).lerp_(gradient_NRC, 1 - beta1)
-        turned_NRC = turn(gradient_NRC, bases)
-        square_NRC = self._elements(maps, lambda p: self.state[p]["exp_avg_sq"]).mul_(beta2).addcmul_(turned_NRC, turned_NRC, value=1 - beta2)
-        direction_NRC = turn(mean_NRC, bases).div_(square_NRC.sqrt().add_(group["eps"]))
-        correction = math.sqrt(1 - beta2**step) / (1 - beta1**step)
-        updates_NRC = turn(direction_NRC, {side: b.mT for side, b in bases.items()})
-        for weight, update in self._here(maps, local_shard, updates_NRC):
-            weight.add_(update, alpha=-lr * correction)
-            if group["weight_decay"]:
-                weight.mul_(1 - lr * group["weight_decay"])
-        refresh = step % self.config.precondition_every == 0
-        for side in sides:
-            gram_NSS = self._read(maps, f"gram_{side}").lerp_(gram(gradient_NRC, side), 1 - group["shampoo_beta"])
-            self._write(maps, f"gram_{side}", gram_NSS)
-            if refresh:
-                basis_NSS, order_NS = follow(gram_NSS, bases[side])
-                square_NRC = square_NRC.take_along_dim(order_NS[:, :, None] if side == "left" else order_NS[:, None, :], -2 if side == "left" else -1)
-                self._write(maps, f"basis_{side}", basis_NSS)
-        for key, value_NRC in (("exp_avg", mean_NRC), ("exp_avg_sq", square_NRC)):
-            for kept, value in self._here(maps, self._kept(key), value_NRC):
-                kept.copy_(value)
+    def batches(self, parameters: list[Any]) -> Iterator[list[Map]]:
+        """The maps of all parameters, those of one shape together: N matrices [R,C]."""
+        alike: dict[tuple[int, ...], list[Map]] = collections.defaultdict(list)
+        for p in parameters:
+            for one in self.maps_of(p):
+                alike[one.shape].append(one)
+        yield from alike.values()
 
-    def _begin(self, group: dict[str, Any], maps: list[Map], gradient_NRC: Tensor, sides: list[str]) -> None:
-        for one in maps:
-            state = self.state[one.parameter]
-            for key in ("exp_avg", "exp_avg_sq"):
-                state.setdefault(key, torch.zeros_like(local_shard(one.parameter)))
-        for side in sides:
-            gram_NSS = gram(gradient_NRC, side) * (1 - group["shampoo_beta"])
-            self._write(maps, f"gram_{side}", gram_NSS)
-            self._write(maps, f"basis_{side}", torch.linalg.eigh(gram_NSS).eigenvectors.flip(-1))
+    def sides(self, one: Map) -> list[str]:
+        """Those that are preconditioned."""
+        return [side for side, dim in SIDES.items() if one.shape[dim] <= self.config.max_precondition_dim]
 
     # --- state: [N, ...] of the batch, kept by parameter --------------------------------------------------------------
 
@@ -116,23 +153,15 @@ class Soap(MatrixOptimizer):
         return torch.cat([self.state[one.parameter][key + one.suffix].flatten(0, -3) for one in maps])
 
     def _write(self, maps: list[Map], key: str, value_NSS: Tensor) -> None:
-        """With a dimension more than the parameter has, as it is whole on every rank."""
-        size = value_NSS.shape[-1]
-        for one, part in zip(maps, value_NSS.reshape(len(maps), 1, *maps[0].shape[:-2], size, size).unbind(), strict=True):
-            self.state[one.parameter][key + one.suffix] = part.clone(memory_format=torch.contiguous_format)
+        for one, part in zip(maps, value_NSS.split(len(value_NSS) // len(maps)), strict=True):
+            kept = self.state[one.parameter][key + one.suffix]
+            kept.copy_(part.view(kept.shape))
 
-    def _elements(self, maps: list[Map], tensor_of: Callable[[Any], Any]) -> Tensor:
-        """[N,R,C]: of what goes element by element with the parameters."""
-        whole = {one.parameter: gather_full(local_shard(tensor_of(one.parameter)), one.parameter) for one in maps}
-        return torch.stack([one.of(whole[one.parameter]) for one in maps]).reshape(-1, *maps[0].shape[-2:])
 
-    def _kept(self, key: str) -> Callable[[Any], Tensor]:
-        return lambda parameter: local_shard(self.state[parameter][key])
-
-    def _here(self, maps: list[Map], shard_of: Callable[[Any], Tensor], value_NRC: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """What this rank has of each map, in the shards that `shard_of` gives, with the values for it."""
-        values = value_NRC.reshape(len(maps), *maps[0].shape).unbind()
-        return [pair for one, value in zip(maps, values, strict=True) for pair in one.here(shard_of(one.parameter), value)]
+def stacked(maps: list[Map], parameters: Sequence[Any], tensors: Sequence[Tensor]) -> Tensor:
+    """[N,R,C]: of tensors that go element by element with the parameters."""
+    whole = dict(zip(parameters, tensors, strict=True))
+    return torch.stack([one.of(whole[one.parameter]) for one in maps]).reshape(-1, *maps[0].shape[-2:])
 
 
 def gram(x_NRC: Tensor, side: str) -> Tensor:

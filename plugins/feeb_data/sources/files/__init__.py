@@ -25,6 +25,8 @@ class FilesConfig(TextOptions):
     @field_validator("paths")
     @classmethod
     def _absolute(cls, value: list[str], info: ValidationInfo) -> list[str]:
+        if not all(path.strip() for path in value):
+            raise ValueError("an empty path; write . for the folder of the recipe")
         folder = Path((info.context or {}).get("recipe_folder", "."))
         return [_located(folder, p) for p in value]
 
@@ -39,7 +41,7 @@ class FilesConfig(TextOptions):
 def _located(folder: Path, path: str) -> str:
     """The path from the root. What a recipe writes may be a pattern, the name of the folder that it lies in is none."""
     place = folder.absolute() / expand_user(path)
-    pattern = glob.has_magic(path) and not expand_user(path).is_absolute() and not place.exists()
+    pattern = glob.has_magic(path) and not expand_user(path).is_absolute() and not os.path.exists(place)
     return os.path.join(glob.escape(str(folder.absolute())), path) if pattern else str(place)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,8 +29,8 @@ class FilesSource(Source):
             skipped = Skipped()
             if list_files([path], skipped):
                 continue
-            if Path(path).exists() or skipped:
-                left_out = describe_skipped(skipped) or ("it is empty" if Path(path).is_dir() else "it is neither file nor folder")
+            if os.path.exists(path) or skipped:
+                left_out = describe_skipped(skipped) or ("it is empty" if os.path.isdir(path) else "it is neither file nor folder")
                 problems.append(f"paths: no file at {path} can be read: {left_out}; files are read by suffix: {SUFFIXES_READ}")
             else:
                 problems.append(f"paths: nothing at {path}; paths are relative to the recipe")

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 import feebcore as feeb
 from feeb_data.sources.text_options import TextOptions
-from feebcore.data.addresses import without_secrets
+from feebcore.data.addresses import with_host, without_secrets
 
 
 class Download(BaseModel):
@@ -14,13 +14,13 @@ class Download(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    url: str = Field(pattern=r"^https?://", description="address of the file; ${NAME} in it is an environment variable, for tokens and signatures")
+    url: str = Field(description="address of the file; ${NAME} in it is an environment variable, for tokens and signatures")
     sha256: str = Field("", pattern=r"^([0-9a-f]{64})?$", description="SHA-256 of the file, checked after the download; empty: not checked")
 
     @field_validator("url")
     @classmethod
-    def _no_secrets(cls, value: str) -> str:
-        return without_secrets(value)
+    def _usable(cls, value: str) -> str:
+        return without_secrets(with_host(value))
 
 
 class UrlsConfig(TextOptions):

@@ -21,6 +21,7 @@ class AdaptiveConfig(feeb.PartConfig):
     head_dim: int = Field(32, ge=2, multiple_of=2, description="least channels of an attention head, where sizes is empty")
     aspect_ratio: float | None = Field(None, gt=0, description="d_model / num_layers, where sizes is empty; null: the recipe's num_layers at every width")
     tokens_per_parameter: float = Field(20.0, gt=0, description="first guess of the best D / N, until runs have shown it")
+    min_tokens_per_parameter: float = Field(2.0, gt=0, description="D / N below which no run is placed")
     min_steps: int = Field(500, ge=10, description="minimum optimizer steps; the batch size is halved until a run has enough")
     max_epochs: float = Field(4.0, gt=0, description="most epochs over the training data that the target may need")
     rate_factors: list[float] = Field([0.5, 1.0, 2.0], description="multiples of the learning rates that the probe tries; empty: no probe")

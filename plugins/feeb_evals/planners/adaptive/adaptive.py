@@ -31,8 +31,6 @@ RESERVE = 0.05
 """Share of the budget that is kept for runs that are tried again."""
 LONGEST_REACH = 300.0
 """FLOPs of the target over those of the held-out run, from which a forecast is refused."""
-LEAST_TOKENS = 2.0
-"""D / N below which no run is placed."""
 EXTENSIONS = 3
 """Runs beyond an edge: of one rung's sizes, and of one place's rates."""
 MOST_EXTRA = 12
@@ -164,7 +162,7 @@ class _Rounds:
         if config.sizes:
             return given_sizes(config.sizes, known.measure, known.parameter_count)
         # larger than any that can be paid for, whichever parameters are counted
-        largest = math.sqrt(HELDOUT * self.top / (2 * LEAST_TOKENS))
+        largest = math.sqrt(HELDOUT * self.top / (2 * self.config.min_tokens_per_parameter))
         return widths(config.width_step, config.head_dim, config.aspect_ratio, largest, known.measure, known.parameter_count)
 
     # --- the rounds ---------------------------------------------------------------------------------------------------
@@ -181,9 +179,9 @@ class _Rounds:
         heldout = self._heldout_size()
         self._add([self._cell("heldout", heldout, HELDOUT * self.top, heldout=True)])
 
-    def _add(self, cells: Sequence[Cell | None]) -> bool:
+    def _add(self, cells: Sequence[Cell]) -> bool:
         """One more round; whether all of it has ended."""
-        fresh = [dataclasses.replace(cell, round=self.round) for cell in cells if cell is not None]
+        fresh = [dataclasses.replace(cell, round=self.round) for cell in cells]
         self.cells += fresh
         self.round += 1
         return all(cell.name in self.known.ended for cell in fresh)
@@ -228,7 +226,7 @@ class _Rounds:
                 f"(times {', '.join(f'{math.exp(place.ln_factor):.3g}' for place in edges)}); correct the recipe's learning rates and plan again"
             )
 
-    def _probe_cell(self, number: int, size: Sized, flops: float, factor: float) -> Cell | None:
+    def _probe_cell(self, number: int, size: Sized, flops: float, factor: float) -> Cell:
         return self._cell(f"{PROBE}{number}-{size.name}-x{factor:g}", size, flops, factor=factor, plain=True)
 
     def _losses(self, number: int, place: tuple[Sized, float], factors: Sequence[float]) -> dict[float, float]:
@@ -240,12 +238,13 @@ class _Rounds:
         best = self._best_size(flops)
         chosen: list[Sized] = []
         for multiple in multiples:
-            if allowed and (size := self.sizes.nearest(best * multiple, allowed)) not in chosen:
-                chosen.append(size)
+            if others := [size for size in allowed if size not in chosen]:
+                chosen.append(self.sizes.nearest(best * multiple, others))
+        chosen.sort(key=lambda size: size.size)
         if number == 1 and len(chosen) < 4:
             raise FeebError(
                 f"planner adaptive: at the cheapest rung of {flops:.3g} FLOPs only {plural(len(chosen), 'size')} can train {self.config.min_steps} steps "
-                f"on {LEAST_TOKENS:g} tokens per parameter; raise the budget, or lower min_steps, seq_len or the smallest size"
+                f"on {self.config.min_tokens_per_parameter:g} tokens per parameter; raise the budget, or lower min_steps, min_tokens_per_parameter or the smallest size"
             )
         fresh = [self._cell(f"rung{number}-{size.name}", size, flops, predicted=number >= 3) for size in chosen]
         if number == 2:
@@ -276,7 +275,7 @@ class _Rounds:
             return None
         return self.sizes.nearest(wanted, side) if side else None
 
-    def _repeats(self) -> list[Cell | None]:
+    def _repeats(self) -> list[Cell]:
         """More seeds of rung 1's middle run."""
         first = [cell for cell in self.cells if cell.name.startswith("rung1-")]
         middle = first[len(first[: len(RUNGS[0][1])]) // 2]
@@ -284,7 +283,7 @@ class _Rounds:
         for number in range(1, self.config.seeds):
             overrides = middle.overrides | {"seed": self.known.seed + number}
             repeated.append(dataclasses.replace(middle, name=f"{middle.name}-seed{self.known.seed + number}", overrides=overrides))
-        return list(repeated)
+        return repeated
 
     def _extra(self) -> bool:
         """Runs of rungs 2 to 4 one after the other, where they tell most about the target for their FLOPs."""
@@ -394,7 +393,7 @@ class _Rounds:
         for size in self.sizes.sizes:
             tokens = size.tokens(flops)
             window = self.known.measure(size.overrides).seq_len
-            if LEAST_TOKENS * size.size <= tokens <= most and tokens >= self.config.min_steps * window:
+            if self.config.min_tokens_per_parameter * size.size <= tokens <= most and tokens >= self.config.min_steps * window:
                 allowed.append(size)
         return allowed
 

@@ -114,6 +114,22 @@ def _gradients(ctx: Any, grad_NF: Tensor) -> tuple[Tensor | None, Tensor | None,
 grouped_linear.register_autograd(_gradients, setup_context=_save)
 
 
+class BatchedLinear(torch.autograd.Function):
+    """x [G,N,C] and weight [G,F,C] to [G,N,F]: as many rows for each group. Here too the weight is cast again for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x_GNC: Tensor, weight_GFC: Tensor) -> Tensor:
+        ctx.save_for_backward(x_GNC, weight_GFC)
+        return x_GNC @ weight_GFC.to(x_GNC.dtype).mT
+
+    @staticmethod
+    def backward(ctx: Any, grad_GNF: Tensor) -> tuple[Tensor | None, Tensor | None]:  # type: ignore[override]
+        x_GNC, weight_GFC = ctx.saved_tensors
+        grad_x = grad_GNF @ weight_GFC.to(grad_GNF.dtype) if ctx.needs_input_grad[0] else None
+        grad_weight = (x_GNC.mT @ grad_GNF).mT.to(weight_GFC.dtype) if ctx.needs_input_grad[1] else None
+        return grad_x, grad_weight
+
+
 @register_flop_formula(torch.ops.feeb.grouped_linear)
 def _linear_flops(x_shape: Any, weight_shape: Any, *args: Any, **kwargs: Any) -> int:
     return 2 * x_shape[0] * weight_shape[1] * weight_shape[2]

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from feeb_models.feedforwards.dense.dense import ACTIVATIONS
 from feeb_models.feedforwards.moe import MoeConfig
-from feeb_models.feedforwards.moe.grouped_linear import grouped_linear
+from feeb_models.feedforwards.moe.grouped_linear import BatchedLinear, grouped_linear
 from feeb_models.feedforwards.moe.routers import BiasedRouter, Router, Routing, balance_loss, z_loss
 from feebcore.model.context import ForwardContext
 from feebcore.model.parts import FeedforwardPart, ModelPart, ResidualLinear
@@ -47,8 +47,8 @@ class Experts(ModelPart):
 
     def batched(self, x_ENC: Tensor) -> Tensor:
         """As many rows for each expert."""
-        up, down = (w.to(x_ENC.dtype) for w in (self.up, self.down))
-        return self.middle(x_ENC @ up.mT) @ down.mT
+        h_ENF: Tensor = BatchedLinear.apply(x_ENC, self.up)  # type: ignore[no-untyped-call]
+        return BatchedLinear.apply(self.middle(h_ENF), self.down)  # type: ignore[no-any-return, no-untyped-call]
 
     def middle(self, h: Tensor) -> Tensor:
         if not self.gated:
