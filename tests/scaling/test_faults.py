@@ -16,7 +16,7 @@ from worlds import grid, kaplan, law, point
 
 from feebcore.errors import FeebError
 from feebcore.parts import Part
-from feebcore.registry import Registry
+from feebcore.registry import get_registry
 from feebcore.scaling import isoflop
 from feebcore.scaling.checks import methods_differ
 from feebcore.scaling.config import SweepConfig
@@ -28,7 +28,7 @@ OF_N_AND_D = LAWS[:4]
 
 
 def build(name: str) -> Law:
-    spec = Registry().resolve("laws", name)
+    spec = get_registry().resolve("laws", name)
     return Part("laws", spec, spec.config()).build()  # type: ignore[arg-type, no-any-return]
 
 
@@ -48,12 +48,12 @@ def repeated() -> list[Point]:
 
 
 @pytest.mark.parametrize("name", LAWS)
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0, 0.0])
 @pytest.mark.parametrize("key", ["loss", "tokens", "weight"])
-def test_a_value_that_is_no_measurement_is_refused_and_its_run_named(name: str, key: str, value: float) -> None:
-    points = changed(repeated(), 7, **{key: value})
-    with pytest.raises(NotIdentifiable, match=f"run {points[7].name.replace('+', '.')}: {'D' if key == 'tokens' else key} is"):
-        fit(name, points)
+def test_a_value_that_is_no_measurement_is_refused_and_its_run_named(name: str, key: str) -> None:
+    for value in (float("nan"), float("inf"), -1.0, 0.0):
+        points = changed(repeated(), 7, **{key: value})
+        with pytest.raises(NotIdentifiable, match=f"run {points[7].name.replace('+', '.')}: {'D' if key == 'tokens' else key} is"):
+            fit(name, points)
 
 
 @pytest.mark.parametrize("name", LAWS)
@@ -156,7 +156,7 @@ def test_magnitudes_that_no_model_has_are_refused(key: str, value: float) -> Non
             fit(name, changed(repeated(), 3, **{key: value}))
 
 
-@pytest.mark.parametrize("name", [*OF_N_AND_D, "frontier"])
+@pytest.mark.parametrize("name", ["chinchilla", "posterior", "frontier"])
 @pytest.mark.parametrize("scale", [1e-300, 1e300])
 def test_only_ratios_of_weights_mean_something(name: str, scale: float) -> None:
     points = grid(0.002)
@@ -164,7 +164,7 @@ def test_only_ratios_of_weights_mean_something(name: str, scale: float) -> None:
     assert scaled.parameters == pytest.approx(plain.parameters, rel=1e-6)
 
 
-@pytest.mark.parametrize("name", LAWS[1:4])
+@pytest.mark.parametrize("name", ["posterior", "kaplan"])
 def test_no_input_ends_in_a_warning_or_a_crash(name: str, recwarn: pytest.WarningsRecorder) -> None:
     """What is neither refused nor right comes with doubts, and finite numbers."""
     points = grid(0.002)

@@ -67,12 +67,12 @@ def test_a_best_size_that_falls_with_compute_is_refused() -> None:
 
 
 def test_intervals_of_the_exponent_hold_the_truth_about_as_often_as_they_say() -> None:
-    """Sixty sweeps of parabolas at .3 % noise, exponent .4."""
+    """Thirty sweeps of parabolas at .3 % noise, exponent .4."""
     sizes, hits = np.geomspace(1 / 3, 3, 7), 0
-    for seed in range(60):
+    for seed in range(30):
         rng = np.random.default_rng(seed)
         points = [p for c in (1e15, 1e16, 1e17) for p in _curve(c, 2 * c**0.4, 2 * c**0.4 * sizes)]
         points = [dataclasses.replace(p, loss=(p.loss - 0.2 * np.log10(p.budget / 1e15)) * np.exp(0.003 * rng.standard_normal())) for p in points]
         allocation = allocate(minima(points, "non_embedding"))
         hits += allocation.low <= 0.4 <= allocation.high
-    assert hits >= 54
+    assert hits >= 27

@@ -14,13 +14,13 @@ from worlds import TRUTH, grid, kaplan, law, point
 
 from feeb_evals.laws.data_constrained.data_constrained import effective
 from feebcore.parts import Part
-from feebcore.registry import Registry
+from feebcore.registry import get_registry
 from feebcore.scaling.points import Law, LawFit, NotIdentifiable, Point, Prediction
 from feebcore.scaling.posterior import CHINCHILLA
 
 
 def build(name: str, **options: object) -> Law:
-    spec = Registry().resolve("laws", name)
+    spec = get_registry().resolve("laws", name)
     return Part("laws", spec, spec.config(**options)).build()  # type: ignore[arg-type, no-any-return]
 
 
