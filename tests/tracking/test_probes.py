@@ -185,7 +185,7 @@ class PlainSGD(Optimizer, torch.optim.SGD):
 @pytest.mark.parametrize("clip", [0.0, 0.05])
 def test_gradients_of_the_layers_add_up_to_the_whole_and_updates_follow_from_them(tmp_path, clip, monkeypatch):
     """With plain SGD an update is the rate times the gradient, clipped or not."""
-    monkeypatch.setattr("feebcore.train.pretrain.build_optimizer", lambda section, model, scale: PlainSGD(model.parameters(), lr=0.1))
+    monkeypatch.setattr("feebcore.train.pretrain.build_optimizer", lambda section, model, scale, world: PlainSGD(model.parameters(), lr=0.1))
     the_section = section(callbacks=[{"name": "gradients", "every": 2}, "metrics"], max_steps=6, grad_clip=clip, log_every=1)
     run(tmp_path, the_section, checkpoint=False, save=False)
     log = {row["step"]: row for row in read_jsonl(tmp_path / "metrics.jsonl")}

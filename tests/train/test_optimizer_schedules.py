@@ -232,7 +232,7 @@ def test_an_optimizer_that_joins_groups_cannot_have_rules():
     class Joins:
         name = "joins"
 
-        def build(self, groups):
+        def build(self, groups, world):
             return SGD([p for g in groups for p in g.parameters], lr=0.1)
 
     class SGD(Optimizer, torch.optim.SGD):
@@ -247,7 +247,7 @@ def test_an_optimizer_without_the_base_class_is_refused_and_told_how_to_get_it()
     class Plain:
         name = "plain"
 
-        def build(self, groups):
+        def build(self, groups, world):
             return torch.optim.SGD([p for g in groups for p in g.parameters], lr=0.1)
 
     with pytest.raises(FeebError, match=r"optimizer plain: SGD is not a .*class SGD\(Optimizer, torch\.optim\.SGD\)"):
