@@ -150,7 +150,7 @@ def status(sweep: RunOption, /, *, workspace: WorkspaceOption = None, json: Json
 
 
 def report(sweep: RunOption, /, *, workspace: WorkspaceOption = None, json: Json = False) -> None:
-    """Print the law of a finished sweep, its intervals, what was predicted and measured, the forecast, and reasons for doubt.
+    """Print the law of a finished sweep, its intervals, what was predicted and measured, the forecast, and the caveats.
 
     Examples:
         feeb sweep report sweep-small
@@ -162,7 +162,8 @@ def report(sweep: RunOption, /, *, workspace: WorkspaceOption = None, json: Json
         print_json(document)
         return
     law = document["law"]
-    rows = [(name, _number(law.get(name)), _ends(law["intervals"].get(name))) for name in ("E", "A", "B", "alpha", "beta", "a") if law.get(name) is not None]
+    parameters = (document["fit"] or {}).get("parameters", {})
+    rows = [(name, _number(value), _ends(law["intervals"].get(name))) for name, value in parameters.items()]
     print(f"law {law['form']} through {law['num_points']} runs, N = {law['parameter_count']} parameters, loss in nats per token")
     print_table(("parameter", "value", "95% interval"), rows)
     outcomes = [*document.get("predicted", []), *document["heldout"]]
@@ -174,7 +175,7 @@ def report(sweep: RunOption, /, *, workspace: WorkspaceOption = None, json: Json
         interval = f" ({low:.4f} to {high:.4f})" if low is not None else ""
         print(f"\nforecast at {forecast['flops']:.3g} FLOPs: {forecast['loss']:.4f} nats per token{interval} with N {forecast['N']:.3g}, D {forecast['D']:.3g}")
     for flag in law["flags"]:
-        print(f"doubt: {flag}")
+        print(f"caveat: {flag}")
     hint(f"feeb sweep recommend {sweep} --flops FLOPS")
 
 
@@ -216,7 +217,7 @@ def recommend(
     print(f"{forecast['flops']:.3g} FLOPs: {changes}")
     print(f"N {forecast['N']:.4g}, D {forecast['D']:.4g}; forecast {forecast['loss']:.4f} nats per token{interval}")
     for flag in forecast["flags"]:
-        print(f"doubt: {flag}")
+        print(f"caveat: {flag}")
     hint(f"feeb run {out}" if out else f"feeb sweep recommend {sweep} --flops {wanted:g} --out large.yaml")
 
 
