@@ -34,6 +34,7 @@ def run_pytest(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=os.environ | {"COLUMNS": "400"})
 
 
+@pytest.mark.slow
 def test_an_authors_file_has_a_test_for_every_check_and_the_checks_sentence_as_failure(tmp_path):
     from feebcore.testing import checks_for
 
@@ -50,6 +51,7 @@ def test_an_authors_file_has_a_test_for_every_check_and_the_checks_sentence_as_f
     assert "Traceback" not in done.stdout
 
 
+@pytest.mark.slow
 def test_other_test_suites_load_no_torch_and_mistakes_are_told(tmp_path):
     (tmp_path / "test_other.py").write_text(
         "import sys\n\ndef test_other():\n    found = {m for m in sys.modules if m.startswith('feebcore')}\n"

@@ -67,6 +67,7 @@ def records(workspace):
     return sorted((workspace.root / ".checks").glob("*.json"))
 
 
+@pytest.mark.slow
 def test_a_comparison_with_an_attention_that_sees_the_future_is_refused_before_anything_is_built(folder):
     workspace = Workspace(folder / "data")
     with pytest.raises(PluginError) as refused:

@@ -105,6 +105,7 @@ def test_an_installed_package_adds_an_optimizer_and_a_file_adds_a_stage(installe
     assert any(p["part"] == "feeb-signsgd/signsgd" and p["version"] == "0.1.0" for p in manifest["plugins"])
 
 
+@pytest.mark.slow
 def test_a_blocked_package_is_not_offered(installed, tmp_path):
     done = feeb("parts", "optimizers", "--json", env=installed | {"FEEB_PLUGINS_BLOCK": "feeb-signsgd"}, cwd=tmp_path)
     assert "signsgd" not in [row["name"] for row in json.loads(done.stdout)]

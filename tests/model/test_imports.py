@@ -21,6 +21,7 @@ print(sorted({"torch._dynamo", "torch._inductor"} & set(sys.modules)))
 """
 
 
+@pytest.mark.slow
 def test_generating_does_not_load_the_compiler() -> None:
     done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True)
     assert done.stdout.split("\n")[0] == "[]"

@@ -232,6 +232,7 @@ def test_runs_of_a_stage_that_made_nothing_says_so(inside: Inside) -> None:
     assert "no artifact of stage 'pretrain'" in inside("runs", "pretrain").stdout
 
 
+@pytest.mark.slow
 def test_a_disk_too_full_for_the_server_is_explained(feeb: Feeb, small_disk: Path) -> None:
     done = feeb("run", RECIPE, "--workspace", small_disk)
     assert done.returncode == 1

@@ -27,6 +27,7 @@ def rows(folder):
     return [{k: v for k, v in json.loads(line).items() if k not in timing} for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["grpo", "ppo"])
 def test_kill_9_and_again_ends_with_the_same_bits(tmp_path, algorithm):
     """ppo with adaptive KL, entropy bonus and separate value optimizer: weights, logs and metrics are those of an unbroken run."""

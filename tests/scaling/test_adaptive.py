@@ -126,6 +126,7 @@ def test_a_rate_that_stays_at_the_edge_is_flagged_and_not_exceeded() -> None:
     assert note.startswith("rate_edges: at 4 places of 4")
 
 
+@pytest.mark.slow
 def test_a_run_that_diverged_is_left_out_and_the_rest_goes_on() -> None:
     name = next(c.name for c in play(World())[0] if c.name.startswith("rung2-"))
     cells, known = play(World(diverges=name))
@@ -133,6 +134,7 @@ def test_a_run_that_diverged_is_left_out_and_the_rest_goes_on() -> None:
     assert cells[-1].heldout
 
 
+@pytest.mark.slow
 def test_the_plan_is_what_it_expects_to_run() -> None:
     cells = planner().plan(situation())
     assert [c.name for c in cells[:12]] == [c.name for c in play(World())[0][:12]]
