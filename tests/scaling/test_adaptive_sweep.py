@@ -94,6 +94,10 @@ def test_the_plan_is_shown_before_anything_runs(finished: tuple[Path, Artifact],
     assert plan["runs"][-1]["heldout"]
     assert run_command(["sweep", "plan", str(root / "r.yaml"), "--hours", "0.05", "--price", "2", *where]) == 0
     assert "at 2 an hour" in capsys.readouterr().out
+    bare = root / "bare.yaml"  # without a planner it is the one that --budget means, and --set adds to it
+    bare.write_text("extends: r.yaml\nname: tiny\nsweep: {planner: null}\n")
+    assert run_command(["sweep", "plan", str(bare), "--budget", "5e9", "--set", "sweep.planner.max_epochs=100", *where]) == 1
+    assert "500 steps" in capsys.readouterr().err
     assert run_command(["sweep", "plan", str(root / "r.yaml"), "--budget", "1e9", "--hours", "1", *where]) == 1
     assert "--budget or --hours, not both" in capsys.readouterr().err
     assert run_command(["sweep", "run", str(root / "r.yaml"), "--budget", "1e9", "--target", "1e15", "--dry-run", *where]) == 1

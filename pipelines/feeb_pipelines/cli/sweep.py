@@ -227,7 +227,8 @@ def _load(
     """The recipe with the planner's budget and the target, and the overrides that say so."""
     from feebcore.errors import FeebError
     from feebcore.recipe import load
-    from feebcore.scaling.use import budget_for_hours, section_of, sweep_key
+    from feebcore.recipe_yaml import read_merged
+    from feebcore.scaling.use import budget_for_hours
 
     for name, value in (("budget", budget), ("target", target), ("hours", hours), ("jobs", jobs)):
         if value is not None and not value > 0:
@@ -235,20 +236,19 @@ def _load(
     if budget and hours:
         raise FeebError("give --budget or --hours, not both")
     overrides = with_stage("sweep", recipe, with_inputs(set, input))
-    loaded = load(recipe, overrides)
-    key = sweep_key(loaded)
-    adaptive = section_of(loaded).planner.spec.name == "adaptive"
-    if target:
-        overrides.append(f"{key}.target={target!r}")
+    planner = (read_merged(Path(recipe), overrides)[0].get("sweep") or {}).get("planner")
+    adaptive = (planner.get("name") if isinstance(planner, dict) else planner) in ("adaptive", "feeb/adaptive")
+    own = [f"sweep.target={target!r}"] if target else []
     if hours:
-        budget = budget_for_hours(load(recipe, [*overrides, *([] if adaptive else [_planner(key, 1e15)])]), space, hours, jobs)
+        budget = budget_for_hours(load(recipe, overrides if adaptive else [_planner(1e15), *overrides]), space, hours, jobs)
     if budget:
-        overrides.append(f"{key}.planner.budget={budget!r}" if adaptive else _planner(key, budget))
+        own.append(f"sweep.planner.budget={budget!r}" if isinstance(planner, dict) and adaptive else _planner(budget))
+    overrides = [*own, *overrides]  # so that --set can add to the planner
     return load(recipe, overrides), overrides
 
 
-def _planner(key: str, budget: float) -> str:
-    return f"{key}.planner={json_module.dumps({'name': 'adaptive', 'budget': budget})}"
+def _planner(budget: float) -> str:
+    return f"sweep.planner={json_module.dumps({'name': 'adaptive', 'budget': budget})}"
 
 
 def _find(sweep: str, workspace: Path | None) -> Run:
