@@ -66,7 +66,9 @@ def usable_runs(points: Sequence[Point], parameter_count: ParameterCount, num_pa
     together = correlation(runs.size, runs.tokens)
     if abs(together) > COLLINEAR:
         how = "one budget" if together < 0 else "D in proportion to N"
-        raise NotIdentifiable(f"ln N and ln D move together (correlation {together:.4f}: {how}), so their terms cannot be told apart; vary D / N at every size")
+        raise NotIdentifiable(
+            f"ln N and ln D move together (correlation {together:.4f}: {how}), so their terms cannot be distinguished; vary D / N at every size"
+        )
     if np.ptp(np.log(runs.loss)) < NOISE_FLOOR:
         raise NotIdentifiable(f"all losses are equal within {100 * NOISE_FLOOR:g} % (about {runs.loss.mean():.4g}); there is no fall to fit")
     return runs

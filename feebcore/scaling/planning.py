@@ -1,4 +1,4 @@
-"""What planners of sweeps promise, what they are told, and the solution that they share: steps from exact FLOPs."""
+"""What planners of sweeps promise, what they are given, and the computation that they share: steps from exact FLOPs."""
 
 from __future__ import annotations
 

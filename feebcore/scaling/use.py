@@ -130,11 +130,11 @@ def budget_for_hours(recipe: Recipe, workspace: Workspace, hours: float, jobs: i
     speed = measured_speed(workspace, section.train.architecture.spec.name, section.parameter_count)
     if speed is None:
         raise FeebError("no finished pretraining run of this architecture is in the workspace, so its speed is not known; give --budget in FLOPs")
-    wanted = 3600 * hours * jobs
-    budget = wanted * statistics.median(speed.rates)
+    run_seconds = 3600 * hours * jobs
+    budget = run_seconds * statistics.median(speed.rates)
     for _ in range(6):  # larger runs are faster, and every run has its overhead
         tried = type(planner)(planner.config.model_copy(update={"budget": budget}))
-        budget *= wanted / sum(row.seconds for row in planned(tried, dataclasses.replace(situation, target=0.0), speed))
+        budget *= run_seconds / sum(row.seconds for row in planned(tried, dataclasses.replace(situation, target=0.0), speed))
     return budget
 
 

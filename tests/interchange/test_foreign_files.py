@@ -260,6 +260,7 @@ def test_an_index_names_files_of_its_folder(text: str, theirs: Path, tmp_path: P
 def test_a_byte_order_mark_is_no_damage(name: str, theirs: Path, tmp_path: Path) -> None:
     (theirs / name).write_bytes(b"\xef\xbb\xbf" + (theirs / name).read_bytes())
     take_in(theirs, tmp_path / "ours")
+    assert (tmp_path / "ours").is_dir()
 
 
 # --- GGUF

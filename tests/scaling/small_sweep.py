@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -58,15 +59,18 @@ def sweep(root: Path, on_progress: Any = None, workspace: Path | None = None, **
     return run_all(recipe(root, **changes), Workspace(workspace or root / "data"), ["sweep"], on_progress)["sweep"]
 
 
-if __name__ == "__main__":
-    left = int(sys.argv[2])
+def killing(left: int) -> Callable[[dict[str, Any]], None]:
+    """A listener that sends SIGKILL in the middle of the run after `left` finished ones."""
 
     def kill(row: dict[str, Any]) -> None:
-        """SIGKILL in the middle of the cell after `left` finished ones."""
-        global left
+        nonlocal left
         if row["kind"] == "log" and row["text"].startswith("run "):
             left -= 1
             if left == 0:
                 threading.Timer(0.05, lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
 
-    sweep(Path(sys.argv[1]), kill)
+    return kill
+
+
+if __name__ == "__main__":
+    sweep(Path(sys.argv[1]), killing(int(sys.argv[2])))

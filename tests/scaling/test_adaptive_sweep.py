@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ from feebcore.files import read_json
 from feebcore.study.ledger import read_predictions, read_records
 
 sys.path.insert(0, str(Path(__file__).parent))
-from small_sweep import SECTION, sweep
+from small_sweep import SECTION, killing, sweep
 
 BUDGET = 5e9
 ADAPTIVE: dict[str, Any] = {
@@ -105,14 +103,4 @@ def test_the_plan_is_shown_before_anything_runs(finished: tuple[Path, Artifact],
 
 
 if __name__ == "__main__":
-    left = int(sys.argv[2])
-
-    def kill(row: dict[str, Any]) -> None:
-        """SIGKILL in the middle of the run after `left` finished ones."""
-        global left
-        if row["kind"] == "log" and row["text"].startswith("run "):
-            left -= 1
-            if left == 0:
-                threading.Timer(0.05, lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
-
-    sweep(Path(sys.argv[1]), kill, **ADAPTIVE)
+    sweep(Path(sys.argv[1]), killing(int(sys.argv[2])), **ADAPTIVE)

@@ -203,10 +203,10 @@ def recommend(
     folder = _finished(sweep, workspace)
     artifact = read_artifact(folder)
     assert artifact is not None
-    wanted = flops or (read_json(folder / "law.json").get("forecast") or {}).get("flops")
-    if not wanted:
+    run_flops = flops or (read_json(folder / "law.json").get("forecast") or {}).get("flops")
+    if not run_flops:
         raise FeebError("this sweep has no target; say for how many training FLOPs, as in --flops 1e14")
-    recipe, forecast = recommended(artifact, wanted)
+    recipe, forecast = recommended(artifact, run_flops)
     if out is not None:
         write_atomic(out, json_module.dumps(recipe, indent=2) + "\n")
     if json:
@@ -218,7 +218,7 @@ def recommend(
     print(f"N {forecast['N']:.4g}, D {forecast['D']:.4g}; forecast {forecast['loss']:.4f} nats per token{interval}")
     for flag in forecast["flags"]:
         print(f"caveat: {flag}")
-    hint(f"feeb run {out}" if out else f"feeb sweep recommend {sweep} --flops {wanted:g} --out large.yaml")
+    hint(f"feeb run {out}" if out else f"feeb sweep recommend {sweep} --flops {run_flops:g} --out large.yaml")
 
 
 def _load(

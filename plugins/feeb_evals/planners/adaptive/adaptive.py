@@ -268,12 +268,12 @@ class _Rounds:
             return None
         best = min(losses, key=lambda size: losses[size])
         if best == min(losses):
-            wanted, side = best / 2, [size for size in allowed if size.size < best]
+            size, side = best / 2, [size for size in allowed if size.size < best]
         elif best == max(losses):
-            wanted, side = best * 2, [size for size in allowed if size.size > best]
+            size, side = best * 2, [size for size in allowed if size.size > best]
         else:
             return None
-        return self.sizes.nearest(wanted, side) if side else None
+        return self.sizes.nearest(size, side) if side else None
 
     def _repeats(self) -> list[Cell]:
         """More seeds of rung 1's middle run."""
