@@ -152,7 +152,7 @@ def test_the_commands_say_what_branches_save(branched: tuple[Path, Artifact], tm
 @pytest.mark.parametrize(
     ("train", "options", "message"),
     [
-        ({"schedule": {"name": "cosine", "warmup_steps": 3}}, {}, r"d4-1.28e03 \(20 steps\) and d4-5.12e03 \(80\) train only 3 steps alike"),
+        ({"schedule": {"name": "cosine", "warmup_steps": 3}}, {}, r"d4-1.28e03 \(20 steps\) and d4-5.12e03 \(80\) train only 4 steps alike"),
         ({"schedule": {"name": "wsd", "warmup_fraction": 0.1}}, {}, "train only 0 steps alike.*wsd with warmup_steps"),
         ({"data_order": "curriculum"}, {}, "train only 0 steps alike"),
         ({"momentum_schedule": "linear"}, {}, "train only 1 steps alike"),
