@@ -14,7 +14,7 @@ from torch import nn
 from feebcore.data.loader import Prefetch
 from feebcore.data.views import scores_by_source
 from feebcore.errors import FeebError, Interrupted, RecipeError
-from feebcore.evaluate.scorer import score_documents
+from feebcore.evaluate.scorer import chosen_documents, score_documents
 from feebcore.model.build import build_model
 from feebcore.model.counting import hook_optimizer, training_flops
 from feebcore.model.fp8 import convert_to_fp8
@@ -241,6 +241,8 @@ def _score(
         run.out.log(f"final validation: {score.tokens:,} of {text_tokens:,} tokens ({key}; 0 scores all)")
     for callback in callbacks.values():
         callback.on_validation(run.step, {"loss": score.loss, "bits_per_byte": score.bits_per_byte, "whole_split": whole})
-    sources = {name: one.bits_per_byte for name, one in scores_by_source(store, documents).items()} if whole else {}
+    by_source = scores_by_source(store, documents, chosen_documents(store, max_documents or None, max_tokens or None))
+    sources = {name: one.bits_per_byte for name, one in by_source.items()} if whole else {}
     result: dict[str, Any] = {"val_bits_per_byte": score.bits_per_byte, "val_loss": score.loss}
+    result |= {"val_loss_by_source": {name: one.loss for name, one in by_source.items()}} if by_source else {}
     return result | ({"val_bits_per_byte_by_source": sources} if sources else {} if whole else {"val_share": round(score.tokens / text_tokens, 4)})

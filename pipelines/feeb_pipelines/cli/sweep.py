@@ -174,6 +174,8 @@ def report(sweep: RunOption, /, *, workspace: WorkspaceOption = None, json: Json
         low, high = forecast["low"], forecast["high"]
         interval = f" ({low:.4f} to {high:.4f})" if low is not None else ""
         print(f"\nforecast at {forecast['flops']:.3g} FLOPs: {forecast['loss']:.4f} nats per token{interval} with N {forecast['N']:.3g}, D {forecast['D']:.3g}")
+    if mixture := document.get("mixture"):
+        _print_mixture(mixture)
     for flag in law["flags"]:
         print(f"caveat: {flag}")
     hint(f"feeb sweep recommend {sweep} --flops FLOPS")
@@ -190,7 +192,7 @@ def recommend(
 ) -> None:
     """Write the recipe of the best run for a number of FLOPs, with the forecast of its loss.
 
-    Size by the law and the measured cost of a token, learning rates by the sweep's probe.
+    Size by the law and the measured cost of a token, learning rates by the sweep's probe. Of a sweep over mixtures: the mixture of least loss.
 
     Examples:
         feeb sweep recommend sweep-small --flops 1e14 --out large.yaml
@@ -203,7 +205,8 @@ def recommend(
     folder = _finished(sweep, workspace)
     artifact = read_artifact(folder)
     assert artifact is not None
-    run_flops = flops or (read_json(folder / "law.json").get("forecast") or {}).get("flops")
+    document = read_json(folder / "law.json")
+    run_flops = flops or (document.get("forecast") or document.get("mixture") or {}).get("flops")
     if not run_flops:
         raise FeebError("this sweep has no target; say for how many training FLOPs, as in --flops 1e14")
     recipe, forecast = recommended(artifact, run_flops)
@@ -213,12 +216,42 @@ def recommend(
         print_json({"recipe": recipe, "forecast": forecast, "out": str(out) if out else None})
         return
     interval = f" ({forecast['low']:.4f} to {forecast['high']:.4f})" if forecast["low"] == forecast["low"] else ""
-    changes = ", ".join(f"{k} {v}" for k, v in forecast["overrides"].items())
+    changes = ", ".join(f"{k} {v}" for k, v in forecast["overrides"].items() if k != "data_order")  # a table below says the shares
     print(f"{forecast['flops']:.3g} FLOPs: {changes}")
-    print(f"N {forecast['N']:.4g}, D {forecast['D']:.4g}; forecast {forecast['loss']:.4f} nats per token{interval}")
+    known = "no forecast of its loss" if forecast["loss"] != forecast["loss"] else f"forecast {forecast['loss']:.4f} nats per token{interval}"
+    print(f"N {forecast['N']:.4g}, D {forecast['D']:.4g}; {known}")
+    if mixture := forecast.get("mixture"):
+        _print_mixture(mixture)
     for flag in forecast["flags"]:
         print(f"caveat: {flag}")
     hint(f"feeb run {out}" if out else f"feeb sweep recommend {sweep} --flops {run_flops:g} --out large.yaml")
+
+
+def _print_mixture(mixture: Mapping[str, Any]) -> None:
+    """The recommended shares, and what they gain. mixture: of law.json."""
+    print(f"\nrecommended mixture for {mixture['flops']:.3g} FLOPs ({mixture['tokens']:.3g} tokens), regression {mixture['regression']}")
+    rows = [
+        (
+            name,
+            f"{100 * share:.1f}%",
+            _percents(mixture["intervals"].get(name)),
+            f"{100 * mixture['baseline'].get(name, 0.0):.1f}%",
+            f"{mixture['epochs'][name]:.2f}",
+        )
+        for name, share in mixture["shares"].items()
+    ]
+    print_table(("source", "share", "95% interval", "baseline", "epochs"), rows)
+    ends = mixture["gain_interval"]
+    interval = f" ({ends[0]:.2f} to {ends[1]:.2f})" if ends else ""
+    print(f"expected gain over the baseline: {mixture['gain']:.2f}%{interval} of the loss{'' if mixture['better'] else '; cannot be told from none'}")
+    if measured := mixture["measured"]:
+        low, high = measured["gain_interval"]
+        verdict = "better" if low > 0 else "worse" if high < 0 else "cannot be told from the baseline"
+        print(f"measured at scale: {measured['gain']:.2f}% ({low:.2f} to {high:.2f}) over {len(measured['baseline'])} pairs of seeds; {verdict}")
+
+
+def _percents(ends: Sequence[float] | None) -> str:
+    return f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f}%" if ends else ""
 
 
 def _load(
@@ -271,7 +304,7 @@ def _finished(sweep: str, workspace: Path | None) -> Path:
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}" if abs(value) < 1000 else f"{value:.4g}"
+    return "" if value is None else f"{value:.4f}" if 0.001 <= abs(value) < 1000 or value == 0 else f"{value:.4g}"
 
 
 def _ends(ends: Sequence[float] | None) -> str:
