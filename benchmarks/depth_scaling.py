@@ -34,7 +34,7 @@ LENGTH, VOCAB = 128, 256
 def section(depth: int, factor: float, width: int, tokens_per_parameter: float) -> TrainSection:
     return TrainSection.model_validate(
         {
-            "depth_scaled": depth,
+            "depth": depth,
             "tokens_per_parameter": tokens_per_parameter,
             "architecture": {"width_per_layer": width},
             "optimizer": {"name": "adamw", "lr": 3e-3 * factor},
