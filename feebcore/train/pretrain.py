@@ -22,6 +22,7 @@ from feebcore.model.groups import param_groups
 from feebcore.model.io import load_model, save_model
 from feebcore.model.precision import execution, resolve_device, resolve_precision, scoring_precision
 from feebcore.model.transformer import Transformer
+from feebcore.protocols import LanguageModel
 from feebcore.train import optimizer_schedules
 from feebcore.train.callbacks import Callback, RunContext
 from feebcore.train.checkpointing import Checkpointing
@@ -183,11 +184,11 @@ def lr_scale(section: TrainSection, model: nn.Module) -> LRScale:
 
 def train_shape(section: TrainSection, model: nn.Module) -> TrainShape:
     """What the section's lr_scaling is told of the run."""
-    counts, seq_len = model.count(), model.seq_len  # type: ignore[operator]
-    head = sum(p.numel() for p in model.lm_head.parameters() if p.ndim >= 2)  # type: ignore[union-attr]
-    head_flops = count_flops(model.lm_head, seq_len)[0] / seq_len  # type: ignore[arg-type]
+    language_model: LanguageModel = model  # type: ignore[assignment]
+    counts, head, seq_len = language_model.count(), language_model.lm_head, language_model.seq_len
+    weights, flops = sum(p.numel() for p in head.parameters() if p.ndim >= 2), count_flops(head, seq_len)[0] / seq_len
     run = section.batch_size * section.seq_len, section.max_steps
-    return TrainShape(*_sizes(model), *run, counts.matmul - head, head, 3.0 * (counts.flops_per_token - head_flops))
+    return TrainShape(*_sizes(model), *run, counts.matmul - weights, weights, 3.0 * (counts.flops_per_token - flops))
 
 
 def scale_notes(section: TrainSection, scale: LRScale, optimizer: Optimizer) -> list[str]:
