@@ -298,22 +298,28 @@ def factors_are_monotone(subject: Candidate) -> None:
 @check("lr_scalings", meaning="At the reference size the factors are not 1; look for a stray constant or an inverted ratio.")
 def identity_at_the_reference(subject: Candidate) -> None:
     config = subject.part.config
-    if not any(key.startswith("reference_") and getattr(config, key) for key in type(config).model_fields):
+    if not any(getattr(config, f"reference_{size}", 0) for size in REFERENCES):
         skip("its options name no reference size")
     for other in (1000, 3000):  # of sizes that the rule has no reference for
         changed = {name: f for name, f in factors(subject.part.build()(reference_shape(config, other))).items() if abs(f - 1) > 1e-9}
         require(not changed, f"at {reference_shape(config, other)} the factors are {changed}")
 
 
+REFERENCES = ("width", "layers", "batch_tokens", "steps", "tokens", "parameters", "flops")
+
+
 def reference_shape(config: PartConfig, other: int) -> TrainShape:
-    """The sizes that the options reference_width, _layers, _batch_tokens, _steps or _tokens, _parameters and _flops name; `other`: of those that they do not."""
-
-    def reference(size: str, default: float) -> float:
-        return getattr(config, f"reference_{size}", 0) or default
-
-    batch = reference("batch_tokens", other)
-    steps = reference("tokens", batch * reference("steps", other)) / batch
-    sizes = {"d_model": reference("width", other), "num_layers": reference("layers", other), "batch_tokens": batch, "steps": steps}
-    parameters = reference("parameters", other)  # with those of the head, or all without
-    flops = reference("flops", other) / (batch * steps)
-    return shape_of(sizes | {"block_parameters": parameters, "head_parameters": 0, "block_flops": flops})
+    """The sizes that options reference_width, reference_layers, … name; `other`: of those that they do not."""
+    width, layers, batch, steps, tokens, parameters, flops = (getattr(config, f"reference_{size}", 0) for size in REFERENCES)
+    batch = batch or other
+    tokens = tokens or batch * (steps or other)
+    return shape_of(
+        {
+            "d_model": width or other,
+            "num_layers": layers or other,
+            "batch_tokens": batch,
+            "steps": tokens / batch,
+            "block_parameters": parameters or other,  # a rule may count those of the head, too: here there are none
+            "block_flops": (flops or other) / tokens,
+        }
+    )
