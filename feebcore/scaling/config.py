@@ -21,7 +21,7 @@ class SweepConfig(StageConfig):
 
     train: TrainSection = Field(default_factory=lambda: TrainSection(**CELL_DEFAULTS), description="settings shared by all runs of the sweep")
     planner: Annotated[Part, PartKey("planners")] = Field(description="chooses the runs: model sizes and FLOP budgets, or mixtures of sources")
-    law: Annotated[Part, PartKey("laws")] = Field(default_part("chinchilla"), description="functional form of the law; mixture for planner mixture")
+    law: Annotated[Part, PartKey("laws")] = Field(default_part("posterior"), description="form of the law, and how it is fitted; mixture for planner mixture")
     parameter_count: ParameterCount = Field("non_embedding", description="parameters counted as N: total, non-embedding or matmul")
     target: float = Field(
         default=0.0,
@@ -29,7 +29,9 @@ class SweepConfig(StageConfig):
         description="training FLOPs of the run that the sweep is for: its best size and loss are forecast, or its sources held to max_epochs; 0: none",
     )
     bootstrap: int = Field(default=200, ge=0, description="bootstrap resamples (or posterior draws) for confidence intervals, at least 100; 0: none")
-    eval_documents: int = Field(default=16, ge=0, description="validation documents per run, evenly spaced and the same for all runs; 0: all")
+    eval_documents: int = Field(
+        default=32, ge=0, description="validation documents per run, evenly spaced and the same for all runs; 0: all. Few documents say little about others"
+    )
     seed: int = Field(default=0, ge=0, description="random seed of the runs; default: the recipe's seed")
 
     @field_validator("bootstrap")
