@@ -24,7 +24,7 @@ from feebcore.run.inputs import finished_inputs
 from feebcore.run.plan import stages_for
 from feebcore.scaling import isoflop
 from feebcore.scaling.allocation import best_size, cost_of_a_token
-from feebcore.scaling.cells import measure_with, scale_lr_of, with_overrides
+from feebcore.scaling.cells import measure_with, scale_lr_of, shared_steps_of, with_overrides
 from feebcore.scaling.checks import methods_differ
 from feebcore.scaling.config import SweepConfig
 from feebcore.scaling.mixture import shares_in
@@ -71,6 +71,8 @@ class Sweep:
         self.total = sum(cell.flops for cell in self.planner.plan(self.situation))
         self.publish({})
         records = run_study(self.propose, self.ledger, self.workspace, self.built, self.record, self.forward, lambda: self.out.stop_requested, self.on_ended)
+        places = {cell.name: place for place, cell in enumerate(self.cells)}
+        records.sort(key=lambda record: places[record.name])  # branches were planned when their original run ended: the law is not to depend on that
         self.write_cells(records)  # once more: a kill may have come between the ledger's last entry and this file
         found = {record.name: self.workspace.find("pretrain", record.id) for record in records}
         self.out.rests_on({f"runs/{name}": artifact for name, artifact in found.items() if artifact is not None})
@@ -85,12 +87,11 @@ class Sweep:
         ended, points = situation.ended, situation.points
         self.cells = self.planner.propose(situation)
         current = min((cell.round for cell in self.cells if cell.name not in ended), default=math.inf)
-        chosen = [cell for cell in self.cells if cell.round <= current]
-        specs = [cell_run(self.section, self.recipe, self.key, cell) for cell in chosen]
+        chosen = [cell for cell in self.cells if cell.round <= current and (not cell.original or cell.original in ended)]
+        specs = [cell_run(self.section, self.recipe, self.key, cell, self.cells) for cell in chosen]
         known = self.ledger.predictions()
         if fresh := [spec for spec, cell in zip(specs, chosen, strict=True) if cell.predicted and cell.round == current and spec.name not in known]:
-            earlier = {cell.name for cell in self.cells if cell.round < current}
-            self.predict(records, fresh, [point for name, point in points.items() if name in earlier])
+            self.predict(records, fresh, [points[cell.name] for cell in self.cells if cell.round < current and cell.name in points])
         return specs
 
     def record(self, spec: RunSpec, artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
@@ -100,7 +101,7 @@ class Sweep:
         if not math.isfinite(loss) or loss > 1.05 * chance:
             raise Diverged(f"validation loss {loss:.3f} nats per token is worse than a uniform guess ({chance:.3f}); lower the learning rate for this size")
         numbers = {key: metrics[key] for key in ("steps", "tokens", "flops", "final_loss", "parameters", "seconds")}
-        numbers |= {"bits_per_byte": metrics["val_bits_per_byte"], "epochs": metrics["data"]["epochs"]}
+        numbers |= {"bits_per_byte": metrics["val_bits_per_byte"], "epochs": metrics["data"]["epochs"], "began_at_step": metrics.get("began_at_step", 0)}
         if not (weights := self.planner.source_weights()):
             return numbers | {"loss": loss}
         losses = metrics.get("val_loss_by_source") or dict.fromkeys(self.situation.scored_documents, loss)  # of a split that has one source
@@ -160,6 +161,7 @@ class Sweep:
         if fit and allocation and "a" in fit.parameters:
             law["flags"] += methods_differ(fit.parameters["a"], allocation["exponent"])
         diverged = [{"name": r.name, "reason": r.reason} for r in records if r.status == "diverged"]
+        saved = sum(r.result["flops"] * r.result.get("began_at_step", 0) / r.result["steps"] for r in records if r.status == "done")
         document = {
             "law": law,
             "fit": fit.to_dict() if fit else None,
@@ -168,6 +170,7 @@ class Sweep:
             "heldout": heldout,
             "predicted": [outcome for outcome in outcomes if not outcome["heldout"]],
             "forecast": self.forecast(points),
+            "saved_flops": saved,
             "isoflop": {"minima": [m.to_dict() for m in curves], "allocation": allocation, "problem": problem},
             "curves": _curves(self.law, fit, points) if fit else [],
             "method": self.method(points),
@@ -184,7 +187,8 @@ class Sweep:
             "heldout": heldout,
             "runs": len(records),
             "diverged": len(diverged),
-            "flops": float(sum(p.flops for p in points)),
+            "flops": float(sum(p.flops for p in points)) - saved,
+            "saved_flops": saved,
             "seconds": round(sum(r.result.get("seconds", 0.0) for r in records), 1),
             "isoflop_minima": [m.to_dict() for m in curves],
         }
@@ -266,10 +270,12 @@ class Sweep:
             self.out.event("progress", **{k: v for k, v in row.items() if k not in ("kind", "time")})
 
 
-def cell_run(section: SweepConfig, recipe: Recipe, key: str, cell: Cell) -> RunSpec:
-    """A cell as a run of stage pretrain, on the tokens of the sweep, which is stage `key` of the recipe."""
+def cell_run(section: SweepConfig, recipe: Recipe, key: str, cell: Cell, cells: Sequence[Cell]) -> RunSpec:
+    """A cell, one of `cells`, as a run of stage pretrain, on the tokens of the sweep, which is stage `key` of the recipe."""
     train = with_overrides(section.train, cell.overrides)
     values = {name: getattr(train, name) for name in type(train).model_fields}
+    values["keep_steps"] = sorted({*train.keep_steps, *(other.shared_steps for other in cells if other.original == cell.name)})
+    values["original_steps"] = next((other.overrides["max_steps"] for other in cells if other.name == cell.original), 0)
     pretrain = PretrainConfig.model_validate(values | {"score_documents": section.eval_documents, "score_tokens": 0})
     stages = {name: recipe.stages[name] for name in stages_for(recipe, [key]) if name != key}
     stages["pretrain"] = StageEntry("pretrain", recipe.registry.resolve("stages", "feeb/pretrain"), pretrain)  # type: ignore[arg-type]
@@ -288,7 +294,7 @@ def planned_cells(recipe: Recipe, key: str, workspace: Workspace, built: Mapping
         return [unknown(f"{recipe.name}-run{i + 1}", "pretrain", "the stages before it are not built yet") for i in range(number)]
     tokens = finished_inputs(recipe, key, workspace, built)["tokens"]
     cells = section.planner.build().plan(situation_of(section, tokens.path))
-    return rows_of([cell_run(section, recipe, key, cell) for cell in cells], workspace, built)
+    return rows_of([cell_run(section, recipe, key, cell, cells) for cell in cells], workspace, built)
 
 
 def situation_of(section: SweepConfig, folder: Path) -> Situation:
@@ -311,6 +317,7 @@ def situation_of(section: SweepConfig, folder: Path) -> Situation:
         section.seed,
         source_tokens={name: view.num_tokens for name, view in source_views(train).items()},
         scored_documents={validation.sources[code]: count for code, count in zip(codes.tolist(), counts.tolist(), strict=True)},
+        shared_steps=shared_steps_of(section.train, tokens["vocab_size"]),
     )
 
 

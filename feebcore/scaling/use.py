@@ -73,6 +73,8 @@ class PlannedRun:
             "D": self.D,
             "steps": self.steps,
             "flops": self.cell.flops,
+            "trained_flops": self.cell.trained_flops,
+            "original": self.cell.original or None,
             "seconds": self.seconds,
         }
 
@@ -83,7 +85,7 @@ def planned(planner: Planner, situation: Situation, speed: Speed) -> list[Planne
     for cell in planner.plan(situation):
         cost = situation.measure(cell.overrides)
         size = float(getattr(cost.counts, situation.parameter_count))
-        rows.append(PlannedRun(cell, size, cell.flops / cost.flops_per_token, cell.overrides["max_steps"], speed.seconds(size, cell.flops)))
+        rows.append(PlannedRun(cell, size, cell.flops / cost.flops_per_token, cell.overrides["max_steps"], speed.seconds(size, cell.trained_flops)))
     return rows
 
 
@@ -112,7 +114,8 @@ def measured_speed(workspace: Workspace, architecture: str, parameter_count: str
         if used.get("name") not in (architecture, f"feeb/{architecture}"):
             continue
         rate = metrics["tokens_per_second"] * metrics["flops"] / metrics["tokens"]
-        rows.append((float(metrics["parameters"][parameter_count]), rate, metrics["seconds"] - metrics["tokens"] / metrics["tokens_per_second"]))
+        trained = metrics["tokens"] * (1 - metrics.get("began_at_step", 0) / metrics["steps"])
+        rows.append((float(metrics["parameters"][parameter_count]), rate, metrics["seconds"] - trained / metrics["tokens_per_second"]))
     if not rows:
         return None
     by_size: dict[float, list[float]] = {}
@@ -184,5 +187,6 @@ def recommend(artifact: Artifact, flops: float, name: str = "") -> tuple[dict[st
 
 
 def total(rows: Sequence[PlannedRun]) -> Mapping[str, float]:
-    """FLOPs and seconds of a plan."""
-    return {"flops": sum(row.cell.flops for row in rows), "seconds": sum(row.seconds for row in rows)}
+    """FLOPs and seconds that a plan trains for, and FLOPs that its branches save."""
+    trained, whole = sum(row.cell.trained_flops for row in rows), sum(row.cell.flops for row in rows)
+    return {"flops": trained, "saved_flops": whole - trained, "seconds": sum(row.seconds for row in rows)}

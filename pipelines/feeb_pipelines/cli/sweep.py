@@ -18,8 +18,14 @@ if TYPE_CHECKING:
     from feebcore.artifacts import Workspace
     from feebcore.recipe import Recipe
 
+LADDERS = ("ladder", "parametric_grid")
+"""Planners with runs of their own, which --budget limits; it replaces others by adaptive."""
+
 RecipeFile = Annotated[str, Parameter(help="A recipe (YAML file) with a stage sweep.")]
-Budget = Annotated[float | None, Parameter(help="Training FLOPs of all runs together: uses planner adaptive.", show_default=False)]
+Budget = Annotated[
+    float | None,
+    Parameter(help="Training FLOPs of all runs together: uses planner adaptive, but for a ladder or a parametric_grid, which must fit.", show_default=False),
+]
 Target = Annotated[float | None, Parameter(help="Training FLOPs to forecast: the best size and its loss.", show_default=False)]
 Hours = Annotated[float | None, Parameter(help="The budget in hours, converted by the speed of this machine.", show_default=False)]
 Jobs = Annotated[int, Parameter(help="Number of parallel runs.")]
@@ -62,9 +68,10 @@ def plan(
     sums = total(rows)
     seconds = sums["seconds"] / jobs
     if json:
-        print_json({"runs": [row.to_dict() for row in rows], "flops": sums["flops"], "seconds": seconds, "target": section.target or None})
+        flops = {"flops": sums["flops"], "saved_flops": sums["saved_flops"]}
+        print_json({"runs": [row.to_dict() for row in rows], **flops, "seconds": seconds, "target": section.target or None})
         return
-    columns = ("round", "run", "N", "D", "steps", "FLOPs", "time", "predicted")
+    columns = ("round", "run", "N", "D", "steps", "FLOPs", "time", "predicted", "branches")
     table = [
         (
             str(row.cell.round),
@@ -75,12 +82,15 @@ def plan(
             f"{row.cell.flops:.3g}",
             duration(row.seconds),
             "before it starts" if row.cell.predicted else "",
+            f"from step {row.cell.shared_steps:,} of {row.cell.original}" if row.cell.original else "",
         )
         for row in rows
     ]
     print_table(columns, table, drop=("round", "steps"))
     cost = f", {seconds / 3600 * price:.2f} at {price:g} an hour" if price else ""
     print(f"{len(rows)} runs, {sums['flops']:.4g} FLOPs, about {duration(seconds)} with {jobs} at once{cost}")
+    if sums["saved_flops"]:
+        print(_saved(sums["saved_flops"], sums["flops"]))
     if section.target:
         dearest = max(row.cell.flops for row in rows)
         print(f"forecast at {section.target:.3g} FLOPs, {section.target / dearest:.3g} times the dearest run")
@@ -175,6 +185,8 @@ def report(sweep: RunOption, /, *, workspace: WorkspaceOption = None, json: Json
         print(f"\nforecast at {forecast['flops']:.3g} FLOPs: {forecast['loss']:.4f} nats per token{interval} with N {forecast['N']:.3g}, D {forecast['D']:.3g}")
     if mixture := document.get("mixture"):
         _print_mixture(mixture)
+    if document.get("saved_flops"):
+        print(_saved(document["saved_flops"], sum(point["flops"] for point in document["points"]) - document["saved_flops"]))
     for flag in law["flags"]:
         print(f"caveat: {flag}")
     hint(f"feeb sweep recommend {sweep} --flops FLOPS")
@@ -269,12 +281,13 @@ def _load(
         raise FeebError("give --budget or --hours, not both")
     overrides = with_stage("sweep", recipe, with_inputs(set, input))
     planner = (read_merged(Path(recipe), overrides)[0].get("sweep") or {}).get("planner")
-    adaptive = (planner.get("name") if isinstance(planner, dict) else planner) in ("adaptive", "feeb/adaptive")
+    chosen = str(planner.get("name") if isinstance(planner, dict) else planner).removeprefix("feeb/")
+    adaptive = chosen == "adaptive"
     own = [f"sweep.target={target!r}"] if target else []
     if hours:
         budget = budget_for_hours(load(recipe, overrides if adaptive else [_planner(1e15), *overrides]), space, hours, jobs)
     if budget:
-        own.append(f"sweep.planner.budget={budget!r}" if isinstance(planner, dict) and adaptive else _planner(budget))
+        own.append(f"sweep.planner.budget={budget!r}" if isinstance(planner, dict) and (adaptive or chosen in LADDERS) else _planner(budget))
     overrides = [*own, *overrides]  # so that --set can add to the planner
     return load(recipe, overrides), overrides
 
@@ -300,6 +313,10 @@ def _finished(sweep: str, workspace: Path | None) -> Path:
     if not (folder / "manifest.json").is_file():
         raise FeebError(f"{folder} is not finished; `feeb sweep status {sweep}` shows where it stands")
     return folder
+
+
+def _saved(saved: float, trained: float) -> str:
+    return f"branches save {saved:.3g} FLOPs, {100 * saved / (saved + trained):.0f}% of what the runs would take one by one"
 
 
 def _number(value: float | None) -> str:
