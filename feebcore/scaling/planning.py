@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from feebcore.errors import FeebError, RecipeError
 from feebcore.protocols import Cell
-from feebcore.scaling.points import Law, Measure, ParameterCount, Point
+from feebcore.scaling.allocation import best_size, cost_of_a_token
+from feebcore.scaling.points import Law, LawFit, Measure, ParameterCount, Point
 
 if TYPE_CHECKING:
     from feebcore.config import PartConfig
@@ -33,7 +34,8 @@ class Situation:
 
     points: measured runs by name. ended: names of all runs that have ended, those that diverged or failed too. law: fits what is
     measured. target: training FLOPs that the sweep is to forecast (0: none). train_tokens: distinct tokens of the training
-    split (0: not known).
+    split (0: not known); source_tokens: of each source in it. scored_documents: of each source, those of the validation split that
+    every run is scored on.
     """
 
     measure: Measure
@@ -45,6 +47,8 @@ class Situation:
     seed: int = 0
     points: Mapping[str, Point] = field(default_factory=dict)
     ended: frozenset[str] = frozenset()
+    source_tokens: Mapping[str, int] = field(default_factory=dict)
+    scored_documents: Mapping[str, int] = field(default_factory=dict)
     shared_steps: SharedSteps = lambda overrides, longer: 0
 
 
@@ -53,7 +57,10 @@ class Planner:
 
     A subclass has `overrides` and either `plan`, where all runs are known beforehand, or `propose`, which is asked again whenever
     runs have ended and must depend on nothing else: the same results give the same runs, so that a sweep that was killed continues.
+    varies: what its runs differ in, and so which kind of law fits them.
     """
+
+    varies: ClassVar[Literal["sizes", "mixtures"]] = "sizes"
 
     def __init__(self, config: PartConfig, context: BuildContext | None = None) -> None:
         self.config: Any = config
@@ -82,6 +89,19 @@ class Planner:
         if not 0.5 < nearest / size < 2:
             raise FeebError(f"the planner has no size near {size:.3g} parameters, the nearest is {nearest:.3g}; list one in its `sizes`")
         return dict(made[nearest])
+
+    def best(self, known: Situation, fit: LawFit, flops: float) -> dict[str, Any]:
+        """Overrides, steps aside, of the best run for `flops` by the law. known: with the points of a finished sweep."""
+        cost = cost_of_a_token(list(known.points.values()), known.parameter_count)
+        return self.sized(known, best_size(known.law, fit, flops, cost), flops)
+
+    def source_weights(self) -> dict[str, float]:
+        """Weights of sources in the loss that is fitted, which is then the mean of their validation losses; none: the loss of the whole split."""
+        return {}
+
+    def conclusion(self, known: Situation, fit: LawFit, flops: float = 0.0) -> dict[str, Any]:
+        """What it adds to law.json, as plain JSON, besides the law. flops: of the run that it is for; 0: the planner's own."""
+        return {}
 
     def lr_factor(self, known: Situation, size: float, tokens: float) -> float:
         """The multiple of the recipe's learning rates for a run of `size` parameters on `tokens` tokens."""

@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from feebcore.artifacts import Artifact, StageOutput
-from feebcore.config import DataOrderConfig, identity_of
-from feebcore.errors import did_you_mean
+from feebcore.config import identity_of
 from feebcore.files import digest_of, read_json
 from feebcore.model.config import ModelPartConfig
 from feebcore.parts import parts_in
 from feebcore.specs import Need, StageSpec
-from feebcore.train.checks import check_training
+from feebcore.train.checks import check_sources, check_training
 from feebcore.train.pretrain_config import PretrainConfig
 
 if TYPE_CHECKING:
@@ -45,23 +44,7 @@ def check(section: PretrainConfig, recipe: Recipe) -> list[str]:
         for chosen in parts_in(section.architecture):
             if isinstance(chosen.config, ModelPartConfig):
                 problems += [f"architecture: {chosen.name} {problem}" for problem in chosen.config.check_tokenizer(part.name)]
-    return problems + _check_sources(section, recipe)
-
-
-def _check_sources(section: PretrainConfig, recipe: Recipe) -> list[str]:
-    """Sources that the data order names, against those that stage download reads."""
-    from feebcore.stages.download import DownloadConfig, source_names
-
-    assert isinstance(section.data_order.config, DataOrderConfig)
-    named = section.data_order.config.source_names()
-    download = recipe.stages.get("download")
-    if not named or download is None or not isinstance(download.section, DownloadConfig) or (names := source_names(download.section)) is None:
-        return []
-    validation = set(download.section.validation_sources)
-    problems = [f"data_order: no source {name!r} in stage download; {did_you_mean(name, names)}" for name in named if name not in names]
-    return problems + [
-        f"data_order: source {name!r} is in download.validation_sources, so nothing of it can be trained on" for name in named if name in validation
-    ]
+    return problems + check_sources(section, recipe)
 
 
 def run(section: PretrainConfig, inputs: Mapping[str, Artifact], out: StageOutput) -> dict[str, Any]:
