@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +76,13 @@ class LawSettings(PartConfig):
         if value and (problem := unusable_name(value)):
             raise ValueError(problem)
         return value
+
+
+def command_of(references: Sequence[str], settings: LawSettings, overrides: Sequence[str], quick: bool) -> str:
+    """The command that asks for this, but for how it is run."""
+    words = ["feeb", "compare", "--law", *references, *(["--quick"] if quick else [])]
+    words += [*(["--target", f"{settings.target:g}"] if settings.target else []), *(["--name", settings.name] if settings.name else [])]
+    return shlex.join([*words, *(word for text in overrides for word in ("--set", text))])
 
 
 @dataclass(frozen=True)
@@ -181,15 +189,15 @@ def compare_sweeps(folders: Sequence[Path], settings: LawSettings, workspace: Wo
     """The same for two finished sweeps, the baseline first: nothing is trained. Raises RecipeError or DataError where their runs cannot be paired."""
     if len(folders) != 2:
         raise DataError(f"--law compares two sweeps, the baseline first; here are {len(folders)}")
-    sweeps = [read_artifact(folder) for folder in folders]
-    first, second = (artifact for artifact in sweeps if artifact is not None)
+    first, second = (_finished(folder) for folder in folders)
     recipes = [from_resolved(read_json(artifact.path / "recipe.json"), artifact.path / "recipe.json") for artifact in (first, second)]
     sections = [section_of(recipe) for recipe in recipes]
     for name in ("tokens", "tokenizer"):
         if first.manifest["inputs"][name]["digest"] != second.manifest["inputs"][name]["digest"]:
             raise DataError(f"{first.path.name} and {second.path.name} do not have the same {name}, so their losses are not of the same text")
     check_pairable(*sections, first.path.name, second.path.name, sweep_key(recipes[0]))
-    names = names_of(recipes)
+    names = [recipe.name for recipe in recipes]
+    names = names if names[0] != names[1] else [first.path.name, second.path.name]
     name = name_of(names, settings)
     target = settings.target or sections[0].target
 
@@ -209,6 +217,13 @@ def compare_sweeps(folders: Sequence[Path], settings: LawSettings, workspace: Wo
 
     sides = [{"name": side, "digest": artifact.digest} for side, artifact in zip(names, (first, second), strict=True)]
     return build_artifact(workspace, KIND, name, {"compare laws of sweeps": REVISION, "target": target, "sides": sides}, make, on_progress)
+
+
+def _finished(folder: Path) -> Artifact:
+    artifact = read_artifact(folder)
+    if artifact is None or "law" not in artifact.makes:
+        raise DataError(f"{folder} is not a finished sweep")
+    return artifact
 
 
 def _made(
@@ -319,7 +334,7 @@ class LawStudy:
         words = f"{record.status}: {record.reason}"
         if record.status == "done":
             words = f"loss {record.result['loss']:.4f} nats per token, {record.result['seconds']:.1f} s"
-        self.out.log(f"{record.name}: {words} ({counts['done'] + counts['failed'] + counts['diverged']} of {sum(counts.values())} runs so far)")
+        self.out.log(f"run {record.name}: {words} ({counts['done'] + counts['failed'] + counts['diverged']} of {sum(counts.values())} runs so far)")
 
 
 def specs_of(sides: tuple[Side, Side], cells: Sequence[Cell], vocab_size: int) -> list[RunSpec]:

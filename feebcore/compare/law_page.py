@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from feebcore.compare.law_report import COLUMNS, rows
+from feebcore.compare.law_report import columns, rows
 from feebcore.errors import plural
 from feebcore.report.page import Picture, chart_page, picture
 from feebcore.report.style import Theme, new_figure
@@ -37,8 +37,8 @@ def text(result: Mapping[str, Any], name: str, description: str, command: str, e
         "",
         *(f"![{picture.heading}]({picture.name}.png)\n" for picture in pictures),
         "",
-        "| " + " | ".join(COLUMNS) + " |",
-        "|" + "---|" * len(COLUMNS),
+        "| " + " | ".join(columns(result)) + " |",
+        "|" + "---|" * len(columns(result)),
         *("| " + " | ".join(row) + " |" for row in rows(result)),
         "",
         READING,
@@ -53,7 +53,9 @@ def html(result: Mapping[str, Any], name: str, description: str, command: str, p
     """page.html: the same with figures that one can zoom."""
     lead = " ".join(filter(None, [description, _scale(result)]))
     notes = [READING, *result["notes"], *result["assumptions"]]
-    return chart_page(name, pictures, lead=lead, command=command, sentences=result["verdict"], table={"columns": COLUMNS, "rows": rows(result)}, notes=notes)
+    return chart_page(
+        name, pictures, lead=lead, command=command, sentences=result["verdict"], table={"columns": columns(result), "rows": rows(result)}, notes=notes
+    )
 
 
 def _scale(result: Mapping[str, Any]) -> str:
@@ -82,14 +84,15 @@ def draw(result: Mapping[str, Any], theme: Theme) -> Figure:
     """Paired ratios over compute, and both frontiers."""
     figure = new_figure(10.0, 4.2)
     left, right = figure.subplots(1, 2)
-    comparison = result["comparison"] or {"curve": []}
-    curve = comparison["curve"]
+    curve = (result["comparison"] or {"curve": []})["curve"]
     flops = [place["flops"] for place in curve]
-    _ratios(left, result, flops, curve, theme)
-    _frontiers(right, result, flops, curve, theme)
+    shown = [*flops, *(value for pair in result["pairs"] for value in pair["flops"])]
     for axes in (left, right):
         axes.set_xscale("log")
+        axes.set_xlim(min(shown) / 1.2, max(shown) * 1.2)
         axes.set_xlabel("training FLOPs")
+    _ratios(left, result, flops, curve, theme)
+    _frontiers(right, result, flops, curve, theme)
     return figure
 
 
@@ -97,9 +100,7 @@ def _ratios(axes: Axes, result: Mapping[str, Any], flops: list[float], curve: Se
     name, color = result["candidate"], theme.series[1]
     axes.axhline(0.0, color=theme.muted, linewidth=1.0)
     pairs = result["pairs"]
-    span = [min(*flops, *(pair["flops"][0] for pair in pairs)), max(*flops, *(pair["flops"][0] for pair in pairs))] if flops else []
-    if span:
-        axes.fill_between(span, [-100 * EQUAL] * 2, [100 * EQUAL] * 2, color=theme.grid, alpha=0.6, linewidth=0)
+    axes.fill_between(axes.get_xlim(), [-100 * EQUAL] * 2, [100 * EQUAL] * 2, color=theme.grid, alpha=0.6, linewidth=0)
     if curve and curve[0]["low"] is not None:
         axes.fill_between(flops, *([_percent(place[end]) for place in curve] for end in ("low", "high")), color=color, alpha=0.18, linewidth=0)
     axes.plot(flops, [_percent(place["difference"]) for place in curve], "-", color=color, label="along the frontiers", gid=f"{name}, along the frontiers")
@@ -115,7 +116,7 @@ def _ratios(axes: Axes, result: Mapping[str, Any], flops: list[float], curve: Se
     )
     if result["comparison"] is not None:
         _diamond(axes, result["comparison"]["target"], color)
-    axes.set_ylabel(f"Δ loss of {name} vs. {result['baseline']}, % (lower is better)")
+    axes.set_ylabel(f"Δ loss vs. {result['baseline']}, % (lower is better)")
     axes.set_title("Paired ratios")
     axes.legend()
 

@@ -139,7 +139,10 @@ def headline(result: Mapping[str, Any]) -> dict[str, Any]:
     return metrics
 
 
-COLUMNS = ("at FLOPs", "loss, baseline", "loss, candidate", "Δ", "95% CI", "compute multiplier", "best N, baseline", "best N, candidate")
+def columns(result: Mapping[str, Any]) -> tuple[str, ...]:
+    """Of `rows`."""
+    losses, sizes = ([f"{what}, {result[side]}" for side in ("baseline", "candidate")] for what in ("loss", "best N"))
+    return "at FLOPs", *losses, "Δ", "95% CI", "compute multiplier", *sizes
 
 
 def rows(result: Mapping[str, Any]) -> list[list[str]]:
