@@ -24,7 +24,7 @@ sweep:
 
 def recipes(root: Path, idea: str = IDEA, **changes: Any) -> list[Recipe]:
     """r.yaml with a sweep of nine runs, and idea.yaml, which extends it."""
-    base = sweep_recipe(root, planner={"name": "isoflop", **PLANNER}, **changes)
+    base = sweep_recipe(root, **{"planner": {"name": "isoflop", **PLANNER}} | changes)
     (root / "idea.yaml").write_text(idea)
     return [base, load(root / "idea.yaml")]
 

@@ -24,10 +24,12 @@ from feebcore.recipe import load
 from feebcore.run.build import run_all
 from feebcore.scaling.config import SweepConfig
 from feebcore.scaling.paired import Pair
+from feebcore.study.ledger import read_records
 from feebcore.train.scaled import lr_overrides
 
 sys.path.insert(0, str(Path(__file__).parent))
 from small_law import IDEA, recipes, run
+from test_adaptive_sweep import ADAPTIVE
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 from law_compare_calibration import EFFICIENT, Design, world_of
@@ -125,6 +127,29 @@ def test_a_killed_comparison_continues_to_the_same_result(done, result, tmp_path
     ended = [event["text"] for event in events if event["kind"] == "log" and "runs so far" in event["text"]]
     assert len(ended) < 18
     assert lasting(read_json(artifact.file("result.json"))) == lasting(result)
+
+
+@pytest.mark.slow
+def test_an_adaptive_planner_is_asked_for_the_first_side_alone(tmp_path):
+    """The slots are the runs of the first recipe's own sweep, whatever the second measures in them."""
+    pair = recipes(tmp_path, IDEA, **ADAPTIVE)
+    space = Workspace(tmp_path / "data")
+    result = read_json(compare_laws(pair, LawSettings(), space).file("result.json"))
+    events: list[dict] = []
+    sweep = run_all(pair[0], space, ["sweep"], events.append)["sweep"]
+    assert not [event for event in events if event.get("unit") == "steps"]
+    slots = {record.name: record for record in read_records(sweep.path / "ledger.sqlite")}
+    runs = {row["name"]: row for row in result["runs"]}
+    assert runs.keys() == {f"{side}/{slot}" for side in ("tiny", "idea") for slot in slots}
+    probed = [slot for slot in slots if slot.startswith("probe")]
+    assert len(result["pairs"]) == len(slots) - len(probed)
+    for slot, record in slots.items():
+        assert runs[f"tiny/{slot}"]["overrides"] == record.overrides
+        other = runs[f"idea/{slot}"]["overrides"]
+        assert other.keys() == record.overrides.keys()
+        assert all(other[key] == value for key, value in record.overrides.items() if key != "optimizer.lr")
+        if "optimizer.lr" in other:
+            assert other["optimizer.lr"] == pytest.approx(0.2 * record.overrides["optimizer.lr"], rel=1e-4)
 
 
 def test_the_plan_tells_what_is_there_and_what_it_costs(done, tmp_path):
