@@ -135,9 +135,9 @@ DESIGNS = [
     Design("12% better in N and D, 4x4, noise 0.5%", 4, 4, EFFICIENT, EFFICIENT, noise=0.005),
     Design("better in D alone (v = 0.25), 4x4", 4, 4, 0.0, 0.25),
     Design("exponents differ by sd 0.012, 4x4", 4, 4, sd=0.012),
-    Design("the same, to 100x", 4, 4, sd=0.012, reach=100.0),
+    Design("exponents differ by sd 0.012, 4x4, to 100x", 4, 4, sd=0.012, reach=100.0),
     Design("exponents differ by sd 0.03, 4x4", 4, 4, sd=0.03),
-    Design("the same, to 100x", 4, 4, sd=0.03, reach=100.0),
+    Design("exponents differ by sd 0.03, 4x4, to 100x", 4, 4, sd=0.03, reach=100.0),
     Design("both laws bent, 12% better, 4x4", 4, 4, EFFICIENT, EFFICIENT, bend=0.0005),
     Design("the second alone bent (0.1% per ln^2), 4x4", 4, 4, own_bend=0.001),
 ]
