@@ -174,3 +174,8 @@ def test_the_best_rate_of_a_place_and_the_ridge_through_them() -> None:
     assert ridge([]).factor(1e6, 1e7) == 1.0
     level = ridge([dataclasses.replace(place, ln_factor=0.5, variance=1e-4, size=1e6 * k, tokens=1e7 / k) for k in (1, 4, 16)])
     assert math.log(level.factor(1e6, 1e7)) == pytest.approx(0.5, abs=0.05)
+
+
+def test_without_head_dim_every_width_has_the_recipes_heads() -> None:
+    assert all("architecture.num_heads" in cell.overrides for cell in planner().plan(situation()))
+    assert not any("architecture.num_heads" in cell.overrides for cell in planner(head_dim=None).plan(situation()))
