@@ -22,6 +22,7 @@ from feebcore.compare import law_page, law_report
 from feebcore.compare.plan import ORDER_KEYS, check_same_data, first_difference, names_of, short
 from feebcore.compare.planned import built_of, shared_items
 from feebcore.compare.run import KIND, shared_stages
+from feebcore.compare.speed import tried_speed
 from feebcore.config import PartConfig, identity_of
 from feebcore.errors import DataError, RecipeError, StageFailed
 from feebcore.files import digest_of, read_json, write_atomic, write_json
@@ -36,7 +37,7 @@ from feebcore.scaling.analysis import points_of_sweep
 from feebcore.scaling.cells import measure_with, with_overrides
 from feebcore.scaling.config import SweepConfig
 from feebcore.scaling.paired import Pair
-from feebcore.scaling.planning import Planner
+from feebcore.scaling.planning import Planner, Situation
 from feebcore.scaling.points import Point
 from feebcore.scaling.sweep import cell_run, measurement, point_of, situation_of
 from feebcore.scaling.use import before_it_runs, measured_speed, section_of, sweep_key
@@ -301,9 +302,9 @@ class LawStudy:
         cells = self.planner.propose(situation)
         current = min((cell.round for cell in cells if cell.name not in situation.ended), default=math.inf)
         self.slots = [cell for cell in cells if cell.round <= current]
-        return specs_of(self.sides, self.slots, self.vocab_size)
+        return specs_of(self.sides, cells_of(self.sides, self.slots, self.vocab_size))
 
-    def after(self, records: Mapping[str, RunRecord]) -> Any:
+    def after(self, records: Mapping[str, RunRecord]) -> Situation:
         """What the planner knows once these runs have ended: those of the first side."""
         first = self.sides[0]
         ended = frozenset(name.removeprefix(f"{first.name}/") for name, r in records.items() if name.startswith(f"{first.name}/") and r.ended)
@@ -337,19 +338,26 @@ class LawStudy:
         self.out.log(f"run {record.name}: {words} ({counts['done'] + counts['failed'] + counts['diverged']} of {sum(counts.values())} runs so far)")
 
 
-def specs_of(sides: tuple[Side, Side], cells: Sequence[Cell], vocab_size: int) -> list[RunSpec]:
+def cells_of(sides: tuple[Side, Side], cells: Sequence[Cell], vocab_size: int) -> tuple[list[Cell], list[Cell]]:
+    """What each side trains in every slot of the first's `cells`, with its own exact FLOPs."""
+    first, second = (side.section for side in sides)
+    measure = measure_with(second.train, vocab_size)
+    others = []
+    for cell in cells:
+        other = cell_for(cell, first, second)
+        others.append(dataclasses.replace(other, flops=measure(other.overrides).flops_per_step * other.overrides["max_steps"]))
+    return list(cells), others
+
+
+def specs_of(sides: tuple[Side, Side], cells: tuple[Sequence[Cell], Sequence[Cell]]) -> list[RunSpec]:
     """Both runs of every slot, next to each other; every other slot in reverse, so that a machine that slows down slows down both sides."""
-    first, second = sides
-    measure = measure_with(second.section.train, vocab_size)
     specs = []
-    for number, cell in enumerate(cells):
-        other = cell_for(cell, first.section, second.section)
-        other = dataclasses.replace(other, flops=measure(other.overrides).flops_per_step * other.overrides["max_steps"])
-        both = []
-        for side, own in ((first, cell), (second, other)):
-            spec = cell_run(side.section, side.recipe, side.key, own)
-            both.append(dataclasses.replace(spec, name=f"{side.name}/{cell.name}", role="baseline" if side is first else "candidate"))
-        specs += both[:: -1 if number % 2 else 1]
+    for number, both in enumerate(zip(*cells, strict=True)):
+        pair = []
+        for side, cell in zip(sides, both, strict=True):
+            spec = cell_run(side.section, side.recipe, side.key, cell)
+            pair.append(dataclasses.replace(spec, name=f"{side.name}/{cell.name}", role="baseline" if side is sides[0] else "candidate"))
+        specs += pair[:: -1 if number % 2 else 1]
     return specs
 
 
@@ -371,35 +379,35 @@ def finished_law_comparison(recipes: Sequence[Recipe], settings: LawSettings, wo
     return None if shared is None else workspace.find(KIND, digest_of(study_identity(sides, workspace, shared))[:12])
 
 
-def planned_pairs(recipes: Sequence[Recipe], settings: LawSettings, workspace: Workspace) -> list[dict[str, Any]]:
+def planned_pairs(recipes: Sequence[Recipe], settings: LawSettings, workspace: Workspace, jobs: int = 1) -> list[dict[str, Any]]:
     """A row for every slot: N, FLOPs, expected seconds and status of the first and of the second run, steps and D. Writes nothing.
 
     Of a planner that depends on results, what it expects. Raises RecipeError where the recipes cannot be paired, FeebError where the tokens are not
     built yet.
     """
     sides = sides_of(recipes, settings)
-    first = sides[0]
-    planner, situation = before_it_runs(first.recipe, workspace)
-    shared = built_of(shared_items(first.recipe, first.key, workspace))
+    planner, situation = before_it_runs(sides[0].recipe, workspace)
+    shared = built_of(shared_items(sides[0].recipe, sides[0].key, workspace))
     assert shared is not None
-    tokens = read_json(first.inputs(workspace, shared)["tokens"].file("tokens.json"))
-    cells = planner.plan(situation)
-    specs = {spec.name: spec for spec in specs_of(sides, cells, tokens["vocab_size"])}
-    status = {row["run"]: row["status"] for row in rows_of(specs.values(), workspace, shared)}
-    measures = [measure_with(side.section.train, tokens["vocab_size"]) for side in sides]
-    speeds = [measured_speed(workspace, side.section.train.architecture.spec.name, side.section.parameter_count) for side in sides]
+    tokens = read_json(sides[0].inputs(workspace, shared)["tokens"].file("tokens.json"))
+    cells = cells_of(sides, planner.plan(situation), tokens["vocab_size"])
+    status = {row["run"]: row["status"] for row in rows_of(specs_of(sides, cells), workspace, shared)}
+    columns = [_planned(side, own, situation_of(side.section, tokens), status, workspace, jobs) for side, own in zip(sides, cells, strict=True)]
+    rows = []
+    for cell, first, second in zip(cells[0], *columns, strict=True):
+        row: dict[str, Any] = {"run": cell.name, "round": cell.round, "heldout": cell.heldout, "steps": cell.overrides["max_steps"], "D": first.pop("D")}
+        rows.append(row | {key: [first[key], second[key]] for key in first})
+    return rows
+
+
+def _planned(side: Side, cells: Sequence[Cell], situation: Situation, status: Mapping[str, str], workspace: Workspace, jobs: int) -> list[dict[str, Any]]:
+    section = side.section
+    speed = measured_speed(workspace, section.train.architecture.spec.name, section.parameter_count)
+    speed = speed or tried_speed(side.recipe, workspace, situation, cells, jobs)
     rows = []
     for cell in cells:
-        row: dict[str, Any] = {"run": cell.name, "round": cell.round, "heldout": cell.heldout, "steps": cell.overrides["max_steps"]}
-        row |= {key: [] for key in ("N", "flops", "seconds", "status")}
-        for side, measure, speed in zip(sides, measures, speeds, strict=True):
-            spec = specs[f"{side.name}/{cell.name}"]
-            cost = measure(spec.overrides)
-            size = float(getattr(cost.counts, side.section.parameter_count))
-            row["N"].append(size)
-            row["flops"].append(spec.flops)
-            row["seconds"].append(None if speed is None else speed.seconds(size, spec.flops))
-            row["status"].append(status[spec.name])
-            row["D"] = spec.flops / cost.flops_per_token
-        rows.append(row)
+        cost = situation.measure(cell.overrides)
+        size = float(getattr(cost.counts, section.parameter_count))
+        row = {"N": size, "flops": cell.flops, "seconds": speed.seconds(size, cell.flops), "status": status[f"{side.name}/{cell.name}"]}
+        rows.append(row | {"D": cell.flops / cost.flops_per_token})
     return rows

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from feeb_pipelines.cli import run_command
 from feebcore import api
 from feebcore.artifacts import Workspace
 from feebcore.compare import law as law_module
@@ -101,7 +102,7 @@ def test_another_target_trains_nothing_again(done, result):
     assert again["comparison"]["measured"] == result["comparison"]["measured"]
 
 
-def test_finished_sweeps_are_compared_as_they_are(done, result):
+def test_finished_sweeps_are_compared_as_they_are(done, result, capsys):
     """The sweeps find their runs in the workspace, and their comparison says what that of the recipes says."""
     space = Workspace(done[0] / "data")
     folders = []
@@ -113,8 +114,48 @@ def test_finished_sweeps_are_compared_as_they_are(done, result):
     assert again["pairs"] == result["pairs"]
     assert again["comparison"] == result["comparison"]
     assert again["verdict"] == result["verdict"]
+    assert run_command(["compare", "--law", "tiny", "idea", "--workspace", str(space.root), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["verdict"] == result["verdict"]
     with pytest.raises(RecipeError, match="very same runs"):
         compare_sweeps([folders[0], folders[0]], LawSettings(), space)
+
+
+def test_the_command_prints_a_table_the_sentence_and_json(done, result, capsys):
+    command = ["compare", "--law", str(done[0] / "r.yaml"), str(done[0] / "idea.yaml"), "--workspace", str(done[0] / "data")]
+    assert run_command(command) == 0
+    text = capsys.readouterr().out
+    assert result["verdict"][0] in " ".join(text.split())
+    assert "(middle of the runs)" in text
+    assert run_command([*command, "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["path"] == str(done[1].path)
+    assert printed.items() >= result.items()
+    assert run_command([*command, "--plan"]) == 0
+    assert capsys.readouterr().out.endswith("9 pairs; to train: 0 runs, 0 FLOPs\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["r.yaml", "idea.yaml", "--seeds", "3", "--keep-lr"], "--seeds, --keep-lr: not with --law"),
+        (["r.yaml", "idea.yaml", "--target", "0"], "--target 0: a number of training FLOPs, above 0"),
+        (["r.yaml", "idea.yaml", "--name", "a/b"], "--name: name 'a/b'"),
+        (["r.yaml", "tiny"], "give two recipes (YAML files), or the names of two finished sweeps"),
+        (["tiny", "idea", "--plan"], "--plan: two finished sweeps train nothing"),
+        (["nowhere", "idea"], "no run 'sweep/nowhere'"),
+    ],
+)
+def test_what_the_command_refuses_is_one_sentence(done, capsys, monkeypatch, words, said):
+    monkeypatch.chdir(done[0])
+    assert run_command(["compare", "--law", *words, "--workspace", str(done[0] / "data")]) == 1
+    message = capsys.readouterr().err.strip()
+    assert said in message
+    assert "\n" not in message
+
+
+def test_a_target_is_for_laws(done, capsys):
+    assert run_command(["compare", str(done[0] / "r.yaml"), str(done[0] / "idea.yaml"), "--target", "1e9"]) == 1
+    assert "--target is for --law" in capsys.readouterr().err
 
 
 def test_a_killed_comparison_continues_to_the_same_result(done, result, tmp_path):

@@ -120,10 +120,10 @@ def _plan(references: Sequence[str], settings: LawSettings, overrides: list[str]
     from feebcore.compare.law import planned_pairs
     from feebcore.compare.plan import load_recipes
 
-    rows = planned_pairs(load_recipes(references, overrides, quick), settings, space)
-    left = [(flops, seconds) for row in rows for flops, seconds, status in zip(row["flops"], row["seconds"], row["status"], strict=True) if status != "reuse"]
-    flops, known = sum(flops for flops, _ in left), all(seconds is not None for _, seconds in left)
-    seconds = sum(seconds for _, seconds in left) / jobs if known else None
+    rows = planned_pairs(load_recipes(references, overrides, quick), settings, space, jobs)
+    runs = [run for row in rows for run in zip(row["flops"], row["seconds"], row["status"], strict=True)]
+    left = [(flops, seconds) for flops, seconds, status in runs if status != "reuse"]
+    flops, seconds = sum(flops for flops, _ in left), sum(seconds for _, seconds in left) / jobs
     if json:
         print_json({"runs": rows, "to_train": len(left), "flops": flops, "seconds": seconds})
         return
@@ -140,8 +140,8 @@ def _plan(references: Sequence[str], settings: LawSettings, overrides: list[str]
         for row in rows
     ]
     print_table(("run", "N", "N, second", "D", "steps", "FLOPs", "FLOPs, second", "action"), table, drop=("steps", "N, second", "FLOPs, second"))
-    expected = "; no finished run tells how long that takes" if seconds is None else f", about {duration(seconds)} with {jobs} at once"
-    print(f"{len(rows)} pairs; to train: {len(left)} runs, {flops:.4g} FLOPs" + (expected if left else ""))
+    expected = f", about {duration(seconds)} with {jobs} at once" if left else ""
+    print(f"{len(rows)} pairs; to train: {len(left)} runs, {flops:.4g} FLOPs{expected}")
 
 
 def _show(result: Mapping[str, Any], artifact: Artifact, display: Display, reused: bool) -> None:
