@@ -124,6 +124,8 @@ def _with_target(recipe: Recipe, key: str, target: float) -> Recipe:
 
 def check_pairable(first: SweepConfig, second: SweepConfig, one: str, other: str, key: str) -> None:
     """Raises RecipeError naming the first key in which runs of the same slot would not be pairs. one, other: what the sections belong to."""
+    if first.planner.build().varies != "sizes":
+        raise RecipeError(f"{key}.planner: {first.planner.name} in {one} does not vary the size of the model; laws are compared over sizes and tokens")
     values: list[tuple[str, Any, Any]] = [(name, getattr(first, name), getattr(second, name)) for name in SAME_SWEEP]
     values += [(f"train.{name}", getattr(first.train, name), getattr(second.train, name)) for name in SAME_TRAINING]
     plain = [(name, *(value.dump() if hasattr(value, "dump") else value for value in both)) for name, *both in values]
@@ -266,10 +268,10 @@ class LawStudy:
 
     def __init__(self, sides: tuple[Side, Side], workspace: Workspace, shared: Mapping[str, Artifact], out: StageOutput) -> None:
         self.sides, self.workspace, self.shared, self.out = sides, workspace, shared, out
-        tokens = read_json(sides[0].inputs(workspace, shared)["tokens"].file("tokens.json"))
-        self.vocab_size: int = tokens["vocab_size"]
+        tokens = sides[0].inputs(workspace, shared)["tokens"]
+        self.vocab_size: int = read_json(tokens.file("tokens.json"))["vocab_size"]
         self.planner: Planner = sides[0].section.planner.build()
-        self.situation = situation_of(sides[0].section, tokens)
+        self.situation = situation_of(sides[0].section, tokens.path)
         self.slots: list[Cell] = []
         self.ledger = Ledger(out.path / "ledger.sqlite")
 
@@ -339,14 +341,16 @@ class LawStudy:
 
 
 def cells_of(sides: tuple[Side, Side], cells: Sequence[Cell], vocab_size: int) -> tuple[list[Cell], list[Cell]]:
-    """What each side trains in every slot of the first's `cells`, with its own exact FLOPs."""
+    """What each side trains in every slot of the first's `cells`, with its own exact FLOPs; each run is trained from its beginning, as sides may differ
+    in what their runs share."""
+    cells = [dataclasses.replace(cell, original="", shared_steps=0) for cell in cells]
     first, second = (side.section for side in sides)
     measure = measure_with(second.train, vocab_size)
     others = []
     for cell in cells:
         other = cell_for(cell, first, second)
         others.append(dataclasses.replace(other, flops=measure(other.overrides).flops_per_step * other.overrides["max_steps"]))
-    return list(cells), others
+    return cells, others
 
 
 def specs_of(sides: tuple[Side, Side], cells: tuple[Sequence[Cell], Sequence[Cell]]) -> list[RunSpec]:
@@ -355,7 +359,7 @@ def specs_of(sides: tuple[Side, Side], cells: tuple[Sequence[Cell], Sequence[Cel
     for number, both in enumerate(zip(*cells, strict=True)):
         pair = []
         for side, cell in zip(sides, both, strict=True):
-            spec = cell_run(side.section, side.recipe, side.key, cell)
+            spec = cell_run(side.section, side.recipe, side.key, cell, [cell])
             pair.append(dataclasses.replace(spec, name=f"{side.name}/{cell.name}", role="baseline" if side is sides[0] else "candidate"))
         specs += pair[:: -1 if number % 2 else 1]
     return specs
@@ -389,10 +393,10 @@ def planned_pairs(recipes: Sequence[Recipe], settings: LawSettings, workspace: W
     planner, situation = before_it_runs(sides[0].recipe, workspace)
     shared = built_of(shared_items(sides[0].recipe, sides[0].key, workspace))
     assert shared is not None
-    tokens = read_json(sides[0].inputs(workspace, shared)["tokens"].file("tokens.json"))
-    cells = cells_of(sides, planner.plan(situation), tokens["vocab_size"])
+    tokens = sides[0].inputs(workspace, shared)["tokens"]
+    cells = cells_of(sides, planner.plan(situation), read_json(tokens.file("tokens.json"))["vocab_size"])
     status = {row["run"]: row["status"] for row in rows_of(specs_of(sides, cells), workspace, shared)}
-    columns = [_planned(side, own, situation_of(side.section, tokens), status, workspace, jobs) for side, own in zip(sides, cells, strict=True)]
+    columns = [_planned(side, own, situation_of(side.section, tokens.path), status, workspace, jobs) for side, own in zip(sides, cells, strict=True)]
     rows = []
     for cell, first, second in zip(cells[0], *columns, strict=True):
         row: dict[str, Any] = {"run": cell.name, "round": cell.round, "heldout": cell.heldout, "steps": cell.overrides["max_steps"], "D": first.pop("D")}

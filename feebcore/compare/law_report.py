@@ -10,10 +10,10 @@ import numpy as np
 
 from feebcore.errors import plural
 from feebcore.files import finite
+from feebcore.scaling.allocation import cost_of_a_token
 from feebcore.scaling.minimize import Array
 from feebcore.scaling.paired import EQUAL, CostOfToken, LawComparison, Pair, Place, compare_pairs
 from feebcore.scaling.points import NotIdentifiable, ParameterCount, Point
-from feebcore.scaling.sweep import cost_of_a_token
 
 ASSUMPTIONS = (
     "Each side is taken at its own best size and its own FLOPs per token; its learning rates are its own in every slot, times the same factors, and no small "

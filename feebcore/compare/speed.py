@@ -68,7 +68,7 @@ def tried_speed(recipe: Recipe, workspace: Workspace, situation: Situation, cell
     chosen = dict([by_size[0], by_size[len(by_size) // 2], by_size[-1]])
     rates = []
     for cell in chosen.values():
-        own = cell_run(section, recipe, key, cell).recipe
+        own = cell_run(section, recipe, key, cell, [cell]).recipe
         threads = section.train.threads or max(1, available_cpus() // jobs)
         entry = own.stages["pretrain"]
         timed = dataclasses.replace(entry, section=entry.section.model_copy(update={"threads": threads}))

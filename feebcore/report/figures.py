@@ -95,7 +95,7 @@ def off_scale(axes: Axes, values: Sequence[float], theme: Theme) -> None:
 def sweep(law: Mapping[str, Any], theme: Theme) -> Figure | None:
     """IsoFLOP curves with the fitted law and the held-out run, and predicted against measured loss. law: law.json."""
     points = [p for p in law.get("points", []) if p.get("loss") is not None]
-    if not points:
+    if not points or any(p.get("shares") for p in points):  # runs over mixtures have one size and no curves
         return None
     parameter_count = (law.get("law") or {}).get("parameter_count") or "non_embedding"
     size = lambda p: p[parameter_count]  # noqa: E731

@@ -95,6 +95,7 @@ class TrainSection(StageConfig):
     checkpoint_every: Observation[int] = Field(200, ge=0, description="checkpoint every N steps; 0: only at the end")
     keep_checkpoints: Observation[int] = Field(2, ge=1, description="number of newest checkpoints to keep")
     keep_every: Observation[int] = Field(0, ge=0, description="also keep checkpoints of steps divisible by this, to branch from; 0: none")
+    keep_steps: Observation[list[Annotated[int, Field(ge=1)]]] = Field([], description="also write and keep checkpoints of these steps")
     keep_best: Observation[int] = Field(0, ge=0, description="also keep the N checkpoints with the lowest validation loss; 0: none")
     async_checkpoints: Observation[bool] = Field(True, description="write checkpoints in a background thread")
     log_every: Observation[int] = Field(10, ge=1, description="log every N steps")

@@ -18,8 +18,14 @@ if TYPE_CHECKING:
     from feebcore.artifacts import Workspace
     from feebcore.recipe import Recipe
 
+LADDERS = ("ladder", "parametric_grid")
+"""Planners with runs of their own, which --budget limits; it replaces others by adaptive."""
+
 RecipeFile = Annotated[str, Parameter(help="A recipe (YAML file) with a stage sweep.")]
-Budget = Annotated[float | None, Parameter(help="Training FLOPs of all runs together: uses planner adaptive.", show_default=False)]
+Budget = Annotated[
+    float | None,
+    Parameter(help="Training FLOPs of all runs together: uses planner adaptive, but for a ladder or a parametric_grid, which must fit.", show_default=False),
+]
 Target = Annotated[float | None, Parameter(help="Training FLOPs to forecast: the best size and its loss.", show_default=False)]
 Hours = Annotated[float | None, Parameter(help="The budget in hours, converted by the speed of this machine.", show_default=False)]
 Jobs = Annotated[int, Parameter(help="Number of parallel runs.")]
@@ -62,9 +68,10 @@ def plan(
     sums = total(rows)
     seconds = sums["seconds"] / jobs
     if json:
-        print_json({"runs": [row.to_dict() for row in rows], "flops": sums["flops"], "seconds": seconds, "target": section.target or None})
+        flops = {"flops": sums["flops"], "saved_flops": sums["saved_flops"]}
+        print_json({"runs": [row.to_dict() for row in rows], **flops, "seconds": seconds, "target": section.target or None})
         return
-    columns = ("round", "run", "N", "D", "steps", "FLOPs", "time", "predicted")
+    columns = ("round", "run", "N", "D", "steps", "FLOPs", "time", "predicted", "branches")
     table = [
         (
             str(row.cell.round),
@@ -75,12 +82,15 @@ def plan(
             f"{row.cell.flops:.3g}",
             duration(row.seconds),
             "before it starts" if row.cell.predicted else "",
+            f"from step {row.cell.shared_steps:,} of {row.cell.original}" if row.cell.original else "",
         )
         for row in rows
     ]
     print_table(columns, table, drop=("round", "steps"))
     cost = f", {seconds / 3600 * price:.2f} at {price:g} an hour" if price else ""
     print(f"{len(rows)} runs, {sums['flops']:.4g} FLOPs, about {duration(seconds)} with {jobs} at once{cost}")
+    if sums["saved_flops"]:
+        print(_saved(sums["saved_flops"], sums["flops"]))
     if section.target:
         dearest = max(row.cell.flops for row in rows)
         print(f"forecast at {section.target:.3g} FLOPs, {section.target / dearest:.3g} times the dearest run")
@@ -173,6 +183,10 @@ def report(sweep: RunOption, /, *, workspace: WorkspaceOption = None, json: Json
         low, high = forecast["low"], forecast["high"]
         interval = f" ({low:.4f} to {high:.4f})" if low is not None else ""
         print(f"\nforecast at {forecast['flops']:.3g} FLOPs: {forecast['loss']:.4f} nats per token{interval} with N {forecast['N']:.3g}, D {forecast['D']:.3g}")
+    if mixture := document.get("mixture"):
+        _print_mixture(mixture)
+    if document.get("saved_flops"):
+        print(_saved(document["saved_flops"], sum(point["flops"] for point in document["points"]) - document["saved_flops"]))
     for flag in law["flags"]:
         print(f"caveat: {flag}")
     hint(f"feeb sweep recommend {sweep} --flops FLOPS")
@@ -189,7 +203,7 @@ def recommend(
 ) -> None:
     """Write the recipe of the best run for a number of FLOPs, with the forecast of its loss.
 
-    Size by the law and the measured cost of a token, learning rates by the sweep's probe.
+    Size by the law and the measured cost of a token, learning rates by the sweep's probe. Of a sweep over mixtures: the mixture of least loss.
 
     Examples:
         feeb sweep recommend sweep-small --flops 1e14 --out large.yaml
@@ -202,7 +216,8 @@ def recommend(
     folder = finished_sweep(sweep, workspace)
     artifact = read_artifact(folder)
     assert artifact is not None
-    run_flops = flops or (read_json(folder / "law.json").get("forecast") or {}).get("flops")
+    document = read_json(folder / "law.json")
+    run_flops = flops or (document.get("forecast") or document.get("mixture") or {}).get("flops")
     if not run_flops:
         raise FeebError("this sweep has no target; say for how many training FLOPs, as in --flops 1e14")
     recipe, forecast = recommended(artifact, run_flops)
@@ -212,12 +227,42 @@ def recommend(
         print_json({"recipe": recipe, "forecast": forecast, "out": str(out) if out else None})
         return
     interval = f" ({forecast['low']:.4f} to {forecast['high']:.4f})" if forecast["low"] == forecast["low"] else ""
-    changes = ", ".join(f"{k} {v}" for k, v in forecast["overrides"].items())
+    changes = ", ".join(f"{k} {v}" for k, v in forecast["overrides"].items() if k != "data_order")  # a table below says the shares
     print(f"{forecast['flops']:.3g} FLOPs: {changes}")
-    print(f"N {forecast['N']:.4g}, D {forecast['D']:.4g}; forecast {forecast['loss']:.4f} nats per token{interval}")
+    known = "no forecast of its loss" if forecast["loss"] != forecast["loss"] else f"forecast {forecast['loss']:.4f} nats per token{interval}"
+    print(f"N {forecast['N']:.4g}, D {forecast['D']:.4g}; {known}")
+    if mixture := forecast.get("mixture"):
+        _print_mixture(mixture)
     for flag in forecast["flags"]:
         print(f"caveat: {flag}")
     hint(f"feeb run {out}" if out else f"feeb sweep recommend {sweep} --flops {run_flops:g} --out large.yaml")
+
+
+def _print_mixture(mixture: Mapping[str, Any]) -> None:
+    """The recommended shares, and what they gain. mixture: of law.json."""
+    print(f"\nrecommended mixture for {mixture['flops']:.3g} FLOPs ({mixture['tokens']:.3g} tokens), regression {mixture['regression']}")
+    rows = [
+        (
+            name,
+            f"{100 * share:.1f}%",
+            _percents(mixture["intervals"].get(name)),
+            f"{100 * mixture['baseline'].get(name, 0.0):.1f}%",
+            f"{mixture['epochs'][name]:.2f}",
+        )
+        for name, share in mixture["shares"].items()
+    ]
+    print_table(("source", "share", "95% interval", "baseline", "epochs"), rows)
+    ends = mixture["gain_interval"]
+    interval = f" ({ends[0]:.2f} to {ends[1]:.2f})" if ends else ""
+    print(f"expected gain over the baseline: {mixture['gain']:.2f}%{interval} of the loss{'' if mixture['better'] else '; cannot be told from none'}")
+    if measured := mixture["measured"]:
+        low, high = measured["gain_interval"]
+        verdict = "better" if low > 0 else "worse" if high < 0 else "cannot be told from the baseline"
+        print(f"measured at scale: {measured['gain']:.2f}% ({low:.2f} to {high:.2f}) over {len(measured['baseline'])} pairs of seeds; {verdict}")
+
+
+def _percents(ends: Sequence[float] | None) -> str:
+    return f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f}%" if ends else ""
 
 
 def _load(
@@ -236,12 +281,13 @@ def _load(
         raise FeebError("give --budget or --hours, not both")
     overrides = with_stage("sweep", recipe, with_inputs(set, input))
     planner = (read_merged(Path(recipe), overrides)[0].get("sweep") or {}).get("planner")
-    adaptive = (planner.get("name") if isinstance(planner, dict) else planner) in ("adaptive", "feeb/adaptive")
+    chosen = str(planner.get("name") if isinstance(planner, dict) else planner).removeprefix("feeb/")
+    adaptive = chosen == "adaptive"
     own = [f"sweep.target={target!r}"] if target else []
     if hours:
         budget = budget_for_hours(load(recipe, overrides if adaptive else [_planner(1e15), *overrides]), space, hours, jobs)
     if budget:
-        own.append(f"sweep.planner.budget={budget!r}" if isinstance(planner, dict) and adaptive else _planner(budget))
+        own.append(f"sweep.planner.budget={budget!r}" if isinstance(planner, dict) and (adaptive or chosen in LADDERS) else _planner(budget))
     overrides = [*own, *overrides]  # so that --set can add to the planner
     return load(recipe, overrides), overrides
 
@@ -269,8 +315,12 @@ def finished_sweep(sweep: str, workspace: Path | None) -> Path:
     return folder
 
 
+def _saved(saved: float, trained: float) -> str:
+    return f"branches save {saved:.3g} FLOPs, {100 * saved / (saved + trained):.0f}% of what the runs would take one by one"
+
+
 def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}" if abs(value) < 1000 else f"{value:.4g}"
+    return "" if value is None else f"{value:.4f}" if 0.001 <= abs(value) < 1000 or value == 0 else f"{value:.4g}"
 
 
 def _ends(ends: Sequence[float] | None) -> str:
