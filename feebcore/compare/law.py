@@ -366,8 +366,9 @@ def specs_of(sides: tuple[Side, Side], cells: tuple[Sequence[Cell], Sequence[Cel
 
 
 def _usable(pairs: Sequence[Pair], planner: Planner) -> list[Pair]:
-    """Without those that the planner fits no law to, such as its trials of learning rates."""
-    fitted = {point.name for point in planner.fitted([pair.first for pair in pairs])}
+    """Those that the planner fits whatever they measured. A trial that is fitted for having the least loss of several on one side is no fair pair."""
+    rising, falling = ([dataclasses.replace(pair.first, loss=(1.0 + i) ** sign) for i, pair in enumerate(pairs)] for sign in (1, -1))
+    fitted = {point.name for point in planner.fitted(rising)} & {point.name for point in planner.fitted(falling)}
     return [pair for pair in pairs if pair.name in fitted or pair.first.heldout]
 
 

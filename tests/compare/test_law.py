@@ -284,6 +284,14 @@ def test_a_rate_of_one_size_goes_to_the_same_rate():
         cell_for(Cell("a", {"optimizer.embedding_lr": 0.02}, 1.0), *sections('{"name": "adamw", "lr": 0.002}'))
 
 
+def test_trials_that_are_chosen_by_their_loss_are_no_pairs():
+    planner = SweepConfig.model_validate({"planner": {"name": "adaptive", "budget": 1e12}}).planner.build()
+    _, _, pairs = world_of(Design("", 3, 3), 0)
+    names = ["probe1-d8-x0.5", "probe1-d8-x1", "probe1-d8-x2", *(f"rung1-{i}" for i in range(6))]
+    named = [Pair(name, *(dataclasses.replace(point, name=name) for point in (p.first, p.second))) for name, p in zip(names, pairs, strict=True)]
+    assert [pair.name for pair in law_module._usable(named, planner)] == names[3:]
+
+
 # --- sentences ------------------------------------------------------------------------------------------------------------------
 
 
