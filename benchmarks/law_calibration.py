@@ -14,6 +14,7 @@ import argparse
 import math
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -43,9 +44,10 @@ class World:
     beta: float
     bend: float
 
-    def loss(self, size: float, tokens: float) -> float:
+    def loss(self, size: Any, tokens: Any) -> Any:
+        """Of numbers or arrays."""
         law = self.E + self.A / size**self.alpha + self.B / tokens**self.beta
-        return law * (1 + self.bend * math.log(6 * size * tokens / 1e19) ** 2)
+        return law * (1 + self.bend * np.log(6 * size * tokens / 1e19) ** 2)
 
     @property
     def a(self) -> float:

@@ -103,6 +103,20 @@ def load_candidates(paths: Sequence[str], settings: Settings, overrides: Sequenc
 
     The seeds that a recipe names are the comparison's to choose. quick: with the recipes' `quick:` sections.
     """
+    recipes = load_recipes(paths, overrides, quick)
+    command = _command(paths, settings, overrides, quick)
+    if len(paths) == 1 and not settings.name:
+        settings = settings.model_copy(update={"name": study_name(recipes[0])})
+    return settings, recipes, command
+
+
+def study_name(recipe: Recipe) -> str:
+    """The name of the recipe that has these variants, as a folder's."""
+    return re.sub(r"[^\w.-]+", "-", str(recipe.data.get("name") or recipe.path.stem)).lstrip(".")
+
+
+def load_recipes(paths: Sequence[str], overrides: Sequence[str], quick: bool) -> list[Recipe]:
+    """The recipes, or their variants; the seeds that a recipe names are not those of its runs here."""
     recipes: list[Recipe] = []
     for path in paths:
         texts = [*quick_overrides(path), *overrides] if quick else list(overrides)
@@ -112,11 +126,7 @@ def load_candidates(paths: Sequence[str], settings: Settings, overrides: Sequenc
         else:
             alone = len(paths) == 1  # then the variant says all
             recipes += [dataclasses.replace(r, name=r.variant if alone else r.name.removesuffix(f"-seed{r.seed}")) for r in reversed(variants.values())]
-    command = _command(paths, settings, overrides, quick)
-    if len(paths) == 1 and not settings.name:
-        own = str(recipes[0].data.get("name") or recipes[0].path.stem)
-        settings = settings.model_copy(update={"name": re.sub(r"[^\w.-]+", "-", own).lstrip(".")})
-    return settings, recipes, command
+    return recipes
 
 
 def _command(paths: Sequence[str], settings: Settings, overrides: Sequence[str], quick: bool) -> str:
@@ -148,7 +158,7 @@ def candidates_of(recipes: Sequence[Recipe], settings: Settings) -> list[Candida
     assert isinstance(first, PretrainConfig)
     known: dict[str, list[str]] = {}
     candidates = []
-    for recipe, name in zip(recipes, _names(recipes), strict=True):
+    for recipe, name in zip(recipes, names_of(recipes), strict=True):
         alike = known.setdefault(digest_of(_own_identity(recipe)), [])
         begin = first.seed + len(alike) * settings.seeds
         candidates.append(Candidate(name, recipe, tuple(range(begin, begin + settings.seeds)), alike[0] if alike else ""))
@@ -156,7 +166,7 @@ def candidates_of(recipes: Sequence[Recipe], settings: Settings) -> list[Candida
     return candidates
 
 
-def _names(recipes: Sequence[Recipe]) -> list[str]:
+def names_of(recipes: Sequence[Recipe]) -> list[str]:
     """The recipes' names; of those that share one, the files' names, and then numbers."""
     names = [recipe.name for recipe in recipes]
     names = [recipe.path.stem if names.count(name) > 1 and not recipe.variant else name for recipe, name in zip(recipes, names, strict=True)]
@@ -170,27 +180,27 @@ def _own_identity(recipe: Recipe) -> dict[str, Any]:
     return identity_of(section.model_copy(update={"seed": 0}))
 
 
-def check_same_data(recipes: Sequence[Recipe]) -> None:
-    """Raises RecipeError naming the first key in which a recipe's stages before pretrain differ from the baseline's."""
+def check_same_data(recipes: Sequence[Recipe], trained: str = STAGE) -> None:
+    """Raises RecipeError naming the first key in which a recipe's stages before the one that is compared differ from the baseline's."""
     base = recipes[0]
-    before = [stage for stage in stages_for(base, [STAGE]) if stage != STAGE]
+    before = [stage for stage in stages_for(base, [trained]) if stage != trained]
     for other in recipes[1:]:
         ours, its = ({stage: named.reference for stage, named in recipe.inputs.items()} for recipe in (base, other))
         if ours != its:
             raise RecipeError(
-                f"inputs: {_short(ours)} in {base.path} and {_short(its)} in {other.path}; recipes are compared on the same data, so make them equal"
+                f"inputs: {short(ours)} in {base.path} and {short(its)} in {other.path}; recipes are compared on the same data, so make them equal"
             )
-        theirs = [stage for stage in stages_for(other, [STAGE]) if stage != STAGE]
+        theirs = [stage for stage in stages_for(other, [trained]) if stage != trained]
         if theirs != before:
             raise RecipeError(
-                f"{other.path}: before {STAGE} it runs {', '.join(theirs)}, and {base.path} runs {', '.join(before)}; recipes are compared on the same data"
+                f"{other.path}: before {trained} it runs {', '.join(theirs)}, and {base.path} runs {', '.join(before)}; recipes are compared on the same data"
             )
         for stage in before:
             own, others = ({stage: identity_of_spec(r.stages[stage].spec) | {"options": identity_of(r.stages[stage].section)}} for r in (base, other))
             if (difference := first_difference(own, others)) is not None:
                 key, one, two = difference
                 raise RecipeError(
-                    f"{key}: {_short(one)} in {base.path} and {_short(two)} in {other.path}; recipes are compared on the same data, so make them equal"
+                    f"{key}: {short(one)} in {base.path} and {short(two)} in {other.path}; recipes are compared on the same data, so make them equal"
                 )
 
 
@@ -212,7 +222,7 @@ def first_difference(one: Any, other: Any, prefix: str = "") -> tuple[str, Any, 
     return prefix, one, other
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
     text = "the default" if value is None else repr(value)
     return text if len(text) <= 60 else f"{text[:57]}…"
 

@@ -36,7 +36,7 @@ from feebcore.study.runs import RunSpec
 def finished_comparison(recipes: Sequence[Recipe], settings: Settings, workspace: Workspace) -> Artifact | None:
     """The artifact of this comparison, None while it or what it needs is not finished."""
     candidates = candidates_of(recipes, settings)
-    built = _built(_shared(candidates, workspace))
+    built = built_of(shared_items(candidates[0].recipe, STAGE, workspace))
     if built is None:
         return None
     return workspace.find("compare", _fingerprint(candidates, settings, workspace, built))
@@ -45,9 +45,9 @@ def finished_comparison(recipes: Sequence[Recipe], settings: Settings, workspace
 def planned_runs(recipes: Sequence[Recipe], settings: Settings, workspace: Workspace) -> list[dict[str, Any]]:
     """Rows as of `feeb plan`: the shared stages, then every run. Raises RecipeError where the recipes cannot be compared."""
     candidates = candidates_of(recipes, settings)
-    items = _shared(candidates, workspace)
+    items = shared_items(candidates[0].recipe, STAGE, workspace)
     rows = [row_of(candidates[0].name, item) for item in items]
-    built = _built(items)
+    built = built_of(items)
     steps = _steps(candidates, settings, workspace, built)
     own = {c.name: 1.0 for c in candidates}
     tuned = [c for c in candidates if settings.tune_lr != "off" and not c.same_as and has_lr(c.section.optimizer)]
@@ -71,16 +71,18 @@ def _fingerprint(candidates: Sequence[Candidate], settings: Settings, workspace:
     return digest_of(study_identity(candidates, settings, inputs))[:12]
 
 
-def _shared(candidates: Sequence[Candidate], workspace: Workspace) -> list[PlanItem]:
-    recipe, built, items = candidates[0].recipe, dict[str, Artifact | None](), list[PlanItem]()
-    for stage in stages_for(recipe, [STAGE]):
-        if stage != STAGE:
+def shared_items(recipe: Recipe, trained: str, workspace: Workspace) -> list[PlanItem]:
+    """The stages before the one that is compared."""
+    built, items = dict[str, Artifact | None](), list[PlanItem]()
+    for stage in stages_for(recipe, [trained]):
+        if stage != trained:
             items.append(plan_stage(recipe, stage, workspace, built))
             built[stage] = items[-1].artifact
     return items
 
 
-def _built(items: Sequence[PlanItem]) -> dict[str, Artifact] | None:
+def built_of(items: Sequence[PlanItem]) -> dict[str, Artifact] | None:
+    """Their artifacts, None while one is not built."""
     built = {item.stage: item.artifact for item in items if item.artifact is not None}
     return built if len(built) == len(items) else None
 

@@ -12,6 +12,7 @@ from feebcore.compare.plan import Candidate, LRChoice, Settings, order_differenc
 from feebcore.compare.statistics import CurvePoint, Difference
 from feebcore.compare.verdict import judge, p_text
 from feebcore.errors import StageFailed, plural
+from feebcore.files import finite
 from feebcore.study.runs import RunRecord, missing
 
 ASSUMPTIONS = (
@@ -62,7 +63,7 @@ def make(
         notes.append(
             "Matched time is based on step times measured on this machine at the start of the comparison; another machine gives other numbers of steps."
         )
-    return _finite(
+    return finite(
         {
             "baseline": base.name,
             "budget": settings.budget,
@@ -255,14 +256,3 @@ def _doubts(differences: Sequence[Difference]) -> list[str]:
 def _run(row: RunRecord) -> dict[str, Any]:
     numbers = {key: row.result.get(key) for key in ("bits_per_byte", "tokens", "flops", "seconds", "tokens_per_second", "path")}
     return {"name": row.name, **row.overrides, "status": row.status, "why": row.reason, **numbers}
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN: None in its place."""
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

@@ -71,7 +71,7 @@ def compare(
         check_plan(candidates, token_steps(candidates), settings)
     require_checked(recipes, [STAGE], workspace, on_progress, unchecked)
     publish = on_progress or (lambda row: None)
-    shared = _shared_stages(candidates, workspace, publish)
+    shared = shared_stages(recipes, STAGE, workspace, publish)
     name = name_of(candidates, settings)
 
     def make(out: StageOutput, environment: Mapping[str, Any]) -> Made:
@@ -102,16 +102,16 @@ def name_of(candidates: Sequence[Candidate], settings: Settings) -> str:
     return settings.name or "-vs-".join(candidate.name for candidate in candidates[:4])[:80]
 
 
-def _shared_stages(candidates: Sequence[Candidate], workspace: Workspace, on_progress: ProgressFn) -> dict[str, Artifact]:
-    """The artifacts of the stages before pretrain, built once, by stage. Raises DataError without validation text."""
-    base = candidates[0].recipe
-    before = [stage for stage in stages_for(base, [STAGE]) if stage != STAGE]
+def shared_stages(recipes: Sequence[Recipe], trained: str, workspace: Workspace, on_progress: ProgressFn) -> dict[str, Artifact]:
+    """The artifacts of the stages before the one that is compared, built once, by stage. Raises DataError without validation text."""
+    base = recipes[0]
+    before = [stage for stage in stages_for(base, [trained]) if stage != trained]
     built = build_stages(base.name, base, before, workspace, {}, current_execution(), on_progress) if before else {}
-    for candidate in candidates[1:]:
+    for other in recipes[1:]:
         for stage in before:
-            if plan_stage(candidate.recipe, stage, workspace, built).fingerprint != built[stage].fingerprint:
-                raise FeebError(f"{candidate.recipe.path}: its stage {stage} is not that of {base.path}, so the two are not trained on the same data")
-    if not read_json(finished_inputs(base, STAGE, workspace, built)["tokens"].file("tokens.json"))["validation"]["documents"]:
+            if plan_stage(other, stage, workspace, built).fingerprint != built[stage].fingerprint:
+                raise FeebError(f"{other.path}: its stage {stage} is not that of {base.path}, so the two are not trained on the same data")
+    if not read_json(finished_inputs(base, trained, workspace, built)["tokens"].file("tokens.json"))["validation"]["documents"]:
         raise DataError(f"{KIND}: the validation split is empty, so nothing can be compared; {NO_VALIDATION_TEXT}")
     return built
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from feebcore.artifacts import Artifact, StageOutput, Workspace
 from feebcore.errors import NO_VALIDATION_TEXT, DataError, Diverged, StageFailed, plural
-from feebcore.files import digest_of, read_json, write_atomic, write_json
+from feebcore.files import digest_of, finite, read_json, write_atomic, write_json
 from feebcore.protocols import Cell
 from feebcore.recipe import Recipe, StageEntry, flat
 from feebcore.run.inputs import finished_inputs
@@ -97,20 +97,16 @@ class Sweep:
     def record(self, spec: RunSpec, artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
         """What the law needs of a cell. Raises Diverged when its loss is no measurement."""
         metrics = artifacts["pretrain"].metrics
-        loss, chance = metrics["val_loss"], math.log(self.vocab_size)
-        if not math.isfinite(loss) or loss > 1.05 * chance:
-            raise Diverged(f"validation loss {loss:.3f} nats per token is worse than a uniform guess ({chance:.3f}); lower the learning rate for this size")
-        numbers = {key: metrics[key] for key in ("steps", "tokens", "flops", "final_loss", "parameters", "seconds")}
-        numbers |= {"bits_per_byte": metrics["val_bits_per_byte"], "epochs": metrics["data"]["epochs"], "began_at_step": metrics.get("began_at_step", 0)}
+        numbers = measurement(metrics, self.vocab_size)
         if not (weights := self.planner.source_weights()):
-            return numbers | {"loss": loss}
-        losses = metrics.get("val_loss_by_source") or dict.fromkeys(self.situation.scored_documents, loss)  # of a split that has one source
+            return numbers
+        losses = metrics.get("val_loss_by_source") or dict.fromkeys(self.situation.scored_documents, numbers["loss"])  # of a split that has one source
         mean = sum(weight * losses[name] for name, weight in weights.items()) / sum(weights.values())
         return numbers | {"loss": mean, "source_losses": {name: losses[name] for name in weights}, "source_weights": weights}
 
     def points(self, records: Iterable[RunRecord]) -> list[Point]:
         """The cells that were measured."""
-        return [_point(record) for record in records if record.status == "done"]
+        return [point_of(record) for record in records if record.status == "done"]
 
     def fit(self, points: Sequence[Point]) -> tuple[LawFit | None, str]:
         """The law through these points, or why there is none."""
@@ -141,7 +137,7 @@ class Sweep:
                 prediction = self.law.predict_point(fit, expected)
                 entry |= dataclasses.asdict(prediction) | {"law": fit.to_dict()}
             entry |= {"points": [p.name for p in points], "points_digest": digest_of([p.to_dict() for p in points])}
-            predictions[spec.name] = _finite(entry)
+            predictions[spec.name] = finite(entry)
         self.ledger.predict(predictions)
         write_json(self.out.path / "predictions.json", list(self.ledger.predictions().values()))
         for entry in predictions.values():
@@ -177,7 +173,7 @@ class Sweep:
         }
         if fit is not None:
             document |= self.planner.conclusion(self.situation_after(records), fit)
-        write_json(self.out.path / "law.json", _finite(document))
+        write_json(self.out.path / "law.json", finite(document))
         errors = [h["relative_error"] for h in heldout if h.get("relative_error") is not None]
         guesses = [h["nearest_error"] for h in heldout if h.get("nearest_error") is not None]
         metrics = {
@@ -192,7 +188,7 @@ class Sweep:
             "seconds": round(sum(r.result.get("seconds", 0.0) for r in records), 1),
             "isoflop_minima": [m.to_dict() for m in curves],
         }
-        return _finite(metrics)
+        return finite(metrics)
 
     def doubts(self, records: Sequence[RunRecord], curves: Sequence[isoflop.Minimum]) -> list[str]:
         """Flags that the law itself cannot know."""
@@ -245,7 +241,7 @@ class Sweep:
 
     def write_cells(self, records: Iterable[RunRecord]) -> None:
         """runs.jsonl: the ledger for those who read JSON."""
-        write_atomic(self.out.path / "runs.jsonl", "".join(json.dumps(_finite(_cell_line(record))) + "\n" for record in records))
+        write_atomic(self.out.path / "runs.jsonl", "".join(json.dumps(finite(_cell_line(record))) + "\n" for record in records))
 
     def on_ended(self, record: RunRecord) -> None:
         records = {r.name: r for r in self.ledger.records()}
@@ -340,7 +336,18 @@ def distance(point: Point, size: float, tokens: float, flops: float, parameter_c
     )
 
 
-def _point(record: RunRecord) -> Point:
+def measurement(metrics: Mapping[str, Any], vocab_size: int) -> dict[str, Any]:
+    """What the ledger keeps of a cell, from the metrics of its pretraining. Raises Diverged when its loss is no measurement."""
+    loss, chance = metrics["val_loss"], math.log(vocab_size)
+    if not math.isfinite(loss) or loss > 1.05 * chance:
+        raise Diverged(f"validation loss {loss:.3f} nats per token is worse than a uniform guess ({chance:.3f}); lower the learning rate for this size")
+    numbers = {key: metrics[key] for key in ("steps", "tokens", "flops", "final_loss", "parameters", "seconds")}
+    numbers |= {"bits_per_byte": metrics["val_bits_per_byte"], "epochs": metrics["data"]["epochs"], "began_at_step": metrics.get("began_at_step", 0)}
+    return numbers | {"loss": loss}
+
+
+def point_of(record: RunRecord) -> Point:
+    """A measured cell, from `measurement`."""
     parameters = record.result["parameters"]
     return Point(
         record.name,
@@ -423,14 +430,3 @@ def _curves(law: Law, fit: LawFit, points: Sequence[Point]) -> list[dict[str, An
         ends = {key: [getattr(p, key) for p in along] for key in ("loss", "low", "high")}
         curves.append({"budget": budget, "heldout": heldout, "size": size.tolist(), "tokens": tokens.tolist(), **ends})
     return curves
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN: None in its place."""
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

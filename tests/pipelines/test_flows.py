@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ from typing import Any
 import pytest
 
 from .conftest import RECIPE, Feeb, wait_until
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "compare"))
+from small_law import recipes as small_recipes
 
 pytestmark = pytest.mark.e2e
 
@@ -250,3 +254,18 @@ def test_a_comparison_is_a_flow_run_with_a_task_per_run(served: Feeb, tmp_path: 
     assert sorted(task_runs(served)) == sorted((n, "Completed") for n in [*shared, *(f"{r}-seed{s}-pretrain" for r in ("base", "wide") for s in (0, 1))])
     again = served.json(*command, "--set", "pretrain.schedule.warmup_steps=1", PREFECT_API_URL="http://127.0.0.1:9/api")
     assert again["path"] == result["path"], "a finished comparison needs no server"
+
+
+@pytest.mark.slow
+def test_a_comparison_of_laws_is_a_flow_run_with_a_task_per_run(served: Feeb, tmp_path: Path) -> None:
+    small_recipes(tmp_path)
+    command = ["compare", "--law", tmp_path / "r.yaml", tmp_path / "idea.yaml", "--target", "2e8"]
+    done = served(*command, "--jobs", "2", "--json", timeout=280)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["target"] == 2e8
+    assert flow_runs(served) == [("compare-tiny-vs-idea-law", "Completed")]
+    assert sum(name.endswith("-pretrain") for name, _ in task_runs(served)) == 2 * len(result["pairs"]) == 18
+    again = served.json(*command, PREFECT_API_URL="http://127.0.0.1:9/api")
+    assert again["path"] == result["path"], "a finished comparison needs no server"
+    assert served.json(*command, "--plan")["to_train"] == 0

@@ -1,4 +1,4 @@
-"""`feeb compare`: compare recipes over paired seeds, with a verdict."""
+"""`feeb compare`: compare recipes over paired seeds, or their scaling laws over paired runs, with a verdict."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from feeb_pipelines.cli.compare_law import compare_law
 from feeb_pipelines.cli.options import Input, Json, Set, Unchecked, WorkspaceOption, with_inputs
 from feeb_pipelines.cli.tables import hint, print_table
 
@@ -29,6 +30,13 @@ def compare(
         bool, Parameter(help="Report the learning-rate search, but train with each recipe's own learning rate.", negative=(), show_default=False)
     ] = False,
     curve: Annotated[str, Parameter(help="Extra baseline budgets, as multiples, for the compute multiplier; 'none' skips them.")] = "0.5,2",
+    law: Annotated[
+        bool,
+        Parameter(help="Compare scaling laws: both recipes train the runs of the first one's sweep. Or two finished sweeps.", negative=(), show_default=False),
+    ] = False,
+    target: Annotated[
+        float | None, Parameter(help="With --law: training FLOPs to compare at. Default: the sweep's target, else the dearest run.", show_default=False)
+    ] = None,
     name: Annotated[str, Parameter(help="Name of the comparison. Default: the names of the recipes.", show_default=False)] = "",
     set: Set = [],  # noqa: B006
     input: Input = [],  # noqa: B006
@@ -49,11 +57,16 @@ def compare(
     interval: better, worse, equivalent within a margin, or inconclusive, then with the number of seeds needed. Parts that are
     not built in are checked first: an attention that sees the future would win.
 
+    With --law the recipes have a stage sweep, with the same planner and seeds. Both train the runs that the planner chooses for the first;
+    their paired ratios tell how much better the second is at --target, with an interval, and how much compute that is worth.
+    Names of two finished sweeps compare what is trained already.
+
     Examples:
         feeb compare baseline.yaml idea.yaml
         feeb compare baseline.yaml idea.yaml other.yaml --budget flops --seeds 8 --effect 0.005
         feeb compare baseline.yaml baseline.yaml --no-tune-lr
         feeb compare experiments/k-heads.yaml --quick --budget flops
+        feeb compare --law baseline.yaml idea.yaml --target 1e15
     """
     from feeb_pipelines.cli.display import Display
     from feeb_pipelines.cli.inspection import print_plan
@@ -76,6 +89,14 @@ def compare(
     overrides, space = with_inputs(set, input), Workspace(workspace)
     started = time.monotonic()
     display = Display(quiet=json)
+    if law:
+        own = {"--seeds": seeds != 5, "--budget": budget != "tokens", "--effect": effect != 0.01, "--curve": curve != "0.5,2"}
+        if unused := [option for option, given in (own | {"--no-tune-lr": not tune_lr, "--keep-lr": keep_lr}).items() if given]:
+            raise FeebError(f"{', '.join(unused)}: not with --law, which trains the runs of the sweep's planner; leave it out")
+        options: dict[str, Any] = {"jobs": jobs, "plan": plan, "in_process": in_process, "unchecked": unchecked, "json": json}
+        return compare_law(recipes, target, name, overrides, space, quick=quick, **options)
+    if target is not None:
+        raise FeebError("--target is for --law: add it, or leave out --target")
     chosen, variants, command = load_candidates(recipes, settings, overrides, quick)
     if plan:
         print_plan(planned_runs(variants, chosen, space), json)

@@ -166,7 +166,7 @@ def report(sweep: RunOption, /, *, workspace: WorkspaceOption = None, json: Json
     """
     from feebcore.files import read_json
 
-    document = read_json(_finished(sweep, workspace) / "law.json")
+    document = read_json(finished_sweep(sweep, workspace) / "law.json")
     if json:
         print_json(document)
         return
@@ -213,7 +213,7 @@ def recommend(
     from feebcore.files import read_json, write_atomic
     from feebcore.scaling.use import recommend as recommended
 
-    folder = _finished(sweep, workspace)
+    folder = finished_sweep(sweep, workspace)
     artifact = read_artifact(folder)
     assert artifact is not None
     document = read_json(folder / "law.json")
@@ -306,7 +306,7 @@ def _find(sweep: str, workspace: Path | None) -> Run:
     return found
 
 
-def _finished(sweep: str, workspace: Path | None) -> Path:
+def finished_sweep(sweep: str, workspace: Path | None) -> Path:
     from feebcore.errors import FeebError
 
     folder = _find(sweep, workspace).path

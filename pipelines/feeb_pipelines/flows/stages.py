@@ -60,10 +60,11 @@ def compare(
     workspace: str | None = None,
     jobs: int = 1,
     unchecked: bool = False,
+    law: bool = False,
 ) -> Any:
-    """Trains recipes with the same seeds at a matched budget and tests which one is better.
+    """Trains recipes with the same seeds at a matched budget and tests which one is better, or compares their scaling laws.
 
     recipes: the baseline first, or one recipe with variants. settings: as the options of `feeb compare`: seeds, budget, effect,
-    tune_lr, curve, name. quick: with the recipes' `quick:` sections.
+    tune_lr, curve, name; with law: target, name. quick: with the recipes' `quick:` sections.
     """
-    return run_comparison(recipes, settings or {}, overrides or [], quick, workspace, jobs, unchecked)
+    return run_comparison(recipes, settings or {}, overrides or [], quick, workspace, jobs, unchecked, law)

@@ -153,19 +153,35 @@ def run_stages(
 
 
 def run_comparison(
-    recipes: Sequence[str], settings: Mapping[str, Any], overrides: Sequence[str], quick: bool, workspace: str | None, jobs: int, unchecked: bool = False
+    recipes: Sequence[str],
+    settings: Mapping[str, Any],
+    overrides: Sequence[str],
+    quick: bool,
+    workspace: str | None,
+    jobs: int,
+    unchecked: bool = False,
+    law: bool = False,
 ) -> Any:
-    """Inside a flow run: the comparison of the recipes. Returns {"path", "fingerprint", "status", ...} of its artifact, or a state as `run_stages` does."""
-    from feebcore.compare.plan import Settings, load_candidates
+    """Inside a flow run: the comparison of the recipes, or of their laws. Returns {"path", "fingerprint", "status", ...} of its artifact, or a state as
+    `run_stages` does."""
+    from feebcore.compare.law import LawSettings, command_of, compare_laws, name_of
+    from feebcore.compare.plan import Settings, load_candidates, load_recipes
     from feebcore.compare.run import compare
 
     began = time.time()
 
     def body(space: Workspace, describe: Describe) -> Any:
-        chosen, variants, command = load_candidates(recipes, Settings(**settings), overrides, quick)
-        title = f"compare-{chosen.name or '-vs-'.join(r.name for r in variants[:4])}"
-        describe(title, ["compare", *sorted({r.name for r in variants})])
-        artifact = compare(variants, chosen, space, _publish, command, unchecked)
+        if law:
+            asked = LawSettings(**settings)
+            sides = load_recipes(recipes, overrides, quick)
+            title = f"compare-{name_of([r.name for r in sides], asked)}"
+            describe(title, ["compare", *sorted({r.name for r in sides})])
+            artifact = compare_laws(sides, asked, space, _publish, command_of(recipes, asked, overrides, quick), unchecked)
+        else:
+            chosen, variants, command = load_candidates(recipes, Settings(**settings), overrides, quick)
+            title = f"compare-{chosen.name or '-vs-'.join(r.name for r in variants[:4])}"
+            describe(title, ["compare", *sorted({r.name for r in variants})])
+            artifact = compare(variants, chosen, space, _publish, command, unchecked)
         create_markdown_artifact(artifact.file("page.md").read_text(), key=slug(title), description="The verdict of the comparison")
         return stage_result(artifact, artifact.manifest["finished"] <= began, round(time.time() - began, 3))
 
