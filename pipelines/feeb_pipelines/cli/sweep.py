@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json as json_module
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
@@ -150,33 +150,49 @@ def status(sweep: RunOption, /, *, workspace: WorkspaceOption = None, json: Json
 
 
 def report(sweep: RunOption, /, *, workspace: WorkspaceOption = None, json: Json = False) -> None:
-    """Print the law of a finished sweep, its intervals, what was predicted and measured, the forecast, and the caveats.
+    """Print what a sweep found, and the path of its page: law, predictions and outcomes, rollouts, learning rates, how it was made, what is not known.
+
+    The page shows the same with figures. --json prints every number of it.
 
     Examples:
         feeb sweep report sweep-small
     """
-    from feebcore.files import read_json
+    from feebcore.report.sweep_page import PAGE
+    from feebcore.report.sweep_sections import remarks, sections, tables
 
-    document = read_json(_finished(sweep, workspace) / "law.json")
+    folder = _find(sweep, workspace).path
+    found = sections(folder)
+    page = folder / PAGE
     if json:
-        print_json(document)
+        print_json({"page": str(page) if page.is_file() else None, **found})
         return
-    law = document["law"]
-    parameters = (document["fit"] or {}).get("parameters", {})
-    rows = [(name, _number(value), _ends(law["intervals"].get(name))) for name, value in parameters.items()]
-    print(f"law {law['form']} through {law['num_points']} runs, N = {law['parameter_count']} parameters, loss in nats per token")
-    print_table(("parameter", "value", "95% interval"), rows)
-    outcomes = [*document.get("predicted", []), *document["heldout"]]
-    if outcomes:
-        print()
-        print_table(("predicted before it ran", "predicted", "95% interval", "measured", "error"), [_outcome_row(o) for o in outcomes])
-    if forecast := document.get("forecast"):
-        low, high = forecast["low"], forecast["high"]
-        interval = f" ({low:.4f} to {high:.4f})" if low is not None else ""
-        print(f"\nforecast at {forecast['flops']:.3g} FLOPs: {forecast['loss']:.4f} nats per token{interval} with N {forecast['N']:.3g}, D {forecast['D']:.3g}")
-    for flag in law["flags"]:
-        print(f"caveat: {flag}")
+    print(found["headline"]["sentence"])
+    said, shown = remarks(found), tables(found)
+    for heading, remark, names in PARTS_OF_REPORT:
+        print(f"\n{heading}")
+        for sentence in said.get(remark, ()):
+            print(sentence)
+        for name in names:
+            if name in shown:
+                print_table(shown[name].columns, shown[name].rows, prose=("note", "answer"))
+    print("\nWhat is not known")
+    for row in found["unknown"]:
+        print(f"{row['code']}: {row['text']}")
+    if page.is_file():
+        print(f"\npage: {page}")
     hint(f"feeb sweep recommend {sweep} --flops FLOPS")
+
+
+PARTS_OF_REPORT = (
+    ("IsoFLOP curves", "isoflop", ("minima",)),
+    ("Law", "law", ("parameters", "methods")),
+    ("Predicted before it ran", "predictions", ("predictions",)),
+    ("Rollouts", "rollouts", ("rollouts",)),
+    ("Learning-rate probe", "lr_probe", ("lr_probe", "learning_rates")),
+    ("Exponents by parameter count", "parameter_counts", ("parameter_counts",)),
+    ("How it was made", "checklist", ("checklist",)),
+)
+"""Of what `feeb sweep report` prints: the heading, the remarks under it and the tables."""
 
 
 def recommend(
@@ -272,17 +288,6 @@ def _finished(sweep: str, workspace: Path | None) -> Path:
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}" if abs(value) < 1000 else f"{value:.4g}"
-
-
-def _ends(ends: Sequence[float] | None) -> str:
-    return f"{_number(ends[0])} to {_number(ends[1])}" if ends else ""
-
-
-def _outcome_row(outcome: Mapping[str, Any]) -> tuple[str, ...]:
-    interval = _ends((outcome["low"], outcome["high"])) if outcome.get("low") is not None else ""
-    measured, predicted = outcome["measured"], outcome.get("predicted")
-    error = f"{100 * (predicted / measured - 1):+.2f}%" if measured and predicted else outcome.get("reason", "")
-    return outcome["name"], _number(predicted), interval, _number(measured), error
 
 
 COMMANDS = (plan, run, status, report, recommend, fit)
