@@ -69,7 +69,7 @@ def isoflop(of: Sections, theme: Theme) -> Figure | None:
             line = "none" if budget in curves else ":"
             left.plot(*zip(*fitted, strict=True), marker="o", markersize=6, linestyle=line, linewidth=1, color=colors[budget], zorder=4, gid=name)
         if held:
-            star = {"marker": "*", "markersize": 14, "markeredgecolor": theme.background, "markeredgewidth": 0.8}
+            star: dict[str, Any] = {"marker": "*", "markersize": 14, "markeredgecolor": theme.background, "markeredgewidth": 0.8}
             left.plot(*zip(*held, strict=True), **star, linestyle="none", color=theme.series[1], zorder=7, gid=f"{name}, held out")
         end_label(left, *(fitted or held)[-1], name, colors[budget])
     for m in interior:
@@ -84,19 +84,17 @@ def isoflop(of: Sections, theme: Theme) -> Figure | None:
 
 
 def _minimum(axes: Axes, m: Mapping[str, Any], color: Any, theme: Theme) -> None:
-    low, high = minimum_ends(m)
-    if low is not None:
-        axes.plot([low, high], [m["loss"]] * 2, color=color, linewidth=1.4, zorder=5)
+    if ends := minimum_ends(m):
+        axes.plot(list(ends), [m["loss"]] * 2, color=color, linewidth=1.4, zorder=5)
     axes.plot(m["size"], m["loss"], marker="D", markersize=7, markerfacecolor=theme.background, markeredgecolor=color, linestyle="none", zorder=6)
 
 
 def _best_sizes(axes: Axes, of: Sections, interior: Sequence[Mapping[str, Any]], colors: Mapping[float, Any], theme: Theme) -> None:
     for m in interior:
-        low, high = minimum_ends(m)
-        if low is not None:
-            axes.plot([m["budget"]] * 2, [low, high], color=colors.get(m["budget"], theme.muted), linewidth=1.4)
+        if ends := minimum_ends(m):
+            axes.plot([m["budget"]] * 2, list(ends), color=colors.get(m["budget"], theme.muted), linewidth=1.4)
     budgets = [m["budget"] for m in interior]
-    edge = {"markerfacecolor": theme.background, "markeredgecolor": theme.series[0]}
+    edge: dict[str, Any] = {"markerfacecolor": theme.background, "markeredgecolor": theme.series[0]}
     axes.plot(budgets, [m["size"] for m in interior], marker="D", markersize=6, linestyle="none", **edge, zorder=5, gid="minimum of the runs")
     if allocation := of["isoflop"]["allocation"]:
         along = np.array([min(budgets), max(budgets)])
@@ -131,7 +129,7 @@ def parity(of: Sections, theme: Theme) -> Figure | None:
                 axes.plot([low, high], [measured] * 2, color=color, linewidth=1.3, alpha=0.8, zorder=3)
         if own:
             places = [r[0] for r in own], [r[1] for r in own]
-            edge = {"markeredgecolor": theme.background, "markeredgewidth": 0.8} if heldout else {}
+            edge: dict[str, Any] = {"markeredgecolor": theme.background, "markeredgewidth": 0.8} if heldout else {}
             axes.plot(*places, marker=marker, markersize=size, linestyle="none", color=color, **edge, zorder=5 + heldout, gid=name)
     span = [v for r in rows for v in (r["predicted"], r["measured"], r["low"], r["high"]) if v is not None] + [v for pair in fitted for v in pair]
     pad = 0.04 * (max(span) - min(span) or max(span))
@@ -188,7 +186,7 @@ def rollouts(of: Sections, theme: Theme) -> Figure | None:
     if slope := of["rollouts"]["error_per_reach"]:
         reach = np.geomspace(1.0, farthest, 40)
         for side in (-1, 1):
-            name = {"gid": "widening of intervals"} if side > 0 else {}
+            name: dict[str, Any] = {"gid": "widening of intervals"} if side > 0 else {}
             axes.plot(reach, side * 200 * slope * np.log(reach), color=theme.muted, linewidth=1.2, linestyle="--", **name)
     _log_axis(axes.xaxis)
     axes.margins(x=0.06, y=0.12)

@@ -112,13 +112,19 @@ def _law(document: Mapping[str, Any]) -> dict[str, Any]:
     if "a" in parameters:
         ends = {key: forecast[key] for key in ("loss", "low", "high")} if forecast else {}
         methods.append(
-            {"method": f"law {law['form']}", "a": parameters["a"], **_ends(intervals.get("a")), "gamma": _frontier_slope(parameters), "forecast": ends}
+            {
+                "method": f"law {law['form']}",
+                "a": parameters["a"],
+                **_ends(intervals.get("a")),
+                "gamma": parameters.get("gamma") or _frontier_slope(parameters),
+                "forecast": ends,
+            }
         )
     if allocation:
         methods.append(
             {"method": "isoFLOP minima", "a": allocation["exponent"], **_ends((allocation["low"], allocation["high"])), "gamma": None, "forecast": {}}
         )
-    if opinion := frontier.get("parameters"):
+    if (opinion := frontier.get("parameters")) and law["form"] != "frontier":
         said = frontier.get("prediction") or {}
         row = {"method": "law frontier", "a": opinion["a"], **_ends(frontier["intervals"].get("a")), "gamma": opinion["gamma"]}
         methods.append(row | {"forecast": {key: said[key] for key in ("loss", "low", "high") if key in said}})
@@ -143,11 +149,8 @@ def _frontier_slope(parameters: Mapping[str, float]) -> float | None:
 
 def _rollouts(document: Mapping[str, Any]) -> dict[str, Any]:
     """Runs that the same estimator predicted without the top factors of compute, by the factor, and what that adds to the forecast's interval."""
-    measured = {p["name"]: p["loss"] for p in document["points"]}
-    rows = []
-    for rollout in (document.get("fit") or {}).get("rollouts") or []:
-        loss = measured[rollout["name"]]
-        rows.append({**rollout, "measured": loss, "predicted": loss * math.exp(rollout["error"])})
+    rollouts = (document.get("fit") or {}).get("rollouts") or []
+    rows = [{**rollout, "predicted": rollout["loss"] * math.exp(rollout["error"])} for rollout in rollouts]
     cuts = []
     for cut in dict.fromkeys(row["cut"] for row in rows):
         errors = [row["error"] for row in rows if row["cut"] == cut]
@@ -218,6 +221,12 @@ def _unknown(document: Mapping[str, Any], section: Mapping[str, Any], runs: Sequ
     else:
         text = "Learning rates were tuned at the cheapest runs only; whether they are right at larger scale, no statistic of small runs shows."
         rows.append({"code": "lr_at_scale", "text": text})
+    if missed := [place_text(place) for place in (found["lr_probe"] or {}).get("places", []) if not place["problem"] and _probe_note(place)]:
+        text = f"At {'; '.join(missed)} the parabola of the learning-rate probe is not that of its runs, so the rates of later runs are in doubt."
+        rows.append({"code": "probe_misfit", "text": text})
+    if len(batches := _batches(section.get("train") or {}, runs)) > 1:
+        text = f"Runs have different batch sizes, {batches[0]} to {batches[-1]} sequences, which changes their losses by more than N and D say."
+        rows.append({"code": "batch_differs", "text": text})
     if not _repeats(runs):
         rows.append({"code": "one_seed", "text": "Every run has one seed, so the noise of a run is estimated from the scatter around the law."})
     scope = ["this data", "this architecture", *([f"sequences of {section['train']['seq_len']} tokens"] if section else [])]
@@ -249,7 +258,7 @@ def _checklist(
     count = found["parameter_count"]
     others = len(points) - len(fitted) - len(held)
     left_out = [f"{plural(n, 'run')} {why}" for n, why in ((len(held), "held out"), (len(diverged), "diverged"), (others, "of the learning-rate probe")) if n]
-    batches = sorted({run["overrides"].get("batch_size", train.get("batch_size")) for run in done} - {None})
+    batches = _batches(train, done)
     varied = sorted({key for run in done for key in run["overrides"]} - {"max_steps", "batch_size", "seed"})
     schedule = train.get("schedule") or {}
     epochs = [run["epochs"] for run in done if run.get("epochs") is not None]
@@ -306,6 +315,11 @@ def _warmup(schedule: Mapping[str, Any]) -> str:
     """Of the part's options whose names say warmup."""
     told = [f"{100 * v:g}% of each run's steps" if key.endswith("fraction") else plural(v, "step") for key, v in schedule.items() if "warmup" in key and v]
     return ", ".join(told) or "none"
+
+
+def _batches(train: Mapping[str, Any], runs: Iterable[Mapping[str, Any]]) -> list[int]:
+    """Sequences per step of the runs, each once."""
+    return sorted({run["overrides"].get("batch_size", train.get("batch_size")) for run in runs} - {None})
 
 
 def _batch(batches: Sequence[int], train: Mapping[str, Any]) -> str:
@@ -369,7 +383,7 @@ def tables(of: Sections) -> dict[str, Table]:
         "rollout_runs": Table(
             ("left out", "run", "reach", "predicted", "measured", "error"),
             [
-                (f"top {r['cut']:.3g}x", r["name"], f"{r['reach']:.3g}x", loss_text(r["predicted"]), loss_text(r["measured"]), _signed(math.expm1(r["error"])))
+                (f"top {r['cut']:.3g}x", r["name"], f"{r['reach']:.3g}x", loss_text(r["predicted"]), loss_text(r["loss"]), _signed(math.expm1(r["error"])))
                 for r in of["rollouts"]["runs"]
             ],
             range(2, 6),
@@ -404,16 +418,22 @@ def _with_ends(row: Mapping[str, Any]) -> str:
 
 
 def _minimum_row(m: Mapping[str, Any]) -> tuple[str, ...]:
-    low, high = minimum_ends(m)
     seen = m.get("size") is not None
-    ends = between(low, high, compact)
-    return flops_text(m["budget"]), compact(m["size"]) if seen else "", ends, compact(m["tokens"]) if seen else "", loss_text(m["loss"]), m["problem"]
+    ends = minimum_ends(m)
+    return (
+        flops_text(m["budget"]),
+        compact(m["size"]) if seen else "",
+        between(ends[0], ends[1], compact) if ends else "",
+        compact(m["tokens"]) if seen else "",
+        loss_text(m["loss"]),
+        m["problem"],
+    )
 
 
-def minimum_ends(m: Mapping[str, Any]) -> tuple[float | None, float | None]:
+def minimum_ends(m: Mapping[str, Any]) -> tuple[float, float] | None:
     """95 % interval of N at a minimum under the noise of runs; none where it says nothing."""
     if m.get("problem") or m.get("ln_size_sd") is None:
-        return None, None
+        return None
     return m["size"] * math.exp(-2 * m["ln_size_sd"]), m["size"] * math.exp(2 * m["ln_size_sd"])
 
 
@@ -450,7 +470,7 @@ def _count_row(row: Mapping[str, Any]) -> tuple[str, ...]:
     low, high = row["interval"] or (None, None)
     return (
         COUNTS[row["parameter_count"]],
-        between(*row["N"], compact),
+        between(row["N"][0], row["N"][1], compact),
         number_text(parameters.get("a")) or row["problem"],
         between(low, high),
         number_text(isoflop["exponent"]) if isoflop else "",
@@ -476,7 +496,9 @@ def remarks(of: Sections) -> dict[str, list[str]]:
         else [f"No law: {_sentence(law['refusal'])}"],
         "methods": [f"Law frontier: {_sentence(law['frontier_problem'])}"] if law["frontier_problem"] else [],
         "predictions": _prediction_remarks(predictions),
-        "residuals": [] if of["residuals"] else ["Without a law there are no residuals."],
+        "residuals": []
+        if of["residuals"]
+        else ["The law goes through isoFLOP minima, so runs have no residuals." if law["parameters"] else "Without a law there are no residuals."],
         "rollouts": _rollout_remarks(of["rollouts"], bool(law["parameters"])),
         "lr_probe": _probe_remarks(of["lr_probe"], of["learning_rates"]),
     }

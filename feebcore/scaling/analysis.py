@@ -69,8 +69,11 @@ def outcome(law: Law, fit: LawFit, point: Point) -> dict[str, Any]:
 
 
 def residual_rows(law: Law, fit: LawFit, points: Sequence[Point]) -> list[dict[str, Any]]:
-    """Of each fitted run: N, D, flops, budget, loss, residual ln(predicted / measured), weight, off_ridge ln(N / N*), and whether it is an outlier."""
-    rows = []
+    """Of each fitted run: N, D, flops, budget, loss, residual ln(predicted / measured), weight, off_ridge ln(N / N*), and whether it is an outlier; none by a law
+    whose residuals are not of runs, as those of isoFLOP minima."""
+    rows: list[dict[str, Any]] = []
+    if len(fit.residuals) != len(points):
+        return rows
     weights = fit.weights or (1.0,) * len(points)
     for point, residual, weight in zip(points, fit.residuals, weights, strict=True):
         row = {"name": point.name, "N": point.size(fit.parameter_count), "D": point.tokens, "flops": point.flops, "budget": point.budget, "loss": point.loss}

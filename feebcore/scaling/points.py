@@ -77,19 +77,20 @@ class Point:
 @dataclass(frozen=True)
 class Rollout:
     """A run that was left out and predicted from cheaper ones: reach is its FLOPs over those of the dearest of them, error
-    ln(predicted / measured), off_ridge ln(N / N*), cut the factor of compute that was left out with it."""
+    ln(predicted / measured), off_ridge ln(N / N*), cut the factor of compute that was left out with it, loss what was measured."""
 
     name: str
     reach: float
     error: float
     off_ridge: float = 0.0
     cut: float = 0.0
+    loss: float = float("nan")
 
 
 @dataclass(frozen=True)
 class LawFit:
     """A fitted law. parameters and intervals by name; objective: the minimum reached; flags: 'code: sentence' each,
-    empty when nothing speaks against the fit; residuals: ln(predicted / measured) in the order of the points;
+    empty when nothing speaks against the fit; residuals: ln(predicted / measured) in the order of the points, of another number where the law is of something else than runs;
     samples: bootstrap refits or posterior draws, one row each in the order of `parameters`; weights: how much each point counted;
     scatter: robust standard deviation of the residuals; top_flops: 6ND of the dearest run; rollouts: what the same
     estimator said of the dearest runs from the cheaper ones; outliers: names of points far from all others."""

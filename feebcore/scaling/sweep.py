@@ -181,7 +181,7 @@ class Sweep:
             "method": self.method(points),
         }
         write_json(self.out.path / "law.json", _finite(document))
-        write_page(self.out.path)
+        self.out.log(f"report: {write_page(self.out.path)}")
         errors = [h["relative_error"] for h in heldout if h.get("relative_error") is not None]
         guesses = [h["nearest_error"] for h in heldout if h.get("nearest_error") is not None]
         metrics = {

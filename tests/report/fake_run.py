@@ -225,7 +225,7 @@ def law_document(rng: Any, identified: bool = True) -> dict[str, Any]:
         "parameter_count": "non_embedding",
     }
     parameters = {key: law[key] for key in ("E", "A", "B", "alpha", "beta")} | {"a": 0.507}
-    rollouts = [{"name": p["name"], "reach": 3.0, "error": 0.01 * rng.normal(), "off_ridge": 0.0, "cut": 10**0.5} for p in points[-4:]]
+    rollouts = [{"name": p["name"], "reach": 3.0, "error": 0.01 * rng.normal(), "off_ridge": 0.0, "cut": 10**0.5, "loss": p["loss"]} for p in points[-4:]]
     rows = [
         {"name": p["name"], "N": p["non_embedding"], "D": p["tokens"], "flops": p["flops"], "budget": p["budget"], "loss": p["loss"], "residual": r}
         | {"weight": 1.0, "off_ridge": math.log(p["non_embedding"] / 2e5), "outlier": i == 3}

@@ -34,6 +34,7 @@ CASES: dict[str, dict[str, Any]] = {
     "diverged": ADAPTIVE | {"diverges": ("probe1", "heldout"), "off": {"rung4": 1.08}},
     "isoflop, held out": {},
     "isoflop, nothing held out": {"planner": ISOFLOP},
+    "law frontier": {"law": "frontier", "planner": ISOFLOP | {"sizes": [{"d_model": w} for w in (8, 16, 24, 32, 48)], "budgets": [1e9, 3e9, 1e10, 3e10]}},
     "refused": {"planner": ISOFLOP | {"sizes": [{"d_model": 4}, {"d_model": 8}], "budgets": [1.5e7]}},
 }
 
@@ -96,13 +97,15 @@ def test_the_probe_finds_the_factor_of_this_world_and_gives_the_forecasts_rates(
     assert rates["options"] == {"optimizer.lr": pytest.approx(0.01 * rates["factor"], rel=1e-5)}
 
 
-def test_a_parabola_that_misses_its_runs_is_noted() -> None:
-    tried = [{"name": "p", "factor": f, "loss": loss} for f, loss in ((0.5, 3.74), (1.0, 3.64), (2.0, 3.66))]
-    place = {"N": 1e5, "D": 1e6, "flops": 1e12, "best": 2.2, "problem": "", "curve": [1.3, -0.01, 0.006], "tried": tried}
-    from feebcore.report.sweep_sections import _probe_note
-
-    assert "lowest loss had 1" in _probe_note(place)
-    assert _probe_note(place | {"best": 1.3}) == ""
+def test_a_parabola_that_misses_its_runs_is_noted(folders: dict[str, Path], tmp_path: Path) -> None:
+    document = read_json(folders["adaptive"] / "law.json")
+    document["lr_probe"]["places"][1]["best"] = 0.7  # the lowest loss there was at 2
+    write_json(tmp_path / "law.json", document)
+    found = sections(tmp_path)
+    assert [bool(row[-1]) for row in tables(found)["lr_probe"].rows] == [False, True, False, False]
+    assert "lowest loss had 2" in tables(found)["lr_probe"].rows[1][-1]
+    assert any(row["code"] == "probe_misfit" for row in found["unknown"])
+    assert not any(row["code"] == "probe_misfit" for row in sections(folders["adaptive"])["unknown"])
 
 
 def test_what_rollouts_add_to_an_interval() -> None:
@@ -162,6 +165,7 @@ def test_every_page_is_whole_and_has_no_empty_figure(folders: dict[str, Path], n
         ("diverged", {"isoflop", "predictions", "residuals", "rollouts", "lr_probe"}, ("doubt",), "nothing has tested this"),
         ("isoflop, held out", {"isoflop", "predictions", "residuals"}, ("doubt", "bad"), "no target is set, so nothing is forecast"),
         ("isoflop, nothing held out", {"isoflop", "residuals"}, ("doubt",), "no target is set"),
+        ("law frontier", {"isoflop"}, ("doubt",), "Law frontier describes 20 runs"),
         ("refused", {"isoflop"}, ("bad",), "There is no law: 2 distinct runs cannot determine 5 parameters"),
     ],
 )
@@ -180,6 +184,21 @@ def test_diverged_and_missing_runs_are_told(folders: dict[str, Path], tmp_path: 
     document = read_json(folders["adaptive"] / "law.json") | {"missing": ["run rung1-d16 failed: out of memory"]}
     write_json(tmp_path / "law.json", document)
     assert {"code": "missing", "text": "Run rung1-d16 failed: out of memory."} in sections(tmp_path)["unknown"]
+
+
+def test_batch_sizes_that_differ_are_told(folders: dict[str, Path], tmp_path: Path) -> None:
+    for name in ("recipe.json", "law.json"):
+        (tmp_path / name).write_bytes((folders["isoflop, held out"] / name).read_bytes())
+    runs = read_jsonl(folders["isoflop, held out"] / "runs.jsonl")
+    for run in runs:
+        run["overrides"].pop("batch_size", None)
+    told = []
+    for batch in (4, 2):  # the recipe's is 4
+        runs[0]["overrides"]["batch_size"] = batch
+        (tmp_path / "runs.jsonl").write_text("".join(json.dumps(run) + "\n" for run in runs))
+        told.append([row["text"] for row in sections(tmp_path)["unknown"] if row["code"] == "batch_differs"])
+    assert told[0] == []
+    assert "2 to 4 sequences" in told[1][0]
 
 
 def test_a_prediction_that_came_too_late_counts_for_nothing(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -172,9 +172,10 @@ def report(sweep: RunOption, /, *, workspace: WorkspaceOption = None, json: Json
         print(f"\n{heading}")
         for sentence in said.get(remark, ()):
             print(sentence)
-        for name in names:
-            if name in shown:
-                print_table(shown[name].columns, shown[name].rows, prose=("note", "answer"))
+        for number, name in enumerate(name for name in names if name in shown):
+            if number:
+                print()
+            print_table(shown[name].columns, shown[name].rows, prose=("note", "answer"))
     print("\nWhat is not known")
     for row in found["unknown"]:
         print(f"{row['code']}: {row['text']}")
