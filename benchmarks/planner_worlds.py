@@ -24,9 +24,9 @@ import numpy as np
 
 from feebcore.parts import resolve_part
 from feebcore.protocols import Cell, Counts
+from feebcore.scaling.allocation import best_size, cost_of_a_token
 from feebcore.scaling.planning import Situation, solve_steps
 from feebcore.scaling.points import Cost, LawFit, NotIdentifiable, Point
-from feebcore.scaling.sweep import best_size, cost_of_a_token
 
 SCENARIOS = ("rule", "constant", "tuned", "bent")
 BUDGET = 1e19

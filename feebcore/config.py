@@ -89,6 +89,10 @@ class DataOrderConfig(PartConfig):
         runs. Empty: all."""
         return []
 
+    def follows_length(self) -> bool:
+        """Whether the order of the first steps depends on how many the run has."""
+        return False
+
 
 class LogitsProcessorConfig(PartConfig):
     """Options of a logits processor. truncates: it removes tokens; one that keeps every token possible says False, so that RL can

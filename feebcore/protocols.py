@@ -343,7 +343,8 @@ class Task:
 class Cell:
     """One run of a sweep. overrides: recipe keys of the train section, dotted. flops: planned training FLOPs, exact.
     budget: the FLOPs that were asked for, equal for the runs of one isoFLOP curve (0: none). round: it starts when the
-    runs of all lower rounds have ended. predicted: its loss is predicted before it starts."""
+    runs of all lower rounds have ended. predicted: its loss is predicted before it starts. original: name of a longer run that trains its
+    first `shared_steps` steps exactly as this one; it begins where they part, once that run has ended."""
 
     name: str
     overrides: dict[str, Any]
@@ -352,3 +353,10 @@ class Cell:
     budget: float = 0.0
     round: int = 0
     predicted: bool = False
+    original: str = ""
+    shared_steps: int = 0
+
+    @property
+    def trained_flops(self) -> float:
+        """`flops` without those of the steps that the original run trains."""
+        return self.flops * (1 - self.shared_steps / self.overrides["max_steps"]) if self.shared_steps else self.flops

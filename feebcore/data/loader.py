@@ -72,6 +72,10 @@ class BatchSource:
         counts: dict[str, Any] = {"sequences": self.num_sequences, "epochs": samples / self.num_sequences}
         return counts | ({"epochs_by_source": by_source} if by_source else {}) | self.packing.statistics
 
+    def same_steps(self, other: BatchSource, steps: int) -> int:
+        """How many of the first `steps` have the same sequences in `other`, which has the same packing."""
+        return next((step for step in range(steps) if not np.array_equal(self._sequences(step), other._sequences(step))), steps)
+
     def batch(self, step: int, rank: int = 0, world: int = 1) -> Batch:
         """This rank's rows of one step: tokens, targets int64 [B / world, T], and what the packing adds."""
         if self.batch_size % world:

@@ -138,13 +138,9 @@ def score_documents(
     that has more by itself, its beginning, which counts with its share of the bytes. ranks: all of them call this with the same model, compute
     a share of the batches each and return the same scores, bit for bit those of one process with as many threads."""
     context, stride = window_shape(model, context, stride)
-    chosen = np.arange(store.num_documents)
-    if max_documents is not None and max_documents < len(chosen):
-        chosen = np.unique(np.linspace(0, len(chosen) - 1, max_documents).round().astype(np.int64))
+    chosen = chosen_documents(store, max_documents, max_tokens)
     offsets = np.asarray(store.doc_offsets)
     lengths = np.diff(offsets) - 2  # without BOS and EOS
-    if max_tokens is not None and (total := int(lengths[chosen].sum())) > max_tokens:
-        chosen = chosen[np.unique(np.linspace(0, len(chosen) - 1, max(1, len(chosen) * max_tokens // total)).round().astype(np.int64))]
     starts, sizes = offsets[chosen], np.asarray(store.doc_bytes)[chosen]
     tokens = lengths[chosen]
     if max_tokens is not None and (tokens > max_tokens).any():
@@ -155,6 +151,16 @@ def score_documents(
     for owner, batch_nats, _ in _score_windows(model, store.read, windows, device, dtype, progress, batch_tokens, ranks=ranks):
         np.add.at(nats, owner, batch_nats)
     return DocumentScores(nats, sizes, tokens)
+
+
+def chosen_documents(store: Any, max_documents: int | None = None, max_tokens: int | None = None) -> np.ndarray:
+    """Numbers of the documents, int64 and ascending, that `score_documents` scores: all, or evenly spaced ones."""
+    chosen = np.arange(store.num_documents)
+    if max_documents is not None and max_documents < len(chosen):
+        chosen = np.unique(np.linspace(0, len(chosen) - 1, max_documents).round().astype(np.int64))
+    if max_tokens is not None and (total := int((np.diff(np.asarray(store.doc_offsets)) - 2)[chosen].sum())) > max_tokens:
+        chosen = chosen[np.unique(np.linspace(0, len(chosen) - 1, max(1, len(chosen) * max_tokens // total)).round().astype(np.int64))]
+    return chosen
 
 
 def score_rolling(

@@ -11,6 +11,7 @@ from feebcore.report.page import Picture, environment, shown
 from feebcore.report.sweep_sections import Sections, remarks, sections, tables
 
 PAGE = "page.html"
+SECTIONS = ("isoflop", "law", "methods", "predictions", "residuals", "rollouts", "lr_probe")
 
 
 def write_page(folder: Path) -> Path:
@@ -23,4 +24,4 @@ def write_page(folder: Path) -> Path:
 
 def values(of: Sections, pictures: list[Picture]) -> dict[str, Any]:
     """What the macro `sweep` of sweep.html.jinja shows."""
-    return {"of": of, "pictures": {p.name: shown(p) for p in pictures}, "tables": tables(of), "remarks": remarks(of)}
+    return {"of": of, "pictures": {p.name: shown(p) for p in pictures}, "tables": tables(of), "remarks": {name: [] for name in SECTIONS} | remarks(of)}

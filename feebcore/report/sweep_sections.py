@@ -59,6 +59,9 @@ def sections(folder: Path) -> dict[str, Any]:
         "learning_rates": (document.get("forecast") or {}).get("learning_rates"),
         "parameter_counts": document.get("parameter_counts") or [],
         "forecast": document.get("forecast"),
+        "mixture": document.get("mixture"),
+        "saved_flops": document.get("saved_flops") or 0.0,
+        "flops": sum(p["flops"] for p in document["points"]) - (document.get("saved_flops") or 0.0),
     }
     return found | {
         "headline": _headline(document, predictions),
@@ -95,7 +98,7 @@ def _predictions(document: Mapping[str, Any], registered: Mapping[str, Mapping[s
 
 def _isoflop(document: Mapping[str, Any]) -> dict[str, Any]:
     count = document["law"].get("parameter_count") or "non_embedding"
-    points = [p for p in document["points"] if p.get("loss") is not None and p.get("budget")]
+    points = [p for p in document["points"] if p.get("loss") is not None and p.get("budget") and not p.get("shares")]
     isoflop = document.get("isoflop") or {}
     runs = [{"name": p["name"], "budget": p["budget"], "N": p[count], "loss": p["loss"], "heldout": p["heldout"]} for p in points]
     keys = ("minima", "allocation", "problem")
@@ -172,6 +175,8 @@ def _headline(document: Mapping[str, Any], predictions: Mapping[str, Any]) -> di
     if document.get("fit") is None:
         refusal = next((flag.partition(": ")[2] for flag in law["flags"] if flag.startswith("refused")), "")
         return {"sentence": f"There is no law: {refusal.rstrip('.')}. Nothing is forecast.", "tone": "bad"}
+    if mixture := document.get("mixture"):
+        return _mixture_headline(mixture)
     held = [row for row in predictions["runs"] if row["heldout"] and row["error"] is not None and not row["begun"]]
     if not forecast:
         what = f"Law {law['form']} describes {plural(law['num_points'], 'run')}; no target is set, so nothing is forecast"
@@ -200,6 +205,42 @@ def _headline(document: Mapping[str, Any], predictions: Mapping[str, Any]) -> di
     return {"sentence": f"{what}. {tested}, inside the interval; larger runs were not checked.", "tone": "doubt" if flags else "good"}
 
 
+def _mixture_headline(mixture: Mapping[str, Any]) -> dict[str, str]:
+    shares = ", ".join(f"{name} {100 * share:.0f}%" for name, share in mixture["shares"].items())
+    low, high = (mixture["measured"] or {}).get("gain_interval") or (0.0, 0.0)
+    tested = mixture_remarks(mixture)[1:] or ["not measured at scale"]
+    sentence = f"The recommended mixture for {flops_text(mixture['flops'])} is {shares}; {'; '.join([*mixture_remarks(mixture)[:1], *tested])}."
+    return {"sentence": sentence, "tone": "good" if low > 0 else "bad" if high < 0 else "doubt"}
+
+
+def mixture_table(mixture: Mapping[str, Any]) -> Table:
+    """The recommended share of each source, with its interval. mixture: of law.json."""
+    percents = lambda ends: f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f}%" if ends else ""  # noqa: E731
+    rows = [
+        (
+            name,
+            f"{100 * share:.1f}%",
+            percents(mixture["intervals"].get(name)),
+            f"{100 * mixture['baseline'].get(name, 0.0):.1f}%",
+            f"{mixture['epochs'][name]:.2f}",
+        )
+        for name, share in mixture["shares"].items()
+    ]
+    return Table(("source", "share", "95% interval", "baseline", "epochs"), rows, range(1, 5))
+
+
+def mixture_remarks(mixture: Mapping[str, Any]) -> list[str]:
+    """What it gains: expected, and measured where it was trained at scale."""
+    ends = mixture["gain_interval"]
+    interval = f" ({ends[0]:.2f} to {ends[1]:.2f})" if ends else ""
+    said = [f"expected gain over the baseline: {mixture['gain']:.2f}%{interval} of the loss{'' if mixture['better'] else ', which cannot be told from none'}"]
+    if measured := mixture["measured"]:
+        low, high = measured["gain_interval"]
+        verdict = "better" if low > 0 else "worse" if high < 0 else "cannot be told from the baseline"
+        said.append(f"measured at scale: {measured['gain']:.2f}% ({low:.2f} to {high:.2f}) over {len(measured['baseline'])} pairs of seeds, {verdict}")
+    return said
+
+
 def _unknown(document: Mapping[str, Any], section: Mapping[str, Any], runs: Sequence[Mapping[str, Any]], found: Mapping[str, Any]) -> list[dict[str, str]]:
     """Every caveat of law and forecast, and what no sweep like this one can know."""
     forecast = document.get("forecast") or {}
@@ -212,10 +253,14 @@ def _unknown(document: Mapping[str, Any], section: Mapping[str, Any], runs: Sequ
         rows.append({"code": "no_heldout", "text": "No run was held out, so how far the law holds beyond its own runs is not known."})
     if begun := [row["name"] for row in found["predictions"]["runs"] if row["begun"]]:
         rows.append({"code": "begun", "text": f"Predicted only after they had started, and not counted: {', '.join(begun)}."})
-    if document.get("fit") is not None and not found["rollouts"]["runs"]:
+    if document.get("fit") is not None and not found["rollouts"]["runs"] and not found["mixture"]:
         text = "No rollout was possible: without the dearest runs too few are left, or the law takes none, so the form's own error is not in the intervals."
         rows.append({"code": "no_rollouts", "text": text})
-    if not found["lr_probe"]:
+    if found["mixture"]:
+        rows.append(
+            {"code": "one_size", "text": "The regression is one of models of one size and length; that the best mixture stays the best at others is assumed."}
+        )
+    elif not found["lr_probe"]:
         text = "Learning rates were not tuned by this sweep; where they are off at some sizes, the exponents are off."
         rows.append({"code": "no_lr_probe", "text": text})
     else:
@@ -359,6 +404,7 @@ def _signed(fraction: float | None) -> str:
 def tables(of: Sections) -> dict[str, Table]:
     """The tables of the page by section; a section without rows has none."""
     made = {
+        "mixture": mixture_table(of["mixture"]) if of["mixture"] else Table((), []),
         "parameters": Table(
             ("parameter", "value", "95% interval"),
             [(p["name"], number_text(p["value"]), between(p["low"], p["high"])) for p in of["law"]["parameters"]],
@@ -489,6 +535,9 @@ def place_text(place: Mapping[str, Any]) -> str:
 def remarks(of: Sections) -> dict[str, list[str]]:
     """Sentences by section, in the order of the page; the sections that are not there say why."""
     isoflop, predictions, law = of["isoflop"], of["predictions"], of["law"]
+    if of["mixture"]:
+        formula = law["formula"] or f"law {law['form']}"
+        return {"law": [f"{_sentence(formula)[:-1]}, through {plural(law['num_points'], 'run')}."], "predictions": _prediction_remarks(predictions)}
     return {
         "isoflop": _isoflop_remarks(isoflop),
         "law": [f"{law['formula'] or 'Law ' + law['form']}, through {plural(law['num_points'], 'run')}; N is {COUNTED[of['parameter_count']]}."]

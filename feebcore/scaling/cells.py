@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from feebcore.config import DataOrderConfig
 from feebcore.errors import RecipeError, did_you_mean
 from feebcore.parts import Part
-from feebcore.scaling.planning import ScaleLR
+from feebcore.scaling.planning import ScaleLR, SharedSteps
 from feebcore.scaling.points import Cost, Measure
+from feebcore.train.checks import check_training
 from feebcore.train.scaled import lr_overrides
 
 if TYPE_CHECKING:
@@ -51,7 +53,8 @@ def with_overrides(section: Config, overrides: Mapping[str, Any]) -> Config:
 
 
 def measure_with(train: TrainSection, vocab_size: int) -> Measure:
-    """The exact cost of `train` under overrides, from a model that has no weights (meta device)."""
+    """The exact cost of `train` under overrides, from a model that has no weights (meta device). Raises RecipeError where they set `max_steps` and
+    no such run can be, as one shorter than its warmup."""
     from feebcore.model.build import count_training
 
     built: dict[Part, Any] = {}  # an objective may load a teacher
@@ -65,12 +68,31 @@ def measure_with(train: TrainSection, vocab_size: int) -> Measure:
 
     def count(overrides: Mapping[str, Any]) -> Cost:
         section = with_overrides(train, overrides)
+        if "max_steps" in overrides:
+            if problems := check_training(section):
+                raise RecipeError("; ".join(problems))
+            return measure({key: value for key, value in overrides.items() if key != "max_steps"})
         if (objective := built.get(section.objective)) is None:
             objective = built[section.objective] = section.objective.build()
         counts, flops_per_token = count_training(section.architecture, objective, vocab_size, section.seq_len)
         return Cost(counts, flops_per_token, section.batch_size, section.seq_len)
 
     return measure
+
+
+def shared_steps_of(train: TrainSection, vocab_size: int) -> SharedSteps:
+    """What runs of `train` under overrides have in common with longer ones, by their schedules and their data order."""
+    from feebcore.model.build import build_model
+    from feebcore.train.pretrain import same_steps
+
+    def shared(overrides: Mapping[str, Any], longer: int) -> int:
+        section = with_overrides(train, overrides)
+        assert isinstance(section.data_order.config, DataOrderConfig)
+        if section.data_order.config.follows_length():
+            return 0
+        return same_steps(section, longer, build_model(section.architecture, vocab_size, section.seq_len, device="meta"))
+
+    return shared
 
 
 def scale_lr_of(train: TrainSection) -> ScaleLR:

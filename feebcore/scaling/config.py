@@ -20,12 +20,18 @@ class SweepConfig(StageConfig):
     continues where it was; with `train.checkpoint_every`, so does one that is killed."""
 
     train: TrainSection = Field(default_factory=lambda: TrainSection(**CELL_DEFAULTS), description="settings shared by all runs of the sweep")
-    planner: Annotated[Part, PartKey("planners")] = Field(description="chooses model sizes and FLOP budgets")
-    law: Annotated[Part, PartKey("laws")] = Field(default_part("chinchilla"), description="functional form of the scaling law")
+    planner: Annotated[Part, PartKey("planners")] = Field(description="chooses the runs: model sizes and FLOP budgets, or mixtures of sources")
+    law: Annotated[Part, PartKey("laws")] = Field(default_part("posterior"), description="form of the law, and how it is fitted; mixture for planner mixture")
     parameter_count: ParameterCount = Field("non_embedding", description="parameters counted as N: total, non-embedding or matmul")
-    target: float = Field(default=0.0, ge=0, description="training FLOPs whose best size and loss are forecast; 0: none")
+    target: float = Field(
+        default=0.0,
+        ge=0,
+        description="training FLOPs of the run that the sweep is for: its best size and loss are forecast, or its sources held to max_epochs; 0: none",
+    )
     bootstrap: int = Field(default=200, ge=0, description="bootstrap resamples (or posterior draws) for confidence intervals, at least 100; 0: none")
-    eval_documents: int = Field(default=16, ge=0, description="validation documents per run, evenly spaced and the same for all runs; 0: all")
+    eval_documents: int = Field(
+        default=32, ge=0, description="validation documents per run, evenly spaced and the same for all runs; 0: all. Few documents say little about others"
+    )
     seed: int = Field(default=0, ge=0, description="random seed of the runs; default: the recipe's seed")
 
     @field_validator("bootstrap")

@@ -39,7 +39,8 @@ class Point:
     """One trained run. tokens: D, training tokens seen. flops: exact training FLOPs, 3 x forward with full T x T
     attention and head. budget: the FLOPs asked for (equal along an isoFLOP curve). loss: nats per token. weight: how much
     the run counts, 1 / variance relative to the others. group: runs of one group (seeds of one cell) are one measurement; default:
-    those with equal N and D. unique_tokens: distinct tokens among `tokens`; default: all."""
+    those with equal N and D. unique_tokens: distinct tokens among `tokens`; default: all. Of a run that chooses its mixture, shares: of each
+    source; source_losses: nats per token of each source that is validated; source_weights: of these in `loss`."""
 
     name: str
     total: int
@@ -54,6 +55,9 @@ class Point:
     weight: float = 1.0
     group: str = ""
     unique_tokens: float | None = None
+    shares: Mapping[str, float] = field(default_factory=dict, hash=False)
+    source_losses: Mapping[str, float] = field(default_factory=dict, hash=False)
+    source_weights: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     def size(self, parameter_count: ParameterCount) -> int:
         """N by `parameter_count`."""

@@ -27,21 +27,28 @@ PART = StageSpec(
     makes=("law",),
     process="inline",
     revision=4,  # law.json holds residuals, the learning-rate probe, the frontier and the law by each parameter count
-    summary="Trains a sweep of small models, fits a scaling law and predicts the loss of a held-out run.",
+    summary="Trains a sweep of small models, fits a law of size or of mixtures and predicts the loss of a held-out run.",
 )
 
 
 def check(section: SweepConfig, recipe: Recipe) -> list[str]:
     """What is wrong with this section in this recipe, each as 'key: what and what to do'."""
     from feebcore.scaling.cells import with_overrides
-    from feebcore.train.checks import check_training
+    from feebcore.scaling.mixture import MixtureLaw
+    from feebcore.train.checks import check_sources, check_training
 
-    problems = [f"train.{text}" for text in check_training(section.train)]
+    planner = section.planner.build()
+    problems = [f"train.{text}" for text in (*check_training(section.train), *check_sources(section.train, recipe))]
     if section.train.parallel.strategy != "none":
         problems.append("train.parallel: a run of a sweep trains in one process; remove it")
-    for overrides in section.planner.build().overrides():
+    if (planner.varies == "mixtures") != isinstance(section.law.build(), MixtureLaw):
+        other = "a law of mixtures, such as mixture" if planner.varies == "mixtures" else "a law in N and D, such as posterior, or planner mixture"
+        problems.append(
+            f"law: {section.law.name} does not fit the runs of planner {section.planner.name}, which differ in their {planner.varies}; take {other}"
+        )
+    for overrides in planner.overrides():
         try:
-            with_overrides(section.train, overrides)
+            problems += [f"planner: {text.removeprefix('data_order: ')}" for text in check_sources(with_overrides(section.train, overrides), recipe)]
         except RecipeError as error:
             problems.append(f"planner: {overrides}: {error}")
         if "seq_len" in overrides:

@@ -9,7 +9,8 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,12 +25,14 @@ from feebcore.report.sweep_page import write_page
 from feebcore.run.inputs import finished_inputs
 from feebcore.run.plan import stages_for
 from feebcore.scaling import isoflop
+from feebcore.scaling.allocation import best_size, cost_of_a_token
 from feebcore.scaling.analysis import by_parameter_count, residual_rows, second_opinion
-from feebcore.scaling.cells import measure_with, scale_lr_of, with_overrides
+from feebcore.scaling.cells import measure_with, scale_lr_of, shared_steps_of, with_overrides
 from feebcore.scaling.checks import counts_differ, methods_differ
 from feebcore.scaling.config import SweepConfig
+from feebcore.scaling.mixture import shares_in
 from feebcore.scaling.planning import Planner, Situation
-from feebcore.scaling.points import Law, LawFit, NotIdentifiable, ParameterCount, Point
+from feebcore.scaling.points import Law, LawFit, NotIdentifiable, Point
 from feebcore.scaling.rollouts import error_per_reach, widening
 from feebcore.study.ledger import Ledger
 from feebcore.study.planned import rows_of, unknown
@@ -52,7 +55,7 @@ class Sweep:
         tokens = read_json(inputs["tokens"].file("tokens.json"))
         self.vocab_size, self.validation_documents = tokens["vocab_size"], tokens["validation"]["documents"]
         self.planner: Planner = section.planner.build()
-        self.situation = situation_of(section, tokens)
+        self.situation = situation_of(section, inputs["tokens"].path)
         self.law: Law = self.situation.law
         self.fits: dict[str, tuple[LawFit | None, str]] = {}
         self.cells: list[Cell] = []
@@ -73,6 +76,8 @@ class Sweep:
         self.total = sum(cell.flops for cell in self.planner.plan(self.situation))
         self.publish({})
         records = run_study(self.propose, self.ledger, self.workspace, self.built, self.record, self.forward, lambda: self.out.stop_requested, self.on_ended)
+        places = {cell.name: place for place, cell in enumerate(self.cells)}
+        records.sort(key=lambda record: places[record.name])  # branches were planned when their original run ended: the law is not to depend on that
         self.write_cells(records)  # once more: a kill may have come between the ledger's last entry and this file
         found = {record.name: self.workspace.find("pretrain", record.id) for record in records}
         self.out.rests_on({f"runs/{name}": artifact for name, artifact in found.items() if artifact is not None})
@@ -87,12 +92,11 @@ class Sweep:
         ended, points = situation.ended, situation.points
         self.cells = self.planner.propose(situation)
         current = min((cell.round for cell in self.cells if cell.name not in ended), default=math.inf)
-        chosen = [cell for cell in self.cells if cell.round <= current]
-        specs = [cell_run(self.section, self.recipe, self.key, cell) for cell in chosen]
+        chosen = [cell for cell in self.cells if cell.round <= current and (not cell.original or cell.original in ended)]
+        specs = [cell_run(self.section, self.recipe, self.key, cell, self.cells) for cell in chosen]
         known = self.ledger.predictions()
         if fresh := [spec for spec, cell in zip(specs, chosen, strict=True) if cell.predicted and cell.round == current and spec.name not in known]:
-            earlier = {cell.name for cell in self.cells if cell.round < current}
-            self.predict(records, fresh, [point for name, point in points.items() if name in earlier])
+            self.predict(records, fresh, [points[cell.name] for cell in self.cells if cell.round < current and cell.name in points])
         return specs
 
     def record(self, spec: RunSpec, artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
@@ -102,7 +106,12 @@ class Sweep:
         if not math.isfinite(loss) or loss > 1.05 * chance:
             raise Diverged(f"validation loss {loss:.3f} nats per token is worse than a uniform guess ({chance:.3f}); lower the learning rate for this size")
         numbers = {key: metrics[key] for key in ("steps", "tokens", "flops", "final_loss", "parameters", "seconds")}
-        return numbers | {"loss": loss, "bits_per_byte": metrics["val_bits_per_byte"], "epochs": metrics["data"]["epochs"]}
+        numbers |= {"bits_per_byte": metrics["val_bits_per_byte"], "epochs": metrics["data"]["epochs"], "began_at_step": metrics.get("began_at_step", 0)}
+        if not (weights := self.planner.source_weights()):
+            return numbers | {"loss": loss}
+        losses = metrics.get("val_loss_by_source") or dict.fromkeys(self.situation.scored_documents, loss)  # of a split that has one source
+        mean = sum(weight * losses[name] for name, weight in weights.items()) / sum(weights.values())
+        return numbers | {"loss": mean, "source_losses": {name: losses[name] for name in weights}, "source_weights": weights}
 
     def points(self, records: Iterable[RunRecord]) -> list[Point]:
         """The cells that were measured."""
@@ -125,9 +134,8 @@ class Sweep:
         fit = self.fit(points)[0]
         predictions: dict[str, dict[str, Any]] = {}
         for spec in specs:
-            cost = self.situation.measure(spec.overrides)
-            tokens = spec.flops / cost.flops_per_token
-            size = getattr(cost.counts, self.section.parameter_count)
+            expected = expected_point(spec.name, spec.overrides, spec.flops, self.situation)
+            tokens, size = expected.tokens, expected.size(self.section.parameter_count)
             own = run_id(spec.recipe, spec.stages, self.workspace, self.built)
             begun = spec.name in records or bool(self.workspace.folders("pretrain", own))
             entry: dict[str, Any] = {"name": spec.name, "N": size, "D": tokens, "flops": spec.flops, "heldout": spec.heldout, "begun": begun}
@@ -135,7 +143,7 @@ class Sweep:
                 near = min(points, key=lambda p: distance(p, size, tokens, spec.flops, self.section.parameter_count))
                 entry |= {"nearest": near.name, "nearest_loss": near.loss}
             if fit is not None:
-                prediction = self.law.predict(fit, size, tokens)
+                prediction = self.law.predict_point(fit, expected)
                 entry |= dataclasses.asdict(prediction) | {"law": fit.to_dict()}
             entry |= {"points": [p.name for p in points], "points_digest": digest_of([p.to_dict() for p in points])}
             predictions[spec.name] = _finite(entry)
@@ -158,28 +166,33 @@ class Sweep:
         law["flags"] += self.doubts(records, curves)
         if fit and allocation and "a" in fit.parameters:
             law["flags"] += methods_differ(fit.parameters["a"], allocation["exponent"])
-        counts = by_parameter_count(self.law, fitted, self.section.bootstrap, self.section.seed)
+        of_sizes = self.planner.varies == "sizes"
+        counts = by_parameter_count(self.law, fitted, self.section.bootstrap, self.section.seed) if of_sizes else []
         law["flags"] += counts_differ({row["parameter_count"]: row["parameters"]["a"] for row in counts if "a" in row["parameters"]})
         forecast = self.forecast(points)
         diverged = [{"name": r.name, "reason": r.reason} for r in records if r.status == "diverged"]
+        saved = sum(r.result["flops"] * r.result.get("began_at_step", 0) / r.result["steps"] for r in records if r.status == "done")
         document = {
             "law": law,
             "fit": fit.to_dict() if fit else None,
             "points": [p.to_dict() for p in points],
             "error_per_reach": error_per_reach(fit) if fit else None,
-            "residuals": residual_rows(self.law, fit, fitted) if fit else [],
+            "residuals": residual_rows(self.law, fit, fitted) if fit and of_sizes else [],
             "diverged": diverged,
             "missing": missing(records),
             "heldout": heldout,
             "predicted": [outcome for outcome in outcomes if not outcome["heldout"]],
             "forecast": forecast,
+            "saved_flops": saved,
             "isoflop": {"minima": [m.to_dict() for m in curves], "allocation": allocation, "problem": problem},
-            "frontier": self.frontier(fitted, forecast),
+            "frontier": self.frontier(fitted, forecast) if of_sizes else None,
             "parameter_counts": counts,
             "lr_probe": self.planner.lr_probe(self.situation_after(records)),
             "curves": _curves(self.law, fit, points) if fit else [],
             "method": self.method(points),
         }
+        if fit is not None:
+            document |= self.planner.conclusion(self.situation_after(records), fit)
         write_json(self.out.path / "law.json", _finite(document))
         self.out.log(f"report: {write_page(self.out.path)}")
         errors = [h["relative_error"] for h in heldout if h.get("relative_error") is not None]
@@ -191,7 +204,8 @@ class Sweep:
             "heldout": heldout,
             "runs": len(records),
             "diverged": len(diverged),
-            "flops": float(sum(p.flops for p in points)),
+            "flops": float(sum(p.flops for p in points)) - saved,
+            "saved_flops": saved,
             "seconds": round(sum(r.result.get("seconds", 0.0) for r in records), 1),
             "isoflop_minima": [m.to_dict() for m in curves],
         }
@@ -205,7 +219,7 @@ class Sweep:
         if edges := [m for m in curves if m.problem]:
             flags.append(f"isoflop_edges: {len(edges)} of {len(curves)} budgets have no interior minimum")
         epochs = max((r.result.get("epochs", 0.0) for r in records), default=0.0)
-        if epochs > 1.0:
+        if epochs > 1.0 and self.planner.varies == "sizes":
             flags.append(f"repeated_data: a run made {epochs:.1f} epochs over the corpus; the law is for fresh data")
         return flags + self.planner.notes(self.situation_after(records))
 
@@ -219,7 +233,7 @@ class Sweep:
         """The loss at `target`, at the best size, by the law through all runs, held-out ones included; None without a target or a law."""
         heldout = [p for p in points if p.heldout]
         fit = self.fit([*self.planner.fitted(points), *heldout])[0]
-        if not self.section.target or fit is None:
+        if not self.section.target or fit is None or self.planner.varies != "sizes":
             return None
         cost = cost_of_a_token(points, self.section.parameter_count)
         size = best_size(self.law, fit, self.section.target, cost)
@@ -290,10 +304,12 @@ class Sweep:
             self.out.event("progress", **{k: v for k, v in row.items() if k not in ("kind", "time")})
 
 
-def cell_run(section: SweepConfig, recipe: Recipe, key: str, cell: Cell) -> RunSpec:
-    """A cell as a run of stage pretrain, on the tokens of the sweep, which is stage `key` of the recipe."""
+def cell_run(section: SweepConfig, recipe: Recipe, key: str, cell: Cell, cells: Sequence[Cell]) -> RunSpec:
+    """A cell, one of `cells`, as a run of stage pretrain, on the tokens of the sweep, which is stage `key` of the recipe."""
     train = with_overrides(section.train, cell.overrides)
     values = {name: getattr(train, name) for name in type(train).model_fields}
+    values["keep_steps"] = sorted({*train.keep_steps, *(other.shared_steps for other in cells if other.original == cell.name)})
+    values["original_steps"] = next((other.overrides["max_steps"] for other in cells if other.name == cell.original), 0)
     pretrain = PretrainConfig.model_validate(values | {"score_documents": section.eval_documents, "score_tokens": 0})
     stages = {name: recipe.stages[name] for name in stages_for(recipe, [key]) if name != key}
     stages["pretrain"] = StageEntry("pretrain", recipe.registry.resolve("stages", "feeb/pretrain"), pretrain)  # type: ignore[arg-type]
@@ -310,13 +326,21 @@ def planned_cells(recipe: Recipe, key: str, workspace: Workspace, built: Mapping
     if not {needs["tokens"], needs["tokenizer"]} <= {*built, *recipe.inputs}:
         number = len(section.planner.build().overrides())
         return [unknown(f"{recipe.name}-run{i + 1}", "pretrain", "the stages before it are not built yet") for i in range(number)]
-    tokens = read_json(finished_inputs(recipe, key, workspace, built)["tokens"].file("tokens.json"))
-    cells = section.planner.build().plan(situation_of(section, tokens))
-    return rows_of([cell_run(section, recipe, key, cell) for cell in cells], workspace, built)
+    tokens = finished_inputs(recipe, key, workspace, built)["tokens"]
+    cells = section.planner.build().plan(situation_of(section, tokens.path))
+    return rows_of([cell_run(section, recipe, key, cell, cells) for cell in cells], workspace, built)
 
 
-def situation_of(section: SweepConfig, tokens: Mapping[str, Any]) -> Situation:
-    """What a planner knows before anything has run. tokens: tokens.json."""
+def situation_of(section: SweepConfig, folder: Path) -> Situation:
+    """What a planner knows before anything has run. folder: of the tokens."""
+    from feebcore.data.store import TokenStore
+    from feebcore.data.views import source_views
+    from feebcore.evaluate.scorer import chosen_documents
+
+    tokens = read_json(folder / "tokens.json")
+    train, validation = (TokenStore.open(folder / "tokens.zarr", split) for split in ("train", "validation"))
+    scored = validation.doc_source[chosen_documents(validation, section.eval_documents or None)]
+    codes, counts = np.unique(scored, return_counts=True)
     return Situation(
         measure_with(section.train, tokens["vocab_size"]),
         scale_lr_of(section.train),
@@ -325,33 +349,17 @@ def situation_of(section: SweepConfig, tokens: Mapping[str, Any]) -> Situation:
         section.target,
         tokens["train"]["tokens"],
         section.seed,
+        source_tokens={name: view.num_tokens for name, view in source_views(train).items()},
+        scored_documents={validation.sources[code]: count for code, count in zip(codes.tolist(), counts.tolist(), strict=True)},
+        shared_steps=shared_steps_of(section.train, tokens["vocab_size"]),
     )
 
 
-def cost_of_a_token(points: Sequence[Point], parameter_count: ParameterCount) -> Callable[[float], float]:
-    """Training FLOPs per token of any N: straight lines in logarithms between the sizes that were trained, the last one goes on beyond the largest."""
-    known = {math.log(p.size(parameter_count)): math.log(p.flops_per_token) for p in points}
-    ln_sizes = sorted(known)
-    ln_costs = [known[x] for x in ln_sizes]
-    last = max(-3, -len(ln_sizes))  # three sizes: two neighbors may be the same but for a rounded width
-    slope = (ln_costs[-1] - ln_costs[last]) / (ln_sizes[-1] - ln_sizes[last]) if len(known) > 1 else 1.0
-
-    def cost(size: float) -> float:
-        x = math.log(size)
-        return math.exp(float(np.interp(x, ln_sizes, ln_costs)) + slope * max(0.0, x - ln_sizes[-1]))
-
-    return cost
-
-
-def best_size(law: Law, fit: LawFit, flops: float, cost: Callable[[float], float]) -> float:
-    """N of least predicted loss for `flops` by a law in N and D, with `cost` FLOPs per token."""
-    low, high = 1e2, 1e13
-    for _ in range(6):
-        grid = np.geomspace(low, high, 41)
-        losses = [law.predict(fit, float(n), flops / cost(float(n))).loss for n in grid]
-        best = int(np.argmin(losses))
-        low, high = float(grid[max(0, best - 1)]), float(grid[min(40, best + 1)])
-    return math.sqrt(low * high)
+def expected_point(name: str, overrides: Mapping[str, Any], flops: float, known: Situation) -> Point:
+    """A run that has not ended: its loss is NaN."""
+    cost = known.measure(overrides)
+    counts = cost.counts
+    return Point(name, counts.total, counts.non_embedding, counts.matmul, flops / cost.flops_per_token, flops, math.nan, shares=shares_in(overrides))
 
 
 def _between(entry: Mapping[str, Any]) -> str:
@@ -379,11 +387,16 @@ def _point(record: RunRecord) -> Point:
         record.budget,
         record.result["bits_per_byte"],
         record.heldout,
+        shares=shares_in(record.overrides),
+        source_losses=record.result.get("source_losses", {}),
+        source_weights=record.result.get("source_weights", {}),
     )
 
 
 def _cell_line(record: RunRecord) -> dict[str, Any]:
-    numbers = {k: record.result[k] for k in ("loss", "bits_per_byte", "seconds", "tokens", "steps", "final_loss", "epochs") if k in record.result}
+    numbers = {
+        k: record.result[k] for k in ("loss", "bits_per_byte", "seconds", "tokens", "steps", "final_loss", "epochs", "source_losses") if k in record.result
+    }
     line: dict[str, Any] = {
         "name": record.name,
         "status": record.status,

@@ -20,7 +20,7 @@ from feebcore.scaling.analysis import points_of_sweep
 from feebcore.scaling.cells import with_overrides
 from feebcore.scaling.config import SweepConfig
 from feebcore.scaling.planning import Planner, Situation
-from feebcore.scaling.sweep import best_size, cost_of_a_token, situation_of
+from feebcore.scaling.sweep import expected_point, situation_of
 from feebcore.study.ledger import read_predictions, read_records
 from feebcore.train.pretrain_config import PretrainConfig
 
@@ -47,14 +47,14 @@ def before_it_runs(recipe: Recipe, workspace: Workspace) -> tuple[Planner, Situa
     missing = [stage for stage in recipe.needs(key).values() if stage not in built and stage not in recipe.inputs]
     if missing:
         raise FeebError(f"the vocabulary and the number of tokens are not known yet; run `feeb run {recipe.path} {missing[0]}` first")
-    tokens = read_json(finished_inputs(recipe, key, workspace, built)["tokens"].file("tokens.json"))
+    tokens = finished_inputs(recipe, key, workspace, built)["tokens"]
     section = section_of(recipe)
-    return section.planner.build(), situation_of(section, tokens)
+    return section.planner.build(), situation_of(section, tokens.path)
 
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One row of a plan. N, D: parameters by the sweep's count, and training tokens. seconds: expected; NaN where nothing like it was measured."""
+    """One row of a plan. N, D: parameters by the sweep's count, and training tokens. seconds: expected."""
 
     cell: Cell
     N: float
@@ -73,18 +73,19 @@ class PlannedRun:
             "D": self.D,
             "steps": self.steps,
             "flops": self.cell.flops,
-            "seconds": self.seconds if math.isfinite(self.seconds) else None,
+            "trained_flops": self.cell.trained_flops,
+            "original": self.cell.original or None,
+            "seconds": self.seconds,
         }
 
 
-def planned(planner: Planner, situation: Situation, speed: Speed | None) -> list[PlannedRun]:
+def planned(planner: Planner, situation: Situation, speed: Speed) -> list[PlannedRun]:
     """Every run that the planner would make if all went as it expects, in order."""
     rows = []
     for cell in planner.plan(situation):
         cost = situation.measure(cell.overrides)
         size = float(getattr(cost.counts, situation.parameter_count))
-        seconds = speed.seconds(size, cell.flops) if speed is not None else math.nan
-        rows.append(PlannedRun(cell, size, cell.flops / cost.flops_per_token, cell.overrides["max_steps"], seconds))
+        rows.append(PlannedRun(cell, size, cell.flops / cost.flops_per_token, cell.overrides["max_steps"], speed.seconds(size, cell.trained_flops)))
     return rows
 
 
@@ -113,7 +114,8 @@ def measured_speed(workspace: Workspace, architecture: str, parameter_count: str
         if used.get("name") not in (architecture, f"feeb/{architecture}"):
             continue
         rate = metrics["tokens_per_second"] * metrics["flops"] / metrics["tokens"]
-        rows.append((float(metrics["parameters"][parameter_count]), rate, metrics["seconds"] - metrics["tokens"] / metrics["tokens_per_second"]))
+        trained = metrics["tokens"] * (1 - metrics.get("began_at_step", 0) / metrics["steps"])
+        rows.append((float(metrics["parameters"][parameter_count]), rate, metrics["seconds"] - trained / metrics["tokens_per_second"]))
     if not rows:
         return None
     by_size: dict[float, list[float]] = {}
@@ -121,21 +123,6 @@ def measured_speed(workspace: Workspace, architecture: str, parameter_count: str
         by_size.setdefault(size, []).append(rate)
     sizes = tuple(sorted(by_size))
     return Speed(sizes, tuple(statistics.median(by_size[size]) for size in sizes), max(0.0, statistics.median(row[2] for row in rows)))
-
-
-def budget_for_hours(recipe: Recipe, workspace: Workspace, hours: float, jobs: int) -> float:
-    """The FLOPs that planner `adaptive` can spend in so many hours, from measured speeds. Raises FeebError where nothing was measured."""
-    section = section_of(recipe)
-    planner, situation = before_it_runs(recipe, workspace)
-    speed = measured_speed(workspace, section.train.architecture.spec.name, section.parameter_count)
-    if speed is None:
-        raise FeebError("no finished pretraining run of this architecture is in the workspace, so its speed is not known; give --budget in FLOPs")
-    run_seconds = 3600 * hours * jobs
-    budget = run_seconds * statistics.median(speed.rates)
-    for _ in range(6):  # larger runs are faster, and every run has its overhead
-        tried = type(planner)(planner.config.model_copy(update={"budget": budget}))
-        budget *= run_seconds / sum(row.seconds for row in planned(tried, dataclasses.replace(situation, target=0.0), speed))
-    return budget
 
 
 @dataclass(frozen=True)
@@ -175,15 +162,14 @@ def recommend(artifact: Artifact, flops: float, name: str = "") -> tuple[dict[st
     section = section_of(recipe)
     document = read_json(artifact.file("law.json"))
     points, _ = points_of_sweep(artifact.path)
-    tokens = read_json(artifact.path.parents[1] / _input_path(artifact, "tokens") / "tokens.json")
+    tokens = artifact.path.parents[1] / str(artifact.manifest["inputs"]["tokens"]["path"])
     planner: Planner = section.planner.build()
     situation = dataclasses.replace(
         situation_of(section, tokens), points={p.name: p for p in points}, ended=frozenset(p.name for p in points) | {d["name"] for d in document["diverged"]}
     )
-    law = section.law.build()
+    law = situation.law
     fit = law.fit([*planner.fitted(points), *(p for p in points if p.heldout)], section.parameter_count, section.bootstrap, section.seed)
-    size = best_size(law, fit, flops, cost_of_a_token(points, section.parameter_count))
-    overrides = planner.sized(situation, size, flops)
+    overrides = planner.best(situation, fit, flops)
     cost = situation.measure(overrides)
     number, seen = float(getattr(cost.counts, section.parameter_count)), flops / cost.flops_per_token
     overrides = {**overrides, "max_steps": max(1, round(flops / cost.flops_per_step))}
@@ -194,15 +180,13 @@ def recommend(artifact: Artifact, flops: float, name: str = "") -> tuple[dict[st
     key = sweep_key(recipe)
     stages = {stage: recipe.stages[stage] for stage in stages_for(recipe, [key]) if stage != key}
     made = dataclasses.replace(recipe, name=name or f"{recipe.name}-{flops:.3g}".replace("+", ""), stages=stages | {"pretrain": entry})
-    prediction = law.predict(fit, number, seen)
-    forecast = {"flops": overrides["max_steps"] * cost.flops_per_step, "N": number, "D": seen, **dataclasses.asdict(prediction), "overrides": overrides}
-    return made.resolved(), forecast
-
-
-def _input_path(artifact: Artifact, name: str) -> str:
-    return str(artifact.manifest["inputs"][name]["path"])
+    exact = overrides["max_steps"] * cost.flops_per_step
+    prediction = law.predict_point(fit, expected_point("", overrides, flops, situation))
+    forecast = {"flops": exact, "N": number, "D": seen, **dataclasses.asdict(prediction), "overrides": overrides}
+    return made.resolved(), forecast | planner.conclusion(situation, fit, flops)
 
 
 def total(rows: Sequence[PlannedRun]) -> Mapping[str, float]:
-    """FLOPs and seconds of a plan."""
-    return {"flops": sum(row.cell.flops for row in rows), "seconds": sum(row.seconds for row in rows)}
+    """FLOPs and seconds that a plan trains for, and FLOPs that its branches save."""
+    trained, whole = sum(row.cell.trained_flops for row in rows), sum(row.cell.flops for row in rows)
+    return {"flops": trained, "saved_flops": whole - trained, "seconds": sum(row.seconds for row in rows)}

@@ -6,16 +6,18 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from feebcore.artifacts import Artifact, StageOutput
-from feebcore.config import DataOrderConfig
-from feebcore.errors import did_you_mean
+from feebcore.config import identity_of
+from feebcore.files import digest_of, read_json
 from feebcore.model.config import ModelPartConfig
 from feebcore.parts import parts_in
 from feebcore.specs import Need, StageSpec
-from feebcore.train.checks import check_training
+from feebcore.train.checks import check_sources, check_training
 from feebcore.train.pretrain_config import PretrainConfig
 
 if TYPE_CHECKING:
+    from feebcore.data.store import TokenStore
     from feebcore.recipe import Recipe
+    from feebcore.train.resume import OriginalRun
 
 PART = StageSpec(
     "pretrain",
@@ -42,27 +44,11 @@ def check(section: PretrainConfig, recipe: Recipe) -> list[str]:
         for chosen in parts_in(section.architecture):
             if isinstance(chosen.config, ModelPartConfig):
                 problems += [f"architecture: {chosen.name} {problem}" for problem in chosen.config.check_tokenizer(part.name)]
-    return problems + _check_sources(section, recipe)
-
-
-def _check_sources(section: PretrainConfig, recipe: Recipe) -> list[str]:
-    """Sources that the data order names, against those that stage download reads."""
-    from feebcore.stages.download import DownloadConfig, source_names
-
-    assert isinstance(section.data_order.config, DataOrderConfig)
-    named = section.data_order.config.source_names()
-    download = recipe.stages.get("download")
-    if not named or download is None or not isinstance(download.section, DownloadConfig) or (names := source_names(download.section)) is None:
-        return []
-    validation = set(download.section.validation_sources)
-    problems = [f"data_order: no source {name!r} in stage download; {did_you_mean(name, names)}" for name in named if name not in names]
-    return problems + [
-        f"data_order: source {name!r} is in download.validation_sources, so nothing of it can be trained on" for name in named if name in validation
-    ]
+    return problems + check_sources(section, recipe)
 
 
 def run(section: PretrainConfig, inputs: Mapping[str, Artifact], out: StageOutput) -> dict[str, Any]:
-    """Trains, writes model/ and metrics.jsonl; continues from checkpoints/ when there are some."""
+    """Trains, writes model/ and metrics.jsonl; continues from checkpoints/ when there are some, or begins at one of its original run's."""
     from feebcore.data.loader import make_batches
     from feebcore.data.token_artifacts import open_tokens, verify_tokens
     from feebcore.train.pretrain import train_model
@@ -85,6 +71,23 @@ def run(section: PretrainConfig, inputs: Mapping[str, Artifact], out: StageOutpu
         vocab_size=train.vocab_size,
         score_documents=section.score_documents,
         score_tokens=section.score_tokens,
+        original=_original(section, train, out) if section.original_steps else None,
     )
-    steps = round(trained.metrics["tokens"] / (section.batch_size * section.seq_len))  # of this size of batch; a branch's trunk may have had another
+    steps = round(trained.metrics["tokens"] / (section.batch_size * section.seq_len))  # of this size of batch; a branch's original run may have had another
     return trained.metrics | {"data": data.statistics(steps)}
+
+
+def _original(section: PretrainConfig, train: TokenStore, out: StageOutput) -> OriginalRun | None:
+    """The run that differs from this one in nothing but its `original_steps` steps, by its fingerprint; None where the workspace has none."""
+    from feebcore.data.loader import make_batches
+    from feebcore.train.resume import OriginalRun
+
+    identity = read_json(out.path / "request.json")["identity"]
+    longer = identity | {"section": identity_of(section.model_copy(update={"max_steps": section.original_steps}))}
+    folders = sorted(out.path.parent.glob(f"*-{digest_of(longer)[:12]}"))
+    if not folders:
+        out.log(f"no run of {section.original_steps} steps is there that is otherwise the same (original_steps), so this one is trained from the start")
+        return None
+    lengths = (section.max_steps, section.original_steps)
+    data, other = (make_batches(train, section.packing, section.data_order, section.batch_size, section.seq_len, section.seed, steps) for steps in lengths)
+    return OriginalRun(folders[0], section.original_steps, data.same_steps(other, section.max_steps))

@@ -22,7 +22,7 @@ import socket
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -114,8 +114,8 @@ class Ledger:
             self._refresh(added)
         return added
 
-    def lease(self, owner: str, seconds: float = 120.0) -> RunRecord | None:
-        """The next run that is planned and waits for none, or whose holder's lease is over or process gone; None when there is none.
+    def lease(self, owner: str, seconds: float = 120.0, among: Collection[str] | None = None) -> RunRecord | None:
+        """The next run (of `among`) that is planned and waits for none, or whose holder's lease is over or process gone; None when there is none.
 
         The order: those that failed less often first, then by priority, then those that took fewer processes with them (one that
         ends the study's own process does not keep the others waiting), then as planned. The caller owns the run until `seconds`
@@ -123,9 +123,10 @@ class Ledger:
         """
         with self._transaction():
             self._reclaim()
-            row = self._connection.execute(
-                "SELECT name, id FROM runs WHERE status = 'planned' AND waiting = 0 ORDER BY failures, priority DESC, attempts, position LIMIT 1"
-            ).fetchone()
+            rows = self._connection.execute(
+                "SELECT name, id FROM runs WHERE status = 'planned' AND waiting = 0 ORDER BY failures, priority DESC, attempts, position"
+            )
+            row = next((row for row in rows if among is None or row["name"] in among), None)
             if row is None:
                 return None
             self._connection.execute(

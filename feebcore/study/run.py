@@ -97,6 +97,7 @@ class _Study:
                 self._one_by_one()
             else:
                 self._several()
+            self._drop_others()
         return [r for r in self.ledger.records() if r.name in self.specs]
 
     def _reload(self) -> None:
@@ -113,11 +114,12 @@ class _Study:
         return self.asked.is_set() or self.stop_requested()
 
     def _lease(self) -> RunRecord | None:
-        record = self.ledger.lease(self.owner, LEASE_SECONDS)
-        if record is not None and record.name not in self.specs:  # of an earlier call with another plan: not of this study any more
+        return self.ledger.lease(self.owner, LEASE_SECONDS, among=self.specs)
+
+    def _drop_others(self) -> None:
+        """What an earlier call with another plan has left is not of this study any more. Not before the end: it may just not be its turn yet."""
+        while (record := self.ledger.lease(self.owner, LEASE_SECONDS)) is not None:
             self.ledger.fail(record.name, "it is not proposed any more", self.owner)
-            return self._lease()
-        return record
 
     def _one_by_one(self) -> None:
         while True:

@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,7 +78,7 @@ class Checkpointer:
 
     save: copies the state before it returns and writes it in a thread of its own (`asynchronous`), one at a time; what
     goes wrong there is raised by the next `save` or `wait`. It keeps the newest `keep`, every step divisible by
-    `keep_every`, and the `keep_best` with the lowest metric. Every rank must make one and call it alike.
+    `keep_every`, those of `keep_steps`, and the `keep_best` with the lowest metric. Every rank must make one and call it alike.
     """
 
     def __init__(
@@ -88,12 +88,13 @@ class Checkpointer:
         *,
         keep: int = 2,
         keep_every: int = 0,
+        keep_steps: Collection[int] = (),
         keep_best: int = 0,
         asynchronous: bool = True,
         log: Callable[[str], None] = print,
     ) -> None:
         self.root, self.parallel, self.log = Path(folder) / FOLDER, parallel, log
-        self.keep, self.keep_every, self.keep_best, self.asynchronous = keep, keep_every, keep_best, asynchronous
+        self.keep, self.keep_every, self.keep_steps, self.keep_best, self.asynchronous = keep, keep_every, keep_steps, keep_best, asynchronous
         self._channel = parallel.channel()
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -217,7 +218,7 @@ class Checkpointer:
                 shutil.rmtree(path, ignore_errors=True)
         paths = checkpoints(self.root.parent)
         stay = set(paths[: self.keep])
-        stay |= {path for path in paths if self.keep_every and step_of(path) % self.keep_every == 0}
+        stay |= {path for path in paths if step_of(path) in self.keep_steps or (self.keep_every and step_of(path) % self.keep_every == 0)}
         if self.keep_best:
             scored = [(score, path) for path in paths if (score := _metric(path)) is not None]
             stay |= {path for _, path in sorted(scored, key=lambda one: one[0])[: self.keep_best]}

@@ -1,4 +1,4 @@
-"""When a checkpoint is written: every `checkpoint_every` steps, after a validation where the best are kept, and at the end."""
+"""When a checkpoint is written: every `checkpoint_every` steps and at `keep_steps`, after a validation where the best are kept, and at the end."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ class Checkpointing(LoopCallback):
             trainer.parallel,
             keep=section.keep_checkpoints,
             keep_every=section.keep_every,
+            keep_steps=section.keep_steps,
             keep_best=section.keep_best,
             asynchronous=section.async_checkpoints,
             log=trainer.run.out.log,
@@ -28,8 +29,8 @@ class Checkpointing(LoopCallback):
         self.saved_step = -1
 
     def due(self, step: int) -> bool:
-        every = self.trainer.section.checkpoint_every
-        return bool(every) and step % every == 0
+        section = self.trainer.section
+        return step in section.keep_steps or (bool(section.checkpoint_every) and step % section.checkpoint_every == 0)
 
     def on_step_end(self, step: int, metrics: dict[str, Any]) -> None:
         validation = self.trainer.state.validation

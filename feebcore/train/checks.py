@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from feebcore.config import DataOrderConfig
+from feebcore.errors import did_you_mean
+from feebcore.parts import parts_in
 from feebcore.train.config import TrainSection, checkpoint_of
+
+if TYPE_CHECKING:
+    from feebcore.recipe import Recipe
 
 
 def check_training(section: TrainSection) -> list[str]:
@@ -36,3 +43,19 @@ def check_training(section: TrainSection) -> list[str]:
     for key in ("schedule", "optimizer", "data_order"):
         problems += [f"{key}.{text}" for text in getattr(section, key).config.check_run(section.max_steps)]
     return problems
+
+
+def check_sources(section: TrainSection, recipe: Recipe) -> list[str]:
+    """Sources that the data order names, against those that stage download reads."""
+    assert isinstance(section.data_order.config, DataOrderConfig)
+    named = section.data_order.config.source_names()
+    if not named or (download := recipe.stages.get("download")) is None:
+        return []
+    names = {part.build().name for part in parts_in(download.section) if part.kind == "sources"}
+    if not names or "" in names:  # known from the documents only
+        return []
+    validation = getattr(download.section, "validation_sources", ())
+    problems = [f"data_order: no source {name!r} in stage download; {did_you_mean(name, names)}" for name in named if name not in names]
+    return problems + [
+        f"data_order: source {name!r} is in download.validation_sources, so nothing of it can be trained on" for name in named if name in validation
+    ]

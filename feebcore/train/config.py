@@ -31,7 +31,9 @@ class TrainSection(StageConfig):
     schedule: Annotated[Part, PartKey("schedules")] = Field(
         default_part("cosine"), description="learning-rate schedule: a multiplier on all learning rates per step"
     )
-    lr_scaling: Annotated[Part, PartKey("lr_scalings")] | None = Field(None, description="scales learning rates that were tuned at another model or batch size")
+    lr_scaling: Annotated[Part, PartKey("lr_scalings")] | None = Field(
+        None, description="scales learning rates that were tuned at another model, batch size or run length"
+    )
     packing: Annotated[Part, PartKey("packings")] = Field(default_part("concat"), description="packs documents into training sequences")
     data_order: Annotated[Part, PartKey("data_orders")] = Field(default_part("shuffled"), description="order of the training sequences")
     depth: int | None = Field(
@@ -93,6 +95,7 @@ class TrainSection(StageConfig):
     checkpoint_every: Observation[int] = Field(200, ge=0, description="checkpoint every N steps; 0: only at the end")
     keep_checkpoints: Observation[int] = Field(2, ge=1, description="number of newest checkpoints to keep")
     keep_every: Observation[int] = Field(0, ge=0, description="also keep checkpoints of steps divisible by this, to branch from; 0: none")
+    keep_steps: Observation[list[Annotated[int, Field(ge=1)]]] = Field([], description="also write and keep checkpoints of these steps")
     keep_best: Observation[int] = Field(0, ge=0, description="also keep the N checkpoints with the lowest validation loss; 0: none")
     async_checkpoints: Observation[bool] = Field(True, description="write checkpoints in a background thread")
     log_every: Observation[int] = Field(10, ge=1, description="log every N steps")

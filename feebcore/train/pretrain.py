@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +15,15 @@ from torch import nn
 from feebcore.data.loader import Prefetch
 from feebcore.data.views import scores_by_source
 from feebcore.errors import FeebError, Interrupted, RecipeError
-from feebcore.evaluate.scorer import score_documents
+from feebcore.evaluate.scorer import chosen_documents, score_documents
 from feebcore.model.build import build_model
-from feebcore.model.counting import hook_optimizer, training_flops
+from feebcore.model.counting import count_flops, hook_optimizer, training_flops
 from feebcore.model.fp8 import convert_to_fp8
 from feebcore.model.groups import param_groups
 from feebcore.model.io import load_model, save_model
 from feebcore.model.precision import execution, resolve_device, resolve_precision, scoring_precision
 from feebcore.model.transformer import Transformer
+from feebcore.protocols import LanguageModel
 from feebcore.train import optimizer_schedules
 from feebcore.train.callbacks import Callback, RunContext
 from feebcore.train.checkpointing import Checkpointing
@@ -31,7 +33,7 @@ from feebcore.train.loop import Trainer
 from feebcore.train.lr_scaling import LRScale, LRScaling, TrainShape
 from feebcore.train.optimizer import Optimizer
 from feebcore.train.parallel import SingleProcess, Strategy, make_parallel
-from feebcore.train.resume import resume
+from feebcore.train.resume import OriginalRun, resume
 from feebcore.train.rollback import RollbackStates
 from feebcore.train.step import GradientAccumulator, LossModule, checkpoint_activations
 from feebcore.train.validation import Validation, make_evaluation
@@ -67,12 +69,14 @@ def train_model(
     score_documents: int = 0,
     score_tokens: int = 0,
     name: str = "",
+    original: OriginalRun | None = None,
 ) -> TrainResult:
     """Train `section` on `data` and return the model with its metrics.
 
     folder: where checkpoints/, metrics.jsonl and model/ go. val_store: the validation split, scored whole at the end
     (`final_score`; on `score_documents` of its documents or about `score_tokens` of its tokens, 0: all) and in part every `validation_every` steps. model: continue from this module instead of a fresh one.
     checkpoint: keep state on disk and continue from it. save: write model/. name: of this run among several.
+    original: a longer run whose batches are the same for `same_steps`; what its schedules share with this run's is taken from it.
     Raises Interrupted after saving when `out.stop_requested`; Diverged when a loss spike or a non-finite step ends the run.
     """
     began = time.perf_counter()
@@ -100,8 +104,12 @@ def train_model(
         put_back = convert_to_fp8(model) if run.precision == "fp8" else None
         optimizer_schedules.freeze(param_groups(model, frozen=True), section.param_groups)
         scale = lr_scale(section, model)  # asks the model for its sizes, so before it is sharded
+        if original is not None:
+            original = dataclasses.replace(original, same_steps=min(original.same_steps, same_steps(section, original.max_steps, model)))
         gradients = GradientAccumulator(LossModule(model, objective, run.precision, device), parallel, section.micro_batch, out.log)
         optimizer = build_optimizer(section, model, scale, parallel.world)
+        for text in scale_notes(section, scale, optimizer):
+            out.log(text)
         multipliers = (None if part is None else part.build(total_steps=section.max_steps) for part in schedules_of(section))
         schedules = optimizer_schedules.OptimizerSchedules(optimizer, *multipliers)  # type: ignore[arg-type]
         callbacks = {f"{i}:{part.name}": part.build() for i, part in enumerate(section.callbacks)} if parallel.is_main else {}
@@ -111,7 +119,7 @@ def train_model(
         for callback in (*callbacks.values(), *trainer.loop_callbacks):
             stack.callback(callback.on_close)
         whole_run = flops_per_token * section.batch_size * section.seq_len * section.max_steps / parallel.world
-        checkpointing.saved_step = resume(trainer, checkpointing.checkpointer, checkpoint, whole_run)
+        checkpointing.saved_step = resume(trainer, checkpointing.checkpointer, checkpoint, whole_run, original)
         state = trainer.train()
         ended = time.perf_counter()
         trainer.use_eval_weights()
@@ -128,6 +136,8 @@ def train_model(
             "flops": flops_per_token * state.tokens,
             "parameters": {"total": counts.total, "non_embedding": counts.non_embedding, "matmul": counts.matmul},
         }
+        if section.lr_scaling is not None:
+            metrics["lr_scaling"] = scale.facts()
         if parallel.is_main and save:  # first: what was trained is kept, whatever becomes of the score
             save_model(run.folder / "model", model, section.architecture, tokenizer_folder)
         if val_store is not None and final_score and (everywhere or parallel.is_main):
@@ -174,7 +184,57 @@ def lr_scale(section: TrainSection, model: nn.Module) -> LRScale:
     if section.lr_scaling is None:
         return LRScale()
     scaling: LRScaling = section.lr_scaling.build()
-    return scaling(TrainShape(*_sizes(model), section.batch_size * section.seq_len, section.max_steps))
+    return scaling(train_shape(section, model))
+
+
+def train_shape(section: TrainSection, model: nn.Module) -> TrainShape:
+    """What the section's lr_scaling is told of the run."""
+    language_model: LanguageModel = model  # type: ignore[assignment]
+    counts, head, seq_len = language_model.count(), language_model.lm_head, language_model.seq_len
+    weights, flops = sum(p.numel() for p in head.parameters() if p.ndim >= 2), count_flops(head, seq_len)[0] / seq_len
+    run = section.batch_size * section.seq_len, section.max_steps
+    return TrainShape(*_sizes(model), *run, counts.matmul - weights, weights, 3.0 * (counts.flops_per_token - flops))
+
+
+def scale_notes(section: TrainSection, scale: LRScale, optimizer: Optimizer) -> list[str]:
+    """What the section's lr_scaling set in `optimizer`, and what it could not, a sentence each; without one nothing."""
+    if section.lr_scaling is None:
+        return []
+    name = f"lr_scaling {section.lr_scaling.name}"
+    changes = [f"{what} x {_by_role(factors)}" for what, factors in (("learning rates", scale.roles), ("weight decay", scale.weight_decay)) if factors]
+    group = next((group for group in optimizer.param_groups if optimizer_schedules.averages_squares(group)), None)
+    if group is not None:
+        if scale.beta2_power != 1:
+            changes.append(f"beta2 {group['betas'][1] if 'betas' in group else group['beta2']:.5g}")
+        if scale.eps != 1:
+            changes.append(f"eps {group['eps']:.3g}")
+    notes = [f"{name}: {', '.join(changes) or 'nothing changes'}"]
+    if group is None and (scale.beta2_power, scale.eps) != (1, 1):
+        notes.append(f"{name}: optimizer {section.optimizer.name} has no beta2 and eps of an average of squared gradients, so only learning rates are scaled")
+    if scale.batch_tokens is not None:
+        tokens = section.batch_size * section.seq_len
+        notes.append(f"{name}: its source found these rates best with batches of {scale.batch_tokens:,.0f} tokens; this run's have {tokens:,}")
+    return notes
+
+
+def _by_role(factors: dict[str, float]) -> str:
+    if len(set(factors.values())) == 1 and len(factors) == 4:
+        return f"{next(iter(factors.values())):.4g}"
+    return ", ".join(f"{factor:.4g} ({role})" for role, factor in factors.items())
+
+
+def same_steps(section: TrainSection, longer: int, model: nn.Module) -> int:
+    """How many steps the run trains exactly as one of `longer` steps, otherwise the same, would: until a schedule tells the two apart. Their
+    batches are the data order's affair."""
+    other = section.model_copy(update={"max_steps": longer})
+    if lr_scale(section, model) != lr_scale(other, model):
+        return 0
+    steps = section.max_steps
+    for part in schedules_of(section):
+        if part is not None:
+            one, two = (part.build(total_steps=length) for length in (section.max_steps, longer))
+            steps = next((step for step in range(steps) if one(step) != two(step)), steps)
+    return steps
 
 
 def _sizes(model: nn.Module) -> tuple[int, int]:
@@ -215,6 +275,8 @@ def _metrics(trainer: Trainer) -> dict[str, Any]:
     }
     if trainer.parallel.world > 1:
         metrics |= {"ranks": trainer.parallel.world, "strategy": trainer.parallel.strategy}
+    if state.began_at:
+        metrics["began_at_step"] = state.began_at
     anomalies = {"anomalous_steps": state.anomalous_steps, "rollbacks": state.rollbacks}
     return metrics | {name: steps for name, steps in anomalies.items() if steps}
 
@@ -241,6 +303,8 @@ def _score(
         run.out.log(f"final validation: {score.tokens:,} of {text_tokens:,} tokens ({key}; 0 scores all)")
     for callback in callbacks.values():
         callback.on_validation(run.step, {"loss": score.loss, "bits_per_byte": score.bits_per_byte, "whole_split": whole})
-    sources = {name: one.bits_per_byte for name, one in scores_by_source(store, documents).items()} if whole else {}
+    by_source = scores_by_source(store, documents, chosen_documents(store, max_documents or None, max_tokens or None))
+    sources = {name: one.bits_per_byte for name, one in by_source.items()} if whole else {}
     result: dict[str, Any] = {"val_bits_per_byte": score.bits_per_byte, "val_loss": score.loss}
+    result |= {"val_loss_by_source": {name: one.loss for name, one in by_source.items()}} if by_source else {}
     return result | ({"val_bits_per_byte_by_source": sources} if sources else {} if whole else {"val_share": round(score.tokens / text_tokens, 4)})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,19 @@ from torch import Tensor
 from feebcore.errors import ArtifactError, FeebError
 from feebcore.model.precision import environment
 from feebcore.train import compilation
-from feebcore.train.checkpoint import Checkpointer, Extras, read_state
+from feebcore.train.checkpoint import Checkpointer, Extras, checkpoints, read_state, step_of
 from feebcore.train.config import checkpoint_digest, checkpoint_of
 from feebcore.train.loop import Trainer
 from feebcore.train.state import TrainState
+
+
+@dataclass(frozen=True)
+class OriginalRun:
+    """A longer run that trains its first `same_steps` steps exactly as this one. folder: its artifact. max_steps: its length."""
+
+    folder: Path
+    max_steps: int
+    same_steps: int
 
 
 def training_state(trainer: Trainer) -> dict[str, Any]:
@@ -57,9 +67,9 @@ def restore_state(trainer: Trainer, state: dict[str, Any], extras: Extras) -> No
             callback.load_state_dict(state["callbacks"][name])
 
 
-def resume(trainer: Trainer, checkpointer: Checkpointer, own: bool = True, training_flops: float = 0.0) -> int:
-    """Continue from the newest whole checkpoint (own: this run's, where it keeps some), else from the run to branch from, else
-    from the start. Decides about compiling, or takes over the decision. training_flops: of the whole run, on this rank.
+def resume(trainer: Trainer, checkpointer: Checkpointer, own: bool = True, training_flops: float = 0.0, original: OriginalRun | None = None) -> int:
+    """Continue from the newest whole checkpoint (own: this run's, where it keeps some), else from one of `original`, else from the run to
+    branch from, else from the start. Decides about compiling, or takes over the decision. training_flops: of the whole run, on this rank.
 
     Returns the step whose checkpoint is up to date, -1 when there is none. Raises FeebError for a checkpoint of another model
     or format.
@@ -68,6 +78,9 @@ def resume(trainer: Trainer, checkpointer: Checkpointer, own: bool = True, train
     if loaded is not None:
         _continue(trainer, *loaded)
         return -1 if trainer.state.validation_due else trainer.state.step
+    if original is not None and (loaded := _of_original(trainer, checkpointer, original)) is not None:
+        _continue(trainer, *loaded)
+        return -1
     section = trainer.section
     if section.branch_from:
         _branch(trainer, checkpointer)
@@ -81,6 +94,30 @@ def resume(trainer: Trainer, checkpointer: Checkpointer, own: bool = True, train
     if what:
         trainer.gradients.compile(what)
     return -1
+
+
+def _of_original(trainer: Trainer, checkpointer: Checkpointer, original: OriginalRun) -> tuple[dict[str, Any], Extras] | None:
+    """State and extras of the newest checkpoint within the steps that the original run shares, as this run would have written it; None where it
+    keeps none, and then this run trains these steps itself."""
+    log = trainer.run.out.log
+    for path in checkpoints(original.folder):
+        if step_of(path) > original.same_steps:
+            continue
+        try:
+            state, extras = checkpointer.load(path, trainer.run.model, trainer.optimizer)
+        except ArtifactError as error:
+            log(f"{error}; trying the one before it")
+            continue
+        past = _of_another(TrainState.from_state_dict(state["train_state"]))
+        log(f"the first {past.step} steps are those of {original.folder.name}, which trains them alike")
+        return state | {"train_state": past.state_dict(), "callbacks": {}}, extras
+    log(f"{original.folder.name} keeps no checkpoint of the {original.same_steps} steps that it trains alike, so this run trains them itself")
+    return None
+
+
+def _of_another(state: TrainState) -> TrainState:
+    """The state of another run, whose time was not this one's."""
+    return dataclasses.replace(state, elapsed=0.0, timed_tokens=0, timed_seconds=0.0, waited_seconds=0.0, began_at=state.step)
 
 
 def _continue(trainer: Trainer, state: dict[str, Any], extras: Extras) -> None:
@@ -118,7 +155,7 @@ def _branch(trainer: Trainer, checkpointer: Checkpointer) -> None:
         raise FeebError(f"branch_from: {error}; a branch must have the architecture of the original run") from error
     restore_state(trainer, state | {"callbacks": {}}, extras)
     offset = _branch_offset(trainer, state["data"])
-    trainer.state = dataclasses.replace(trainer.state, elapsed=0.0, timed_tokens=0, timed_seconds=0.0, waited_seconds=0.0, data_offset=offset)
+    trainer.state = dataclasses.replace(_of_another(trainer.state), data_offset=offset)
     if not same_optimizer:
         log(f"optimizer {section.optimizer.name} starts with fresh state: the original run used {state['optimizer_part']}")
     if trainer.state.step >= section.max_steps:

@@ -23,6 +23,7 @@ class TrainState:
     anomalies_in_row: int = 0  # spikes and non-finite steps since the last good step
     anomalous_steps: list[int] = dataclasses.field(default_factory=list)
     rollbacks: list[int] = dataclasses.field(default_factory=list)  # anomalous steps that the run was rolled back from
+    began_at: int = 0  # step of the checkpoint of another run that this one began at
     data_offset: int = 0  # batches left out by rollbacks
     validation_due: bool = False  # the validation after this step has not finished
     validation: tuple[int, float] | None = None  # the last one: step and loss

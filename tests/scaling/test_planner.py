@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,17 +13,10 @@ from feeb_evals.planners.isoflop import IsoflopConfig
 from feeb_evals.planners.isoflop.isoflop import Isoflop
 from feebcore.errors import FeebError
 from feebcore.parts import resolve_part
-from feebcore.protocols import Counts
 from feebcore.scaling.planning import Situation
-from feebcore.scaling.points import Cost
 
-SIZES = [{"d_model": 64, "num_layers": 2}, {"d_model": 128, "num_layers": 2, "optimizer.lr": 0.01}]
-
-
-def measure(overrides: Mapping[str, Any]) -> Cost:
-    """A model of 12 l d^2 parameters; batch 32 of 128 tokens unless overridden."""
-    size = 12 * overrides["architecture.num_layers"] * overrides["architecture.d_model"] ** 2
-    return Cost(Counts(size, size, size, 2.0 * size, 2.0 * size, 0), 6.0 * size, overrides.get("batch_size", 32), 128)
+sys.path.insert(0, str(Path(__file__).parent))
+from worlds import SIZES, measure
 
 
 def _plan(**options: Any) -> list:

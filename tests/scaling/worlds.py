@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
-from feebcore.scaling.points import Point
+from feebcore.protocols import Counts
+from feebcore.scaling.points import Cost, Point
 
 TRUTH = {"E": 1.7, "A": 400.0, "B": 2000.0, "alpha": 0.34, "beta": 0.37}
 
@@ -32,3 +36,12 @@ def grid(noise: float = 0.0, seed: int = 0, sizes: int = 5, budgets: int = 5, sp
             tokens = budget / 6 / size
             points.append(point(size, tokens, law(size, tokens) * float(np.exp(noise * rng.normal())), budget))
     return points
+
+
+SIZES: list[dict[str, Any]] = [{"d_model": 64, "num_layers": 2}, {"d_model": 128, "num_layers": 2, "optimizer.lr": 0.01}]
+
+
+def measure(overrides: Mapping[str, Any]) -> Cost:
+    """A model of 12 l d^2 parameters; batch 32 of 128 tokens unless overridden."""
+    size = 12 * overrides["architecture.num_layers"] * overrides["architecture.d_model"] ** 2
+    return Cost(Counts(size, size, size, 2.0 * size, 2.0 * size, 0), 6.0 * size, overrides.get("batch_size", 32), 128)

@@ -149,6 +149,31 @@ def test_a_proposer_is_asked_again_with_what_is_known(tmp_path: Path) -> None:
     assert list(records) == ["r0", "r1", "r2"]
 
 
+def test_a_run_whose_turn_has_not_come_again_is_not_dropped(tmp_path: Path) -> None:
+    """A study was stopped after its second round was planned; the run of the first round that had failed is tried again before it."""
+
+    def propose(known: Mapping[str, RunRecord]) -> list[RunSpec]:
+        first = spec(tmp_path, "first", fails=3)
+        ended = "first" in known and known["first"].ended
+        return [first, spec(tmp_path, "second", number=2)] if ended else [first]
+
+    with pytest.raises(KeyboardInterrupt):
+        study(tmp_path, [], jobs=1, propose=propose, on_ended=_interrupt)
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        second = spec(tmp_path, "second", number=2)
+        ledger.plan(
+            [second, spec(tmp_path, "other", number=3)], {"second": run_id(second.recipe, second.stages, Workspace(tmp_path / "data"), {}), "other": "0" * 12}
+        )
+    records = study(tmp_path, [], jobs=1, propose=propose)
+    assert {name: r.status for name, r in records.items()} == {"first": "done", "second": "done"}
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        assert ledger.record("other").reason == "it is not proposed any more"
+
+
+def _interrupt(record: RunRecord) -> None:
+    raise KeyboardInterrupt
+
+
 def test_workers_are_warm_and_share_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     records = study(tmp_path, [spec(tmp_path, f"r{i}", number=i, steps=2, step_seconds=0.02) for i in range(8)])

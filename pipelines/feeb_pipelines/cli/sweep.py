@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json as json_module
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
@@ -18,10 +18,16 @@ if TYPE_CHECKING:
     from feebcore.artifacts import Workspace
     from feebcore.recipe import Recipe
 
+LADDERS = ("ladder", "parametric_grid")
+"""Planners with runs of their own, which --budget limits; it replaces others by adaptive."""
+
 RecipeFile = Annotated[str, Parameter(help="A recipe (YAML file) with a stage sweep.")]
-Budget = Annotated[float | None, Parameter(help="Training FLOPs of all runs together: uses planner adaptive.", show_default=False)]
+Budget = Annotated[
+    float | None,
+    Parameter(help="Training FLOPs of all runs together: uses planner adaptive, but for a ladder or a parametric_grid, which must fit.", show_default=False),
+]
 Target = Annotated[float | None, Parameter(help="Training FLOPs to forecast: the best size and its loss.", show_default=False)]
-Hours = Annotated[float | None, Parameter(help="The budget in hours, converted by the speed of finished runs in the workspace.", show_default=False)]
+Hours = Annotated[float | None, Parameter(help="The budget in hours, converted by the speed of this machine.", show_default=False)]
 Jobs = Annotated[int, Parameter(help="Number of parallel runs.")]
 RunOption = Annotated[str, Parameter(help="A sweep: NAME, sweep/NAME, the start of its fingerprint, or its folder.")]
 
@@ -43,7 +49,7 @@ def plan(
     """Show the runs of a sweep with their costs, without training anything.
 
     Planner adaptive places each rung by what the rungs before it have shown, so its later rows are expectations. Times come from
-    finished pretraining runs of the same architecture in the workspace.
+    finished pretraining runs of the same architecture in the workspace; where there are none, from a few steps of three of the runs.
 
     Examples:
         feeb sweep plan experiments/sweep-small.yaml --budget 2e13 --target 1e14
@@ -51,20 +57,21 @@ def plan(
     """
     from feeb_pipelines.cli.display import duration
     from feebcore.artifacts import Workspace
-    from feebcore.scaling.use import before_it_runs, measured_speed, planned, section_of, total
+    from feebcore.compare.speed import speed_of
+    from feebcore.scaling.use import before_it_runs, planned, section_of, total
 
     space = Workspace(workspace)
     loaded, _ = _load(recipe, budget, target, hours, jobs, set, input, space)
     planner, situation = before_it_runs(loaded, space)
     section = section_of(loaded)
-    speed = measured_speed(space, section.train.architecture.spec.name, section.parameter_count)
-    rows = planned(planner, situation, speed)
+    rows = planned(planner, situation, speed_of(loaded, space, planner, situation, jobs))
     sums = total(rows)
     seconds = sums["seconds"] / jobs
     if json:
-        print_json({"runs": [row.to_dict() for row in rows], "flops": sums["flops"], "seconds": seconds if speed else None, "target": section.target or None})
+        flops = {"flops": sums["flops"], "saved_flops": sums["saved_flops"]}
+        print_json({"runs": [row.to_dict() for row in rows], **flops, "seconds": seconds, "target": section.target or None})
         return
-    columns = ("round", "run", "N", "D", "steps", "FLOPs", "time", "predicted")
+    columns = ("round", "run", "N", "D", "steps", "FLOPs", "time", "predicted", "branches")
     table = [
         (
             str(row.cell.round),
@@ -73,15 +80,17 @@ def plan(
             f"{row.D:.3g}",
             f"{row.steps:,}",
             f"{row.cell.flops:.3g}",
-            duration(row.seconds) if speed else "",
+            duration(row.seconds),
             "before it starts" if row.cell.predicted else "",
+            f"from step {row.cell.shared_steps:,} of {row.cell.original}" if row.cell.original else "",
         )
         for row in rows
     ]
     print_table(columns, table, drop=("round", "steps"))
-    time = f", about {duration(seconds)} with {jobs} at once" if speed else "; no finished run tells how long that takes"
-    cost = f", {seconds / 3600 * price:.2f} at {price:g} an hour" if speed and price else ""
-    print(f"{len(rows)} runs, {sums['flops']:.4g} FLOPs{time}{cost}")
+    cost = f", {seconds / 3600 * price:.2f} at {price:g} an hour" if price else ""
+    print(f"{len(rows)} runs, {sums['flops']:.4g} FLOPs, about {duration(seconds)} with {jobs} at once{cost}")
+    if sums["saved_flops"]:
+        print(_saved(sums["saved_flops"], sums["flops"]))
     if section.target:
         dearest = max(row.cell.flops for row in rows)
         print(f"forecast at {section.target:.3g} FLOPs, {section.target / dearest:.3g} times the dearest run")
@@ -168,7 +177,11 @@ def report(sweep: RunOption, /, *, workspace: WorkspaceOption = None, json: Json
         return
     print(found["headline"]["sentence"])
     said, shown = remarks(found), tables(found)
+    if found["mixture"]:
+        _print_mixture(found["mixture"])
     for heading, remark, names in PARTS_OF_REPORT:
+        if not (said.get(remark) or any(name in shown for name in names)):
+            continue
         print(f"\n{heading}")
         for sentence in said.get(remark, ()):
             print(sentence)
@@ -176,6 +189,8 @@ def report(sweep: RunOption, /, *, workspace: WorkspaceOption = None, json: Json
             if number:
                 print()
             print_table(shown[name].columns, shown[name].rows, prose=("note", "answer"))
+    if found["saved_flops"]:
+        print(_saved(found["saved_flops"], found["flops"]))
     print("\nWhat is not known")
     for row in found["unknown"]:
         print(f"{row['code']}: {row['text']}")
@@ -207,7 +222,7 @@ def recommend(
 ) -> None:
     """Write the recipe of the best run for a number of FLOPs, with the forecast of its loss.
 
-    Size by the law and the measured cost of a token, learning rates by the sweep's probe.
+    Size by the law and the measured cost of a token, learning rates by the sweep's probe. Of a sweep over mixtures: the mixture of least loss.
 
     Examples:
         feeb sweep recommend sweep-small --flops 1e14 --out large.yaml
@@ -220,7 +235,8 @@ def recommend(
     folder = _finished(sweep, workspace)
     artifact = read_artifact(folder)
     assert artifact is not None
-    run_flops = flops or (read_json(folder / "law.json").get("forecast") or {}).get("flops")
+    document = read_json(folder / "law.json")
+    run_flops = flops or (document.get("forecast") or document.get("mixture") or {}).get("flops")
     if not run_flops:
         raise FeebError("this sweep has no target; say for how many training FLOPs, as in --flops 1e14")
     recipe, forecast = recommended(artifact, run_flops)
@@ -230,22 +246,36 @@ def recommend(
         print_json({"recipe": recipe, "forecast": forecast, "out": str(out) if out else None})
         return
     interval = f" ({forecast['low']:.4f} to {forecast['high']:.4f})" if forecast["low"] == forecast["low"] else ""
-    changes = ", ".join(f"{k} {v}" for k, v in forecast["overrides"].items())
+    changes = ", ".join(f"{k} {v}" for k, v in forecast["overrides"].items() if k != "data_order")  # a table below says the shares
     print(f"{forecast['flops']:.3g} FLOPs: {changes}")
-    print(f"N {forecast['N']:.4g}, D {forecast['D']:.4g}; forecast {forecast['loss']:.4f} nats per token{interval}")
+    known = "no forecast of its loss" if forecast["loss"] != forecast["loss"] else f"forecast {forecast['loss']:.4f} nats per token{interval}"
+    print(f"N {forecast['N']:.4g}, D {forecast['D']:.4g}; {known}")
+    if mixture := forecast.get("mixture"):
+        _print_mixture(mixture)
     for flag in forecast["flags"]:
         print(f"caveat: {flag}")
     hint(f"feeb run {out}" if out else f"feeb sweep recommend {sweep} --flops {run_flops:g} --out large.yaml")
+
+
+def _print_mixture(mixture: Mapping[str, Any]) -> None:
+    """The recommended shares, and what they gain. mixture: of law.json."""
+    from feebcore.report.sweep_sections import mixture_remarks, mixture_table
+
+    shares = mixture_table(mixture)
+    print(f"\nrecommended mixture for {mixture['flops']:.3g} FLOPs ({mixture['tokens']:.3g} tokens), regression {mixture['regression']}")
+    print_table(shares.columns, shares.rows)
+    for sentence in mixture_remarks(mixture):
+        print(sentence)
 
 
 def _load(
     recipe: str, budget: float | None, target: float | None, hours: float | None, jobs: int, set: Sequence[str], input: Sequence[str], space: Workspace
 ) -> tuple[Recipe, list[str]]:
     """The recipe with the planner's budget and the target, and the overrides that say so."""
+    from feebcore.compare.speed import budget_for_hours
     from feebcore.errors import FeebError
     from feebcore.recipe import load
     from feebcore.recipe_yaml import read_merged
-    from feebcore.scaling.use import budget_for_hours
 
     for name, value in (("budget", budget), ("target", target), ("hours", hours), ("jobs", jobs)):
         if value is not None and not value > 0:
@@ -254,12 +284,13 @@ def _load(
         raise FeebError("give --budget or --hours, not both")
     overrides = with_stage("sweep", recipe, with_inputs(set, input))
     planner = (read_merged(Path(recipe), overrides)[0].get("sweep") or {}).get("planner")
-    adaptive = (planner.get("name") if isinstance(planner, dict) else planner) in ("adaptive", "feeb/adaptive")
+    chosen = str(planner.get("name") if isinstance(planner, dict) else planner).removeprefix("feeb/")
+    adaptive = chosen == "adaptive"
     own = [f"sweep.target={target!r}"] if target else []
     if hours:
         budget = budget_for_hours(load(recipe, overrides if adaptive else [_planner(1e15), *overrides]), space, hours, jobs)
     if budget:
-        own.append(f"sweep.planner.budget={budget!r}" if isinstance(planner, dict) and adaptive else _planner(budget))
+        own.append(f"sweep.planner.budget={budget!r}" if isinstance(planner, dict) and (adaptive or chosen in LADDERS) else _planner(budget))
     overrides = [*own, *overrides]  # so that --set can add to the planner
     return load(recipe, overrides), overrides
 
@@ -287,8 +318,12 @@ def _finished(sweep: str, workspace: Path | None) -> Path:
     return folder
 
 
+def _saved(saved: float, trained: float) -> str:
+    return f"branches save {saved:.3g} FLOPs, {100 * saved / (saved + trained):.0f}% of what the runs would take one by one"
+
+
 def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}" if abs(value) < 1000 else f"{value:.4g}"
+    return "" if value is None else f"{value:.4f}" if 0.001 <= abs(value) < 1000 or value == 0 else f"{value:.4g}"
 
 
 COMMANDS = (plan, run, status, report, recommend, fit)

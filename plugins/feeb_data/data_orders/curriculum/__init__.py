@@ -23,6 +23,9 @@ class CurriculumConfig(feeb.DataOrderConfig):
     until: float = Field(0.5, gt=0, le=1, description="fraction of the run after which all sequences are available")
     stages: int = Field(20, ge=1, description="number of steps in which the fraction grows")
 
+    def follows_length(self) -> bool:
+        return True
+
 
 PART = feeb.DataOrderSpec(
     "curriculum",

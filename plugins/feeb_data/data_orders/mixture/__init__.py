@@ -64,6 +64,9 @@ class MixtureConfig(feeb.DataOrderConfig):
             last = step
         return problems
 
+    def follows_length(self) -> bool:
+        return any(phase.begin is not None for phase in self.phases)
+
     def source_names(self) -> list[str]:
         all_weights = (self.proportions, *(phase.proportions for phase in self.phases))
         return list(dict.fromkeys(name for weights in all_weights for name, weight in weights.items() if weight))

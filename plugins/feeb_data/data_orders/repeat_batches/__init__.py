@@ -31,6 +31,9 @@ class RepeatBatchesConfig(feeb.DataOrderConfig):
     def check_run(self, max_steps: int) -> list[str]:
         return [f"data_order.{text}" for text in self.inner.check_run(-(-max_steps // self.times))]
 
+    def follows_length(self) -> bool:
+        return self.inner.follows_length()
+
     def source_names(self) -> list[str]:
         return self.inner.source_names()
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from feebcore.errors import FeebError
 from feebcore.protocols import Cell
-from feebcore.scaling.planning import Planner, Situation, dotted, size_name, solve_steps
+from feebcore.scaling.planning import Planner, Situation, dotted, run_names, size_name, solve_steps
 
 if TYPE_CHECKING:
     from feeb_evals.planners.isoflop import IsoflopConfig
@@ -34,12 +34,6 @@ class Isoflop(Planner):
     def _requested(self) -> list[tuple[str, dict[str, Any], float, bool]]:
         fitted = [(size, budget.flops, False) for budget in self.config.budgets for size in budget.sizes or self.config.sizes]
         held = [(h.size, h.flops, True) for h in self.config.heldout]
-        counts: dict[str, int] = {}
-        requested = []
-        for size, flops, heldout in fitted + held:
-            name = f"{'heldout-' if heldout else ''}{flops:.3g}-{size_name(size)}".replace("+", "")
-            counts[name] = counts.get(name, 0) + 1
-            if counts[name] > 1:  # sizes that differ in other keys only
-                name = f"{name}-{counts[name]}"
-            requested.append((name, dotted(size), flops, heldout))
-        return requested
+        rows = fitted + held
+        names = run_names([f"{'heldout-' if heldout else ''}{flops:.3g}-{size_name(size)}".replace("+", "") for size, flops, heldout in rows])
+        return [(name, dotted(size), flops, heldout) for name, (size, flops, heldout) in zip(names, rows, strict=True)]
