@@ -157,7 +157,7 @@ def test_the_report_uses_no_retired_words(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_texts_in_figures_use_no_retired_words() -> None:
     """Titles, axis labels and legends are string literals of the report's modules."""
-    for module in ("figures", "probe_figures", "curves", "facts", "build"):
+    for module in ("figures", "probe_figures", "sweep_figures", "sweep_sections", "curves", "facts", "build"):
         source = (ROOT / "feebcore" / "report" / f"{module}.py").read_text(encoding="utf-8")
         literals = "\n".join(re.findall(r'"([^"\n]*)"', source))
         assert not (problems := retired_words(literals)), "\n".join(problems)

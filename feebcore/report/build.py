@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from feebcore.artifacts import Artifact
 from feebcore.files import read_json, write_atomic, write_json
-from feebcore.report import facts, figures, probe_figures
+from feebcore.report import facts, figures, probe_figures, sweep_figures, sweep_page, sweep_sections
 from feebcore.report.figures import running_mean
 from feebcore.report.page import Picture, picture, render
 from feebcore.report.style import Theme
@@ -42,11 +42,6 @@ CAPTIONS = {
         "Throughput",
         "Training FLOP/s relative to the peak of the GPU's data sheet (MFU) or, elsewhere, to that of a measured matmul, time spent outside training steps, and peak memory.",
     ),
-    "sweep": (
-        "Scaling law",
-        "Each color is one training FLOP budget spent on models of different sizes; lines show the fitted law. "
-        "The diamond is the prediction made before the held-out run, the star its measured loss.",
-    ),
     "reinforcement": (
         "Reinforcement learning",
         "Mean reward on training prompts, and accuracy on held-out prompts before and after training. KL is measured against the frozen reference policy. Entropy near zero means an almost deterministic policy.",
@@ -64,7 +59,8 @@ def build_report(
 
     artifacts: by stage name; any stage may be missing. recipe: the resolved recipe. tick: called with (done, total).
     """
-    pictures = draw_all(artifacts, tick)
+    sweep = sweep_sections.sections(artifacts["sweep"].path) if "sweep" in artifacts else None
+    pictures = [*draw_all(artifacts, tick), *(sweep_figures.pictures(sweep) if sweep else [])]
     (folder / "figures").mkdir(exist_ok=True)
     for made in pictures:
         write_atomic(folder / "figures" / f"{made.name}.png", made.png)
@@ -74,6 +70,7 @@ def build_report(
     environment_rows, parts = facts.environment_rows(environment), facts.part_rows(artifacts)
     page = render(
         [p for p in pictures if p.name != "stage_times"],
+        sweep=sweep_page.values(sweep, pictures) if sweep else None,
         title=str(recipe.get("name") or "Report"),
         lead=str(recipe.get("description") or ""),
         cards=cards,
@@ -97,10 +94,9 @@ def build_report(
 
 
 def draw_all(artifacts: Mapping[str, Artifact], tick: Callable[[int, int], None] = lambda done, total: None) -> list[Picture]:
-    """Every figure for which the artifacts hold data."""
+    """Every figure for which the artifacts hold data, those of a sweep aside."""
     logs = {stage: facts.read_optional(artifacts, stage, "metrics.jsonl") for stage in artifacts}
     probes = {name: facts.read_optional(artifacts, "pretrain", f"probes/{name}.jsonl") for name in PROBES}
-    law = facts.read_optional(artifacts, "sweep", "law.json")
     bars = facts.evaluation_bars(artifacts)
     times = [(row["stage"], row["seconds"]) for row in facts.stage_rows(artifacts, "/")]
     drawings: dict[str, Callable[[Theme], Figure | None]] = {
@@ -111,7 +107,6 @@ def draw_all(artifacts: Mapping[str, Artifact], tick: Callable[[int, int], None]
         "logits": lambda theme: probe_figures.logits(probes["logits"], probes["repetition"], theme),
         "expert_load": lambda theme: probe_figures.expert_load(probes["expert_load"], theme),
         "throughput": lambda theme: probe_figures.throughput(probes["throughput"], theme),
-        "sweep": lambda theme: figures.sweep(law, theme),
         "reinforcement": lambda theme: figures.reinforcement(logs.get("rl", []), facts.metrics_of(artifacts, "rl"), theme),
         "evaluation": lambda theme: figures.evaluation(bars, theme),
         "stage_times": lambda theme: figures.stage_times(times, theme),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from feebcore.report.style import Theme, end_label, new_figure, plain_log_ticks, with_unit
+from feebcore.report.style import Theme, new_figure, plain_log_ticks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -90,139 +90,6 @@ def off_scale(axes: Axes, values: Sequence[float], theme: Theme) -> None:
     if max(values) > axes.get_ylim()[1]:
         text = f"↑ up to {max(values):.4g}, off scale"
         axes.annotate(text, (0.98, 0.97), xycoords="axes fraction", ha="right", va="top", color=theme.muted, fontsize=8.5)
-
-
-def sweep(law: Mapping[str, Any], theme: Theme) -> Figure | None:
-    """IsoFLOP curves with the fitted law and the held-out run, and predicted against measured loss. law: law.json."""
-    points = [p for p in law.get("points", []) if p.get("loss") is not None]
-    if not points or any(p.get("shares") for p in points):  # runs over mixtures have one size and no curves
-        return None
-    parameter_count = (law.get("law") or {}).get("parameter_count") or "non_embedding"
-    size = lambda p: p[parameter_count]  # noqa: E731
-    heldout = [h for h in law.get("heldout", []) if h.get("N")]
-    pairs = predicted_pairs(law, points)
-    figure = new_figure(9.0, 4.2)
-    left, *rest = panels(figure, 2 if pairs else 1, [1.55, 1.0])
-    budgets = sorted({p["budget"] for p in points if not p.get("heldout")})
-    colors = {b: theme.ramp(i / max(1, len(budgets) - 1)) for i, b in enumerate(budgets)}
-    curves = {c["budget"]: c for c in law.get("curves", [])}
-    for budget in budgets:
-        mine = sorted((size(p), p["loss"]) for p in points if p["budget"] == budget and not p.get("heldout"))
-        left.plot(
-            *zip(*mine, strict=True),
-            marker="o",
-            markersize=6,
-            linestyle="none" if budget in curves else ":",
-            linewidth=1,
-            color=colors[budget],
-            zorder=4,
-            gid=with_unit(budget, "FLOPs"),
-        )
-        if budget in curves:
-            left.plot(curves[budget]["size"], curves[budget]["loss"], color=colors[budget], linewidth=1.4, alpha=0.75)
-    for budget, curve in curves.items():
-        if budget not in colors:
-            left.plot(curve["size"], curve["loss"], color=theme.series[1], linewidth=1.2, linestyle="--", alpha=0.8)
-    for cell in heldout:
-        _held_out(left, cell["N"], cell, theme)
-    left.set_xscale("log")
-    plain_log_ticks(left.xaxis)
-    left.margins(x=0.14, y=0.08)
-    left.set(
-        title="Runs and fitted law" if curves else "Runs",
-        xlabel=f"parameters N ({parameter_count.replace('_', '-')})",
-        ylabel="validation loss (nats per token)",
-    )
-    span = [p["loss"] for p in points] + [h[k] for h in heldout for k in ("predicted", "low", "high", "measured") if h.get(k) is not None]
-    pad = 0.07 * (max(span) - min(span) or 1)
-    bottom, top = min(span) - pad, max(span) + pad
-    left.set_ylim(bottom, top)
-    for budget in budgets:
-        places = [(size(p), p["loss"]) for p in points if p["budget"] == budget and not p.get("heldout")]
-        if budget in curves:
-            places += zip(curves[budget]["size"], curves[budget]["loss"], strict=True)
-        end_label(left, *max((x, y) for x, y in places if bottom <= y <= top - 0.5 * pad), with_unit(budget, "FLOPs"), colors[budget])
-    handles, names = left.get_legend_handles_labels()
-    if handles:
-        figure.legend(handles, names, loc="outside lower left", ncols=2, handletextpad=0.4, columnspacing=2.0, borderpad=0.2)
-    for right in rest:
-        _predicted_against_measured(right, pairs, heldout, colors, theme)
-    return figure
-
-
-def _held_out(axes: Axes, x: float, cell: Mapping[str, Any], theme: Theme) -> None:
-    """The prediction with its interval, and the measured loss."""
-    orange = theme.series[1]
-    if cell.get("predicted") is not None:
-        low, high = cell.get("low") or cell["predicted"], cell.get("high") or cell["predicted"]
-        axes.errorbar(
-            [x], [cell["predicted"]], [[cell["predicted"] - low], [high - cell["predicted"]]], color=orange, capsize=3, linewidth=1.4, fmt="none", zorder=5
-        )
-        axes.plot(
-            [x],
-            [cell["predicted"]],
-            marker="D",
-            markersize=7,
-            markerfacecolor=theme.background,
-            markeredgecolor=orange,
-            markeredgewidth=1.6,
-            linestyle="none",
-            zorder=6,
-            label="held-out run: prediction with 95% interval",
-            gid="held-out run, predicted",
-        )
-    if cell.get("measured") is not None:
-        axes.plot(
-            [x],
-            [cell["measured"]],
-            marker="*",
-            markersize=14,
-            color=orange,
-            markeredgecolor=theme.background,
-            markeredgewidth=0.8,
-            linestyle="none",
-            zorder=7,
-            label="held-out run: measured",
-            gid="held-out run, measured",
-        )
-
-
-def _predicted_against_measured(axes: Axes, pairs: Rows, heldout: Rows, colors: Mapping[float, Any], theme: Theme) -> None:
-    for pair in pairs:
-        axes.plot(pair["predicted"], pair["measured"], marker="o", markersize=6, color=colors.get(pair["budget"], theme.muted), linestyle="none", zorder=4)
-    for cell in heldout:
-        if cell.get("predicted") is not None and cell.get("measured") is not None:
-            low, high = cell.get("low") or cell["predicted"], cell.get("high") or cell["predicted"]
-            axes.errorbar(
-                [cell["predicted"]],
-                [cell["measured"]],
-                xerr=[[cell["predicted"] - low], [high - cell["predicted"]]],
-                fmt="*",
-                markersize=14,
-                color=theme.series[1],
-                markeredgecolor=theme.background,
-                markeredgewidth=0.8,
-                capsize=3,
-                elinewidth=1.4,
-                zorder=6,
-            )
-    values = [v for p in pairs for v in (p["predicted"], p["measured"])] + [
-        h[k] for h in heldout for k in ("predicted", "low", "high", "measured") if h.get(k) is not None
-    ]
-    pad = 0.06 * (max(values) - min(values) or 1)
-    ends = (min(values) - pad, max(values) + pad)
-    axes.plot(ends, ends, color=theme.muted, linewidth=1, linestyle=(0, (4, 4)), zorder=1)
-    axes.set(title="Predicted vs. measured", xlabel="predicted loss", ylabel="measured loss", xlim=ends, ylim=ends)
-    axes.set_aspect("equal", adjustable="box")
-
-
-def predicted_pairs(law: Mapping[str, Any], points: Rows) -> list[dict[str, Any]]:
-    """Predicted and measured loss of the fitted runs, from the residuals ln(predicted / measured); empty without a fit."""
-    residuals = (law.get("fit") or {}).get("residuals") or []
-    fitted = [p for p in points if not p.get("heldout")]
-    if len(residuals) != len(fitted):
-        return []
-    return [{"predicted": p["loss"] * math.exp(r), "measured": p["loss"], "budget": p["budget"]} for p, r in zip(fitted, residuals, strict=True)]
 
 
 def reinforcement(rows: Rows, metrics: Mapping[str, Any], theme: Theme) -> Figure | None:

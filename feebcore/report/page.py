@@ -43,27 +43,28 @@ def picture(name: str, heading: str, caption: str, draw: Callable[[Theme], Figur
 
 def render(pictures: list[Picture], **values: Any) -> str:
     """The page of a report as HTML text. Every value is escaped."""
-    return environment().get_template("page.html.jinja").render(pictures={p.name: _shown(p) for p in pictures}, **values)
+    return environment().get_template("page.html.jinja").render(pictures={p.name: shown(p) for p in pictures}, **values)
 
 
 def chart_page(title: str, pictures: list[Picture], **values: Any) -> str:
     """A page of figures. values: lead, command, sentences (in bold), table ({columns, rows}) and notes, of which any may be missing."""
     filled = {"lead": "", "command": "", "sentences": [], "table": None, "notes": []} | values
-    return environment().get_template("chart.html.jinja").render(title=title, pictures=[_shown(p) for p in pictures], **filled)
+    return environment().get_template("chart.html.jinja").render(title=title, pictures=[shown(p) for p in pictures], **filled)
 
 
 def environment() -> Environment:
-    """Templates of this folder, with the style and the script of charts as `chart_css`, `base_css` and `chart_js`."""
+    """Templates of this folder, with the style and the script of charts as `chart_css`, `sweep_css`, `base_css` and `chart_js`."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
     made = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    for name, file in (("chart_js", SCRIPT), ("chart_css", HERE / "chart.css"), ("base_css", HERE / "base.css")):
+    for name, file in (("chart_js", SCRIPT), ("chart_css", HERE / "chart.css"), ("sweep_css", HERE / "sweep.css"), ("base_css", HERE / "base.css")):
         made.globals[name] = Markup(file.read_text(encoding="utf-8"))
     return made
 
 
-def _shown(picture: Picture) -> Mapping[str, Any]:
+def shown(picture: Picture) -> Mapping[str, Any]:
+    """The picture as templates take it."""
     from markupsafe import Markup
 
     image = "data:image/png;base64," + base64.b64encode(picture.png).decode()

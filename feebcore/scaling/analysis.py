@@ -12,7 +12,7 @@ from feebcore.errors import DataError
 from feebcore.files import read_json
 from feebcore.scaling import isoflop
 from feebcore.scaling.checks import methods_differ, require_measured
-from feebcore.scaling.points import Law, LawFit, NotIdentifiable, Optimum, ParameterCount, Point
+from feebcore.scaling.points import PARAMETER_COUNTS, Law, LawFit, NotIdentifiable, Optimum, ParameterCount, Point
 from feebcore.scaling.rollouts import error_per_reach
 
 
@@ -66,6 +66,57 @@ def outcome(law: Law, fit: LawFit, point: Point) -> dict[str, Any]:
         return row
     inside = prediction.low <= point.loss <= prediction.high if row["low"] is not None else None
     return row | {"measured": point.loss, "error": prediction.loss / point.loss - 1.0, "inside": inside}
+
+
+def residual_rows(law: Law, fit: LawFit, points: Sequence[Point]) -> list[dict[str, Any]]:
+    """Of each fitted run: N, D, flops, budget, loss, residual ln(predicted / measured), weight, off_ridge ln(N / N*), and whether it is an outlier; none by a law
+    whose residuals are not of runs, as those of isoFLOP minima."""
+    rows: list[dict[str, Any]] = []
+    if len(fit.residuals) != len(points):
+        return rows
+    weights = fit.weights or (1.0,) * len(points)
+    for point, residual, weight in zip(points, fit.residuals, weights, strict=True):
+        row = {"name": point.name, "N": point.size(fit.parameter_count), "D": point.tokens, "flops": point.flops, "budget": point.budget, "loss": point.loss}
+        rows.append(row | {"residual": residual, "weight": weight, "off_ridge": _off_ridge(law, fit, point), "outlier": point.name in fit.outliers})
+    return rows
+
+
+def _off_ridge(law: Law, fit: LawFit, point: Point) -> float | None:
+    """ln(N / N*); None by a law that has no best size, as one without an A or a B."""
+    try:
+        return _finite(math.log(point.size(fit.parameter_count) / law.optimum(fit, point.flops_6nd(fit.parameter_count)).size))
+    except (ArithmeticError, ValueError):
+        return None
+
+
+def by_parameter_count(law: Law, points: Sequence[Point], bootstrap: int, seed: int) -> list[dict[str, Any]]:
+    """The law through the same runs with N counted in each way: sizes, exponent a of compute with its interval, alpha, beta, and the
+    isoFLOP exponent; `problem` says why a count gives no law."""
+    rows = []
+    for count in PARAMETER_COUNTS:
+        sizes = [p.size(count) for p in points]
+        row: dict[str, Any] = {"parameter_count": count, "N": [min(sizes, default=0), max(sizes, default=0)], "parameters": {}, "interval": None, "problem": ""}
+        try:
+            fit = law.fit(points, count, bootstrap, seed)
+            row |= {"parameters": dict(fit.parameters), "interval": list(fit.intervals["a"]) if "a" in fit.intervals else None}
+        except NotIdentifiable as error:
+            row["problem"] = str(error)
+        try:
+            row["isoflop"] = dataclasses.asdict(isoflop.allocate(isoflop.minima(points, count)))
+        except NotIdentifiable:
+            row["isoflop"] = None
+        rows.append(row)
+    return rows
+
+
+def second_opinion(law: Law, points: Sequence[Point], parameter_count: ParameterCount, draws: int, seed: int, at: tuple[float, float] | None) -> dict[str, Any]:
+    """Another law through the same runs: parameters, intervals, flags, and what it says of N, D = `at`; `problem` where there is none."""
+    try:
+        fit = law.fit(points, parameter_count, draws, seed)
+    except NotIdentifiable as error:
+        return {"parameters": {}, "intervals": {}, "flags": [], "prediction": None, "problem": str(error)}
+    plain = {key: fit.to_dict()[key] for key in ("parameters", "intervals", "flags")}
+    return plain | {"prediction": dataclasses.asdict(law.predict(fit, *at)) if at else None, "problem": ""}
 
 
 def _target(best: Optimum) -> dict[str, Any]:

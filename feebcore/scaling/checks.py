@@ -152,8 +152,13 @@ def far_off(deviations: Array, num_parameters: int) -> NDArray[np.bool_]:
     return np.asarray(np.abs(deviations) > OUTLIER * robust_scale(deviations, num_parameters))
 
 
+def outlier_names(points: Sequence[Point], deviations: Array, num_parameters: int) -> tuple[str, ...]:
+    """The points that are far off."""
+    return tuple(p.name for p, is_far in zip(points, far_off(deviations, num_parameters), strict=True) if is_far)
+
+
 def outliers(points: Sequence[Point], deviations: Array, num_parameters: int) -> list[str]:
-    """The points that are far off, by name."""
+    """A flag that names the points that are far off."""
     far = [(p, d) for p, d, is_far in zip(points, deviations, far_off(deviations, num_parameters), strict=True) if is_far]
     described = ", ".join(f"{_named(p)} ({100 * math.expm1(-d):+.1f} %)" for p, d in far[:10])
     more = f" and {len(far) - 10} more" if len(far) > 10 else ""
@@ -194,6 +199,14 @@ def methods_differ(a: float, isoflop: float) -> list[str]:
     if not abs(a - isoflop) > METHODS_DIFFER:
         return []
     return [f"methods_differ: N_opt grows as C^{a:.2f} by the law and as C^{isoflop:.2f} by the isoFLOP minima; trust neither to more than that"]
+
+
+def counts_differ(exponents: Mapping[str, float]) -> list[str]:
+    """A flag where the law's exponent a depends on which parameters are counted as N. exponents: a by parameter count."""
+    if not exponents or not max(exponents.values()) - min(exponents.values()) > METHODS_DIFFER:
+        return []
+    each = ", ".join(f"{a:.2f} with {count.replace('_', '-')} parameters" for count, a in exponents.items())
+    return [f"counts_differ: N_opt grows as C^a with a = {each}; compare exponents only between laws with the same count"]
 
 
 def _named(point: Point) -> str:

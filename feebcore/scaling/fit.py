@@ -170,6 +170,7 @@ def fit_chinchilla(
         weights=tuple(map(float, weight)),
         scatter=robust_scale(residual, 5),
         top_flops=float(runs.flops.max()),
+        outliers=checks.outlier_names(points, deviations, 5),
         rollouts=roll_out(
             checks.without_outliers(points, deviations, 5), parameter_count, without_the_dearest, lambda size, tokens: off_ridge(law, size, tokens)
         ),

@@ -107,6 +107,12 @@ class Planner:
         """The multiple of the recipe's learning rates for a run of `size` parameters on `tokens` tokens."""
         return 1.0
 
+    def lr_probe(self, known: Situation) -> dict[str, Any] | None:
+        """What it found out about learning rates, as plain JSON; None where it did not look. `places`: one each with N, D, the runs `tried`
+        (name, factor and loss, None where it diverged), `best` factor, `problem` ('' if none) and `curve`, the coefficients of ln(loss) in powers
+        0, 1, 2 of ln(factor); `ridge`: c0, c1, c2, N and D of ln(best factor) = c0 + c1 ln(N / ridge N) + c2 ln(D / ridge D)."""
+        return None
+
     def notes(self, known: Situation) -> list[str]:
         """Flags, 'code: sentence' each, of what planning found."""
         return []

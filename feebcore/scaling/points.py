@@ -81,21 +81,23 @@ class Point:
 @dataclass(frozen=True)
 class Rollout:
     """A run that was left out and predicted from cheaper ones: reach is its FLOPs over those of the dearest of them, error
-    ln(predicted / measured), off_ridge ln(N / N*)."""
+    ln(predicted / measured), off_ridge ln(N / N*), cut the factor of compute that was left out with it, loss what was measured."""
 
     name: str
     reach: float
     error: float
     off_ridge: float = 0.0
+    cut: float = 0.0
+    loss: float = float("nan")
 
 
 @dataclass(frozen=True)
 class LawFit:
     """A fitted law. parameters and intervals by name; objective: the minimum reached; flags: 'code: sentence' each,
-    empty when nothing speaks against the fit; residuals: ln(predicted / measured) in the order of the points;
+    empty when nothing speaks against the fit; residuals: ln(predicted / measured) in the order of the points, of another number where the law is of something else than runs;
     samples: bootstrap refits or posterior draws, one row each in the order of `parameters`; weights: how much each point counted;
     scatter: robust standard deviation of the residuals; top_flops: 6ND of the dearest run; rollouts: what the same
-    estimator said of the dearest runs from the cheaper ones."""
+    estimator said of the dearest runs from the cheaper ones; outliers: names of points far from all others."""
 
     form: str
     parameters: dict[str, float]
@@ -110,6 +112,7 @@ class LawFit:
     scatter: float = float("nan")
     top_flops: float = float("nan")
     rollouts: tuple[Rollout, ...] = ()
+    outliers: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON without the samples."""
@@ -160,6 +163,10 @@ class Law(Protocol):
     def predict_point(self, fit: LawFit, point: Point) -> Prediction:
         """The loss of a run by all that is known of it, for laws that ask more than N and D."""
         return self.predict(fit, point.size(fit.parameter_count), point.tokens)
+
+    def estimator(self) -> dict[str, str]:
+        """How it is fitted, for those who would repeat it: `form`, `objective`, `starts` and `intervals`, a sentence each; none by default."""
+        return {}
 
     def optimum(self, fit: LawFit, flops: float) -> Optimum:
         """By default the best of a grid over N, which suits any law; a closed form is faster."""

@@ -36,6 +36,7 @@ class Form:
     """A law that becomes linear: its names, the prior of its exponents, and how draws and parameters become surfaces.
 
     exponents(drawn [K,q]) gives alpha, beta and power [K]. named(surfaces) gives rows [K, len(names)]; surfaces(rows) is the way back.
+    formula: for readers.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Form:
     exponents: Callable[[Array], tuple[Array, Array, Array]]
     named: Callable[[Surfaces], Array]
     surfaces: Callable[[Array], Surfaces]
+    formula: str = ""
 
     def columns(self, size: Array, tokens: Array, loss: Array) -> Columns:
         """Terms relative to the measurements; N, D and loss in units of their geometric means, so that coefficients are of order one."""
@@ -99,6 +101,7 @@ CHINCHILLA = Form(
     lambda drawn: (drawn[:, 0], drawn[:, 1], np.ones(len(drawn))),
     _chinchilla_rows,
     _chinchilla_surfaces,
+    "L = E + A / N^alpha + B / D^beta",
 )
 """E + A / N^alpha + B / D^beta (Hoffmann et al. 2022)."""
 
@@ -170,6 +173,7 @@ def fit_posterior(
         weights=tuple(map(float, posterior.weights[runs.group])),
         scatter=posterior.scale,
         top_flops=float(runs.flops.max()),
+        outliers=checks.outlier_names(points, deviations, len(form.names) - 1),
         rollouts=roll_out(
             checks.without_outliers(points, deviations, len(form.names) - 1), parameter_count, predictor, lambda size, tokens: off_ridge(best, size, tokens)
         )
@@ -234,6 +238,15 @@ class GridLaw(Law):
 
     def fit(self, points: Sequence[Point], parameter_count: ParameterCount, bootstrap: int, seed: int) -> LawFit:
         return fit_posterior(points, parameter_count, bootstrap, seed, self.form, self.rollouts)
+
+    def estimator(self) -> dict[str, str]:
+        prior = self.form.prior
+        return {
+            "form": self.form.formula or self.form.name,
+            "objective": f"Student likelihood of ln(predicted / measured), noise at least {100 * NOISE_FLOOR:g}%, runs far from the best sizes weigh less",
+            "starts": "none: a grid over the exponents, the coefficients in closed form (variable projection)",
+            "intervals": f"posterior draws; prior of each exponent log-normal around {', '.join(f'{c:g}' for c in dict.fromkeys(prior.center))}, width {prior.width:g}",
+        }
 
     def predict(self, fit: LawFit, size: float, tokens: float) -> Prediction:
         return predict_posterior(fit, size, tokens, self.form)

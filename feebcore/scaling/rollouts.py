@@ -49,7 +49,7 @@ def roll_out(
             continue
         error = predicted - np.log([p.loss for p in dear])
         rows = zip(dear, flops[~fitted] / flops[fitted].max(), error, off_ridge(size, tokens), strict=True)
-        found += [Rollout(p.name, float(reach), float(e), float(off)) for p, reach, e, off in rows]
+        found += [Rollout(p.name, float(reach), float(e), float(off), cut, p.loss) for p, reach, e, off in rows]
     return tuple(found)
 
 
@@ -83,6 +83,16 @@ def stated(fit: LawFit, ln_loss: float, spread: float, flops: float, off_ridge: 
     with np.errstate(over="ignore"):
         loss, low, high = (float(v) for v in np.exp([ln_loss, ln_loss - half, ln_loss + half]))
     return Prediction(loss, low, high, beyond(fit, flops))
+
+
+def widening(fit: LawFit, prediction: Prediction, flops: float) -> dict[str, float]:
+    """What the rollouts add to the interval of a prediction at `flops` (6ND): error_per_reach, reach, and half the width of the interval in
+    ln(loss) with the rollouts' errors and without; NaN where there is no interval."""
+    reach, slope = max(0.0, math.log(flops / fit.top_flops)), error_per_reach(fit)
+    half = math.log(prediction.high / prediction.loss)
+    beyond_least = 0.0 if math.isnan(slope) else slope**2 - LEAST_SLOPE**2
+    without = math.sqrt(max(0.0, half**2 - 4.0 * beyond_least * reach**2)) if math.isfinite(half) else math.nan
+    return {"error_per_reach": slope, "reach": math.exp(reach), "half_width": half, "without_rollouts": without}
 
 
 def beyond(fit: LawFit, flops: float) -> tuple[str, ...]:

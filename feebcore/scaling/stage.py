@@ -26,7 +26,7 @@ PART = StageSpec(
     needs=(Need("tokens"), Need("tokenizer")),
     makes=("law",),
     process="inline",
-    revision=3,  # isoFLOP minima by robust parabolas, with intervals; predictions hold rollout errors
+    revision=4,  # law.json holds residuals, the learning-rate probe, the frontier and the law by each parameter count
     summary="Trains a sweep of small models, fits a law of size or of mixtures and predicts the loss of a held-out run.",
 )
 

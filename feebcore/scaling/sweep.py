@@ -18,23 +18,28 @@ import numpy as np
 from feebcore.artifacts import Artifact, StageOutput, Workspace
 from feebcore.errors import NO_VALIDATION_TEXT, DataError, Diverged, StageFailed, plural
 from feebcore.files import digest_of, finite, read_json, write_atomic, write_json
+from feebcore.parts import resolve_part
 from feebcore.protocols import Cell
 from feebcore.recipe import Recipe, StageEntry, flat
+from feebcore.report.sweep_page import write_page
 from feebcore.run.inputs import finished_inputs
 from feebcore.run.plan import stages_for
 from feebcore.scaling import isoflop
 from feebcore.scaling.allocation import best_size, cost_of_a_token
+from feebcore.scaling.analysis import by_parameter_count, residual_rows, second_opinion
 from feebcore.scaling.cells import measure_with, scale_lr_of, shared_steps_of, with_overrides
-from feebcore.scaling.checks import methods_differ
+from feebcore.scaling.checks import counts_differ, methods_differ
 from feebcore.scaling.config import SweepConfig
 from feebcore.scaling.mixture import shares_in
 from feebcore.scaling.planning import Planner, Situation
 from feebcore.scaling.points import Law, LawFit, NotIdentifiable, Point
+from feebcore.scaling.rollouts import error_per_reach, widening
 from feebcore.study.ledger import Ledger
 from feebcore.study.planned import rows_of, unknown
 from feebcore.study.run import run_study
 from feebcore.study.runs import RunRecord, RunSpec, missing, run_id
 from feebcore.train.pretrain_config import PretrainConfig
+from feebcore.train.scaled import lr_overrides
 
 CURVE_POINTS = 60
 
@@ -145,9 +150,10 @@ class Sweep:
                 self.out.log(f"predicted for {entry['name']}: {entry['loss']:.4f} nats per token" + _between(entry))
 
     def report(self, records: Sequence[RunRecord]) -> dict[str, Any]:
-        """law.json and the metrics of the manifest."""
+        """law.json, the sweep's page and the metrics of the manifest."""
         points = self.points(records)
-        fit, refusal = self.fit(self.planner.fitted(points))
+        fitted = self.planner.fitted(points)
+        fit, refusal = self.fit(fitted)
         outcomes = [_outcome(entry, {r.name: r for r in records}[name]) for name, entry in self.ledger.predictions().items()]
         heldout = [outcome for outcome in outcomes if outcome["heldout"]]
         curves = isoflop.minima([p for p in points if not p.heldout], self.section.parameter_count)
@@ -156,24 +162,35 @@ class Sweep:
         law["flags"] += self.doubts(records, curves)
         if fit and allocation and "a" in fit.parameters:
             law["flags"] += methods_differ(fit.parameters["a"], allocation["exponent"])
+        of_sizes = self.planner.varies == "sizes"
+        counts = by_parameter_count(self.law, fitted, self.section.bootstrap, self.section.seed) if of_sizes else []
+        law["flags"] += counts_differ({row["parameter_count"]: row["parameters"]["a"] for row in counts if "a" in row["parameters"]})
+        forecast = self.forecast(points)
         diverged = [{"name": r.name, "reason": r.reason} for r in records if r.status == "diverged"]
         saved = sum(r.result["flops"] * r.result.get("began_at_step", 0) / r.result["steps"] for r in records if r.status == "done")
         document = {
             "law": law,
             "fit": fit.to_dict() if fit else None,
             "points": [p.to_dict() for p in points],
+            "error_per_reach": error_per_reach(fit) if fit else None,
+            "residuals": residual_rows(self.law, fit, fitted) if fit and of_sizes else [],
             "diverged": diverged,
+            "missing": missing(records),
             "heldout": heldout,
             "predicted": [outcome for outcome in outcomes if not outcome["heldout"]],
-            "forecast": self.forecast(points),
+            "forecast": forecast,
             "saved_flops": saved,
             "isoflop": {"minima": [m.to_dict() for m in curves], "allocation": allocation, "problem": problem},
+            "frontier": self.frontier(fitted, forecast) if of_sizes else None,
+            "parameter_counts": counts,
+            "lr_probe": self.planner.lr_probe(self.situation_after(records)),
             "curves": _curves(self.law, fit, points) if fit else [],
             "method": self.method(points),
         }
         if fit is not None:
             document |= self.planner.conclusion(self.situation_after(records), fit)
         write_json(self.out.path / "law.json", finite(document))
+        self.out.log(f"report: {write_page(self.out.path)}")
         errors = [h["relative_error"] for h in heldout if h.get("relative_error") is not None]
         guesses = [h["nearest_error"] for h in heldout if h.get("nearest_error") is not None]
         metrics = {
@@ -219,7 +236,21 @@ class Sweep:
         tokens = self.section.target / cost(size)
         prediction = self.law.predict(fit, size, tokens)
         reach = self.section.target / max(p.flops for p in points)
-        return {"flops": self.section.target, "N": size, "D": tokens, "reach": reach, **dataclasses.asdict(prediction), "parameters": dict(fit.parameters)}
+        row = {"flops": self.section.target, "N": size, "D": tokens, "reach": reach, **dataclasses.asdict(prediction), "parameters": dict(fit.parameters)}
+        return row | {"interval": widening(fit, prediction, 6.0 * size * tokens), "learning_rates": self.learning_rates(points, size, tokens)}
+
+    def learning_rates(self, points: Sequence[Point], size: float, tokens: float) -> dict[str, Any]:
+        """Those of a run of N = size, D = tokens: the multiple of the recipe's, and the options that set them; none where each size has its own."""
+        known = dataclasses.replace(self.situation, points={p.name: p for p in points}, ended=frozenset(r.name for r in self.ledger.records() if r.ended))
+        factor = self.planner.lr_factor(known, size, tokens)
+        own = any(key.startswith("optimizer") for overrides in self.planner.overrides() for key in overrides)
+        return {"factor": factor, "options": {} if own else lr_overrides(self.section.train.optimizer, factor)}
+
+    def frontier(self, points: Sequence[Point], forecast: Mapping[str, Any] | None) -> dict[str, Any]:
+        """What the compute-optimal frontier through isoFLOP minima says of the same runs."""
+        law = resolve_part("laws", "frontier", self.recipe.registry).build()
+        at = (forecast["N"], forecast["D"]) if forecast else None
+        return second_opinion(law, points, self.section.parameter_count, self.section.bootstrap, self.section.seed, at)
 
     def method(self, points: Sequence[Point]) -> dict[str, Any]:
         """What a reader of a scaling law must be told (Li et al. 2025, 'Misfitting', gives the list)."""
@@ -236,7 +267,10 @@ class Sweep:
             "seq_len": section.train.seq_len,
             "seed": section.train.seed,
             "law": section.law.dump(),
+            "estimator": self.law.estimator(),
             "bootstrap": section.bootstrap,
+            "vocab_size": self.vocab_size,
+            "train_tokens": self.situation.train_tokens,
         }
 
     def write_cells(self, records: Iterable[RunRecord]) -> None:

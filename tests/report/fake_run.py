@@ -224,7 +224,32 @@ def law_document(rng: Any, identified: bool = True) -> dict[str, Any]:
         "flags": flags,
         "parameter_count": "non_embedding",
     }
-    return {"law": law, "fit": {"residuals": residuals}, "points": points, "heldout": [held], "curves": curves, "isoflop": {}}
+    parameters = {key: law[key] for key in ("E", "A", "B", "alpha", "beta")} | {"a": 0.507}
+    rollouts = [{"name": p["name"], "reach": 3.0, "error": 0.01 * rng.normal(), "off_ridge": 0.0, "cut": 10**0.5, "loss": p["loss"]} for p in points[-4:]]
+    rows = [
+        {"name": p["name"], "N": p["non_embedding"], "D": p["tokens"], "flops": p["flops"], "budget": p["budget"], "loss": p["loss"], "residual": r}
+        | {"weight": 1.0, "off_ridge": math.log(p["non_embedding"] / 2e5), "outlier": i == 3}
+        for i, (p, r) in enumerate(zip(points, residuals, strict=True))
+    ]
+    minima = [
+        {"budget": b, "size": 2e5, "tokens": 3e5, "loss": 4.5, "num_points": 4, "problem": "", "ln_size_sd": 0.1, "ln_loss_sd": 0.01} for b in (4e11, 1.2e12)
+    ]
+    tried = [{"name": f"probe1-x{f:g}", "factor": f, "loss": 4.5 + 0.1 * math.log(f) ** 2} for f in (0.5, 1.0, 2.0)]
+    place = {"N": 5e4, "D": 1e6, "flops": 4e11, "best": 1.0, "problem": "", "curve": [math.log(4.5), 0.0, 0.02], "tried": tried}
+    widening = {"error_per_reach": 0.01, "reach": 4.0, "half_width": 0.03, "without_rollouts": 0.02}
+    forecast = {"flops": 1e14, "N": 2e6, "D": 8e6, "reach": 6.0, "loss": 3.5, "low": 3.4, "high": 3.6, "flags": [], "interval": widening}
+    return {
+        "law": law,
+        "fit": {"residuals": residuals, "parameters": parameters, "rollouts": rollouts, "scatter": 0.006},
+        "points": points,
+        "error_per_reach": 0.01,
+        "residuals": rows,
+        "heldout": [held],
+        "curves": curves,
+        "isoflop": {"minima": minima, "allocation": {"exponent": 0.5, "coefficient": 0.3, "num_minima": 2, "low": 0.4, "high": 0.6}, "problem": ""},
+        "lr_probe": {"places": [place], "ridge": {"c0": 0.0, "c1": 0.1, "c2": -0.1, "N": 5e4, "D": 1e6}},
+        "forecast": forecast | {"learning_rates": {"factor": 1.1, "options": {"optimizer.lr": 0.022}}},
+    }
 
 
 def _sweep(folder: Path, rng: Any) -> tuple[dict[str, Any], dict[str, Any]]:

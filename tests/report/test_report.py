@@ -21,7 +21,7 @@ FIGURES = {
     "gradients.png",
     "logits.png",
     "throughput.png",
-    "sweep.png",
+    *(f"sweep_{name}.png" for name in ("isoflop", "predictions", "residuals", "rollouts", "lr_probe")),
     "reinforcement.png",
     "evaluation.png",
     "stage_times.png",
@@ -35,7 +35,7 @@ def page(whole_run) -> tuple[Path, str]:
     root, artifacts = whole_run
     folder = root / "report" / "quickstart-0123456789ab"
     folder.mkdir(parents=True)
-    assert build_report(artifacts, folder, RECIPE, ENVIRONMENT, lambda done, total: None) == {"report": "report.html", "figures": 10}
+    assert build_report(artifacts, folder, RECIPE, ENVIRONMENT, lambda done, total: None) == {"report": "report.html", "figures": 14}
     return folder, (folder / "report.html").read_text(encoding="utf-8")
 
 
@@ -190,27 +190,6 @@ def test_verdicts_follow_the_intervals(whole_run) -> None:
     assert verdict(0.8, 0.3).tone == "bad"
     assert verdict(0.5, 0.55).tone == "doubt"
     assert "Not significant" in verdict(0.5, 0.5).text
-
-
-def test_a_law_without_a_fit_still_shows_its_runs() -> None:
-    import numpy as np
-    from fake_run import law_document
-
-    document = law_document(np.random.default_rng(0))
-    document |= {"fit": None, "curves": [], "heldout": [{"name": "h", "N": 900_000, "measured": 4.0}]}
-    document["law"] |= dict.fromkeys(("E", "A", "B", "alpha", "beta"))
-    with styled(LIGHT):
-        figure = figures.sweep(document, LIGHT)
-    assert figure is not None
-    assert len(figure.axes) == 1
-    assert figures.sweep({}, LIGHT) is None
-
-
-def test_predictions_in_the_figure_are_the_fits_residuals() -> None:
-    points = [{"loss": 4.0, "budget": 1.0}, {"loss": 3.0, "budget": 1.0}, {"loss": 2.0, "budget": 2.0, "heldout": True}]
-    pairs = figures.predicted_pairs({"fit": {"residuals": [0.0, 0.1]}}, points)
-    assert [round(p["predicted"], 3) for p in pairs] == [4.0, 3.316]
-    assert figures.predicted_pairs({"fit": {"residuals": [0.1]}}, points) == []
 
 
 def test_training_figure_ignores_missing_and_infinite_values() -> None:

@@ -363,6 +363,9 @@ def test_the_commands_say_which_mixture_and_write_its_recipe(finished, tmp_path:
     out = capsys.readouterr().out
     assert "recommended mixture for 6e+07 FLOPs" in out
     assert "measured at scale" in out
+    page = (artifact.path / "page.html").read_text()
+    assert "<h3>Mixture</h3>" in page
+    assert "<h3>Residuals</h3>" not in page
     made = tmp_path / "mixed.json"
     assert run_command(["sweep", "recommend", "mixed", "--out", str(made), *where]) == 0
     assert "expected gain over the baseline" in capsys.readouterr().out

@@ -159,37 +159,56 @@ def status(sweep: RunOption, /, *, workspace: WorkspaceOption = None, json: Json
 
 
 def report(sweep: RunOption, /, *, workspace: WorkspaceOption = None, json: Json = False) -> None:
-    """Print the law of a finished sweep, its intervals, what was predicted and measured, the forecast, and the caveats.
+    """Print what a sweep found, and the path of its page: law, predictions and outcomes, rollouts, learning rates, how it was made, what is not known.
+
+    The page shows the same with figures. --json prints every number of it.
 
     Examples:
         feeb sweep report sweep-small
     """
-    from feebcore.files import read_json
+    from feebcore.report.sweep_page import PAGE
+    from feebcore.report.sweep_sections import remarks, sections, tables
 
-    document = read_json(finished_sweep(sweep, workspace) / "law.json")
+    folder = _find(sweep, workspace).path
+    found = sections(folder)
+    page = folder / PAGE
     if json:
-        print_json(document)
+        print_json({"page": str(page) if page.is_file() else None, **found})
         return
-    law = document["law"]
-    parameters = (document["fit"] or {}).get("parameters", {})
-    rows = [(name, _number(value), _ends(law["intervals"].get(name))) for name, value in parameters.items()]
-    print(f"law {law['form']} through {law['num_points']} runs, N = {law['parameter_count']} parameters, loss in nats per token")
-    print_table(("parameter", "value", "95% interval"), rows)
-    outcomes = [*document.get("predicted", []), *document["heldout"]]
-    if outcomes:
-        print()
-        print_table(("predicted before it ran", "predicted", "95% interval", "measured", "error"), [_outcome_row(o) for o in outcomes])
-    if forecast := document.get("forecast"):
-        low, high = forecast["low"], forecast["high"]
-        interval = f" ({low:.4f} to {high:.4f})" if low is not None else ""
-        print(f"\nforecast at {forecast['flops']:.3g} FLOPs: {forecast['loss']:.4f} nats per token{interval} with N {forecast['N']:.3g}, D {forecast['D']:.3g}")
-    if mixture := document.get("mixture"):
-        _print_mixture(mixture)
-    if document.get("saved_flops"):
-        print(_saved(document["saved_flops"], sum(point["flops"] for point in document["points"]) - document["saved_flops"]))
-    for flag in law["flags"]:
-        print(f"caveat: {flag}")
+    print(found["headline"]["sentence"])
+    said, shown = remarks(found), tables(found)
+    if found["mixture"]:
+        _print_mixture(found["mixture"])
+    for heading, remark, names in PARTS_OF_REPORT:
+        if not (said.get(remark) or any(name in shown for name in names)):
+            continue
+        print(f"\n{heading}")
+        for sentence in said.get(remark, ()):
+            print(sentence)
+        for number, name in enumerate(name for name in names if name in shown):
+            if number:
+                print()
+            print_table(shown[name].columns, shown[name].rows, prose=("note", "answer"))
+    if found["saved_flops"]:
+        print(_saved(found["saved_flops"], found["flops"]))
+    print("\nWhat is not known")
+    for row in found["unknown"]:
+        print(f"{row['code']}: {row['text']}")
+    if page.is_file():
+        print(f"\npage: {page}")
     hint(f"feeb sweep recommend {sweep} --flops FLOPS")
+
+
+PARTS_OF_REPORT = (
+    ("IsoFLOP curves", "isoflop", ("minima",)),
+    ("Law", "law", ("parameters", "methods")),
+    ("Predicted before it ran", "predictions", ("predictions",)),
+    ("Rollouts", "rollouts", ("rollouts",)),
+    ("Learning-rate probe", "lr_probe", ("lr_probe", "learning_rates")),
+    ("Exponents by parameter count", "parameter_counts", ("parameter_counts",)),
+    ("How it was made", "checklist", ("checklist",)),
+)
+"""Of what `feeb sweep report` prints: the heading, the remarks under it and the tables."""
 
 
 def recommend(
@@ -240,29 +259,13 @@ def recommend(
 
 def _print_mixture(mixture: Mapping[str, Any]) -> None:
     """The recommended shares, and what they gain. mixture: of law.json."""
+    from feebcore.report.sweep_sections import mixture_remarks, mixture_table
+
+    shares = mixture_table(mixture)
     print(f"\nrecommended mixture for {mixture['flops']:.3g} FLOPs ({mixture['tokens']:.3g} tokens), regression {mixture['regression']}")
-    rows = [
-        (
-            name,
-            f"{100 * share:.1f}%",
-            _percents(mixture["intervals"].get(name)),
-            f"{100 * mixture['baseline'].get(name, 0.0):.1f}%",
-            f"{mixture['epochs'][name]:.2f}",
-        )
-        for name, share in mixture["shares"].items()
-    ]
-    print_table(("source", "share", "95% interval", "baseline", "epochs"), rows)
-    ends = mixture["gain_interval"]
-    interval = f" ({ends[0]:.2f} to {ends[1]:.2f})" if ends else ""
-    print(f"expected gain over the baseline: {mixture['gain']:.2f}%{interval} of the loss{'' if mixture['better'] else '; cannot be told from none'}")
-    if measured := mixture["measured"]:
-        low, high = measured["gain_interval"]
-        verdict = "better" if low > 0 else "worse" if high < 0 else "cannot be told from the baseline"
-        print(f"measured at scale: {measured['gain']:.2f}% ({low:.2f} to {high:.2f}) over {len(measured['baseline'])} pairs of seeds; {verdict}")
-
-
-def _percents(ends: Sequence[float] | None) -> str:
-    return f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f}%" if ends else ""
+    print_table(shares.columns, shares.rows)
+    for sentence in mixture_remarks(mixture):
+        print(sentence)
 
 
 def _load(
@@ -321,17 +324,6 @@ def _saved(saved: float, trained: float) -> str:
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}" if 0.001 <= abs(value) < 1000 or value == 0 else f"{value:.4g}"
-
-
-def _ends(ends: Sequence[float] | None) -> str:
-    return f"{_number(ends[0])} to {_number(ends[1])}" if ends else ""
-
-
-def _outcome_row(outcome: Mapping[str, Any]) -> tuple[str, ...]:
-    interval = _ends((outcome["low"], outcome["high"])) if outcome.get("low") is not None else ""
-    measured, predicted = outcome["measured"], outcome.get("predicted")
-    error = f"{100 * (predicted / measured - 1):+.2f}%" if measured and predicted else outcome.get("reason", "")
-    return outcome["name"], _number(predicted), interval, _number(measured), error
 
 
 COMMANDS = (plan, run, status, report, recommend, fit)

@@ -72,12 +72,21 @@ class DataConstrainedLaw(Law):
             weights=tuple(map(float, posterior.weights[runs.group])),
             scatter=posterior.scale,
             top_flops=float(runs.flops.max()),
+            outliers=checks.outlier_names(points, deviations, len(NAMES) - 1),
             rollouts=roll_out(
                 checks.without_outliers(points, deviations, len(NAMES) - 1), parameter_count, without_the_dearest, lambda n, d: off_ridge(best, n, d)
             )
             if self.rollouts
             else (),
         )
+
+    def estimator(self) -> dict[str, str]:
+        return {
+            "form": "L = E + A / N'^alpha + B / D'^beta in effective N' and D', which count repeated tokens and excess parameters less",
+            "objective": "Student likelihood of ln(predicted / measured)",
+            "starts": "none: grids over the exponents and over (R_D, R_N), in turn",
+            "intervals": "posterior draws; those of R_D and R_N hold the law at its best fit",
+        }
 
     def predict(self, fit: LawFit, size: float, tokens: float, unique_tokens: float | None = None) -> Prediction:
         """unique_tokens: distinct tokens among `tokens`; default: all."""

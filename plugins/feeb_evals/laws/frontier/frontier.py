@@ -103,6 +103,14 @@ class FrontierLaw(Law):
         flag = f"off_frontier: N is {math.exp(off):.2g} times the best size of these FLOPs; the loss there is higher than the frontier's"
         return Prediction(prediction.loss, prediction.low, prediction.high, (*prediction.flags, flag))
 
+    def estimator(self) -> dict[str, str]:
+        return {
+            "form": "L = E + A / C^gamma and N_opt = k C^a through the minima of isoFLOP curves",
+            "objective": f"minima by {self.method}; Student likelihood of ln(predicted / measured)",
+            "starts": "none: a grid over gamma, the coefficients in closed form",
+            "intervals": "posterior draws of E, A and gamma; redrawn noise of the minima for k and a",
+        }
+
     def optimum(self, fit: LawFit, flops: float) -> Optimum:
         size = fit.parameters["k"] * flops ** fit.parameters["a"]
         low, high = interval_of(fit.draws[:, 3] * flops ** fit.draws[:, 4])

@@ -28,7 +28,16 @@ def surfaces(values: Array) -> Surfaces:
         return Surfaces(np.zeros(len(values)), alpha * np.log(size), np.log(tokens), alpha, np.ones(len(values)), by_tokens)
 
 
-KAPLAN = Form("kaplan", ("N_c", "D_c", "alpha_N", "alpha_D", "a"), Prior((0.08, 0.1), 0.6), False, exponents, rows, surfaces)
+KAPLAN = Form(
+    "kaplan",
+    ("N_c", "D_c", "alpha_N", "alpha_D", "a"),
+    Prior((0.08, 0.1), 0.6),
+    False,
+    exponents,
+    rows,
+    surfaces,
+    "L = ((N_c / N)^(alpha_N / alpha_D) + D_c / D)^alpha_D",
+)
 
 
 class KaplanLaw(GridLaw):

@@ -60,6 +60,14 @@ class Mixture(MixtureLaw):
     def __init__(self, config: PartConfig, context: BuildContext | None = None) -> None:
         pass
 
+    def estimator(self) -> dict[str, str]:
+        return {
+            "form": f"ln of each source's loss as a regression on the shares of the sources, the best of {', '.join(FORMS)}",
+            "objective": "least squares of ln(predicted / measured); the form by its leave-one-out error",
+            "starts": "none where the form is linear; else the best of a grid over the floor and the power, then Levenberg-Marquardt steps",
+            "intervals": "refits to redrawn residuals",
+        }
+
     def fit(self, points: Sequence[Point], parameter_count: ParameterCount, bootstrap: int, seed: int) -> LawFit:
         checks.require_draws(bootstrap)
         checks.require_measured(points, parameter_count)

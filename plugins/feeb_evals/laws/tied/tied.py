@@ -29,6 +29,7 @@ TIED = Form(
     lambda drawn: (drawn[:, 0], drawn[:, 0], np.ones(len(drawn))),
     rows,
     surfaces,
+    "L = E + A / N^alpha + B / D^alpha",
 )
 
 

@@ -97,6 +97,14 @@ class Adaptive(Planner):
     def lr_factor(self, known: Situation, size: float, tokens: float) -> float:
         return _Rounds(self, known).ridge.factor(size, tokens)
 
+    def lr_probe(self, known: Situation) -> dict[str, Any] | None:
+        rounds = _Rounds(self, known)
+        if not rounds.probed:
+            return None
+        (level, by_size, by_tokens), (ln_size, ln_tokens) = rounds.ridge.coefficients, rounds.ridge.center
+        ridge = {"c0": level, "c1": by_size, "c2": by_tokens, "N": math.exp(ln_size), "D": math.exp(ln_tokens)}
+        return {"places": rounds.probed, "ridge": ridge}
+
     def law_of(self, points: Sequence[Point], known: Situation) -> LawFit | None:
         """The law through `points`; None where they do not determine it. What was fitted once is kept: every round asks for all before it."""
         key = tuple(points)
@@ -121,6 +129,10 @@ class Adaptive(Planner):
 PROBE = "probe"
 
 
+def _probe_name(number: int, size: Sized, factor: float) -> str:
+    return f"{PROBE}{number}-{size.name}-x{factor:g}"
+
+
 class _Rounds:
     """All rounds that `known` determines, in `cells`; the last one is that which is to be run."""
 
@@ -130,6 +142,7 @@ class _Rounds:
         self.cells: list[Cell] = []
         self.notes: list[str] = []
         self.ridge = Ridge()
+        self.probed: list[dict[str, Any]] = []
         self.top = config.budget / TOP_SHARE
         self.round = 0
         self._refuse()
@@ -214,7 +227,10 @@ class _Rounds:
             losses = self._losses(number, (size, flops), tried[(size, flops)])
             if losses:
                 edge = beyond(losses, tried[(size, flops)]) is not None
-                found.append(best_factor(size.size, size.tokens(flops), losses, edge))
+                found.append(best := best_factor(size.size, size.tokens(flops), losses, edge))
+                runs = [{"name": _probe_name(number, size, f), "factor": f, "loss": losses.get(f)} for f in sorted(tried[(size, flops)])]
+                about = {"N": best.size, "D": best.tokens, "flops": flops, "best": math.exp(best.ln_factor), "problem": best.problem}
+                self.probed.append(about | {"curve": list(best.curve), "tried": runs})
         self._note_rates(found)
         self.ridge = ridge(found)
         return True
@@ -227,10 +243,10 @@ class _Rounds:
             )
 
     def _probe_cell(self, number: int, size: Sized, flops: float, factor: float) -> Cell:
-        return self._cell(f"{PROBE}{number}-{size.name}-x{factor:g}", size, flops, factor=factor, plain=True)
+        return self._cell(_probe_name(number, size, factor), size, flops, factor=factor, plain=True)
 
     def _losses(self, number: int, place: tuple[Sized, float], factors: Sequence[float]) -> dict[float, float]:
-        names = {factor: f"{PROBE}{number}-{place[0].name}-x{factor:g}" for factor in factors}
+        names = {factor: _probe_name(number, place[0], factor) for factor in factors}
         return {factor: self.known.points[name].loss for factor, name in names.items() if name in self.known.points}
 
     def _rung(self, number: int, flops: float, multiples: Sequence[float]) -> bool:

@@ -18,13 +18,15 @@ PLACE_SPREAD = 0.2  # of a place's best ln(rate) around the ridge
 
 @dataclass(frozen=True)
 class Best:
-    """The best multiple of the rates at one place: its logarithm, that one's variance, and why it cannot be believed ('' otherwise)."""
+    """The best multiple of the rates at one place: its logarithm, that one's variance, why it cannot be believed ('' otherwise), and the parabola:
+    ln(loss) by powers 0, 1, 2 of ln(factor)."""
 
     size: float
     tokens: float
     ln_factor: float
     variance: float
     problem: str = ""
+    curve: tuple[float, float, float] = (math.nan, math.nan, math.nan)
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ def best_factor(size: float, tokens: float, losses: Mapping[float, float], at_ed
     y = np.log(np.array([losses[factor] for factor in sorted(losses)]))
     design = np.vstack([np.stack([np.ones_like(x), x, x**2], 1) / SCATTER, [0.0, 0.0, 1.0 / CURVATURE_SPREAD]])
     covariance = np.linalg.pinv(design.T @ design)
-    _, slope, curvature = covariance @ design.T @ np.append(y / SCATTER, CURVATURE / CURVATURE_SPREAD)
+    level, slope, curvature = (float(v) for v in covariance @ design.T @ np.append(y / SCATTER, CURVATURE / CURVATURE_SPREAD))
     curvature = max(curvature, CURVATURE / 4)
     vertex = float(-slope / (2 * curvature))
     gradient = np.array([0.0, -1 / (2 * curvature), slope / (2 * curvature**2)])
@@ -66,7 +68,7 @@ def best_factor(size: float, tokens: float, losses: Mapping[float, float], at_ed
     if at_edge or vertex < x[0] - math.log(2) or vertex > x[-1] + math.log(2):
         problem = "the best rate lies at the edge of those tried"
         vertex = float(np.clip(vertex, x[0], x[-1]))
-    return Best(size, tokens, vertex, variance, problem)
+    return Best(size, tokens, vertex, variance, problem, (level, slope, curvature))
 
 
 def ridge(places: Sequence[Best]) -> Ridge:
