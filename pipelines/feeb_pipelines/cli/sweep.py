@@ -81,7 +81,7 @@ def plan(
     print_table(columns, table, drop=("round", "steps"))
     cost = f", {seconds / 3600 * price:.2f} at {price:g} an hour" if price else ""
     print(f"{len(rows)} runs, {sums['flops']:.4g} FLOPs, about {duration(seconds)} with {jobs} at once{cost}")
-    if section.target:
+    if section.target and planner.varies == "sizes":
         dearest = max(row.cell.flops for row in rows)
         print(f"forecast at {section.target:.3g} FLOPs, {section.target / dearest:.3g} times the dearest run")
     hint(f"feeb sweep run {recipe}" + "".join(f" --{k} {v:g}" for k, v in (("budget", budget), ("target", target), ("hours", hours)) if v))
