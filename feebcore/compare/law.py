@@ -198,7 +198,7 @@ def compare_sweeps(folders: Sequence[Path], settings: LawSettings, workspace: Wo
     for name in ("tokens", "tokenizer"):
         if first.manifest["inputs"][name]["digest"] != second.manifest["inputs"][name]["digest"]:
             raise DataError(f"{first.path.name} and {second.path.name} do not have the same {name}, so their losses are not of the same text")
-    check_pairable(*sections, first.path.name, second.path.name, sweep_key(recipes[0]))
+    check_pairable(sections[0], sections[1], first.path.name, second.path.name, sweep_key(recipes[0]))
     names = [recipe.name for recipe in recipes]
     names = names if names[0] != names[1] else [first.path.name, second.path.name]
     name = name_of(names, settings)

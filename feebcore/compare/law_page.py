@@ -102,7 +102,8 @@ def _ratios(axes: Axes, result: Mapping[str, Any], flops: list[float], curve: Se
     pairs = result["pairs"]
     axes.fill_between(axes.get_xlim(), [-100 * EQUAL] * 2, [100 * EQUAL] * 2, color=theme.grid, alpha=0.6, linewidth=0)
     if curve and curve[0]["low"] is not None:
-        axes.fill_between(flops, *([_percent(place[end]) for place in curve] for end in ("low", "high")), color=color, alpha=0.18, linewidth=0)
+        low, high = ([_percent(place[end]) for place in curve] for end in ("low", "high"))
+        axes.fill_between(flops, low, high, color=color, alpha=0.18, linewidth=0)
     axes.plot(flops, [_percent(place["difference"]) for place in curve], "-", color=color, label="along the frontiers", gid=f"{name}, along the frontiers")
     axes.plot(
         [pair["flops"][0] for pair in pairs],
@@ -133,8 +134,8 @@ def _frontiers(axes: Axes, result: Mapping[str, Any], flops: list[float], curve:
         axes.plot([p["flops"][side] for p in pairs], [p["loss"][side] for p in pairs], "o", markersize=4, color=color, alpha=0.4, markeredgewidth=0)
         axes.plot(flops, [place[key] for place in curve], "-", color=color, label=name, gid=name)
     if curve and curve[0]["low"] is not None:
-        ends = [[place["first_loss"] * math.exp(place[end]) for place in curve] for end in ("low", "high")]
-        axes.fill_between(flops, *ends, color=theme.series[1], alpha=0.18, linewidth=0)
+        low, high = ([place["first_loss"] * math.exp(place[end]) for place in curve] for end in ("low", "high"))
+        axes.fill_between(flops, low, high, color=theme.series[1], alpha=0.18, linewidth=0)
     axes.set_ylabel("validation loss, nats per token")
     axes.set_title("Frontiers")
     axes.legend()

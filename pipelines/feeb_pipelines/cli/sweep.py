@@ -91,7 +91,7 @@ def plan(
     print(f"{len(rows)} runs, {sums['flops']:.4g} FLOPs, about {duration(seconds)} with {jobs} at once{cost}")
     if sums["saved_flops"]:
         print(_saved(sums["saved_flops"], sums["flops"]))
-    if section.target:
+    if section.target and planner.varies == "sizes":
         dearest = max(row.cell.flops for row in rows)
         print(f"forecast at {section.target:.3g} FLOPs, {section.target / dearest:.3g} times the dearest run")
     hint(f"feeb sweep run {recipe}" + "".join(f" --{k} {v:g}" for k, v in (("budget", budget), ("target", target), ("hours", hours)) if v))

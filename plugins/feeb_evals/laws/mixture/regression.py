@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from feebcore.scaling.minimize import Array
 
@@ -163,7 +164,7 @@ def _least_squares(features: Array, target: Array, weight: Array) -> Array:
     return np.asarray(np.linalg.solve(normal + ridge, (weighted.swapaxes(1, 2) @ target[..., None]))[..., 0])
 
 
-def leave_one_out(fit: Regression, shares: Array, losses: Array, loss_weights: Array, group: Array) -> float:
+def leave_one_out(fit: Regression, shares: Array, losses: Array, loss_weights: Array, group: NDArray[np.intp]) -> float:
     """Root mean square of ln(predicted / measured) of the weighted loss, over distinct mixtures (group [n]), each predicted from all others."""
     groups = np.unique(group)
     weights = np.array([group != left for left in groups], dtype=np.float64)

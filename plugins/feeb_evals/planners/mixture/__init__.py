@@ -28,7 +28,7 @@ class MixtureConfig(feeb.PartConfig):
         {}, description="weights of the sources in the loss to minimize, the mean of their validation losses; empty: the sources equally"
     )
     scale: Scale | None = Field(None, description="larger runs that check the recommendation; null: none")
-    least_share: float = Field(0.05, ge=0, lt=0.5, description="least share of each source in the swarm")
+    least_share: float = Field(0.05, ge=0, lt=0.5, description="smallest fraction of samples that a source gets in the swarm")
     max_epochs: float = Field(4.0, gt=0, description="most epochs over a source in any run, and in the run that the mixture is for (target)")
     min_steps: int = Field(50, ge=1, description="minimum optimizer steps; the batch size is halved until a run has enough")
     tolerance: float = Field(0.01, gt=0, lt=0.5, description="largest relative deviation of a run from its FLOPs")
