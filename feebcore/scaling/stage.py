@@ -39,6 +39,11 @@ def check(section: SweepConfig, recipe: Recipe) -> list[str]:
     problems = [f"train.{text}" for text in check_training(section.train)]
     if section.train.parallel.strategy != "none":
         problems.append("train.parallel: a run of a sweep trains in one process; remove it")
+    problems += [
+        f"train.{key}: it ends runs before the FLOPs that are planned for them; remove it"
+        for key in ("stop_at_loss", "stop_when_flat")
+        if getattr(section.train, key)
+    ]
     for overrides in section.planner.build().overrides():
         try:
             with_overrides(section.train, overrides)

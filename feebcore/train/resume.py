@@ -47,6 +47,7 @@ def restore_state(trainer: Trainer, state: dict[str, Any], extras: Extras) -> No
     """Take over what `training_state` and `extra_tensors` returned; model and optimizer have their tensors already."""
     trainer.state = TrainState.from_state_dict(state["train_state"])
     trainer.run.step = trainer.state.step
+    trainer.run.ends_at = trainer.state.step if trainer.state.ended else None
     if trainer.average is not None:
         if "ema" in extras:
             trainer.average.load(extras["ema"])
@@ -118,7 +119,8 @@ def _branch(trainer: Trainer, checkpointer: Checkpointer) -> None:
         raise FeebError(f"branch_from: {error}; a branch must have the architecture of the original run") from error
     restore_state(trainer, state | {"callbacks": {}}, extras)
     offset = _branch_offset(trainer, state["data"])
-    trainer.state = dataclasses.replace(trainer.state, elapsed=0.0, timed_tokens=0, timed_seconds=0.0, waited_seconds=0.0, data_offset=offset)
+    fresh = {"elapsed": 0.0, "timed_tokens": 0, "timed_seconds": 0.0, "waited_seconds": 0.0, "lowest": None, "ended": ""}
+    trainer.state, trainer.run.ends_at = dataclasses.replace(trainer.state, data_offset=offset, **fresh), None  # type: ignore[arg-type]
     if not same_optimizer:
         log(f"optimizer {section.optimizer.name} starts with fresh state: the original run used {state['optimizer_part']}")
     if trainer.state.step >= section.max_steps:
