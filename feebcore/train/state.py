@@ -36,5 +36,5 @@ class TrainState:
 
     @classmethod
     def from_state_dict(cls, saved: dict[str, Any]) -> TrainState:
-        pairs = {key: saved[key] and (saved[key][0], saved[key][1]) for key in ("validation", "lowest")}
+        pairs = {key: (pair[0], pair[1]) if (pair := saved.get(key)) else None for key in ("validation", "lowest")}
         return cls(**saved | pairs | {"recent": collections.deque(saved["recent"], maxlen=RECENT)})
