@@ -7,10 +7,14 @@ BIN := $(VENV)/bin
 export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: quickstart test test-slow install lint format docs notebook clean
+.PHONY: quickstart sweep-demo test test-slow install lint format docs notebook clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/feeb run experiments/quickstart.yaml --jobs 2
+
+# a scaling law from a budget and a target: about a quarter of an hour on two cores
+sweep-demo: $(VENV)/.installed
+	$(BIN)/feeb sweep run experiments/sweep-small.yaml --budget 3e13 --target 1e14 --jobs 2
 
 install: $(VENV)/.installed
 

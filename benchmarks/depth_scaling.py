@@ -1,6 +1,6 @@
 """Does one number set a run well? At each depth, training with the depth's rates and with multiples of them.
 
-    python benchmarks/depth.py [--dials 1,2,3,4] [--factors 0.5,1,2] [--width 16] [--tokens-per-parameter 20] [--jobs 2] [--seed 0]
+    python benchmarks/depth_scaling.py [--depths 1,2,3,4] [--factors 0.5,1,2] [--width 16] [--tokens-per-parameter 20] [--jobs 2] [--seed 0]
 
 Everything but the factor is what `pretrain: {depth: N}` says: layers, width, heads, batch, steps and rates, with AdamW and a cosine
 after a tenth of warmup; only the width a layer is small, so that four depths take minutes on a CPU. Bytes of the standard
@@ -26,7 +26,7 @@ from feebcore.parts import resolve_part
 from feebcore.protocols import Batch
 from feebcore.train.config import TrainSection
 from feebcore.train.optimizer_schedules import OptimizerSchedules
-from feebcore.train.pretrain import build_optimizer
+from feebcore.train.pretrain import build_optimizer, lr_scale
 
 LENGTH, VOCAB = 128, 256
 
@@ -34,7 +34,7 @@ LENGTH, VOCAB = 128, 256
 def section(depth: int, factor: float, width: int, tokens_per_parameter: float) -> TrainSection:
     return TrainSection.model_validate(
         {
-            "depth_scaled": depth,
+            "depth": depth,
             "tokens_per_parameter": tokens_per_parameter,
             "architecture": {"width_per_layer": width},
             "optimizer": {"name": "adamw", "lr": 3e-3 * factor},
@@ -78,17 +78,14 @@ def trained(job: tuple[int, float, argparse.Namespace]) -> dict[str, Any]:
         scores = [objective(model, windows(held_out, 32, 10_000 + i)) for i in range(24)]
     bits = float(sum(s.loss_sum for s in scores) / sum(s.count for s in scores)) / math.log(2)
     sizes = run.architecture.config
-    scale = run.lr_scaling.build()  # type: ignore[union-attr]
-    from feebcore.train.lr_scaling import TrainShape
-
-    rate = 3e-3 * scale(TrainShape(sizes.d_model, sizes.num_layers, run.batch_size * LENGTH, run.max_steps)).of("matrix")  # type: ignore[attr-defined]
+    rate = 3e-3 * lr_scale(run, model).of("matrix")
     shown = {"layers": sizes.num_layers, "width": sizes.d_model, "batch": run.batch_size * LENGTH, "steps": run.max_steps, "rate": rate}  # type: ignore[attr-defined]
-    return {"depth_scaled": depth, "factor": factor, "bits": bits if math.isfinite(bits) else math.inf, "seconds": time.perf_counter() - began, **shown}
+    return {"depth": depth, "factor": factor, "bits": bits if math.isfinite(bits) else math.inf, "seconds": time.perf_counter() - began, **shown}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dials", default="1,2,3,4")
+    parser.add_argument("--depths", default="1,2,3,4")
     parser.add_argument("--factors", default="0.5,1,2")
     parser.add_argument("--width", type=int, default=16, help="d_model / num_layers")
     parser.add_argument("--tokens-per-parameter", type=float, default=20.0)
@@ -96,20 +93,20 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     factors = [float(f) for f in arguments.factors.split(",")]
-    dials = [int(d) for d in arguments.dials.split(",")]
-    jobs = [(depth, factor, arguments) for depth in sorted(dials, reverse=True) for factor in factors]  # the longest first
+    depths = [int(d) for d in arguments.depths.split(",")]
+    jobs = [(depth, factor, arguments) for depth in sorted(depths, reverse=True) for factor in factors]  # the longest first
     with multiprocessing.get_context("spawn").Pool(arguments.jobs, maxtasksperchild=1) as pool:
         results = []
         for result in pool.imap_unordered(trained, jobs, chunksize=1):
             results.append(result)
-            print(f"depth {result['depth_scaled']}, {result['factor']:g}x: {result['bits']:.4f} bits per byte, {result['seconds']:.0f} s", flush=True)
-    print(f"\n{'depth_scaled':>4} {'width':>5} {'batch':>6} {'steps':>5} {'rate':>8}  " + " ".join(f"{f:>7g}x" for f in factors) + "   best")
-    for depth in dials:
-        row = {r["factor"]: r for r in results if r["depth_scaled"] == depth}
+            print(f"depth {result['depth']}, {result['factor']:g}x: {result['bits']:.4f} bits per byte, {result['seconds']:.0f} s", flush=True)
+    print(f"\n{'depth':>5} {'width':>5} {'batch':>6} {'steps':>5} {'rate':>8}  " + " ".join(f"{f:>7g}x" for f in factors) + "   best")
+    for depth in depths:
+        row = {r["factor"]: r for r in results if r["depth"] == depth}
         one = row[factors[0]]
         best = min(factors, key=lambda f: row[f]["bits"])
         bits = " ".join(f"{row[f]['bits']:>8.4f}" for f in factors)
-        print(f"{depth:>4} {one['width']:>5} {one['batch']:>6} {one['steps']:>5} {one['rate']:>8.4f}  {bits}   {best:g}x")
+        print(f"{depth:>5} {one['width']:>5} {one['batch']:>6} {one['steps']:>5} {one['rate']:>8.4f}  {bits}   {best:g}x")
 
 
 if __name__ == "__main__":

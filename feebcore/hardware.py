@@ -23,6 +23,11 @@ def cuda_devices() -> Sequence[str]:
     return [str(i) for i in range(len(list(folder.iterdir())))] if folder.is_dir() else []
 
 
+def available_cpus() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def auto_precision(device: str) -> str:
     """What `precision: auto` means on this machine for `device` (auto, cpu or cuda): bf16 where its matrix products are fast, else fp32."""
     gpu = device != "cpu" and _gpu_precision(os.environ.get("CUDA_VISIBLE_DEVICES"))

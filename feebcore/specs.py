@@ -240,7 +240,7 @@ class ScheduleSpec(PartSpec):
 
 class LRScalingSpec(PartSpec):
     """build: `(config, context) -> Callable[[TrainShape], LRScale]` (feebcore.train.lr_scaling): factors on learning rates and weight
-    decay by role, for a model and batch of this size."""
+    decay by role, and on Adam's beta2 and eps, for a model, batch and run of this size; a pure function, 1 at the reference."""
 
     base: ClassVar[str] = "collections.abc:Callable"
 

@@ -28,6 +28,7 @@ from feebcore.data.store_writer import stored_ids, token_dtype
 from feebcore.data.task_runner import Pending, open_runner
 from feebcore.data.tokenizers import load_tokenizer
 from feebcore.errors import DataError
+from feebcore.hardware import available_cpus
 from feebcore.protocols import Tokenizer
 
 SMALL_CORPUS = 256 << 20  # bytes; below it, starting processes costs more than it gains
@@ -106,7 +107,7 @@ class Encoder:
         self.close()
 
     def _default_workers(self, corpus_bytes: int) -> int:
-        cores = min(MAX_WORKERS, len(os.sched_getaffinity(0)))
+        cores = min(MAX_WORKERS, available_cpus())
         if self._fan_out != "none":
             return cores
         return 1 if corpus_bytes <= SMALL_CORPUS or self.tokenizer.encodes_in_threads else cores

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 
 from feebcore.errors import FeebError
+from feebcore.hardware import available_cpus
 
 _memory_filling: Any = torch.utils.deterministic  # a module whose attributes are properties, which type checkers do not see
 
@@ -49,10 +50,6 @@ def autocast(precision: str, device: torch.device) -> contextlib.AbstractContext
 def scoring_precision(precision: str) -> str:
     """The precision in which a model trained in `precision` is scored: fp8 is a way to train, its model is scored in bf16."""
     return "bf16" if precision == "fp8" else precision
-
-
-def available_cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def environment(device: torch.device) -> dict[str, Any]:

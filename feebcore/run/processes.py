@@ -26,6 +26,7 @@ from feebcore.artifacts import StageOutput
 from feebcore.config import StageConfig
 from feebcore.errors import ArtifactError, Diverged, FeebError, Interrupted, StageFailed
 from feebcore.files import read_json, wait_for_lock
+from feebcore.hardware import available_cpus
 
 Publish = Callable[[dict[str, Any]], None]
 """Takes one event of a stage: {"time": …, "kind": "log" or "progress" …}."""
@@ -224,8 +225,7 @@ def _environments(ranks: int) -> Iterator[list[dict[str, str]]]:
     if ranks == 1:
         yield [base]
         return
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    base = {"OMP_NUM_THREADS": str(max(1, cpus // ranks)), "GLOO_SOCKET_IFNAME": "lo"} | base
+    base = {"OMP_NUM_THREADS": str(max(1, available_cpus() // ranks)), "GLOO_SOCKET_IFNAME": "lo"} | base
     folder = tempfile.mkdtemp(prefix="feeb-ranks-")
     try:
         common = base | {"WORLD_SIZE": str(ranks), "FEEB_RENDEZVOUS": f"{folder}/meet"}

@@ -21,11 +21,13 @@ class SweepConfig(StageConfig):
 
     train: TrainSection = Field(default_factory=lambda: TrainSection(**CELL_DEFAULTS), description="settings shared by all runs of the sweep")
     planner: Annotated[Part, PartKey("planners")] = Field(description="chooses model sizes and FLOP budgets")
-    law: Annotated[Part, PartKey("laws")] = Field(default_part("chinchilla"), description="functional form of the scaling law")
+    law: Annotated[Part, PartKey("laws")] = Field(default_part("posterior"), description="form of the scaling law, and how it is fitted")
     parameter_count: ParameterCount = Field("non_embedding", description="parameters counted as N: total, non-embedding or matmul")
     target: float = Field(default=0.0, ge=0, description="training FLOPs whose best size and loss are forecast; 0: none")
     bootstrap: int = Field(default=200, ge=0, description="bootstrap resamples (or posterior draws) for confidence intervals, at least 100; 0: none")
-    eval_documents: int = Field(default=16, ge=0, description="validation documents per run, evenly spaced and the same for all runs; 0: all")
+    eval_documents: int = Field(
+        default=32, ge=0, description="validation documents per run, evenly spaced and the same for all runs; 0: all. Few documents say little about others"
+    )
     seed: int = Field(default=0, ge=0, description="random seed of the runs; default: the recipe's seed")
 
     @field_validator("bootstrap")

@@ -54,7 +54,7 @@ def before_it_runs(recipe: Recipe, workspace: Workspace) -> tuple[Planner, Situa
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One row of a plan. N, D: parameters by the sweep's count, and training tokens. seconds: expected; NaN where nothing like it was measured."""
+    """One row of a plan. N, D: parameters by the sweep's count, and training tokens. seconds: expected."""
 
     cell: Cell
     N: float
@@ -73,18 +73,17 @@ class PlannedRun:
             "D": self.D,
             "steps": self.steps,
             "flops": self.cell.flops,
-            "seconds": self.seconds if math.isfinite(self.seconds) else None,
+            "seconds": self.seconds,
         }
 
 
-def planned(planner: Planner, situation: Situation, speed: Speed | None) -> list[PlannedRun]:
+def planned(planner: Planner, situation: Situation, speed: Speed) -> list[PlannedRun]:
     """Every run that the planner would make if all went as it expects, in order."""
     rows = []
     for cell in planner.plan(situation):
         cost = situation.measure(cell.overrides)
         size = float(getattr(cost.counts, situation.parameter_count))
-        seconds = speed.seconds(size, cell.flops) if speed is not None else math.nan
-        rows.append(PlannedRun(cell, size, cell.flops / cost.flops_per_token, cell.overrides["max_steps"], seconds))
+        rows.append(PlannedRun(cell, size, cell.flops / cost.flops_per_token, cell.overrides["max_steps"], speed.seconds(size, cell.flops)))
     return rows
 
 
@@ -121,21 +120,6 @@ def measured_speed(workspace: Workspace, architecture: str, parameter_count: str
         by_size.setdefault(size, []).append(rate)
     sizes = tuple(sorted(by_size))
     return Speed(sizes, tuple(statistics.median(by_size[size]) for size in sizes), max(0.0, statistics.median(row[2] for row in rows)))
-
-
-def budget_for_hours(recipe: Recipe, workspace: Workspace, hours: float, jobs: int) -> float:
-    """The FLOPs that planner `adaptive` can spend in so many hours, from measured speeds. Raises FeebError where nothing was measured."""
-    section = section_of(recipe)
-    planner, situation = before_it_runs(recipe, workspace)
-    speed = measured_speed(workspace, section.train.architecture.spec.name, section.parameter_count)
-    if speed is None:
-        raise FeebError("no finished pretraining run of this architecture is in the workspace, so its speed is not known; give --budget in FLOPs")
-    run_seconds = 3600 * hours * jobs
-    budget = run_seconds * statistics.median(speed.rates)
-    for _ in range(6):  # larger runs are faster, and every run has its overhead
-        tried = type(planner)(planner.config.model_copy(update={"budget": budget}))
-        budget *= run_seconds / sum(row.seconds for row in planned(tried, dataclasses.replace(situation, target=0.0), speed))
-    return budget
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from typing import Any, Protocol
 
 from feebcore.artifacts import Artifact, Workspace, read_artifact
 from feebcore.errors import ArtifactError, Diverged, FeebError, Interrupted, StageFailed
-from feebcore.hardware import cuda_devices
+from feebcore.hardware import available_cpus, cuda_devices
 from feebcore.recipe import Recipe
 from feebcore.run.build import build
 from feebcore.run.plan import PlanItem, plan_stage
@@ -253,8 +253,7 @@ def _where(log: Path | None) -> str:
 
 
 def _environment(jobs: int, device: str | None) -> dict[str, str]:
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    shared = {"OMP_NUM_THREADS": str(max(1, cpus // jobs))} if jobs > 1 else {}
+    shared = {"OMP_NUM_THREADS": str(max(1, available_cpus() // jobs))} if jobs > 1 else {}
     return shared | dict(os.environ) | {"PYTHONIOENCODING": "utf-8:backslashreplace"} | ({"CUDA_VISIBLE_DEVICES": device} if device is not None else {})
 
 

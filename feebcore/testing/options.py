@@ -51,7 +51,7 @@ def _of_schedule(subject: Candidate) -> list[Any]:
 
 
 def _of_lr_scaling(subject: Candidate) -> list[Any]:
-    shapes = itertools.product((64, 3000), (2, 48), (256, 2**21), (100, 10**5))
+    shapes = itertools.product((64, 3000), (2, 48), (256, 2**21), (100, 10**5), (10**6,), (10**5,), (1e7,))
     return [factors(subject.part.build()(TrainShape(*shape))) for shape in shapes]
 
 

@@ -6,13 +6,14 @@ import copy
 import itertools
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from feebcore.config import PartConfig
 from feebcore.protocols import ParamGroup
 from feebcore.testing.framework import Candidate, check, require, skip
 from feebcore.train.lr_scaling import LRScale, TrainShape
@@ -240,24 +241,85 @@ ROLES = ("matrix", "embedding", "lm_head", "vector")
 
 
 def factors(scale: LRScale) -> dict[str, float]:
-    return {f"{what} of {role}": of(role) for what, of in (("learning rate", scale.of), ("weight decay", scale.decay_of)) for role in ROLES}
+    by_role = (("learning rate", scale.of), ("weight decay", scale.decay_of))
+    return {f"{what} of {role}": of(role) for what, of in by_role for role in ROLES} | {"power of beta2": scale.beta2_power, "eps": scale.eps}
+
+
+SIZES: dict[str, tuple[float, ...]] = {
+    "d_model": (64, 512, 8192),
+    "num_layers": (1, 12, 96),
+    "batch_tokens": (256, 2**15, 2**22),
+    "steps": (1, 1000, 10**6),
+    "block_parameters": (10**4, 10**8, 10**12),
+    "head_parameters": (10**4, 10**7, 10**9),
+    "block_flops": (1e5, 1e9, 1e13),
+}
+"""From the least to the largest that a run may have."""
+
+
+def shape_of(sizes: Mapping[str, float]) -> TrainShape:
+    return TrainShape(**sizes)  # type: ignore[arg-type]
 
 
 @check("lr_scalings", quick=True, meaning="A factor becomes zero, negative or infinite at some size; look for a subtraction, or a size that may be 0.")
 def factors_are_positive(subject: Candidate) -> None:
     rule = subject.part.build()
-    for shape in itertools.product((0, 64, 8192), (0, 1, 96), (256, 2**22), (1, 10**6)):
-        for name, factor in factors(rule(TrainShape(*shape))).items():
-            require(math.isfinite(factor) and factor > 0, f"{name} is multiplied by {factor} at width, layers, batch, steps {shape}")
+    may_be_unknown = {size: (0, *values[::2]) if size not in ("batch_tokens", "steps") else values[::2] for size, values in SIZES.items()}
+    for values in itertools.product(*may_be_unknown.values()):
+        shape = shape_of(dict(zip(SIZES, values, strict=True)))
+        scale = rule(shape)
+        for name, factor in factors(scale).items():
+            require(math.isfinite(factor) and factor > 0, f"{name} is {factor} at {shape}")
+        batch = scale.batch_tokens
+        require(batch is None or (math.isfinite(batch) and batch > 0), f"batch_tokens is {batch} at {shape}")
+
+
+@check("lr_scalings", quick=True, meaning="The factors depend on more than the sizes, so a resumed run differs; keep no state in the rule and draw no numbers.")
+def factors_are_pure(subject: Candidate) -> None:
+    shapes = [shape_of(dict(zip(SIZES, values, strict=True))) for values in zip(*SIZES.values(), strict=True)]
+    first, second = subject.part.build(), subject.part.build()
+    require(
+        [first(shape) for shape in shapes] == [second(shape) for shape in reversed(shapes)][::-1], "asking for the sizes in another order gives other factors"
+    )
+
+
+@check("lr_scalings", meaning="As one size grows, a factor rises and falls again; look for a wrong sign, a rounding, or a size used in two ways.")
+def factors_are_monotone(subject: Candidate) -> None:
+    rule = subject.part.build()
+    middle = {size: values[1] for size, values in SIZES.items()}
+    for size, (low, _, high) in SIZES.items():
+        steps = [low * (high / low) ** (i / 40) for i in range(41)]
+        rows = [factors(rule(shape_of(middle | {size: value if size == "block_flops" else round(value)}))) for value in steps]
+        for name in rows[0]:
+            rises = [math.log(b[name] / a[name]) for a, b in itertools.pairwise(rows)]
+            require(all(r > -1e-9 for r in rises) or all(r < 1e-9 for r in rises), f"{name} turns as {size} grows from {low:g} to {high:g}")
 
 
 @check("lr_scalings", meaning="At the reference size the factors are not 1; look for a stray constant or an inverted ratio.")
 def identity_at_the_reference(subject: Candidate) -> None:
-    sizes = {"d_model": "reference_width", "num_layers": "reference_layers", "batch_tokens": "reference_batch_tokens", "steps": "reference_steps"}
-    known = {size: getattr(subject.part.config, option, 0) for size, option in sizes.items()}
-    if not any(known.values()):
+    config = subject.part.config
+    if not any(getattr(config, f"reference_{size}", 0) for size in REFERENCES):
         skip("its options name no reference size")
     for other in (1000, 3000):  # of sizes that the rule has no reference for
-        shape = TrainShape(**{size: value or other for size, value in known.items()})
-        changed = {name: f for name, f in factors(subject.part.build()(shape)).items() if abs(f - 1) > 1e-9}
-        require(not changed, f"at {shape} the factors are {changed}")
+        changed = {name: f for name, f in factors(subject.part.build()(reference_shape(config, other))).items() if abs(f - 1) > 1e-9}
+        require(not changed, f"at {reference_shape(config, other)} the factors are {changed}")
+
+
+REFERENCES = ("width", "layers", "batch_tokens", "steps", "tokens", "parameters", "flops")
+
+
+def reference_shape(config: PartConfig, other: int) -> TrainShape:
+    """The sizes that options reference_width, reference_layers, … name; `other`: of those that they do not."""
+    width, layers, batch, steps, tokens, parameters, flops = (getattr(config, f"reference_{size}", 0) for size in REFERENCES)
+    batch = batch or other
+    tokens = tokens or batch * (steps or other)
+    return shape_of(
+        {
+            "d_model": width or other,
+            "num_layers": layers or other,
+            "batch_tokens": batch,
+            "steps": tokens / batch,
+            "block_parameters": parameters or other,  # a rule may count those of the head, too: here there are none
+            "block_flops": (flops or other) / tokens,
+        }
+    )

@@ -31,7 +31,9 @@ class TrainSection(StageConfig):
     schedule: Annotated[Part, PartKey("schedules")] = Field(
         default_part("cosine"), description="learning-rate schedule: a multiplier on all learning rates per step"
     )
-    lr_scaling: Annotated[Part, PartKey("lr_scalings")] | None = Field(None, description="scales learning rates that were tuned at another model or batch size")
+    lr_scaling: Annotated[Part, PartKey("lr_scalings")] | None = Field(
+        None, description="scales learning rates that were tuned at another model, batch size or run length"
+    )
     packing: Annotated[Part, PartKey("packings")] = Field(default_part("concat"), description="packs documents into training sequences")
     data_order: Annotated[Part, PartKey("data_orders")] = Field(default_part("shuffled"), description="order of the training sequences")
     depth: int | None = Field(

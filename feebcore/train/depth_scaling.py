@@ -5,7 +5,7 @@
     batch = 16384 (D / D_4)^0.383 tokens      D_4 = 62.9 M, the tokens of depth 4; the exponent is arXiv:2505.13738's
 
 and learning rates by the scaling mup_lr with its references at depth 4 (4 layers of 256, 16,384 tokens per step), where AdamW's default learning rate was
-tuned. Measured over four stacks by benchmarks/depth.py; see docs/training.md.
+tuned. Measured over four stacks by benchmarks/depth_scaling.py; see docs/training.md.
 """
 
 from __future__ import annotations

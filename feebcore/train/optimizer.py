@@ -11,7 +11,8 @@ class Optimizer(torch.optim.Optimizer):
         class RMSprop(Optimizer, torch.optim.RMSprop): ...
 
     Each torch group holds lr, weight_decay and, where there are such, momentum or betas: schedules set them there every step.
-    A group never joins parameters of several ParamGroups. State is tensors, in fp32, and JSON values.
+    Adam's average of squared gradients has its decay rate in betas[1] (or beta2, where betas[0] is no momentum) and an eps in the group:
+    these a learning-rate scaling may change. A group never joins parameters of several ParamGroups. State is tensors, in fp32, and JSON values.
     """
 
     counters: tuple[str, ...] = ()

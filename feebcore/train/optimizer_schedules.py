@@ -68,6 +68,18 @@ def _adjust(torch_group: dict[str, Any], role: str, change: Change, scale: LRSca
         torch_group["weight_decay"] = change.weight_decay
     elif "weight_decay" in torch_group:
         torch_group["weight_decay"] = float(torch_group["weight_decay"]) * scale.decay_of(role)
+    if averages_squares(torch_group):
+        if "betas" in torch_group:
+            first, second, *others = torch_group["betas"]
+            torch_group["betas"] = (first, scale.scaled_beta2(second), *others)
+        else:
+            torch_group["beta2"] = scale.scaled_beta2(torch_group["beta2"])
+        torch_group["eps"] *= scale.eps
+
+
+def averages_squares(torch_group: dict[str, Any]) -> bool:
+    """Whether the group has the options of Adam's average of squared gradients (feebcore/train/optimizer.py)."""
+    return "eps" in torch_group and ("betas" in torch_group or "beta2" in torch_group)
 
 
 class OptimizerSchedules:

@@ -16,12 +16,13 @@ from feebcore.data.views import scores_by_source
 from feebcore.errors import FeebError, Interrupted, RecipeError
 from feebcore.evaluate.scorer import score_documents
 from feebcore.model.build import build_model
-from feebcore.model.counting import hook_optimizer, training_flops
+from feebcore.model.counting import count_flops, hook_optimizer, training_flops
 from feebcore.model.fp8 import convert_to_fp8
 from feebcore.model.groups import param_groups
 from feebcore.model.io import load_model, save_model
 from feebcore.model.precision import execution, resolve_device, resolve_precision, scoring_precision
 from feebcore.model.transformer import Transformer
+from feebcore.protocols import LanguageModel
 from feebcore.train import optimizer_schedules
 from feebcore.train.callbacks import Callback, RunContext
 from feebcore.train.checkpointing import Checkpointing
@@ -103,6 +104,8 @@ def train_model(
         scale = lr_scale(section, model)  # asks the model for its sizes, so before it is sharded
         gradients = GradientAccumulator(LossModule(model, objective, run.precision, device), parallel, section.micro_batch, out.log)
         optimizer = build_optimizer(section, model, scale, parallel.world)
+        for text in scale_notes(section, scale, optimizer):
+            out.log(text)
         multipliers = (None if part is None else part.build(total_steps=section.max_steps) for part in schedules_of(section))
         schedules = optimizer_schedules.OptimizerSchedules(optimizer, *multipliers)  # type: ignore[arg-type]
         callbacks = {f"{i}:{part.name}": part.build() for i, part in enumerate(section.callbacks)} if parallel.is_main else {}
@@ -129,6 +132,8 @@ def train_model(
             "flops": flops_per_token * state.tokens,
             "parameters": {"total": counts.total, "non_embedding": counts.non_embedding, "matmul": counts.matmul},
         }
+        if section.lr_scaling is not None:
+            metrics["lr_scaling"] = scale.facts()
         if parallel.is_main and save:  # first: what was trained is kept, whatever becomes of the score
             save_model(run.folder / "model", model, section.architecture, tokenizer_folder)
         if val_store is not None and final_score and (everywhere or parallel.is_main):
@@ -175,7 +180,43 @@ def lr_scale(section: TrainSection, model: nn.Module) -> LRScale:
     if section.lr_scaling is None:
         return LRScale()
     scaling: LRScaling = section.lr_scaling.build()
-    return scaling(TrainShape(*_sizes(model), section.batch_size * section.seq_len, section.max_steps))
+    return scaling(train_shape(section, model))
+
+
+def train_shape(section: TrainSection, model: nn.Module) -> TrainShape:
+    """What the section's lr_scaling is told of the run."""
+    language_model: LanguageModel = model  # type: ignore[assignment]
+    counts, head, seq_len = language_model.count(), language_model.lm_head, language_model.seq_len
+    weights, flops = sum(p.numel() for p in head.parameters() if p.ndim >= 2), count_flops(head, seq_len)[0] / seq_len
+    run = section.batch_size * section.seq_len, section.max_steps
+    return TrainShape(*_sizes(model), *run, counts.matmul - weights, weights, 3.0 * (counts.flops_per_token - flops))
+
+
+def scale_notes(section: TrainSection, scale: LRScale, optimizer: Optimizer) -> list[str]:
+    """What the section's lr_scaling set in `optimizer`, and what it could not, a sentence each; without one nothing."""
+    if section.lr_scaling is None:
+        return []
+    name = f"lr_scaling {section.lr_scaling.name}"
+    changes = [f"{what} x {_by_role(factors)}" for what, factors in (("learning rates", scale.roles), ("weight decay", scale.weight_decay)) if factors]
+    group = next((group for group in optimizer.param_groups if optimizer_schedules.averages_squares(group)), None)
+    if group is not None:
+        if scale.beta2_power != 1:
+            changes.append(f"beta2 {group['betas'][1] if 'betas' in group else group['beta2']:.5g}")
+        if scale.eps != 1:
+            changes.append(f"eps {group['eps']:.3g}")
+    notes = [f"{name}: {', '.join(changes) or 'nothing changes'}"]
+    if group is None and (scale.beta2_power, scale.eps) != (1, 1):
+        notes.append(f"{name}: optimizer {section.optimizer.name} has no beta2 and eps of an average of squared gradients, so only learning rates are scaled")
+    if scale.batch_tokens is not None:
+        tokens = section.batch_size * section.seq_len
+        notes.append(f"{name}: its source found these rates best with batches of {scale.batch_tokens:,.0f} tokens; this run's have {tokens:,}")
+    return notes
+
+
+def _by_role(factors: dict[str, float]) -> str:
+    if len(set(factors.values())) == 1 and len(factors) == 4:
+        return f"{next(iter(factors.values())):.4g}"
+    return ", ".join(f"{factor:.4g} ({role})" for role, factor in factors.items())
 
 
 def _sizes(model: nn.Module) -> tuple[int, int]:

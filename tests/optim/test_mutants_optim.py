@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from typing import Any
 
@@ -233,11 +234,21 @@ def upside_down(scale: LRScale, shape: TrainShape) -> LRScale:
     return with_rate(scale, 256 / shape.d_model if shape.d_model else 1.0)
 
 
+CALLS = itertools.count(1)
+
 LR_SCALINGS = {
     "another reference": (lr_scaling(upside_down), "identity_at_the_reference"),
     "decay changed at the reference": (lr_scaling(lambda scale, shape: LRScale(scale.roles, {"lm_head": 2.0})), "identity_at_the_reference"),
     "zero for small models": (lr_scaling(lambda scale, shape: with_rate(scale, float(shape.d_model // 128))), "factors_are_positive"),
     "divides by no layers": (lr_scaling(lambda scale, shape: with_rate(scale, 4 / shape.num_layers)), "factors_are_positive"),
+    "eps that overflows": (lr_scaling(lambda scale, shape: dataclasses.replace(scale, eps=math.inf if shape.steps > 10**5 else 1.0)), "factors_are_positive"),
+    "a batch size of nothing": (lr_scaling(lambda scale, shape: dataclasses.replace(scale, batch_tokens=0.0)), "factors_are_positive"),
+    "beta2 changed at the reference": (lr_scaling(lambda scale, shape: dataclasses.replace(scale, beta2_power=2.0)), "identity_at_the_reference"),
+    "counts its calls": (lr_scaling(lambda scale, shape: with_rate(scale, float(next(CALLS)))), "factors_are_pure"),
+    "a batch beyond which it turns": (
+        lr_scaling(lambda scale, shape: with_rate(scale, math.exp(-abs(math.log(shape.batch_tokens / 32768))))),
+        "factors_are_monotone",
+    ),
 }
 
 FAMILIES = (("optimizers", OPTIMIZERS), ("schedules", SCHEDULES), ("lr_scalings", LR_SCALINGS))

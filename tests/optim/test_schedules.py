@@ -1,4 +1,4 @@
-"""Schedules and learning-rate scaling as functions: bounds, shape, ends."""
+"""Schedules as functions: bounds, shape, ends."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from feebcore.parts import resolve_part
-from feebcore.train.lr_scaling import TrainShape
 
 NAMES = ["constant", "linear", "cosine", "wsd", "one_minus_sqrt", "exponential", "inverse_sqrt", "power"]
 
@@ -64,13 +63,6 @@ def test_a_warmup_longer_than_the_run_is_a_problem_and_fractions_are_bounded():
     assert "4 of decay" in resolve_part("schedules", {"name": "wsd", "warmup_steps": 17}).config.check_run(20)[0]
     with pytest.raises(ValidationError, match="decay_fraction"):
         resolve_part("schedules", {"name": "wsd", "decay_fraction": 1.5})
-
-
-def test_inverse_width_halves_matrix_rates_at_double_width_and_keeps_the_embeddings():
-    rule = resolve_part("lr_scalings", {"name": "inverse_width", "reference_width": 128}).build()
-    scale = rule(TrainShape(d_model=256, num_layers=4, batch_tokens=4096, steps=100))
-    assert (scale.of("matrix"), scale.of("lm_head"), scale.of("embedding"), scale.of("vector")) == (0.5, 0.5, 1.0, 1.0)
-    assert rule(TrainShape(0, 0, 1, 1)).of("matrix") == 1.0
 
 
 # --- closed forms and torch's own --------------------------------------------------------------------------------
@@ -189,41 +181,3 @@ def test_mistakes_in_schedules_are_named():
     (inner, outer) = long.check_run(100)
     assert inner.startswith("pieces.0.warmup_steps: 50")
     assert "130 steps, more than max_steps 100" in outer
-
-
-# --- learning-rate scaling ---------------------------------------------------------------------------------------------------
-
-
-def scale_of(shape, **part):
-    return resolve_part("lr_scalings", part).build()(TrainShape(*shape))
-
-
-def test_mup_scales_matrices_by_width_depth_and_batch_and_keeps_what_weights_lose_a_step():
-    rule = {"name": "mup_lr", "reference_width": 128, "reference_layers": 4, "reference_batch_tokens": 1024}
-    scale = scale_of((512, 16, 4096, 10), **rule)
-    assert scale.roles == pytest.approx({"matrix": 0.25 * 0.5 * 2, "lm_head": 0.25 * 2, "embedding": 2, "vector": 2})
-    assert scale.weight_decay == pytest.approx({"matrix": 8, "lm_head": 4})
-    assert scale_of((512, 16, 4096, 10), **rule, width_exponent=0, depth_exponent=0, keep_decay=False).roles == dict.fromkeys(scale.roles, 2.0)
-    assert scale_of((512, 16, 4096, 10), name="mup_lr", reference_width=128).of("matrix") == 0.25
-
-
-def test_mup_keeps_the_size_of_an_adam_update_of_the_output():
-    """Adam moves each entry by about the rate; with inputs of size 1, outputs of `width` terms then move alike at any width."""
-    moved = []
-    for width in (64, 256, 1024):
-        torch.manual_seed(0)
-        x = torch.randn(width)
-        gradient = torch.outer(torch.randn(width), x)  # correlated with the input, as gradients are
-        rate = 0.01 * scale_of((width, 0, 1, 1), name="mup_lr", reference_width=64).of("matrix")
-        moved.append(float((rate * gradient.sign() @ x).abs().mean()))
-    assert max(moved) / min(moved) < 1.3
-
-
-def test_nanochat_rule_is_its_laws():
-    rule = {"name": "nanochat", "reference_width": 768, "reference_batch_tokens": 1000, "reference_steps": 100}
-    scale = scale_of((1536, 24, 4000, 50), **rule)  # twice the width, 4 times the batch, twice the tokens
-    assert scale.roles == pytest.approx({"matrix": 2, "embedding": 2**0.5, "lm_head": 2**0.5, "vector": 2})
-    assert scale.weight_decay == pytest.approx({"matrix": 1.0})
-    longer = scale_of((768, 12, 1000, 400), **rule)
-    assert [longer.decay_of(role) for role in ("matrix", "embedding", "lm_head", "vector")] == pytest.approx([0.25, 1, 1, 1])
-    assert scale_of((768, 12, 1000, 400), name="nanochat").weight_decay == {}

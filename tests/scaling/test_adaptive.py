@@ -14,10 +14,14 @@ from feeb_evals.planners.adaptive import AdaptiveConfig
 from feeb_evals.planners.adaptive.adaptive import Adaptive
 from feeb_evals.planners.adaptive.rates import best_factor, beyond, ridge
 from feebcore.errors import FeebError
+from feebcore.model.build import build_model
 from feebcore.parts import resolve_part
 from feebcore.protocols import Cell, Counts
+from feebcore.scaling.cells import measure_with, scale_lr_of, with_overrides
 from feebcore.scaling.planning import Situation
 from feebcore.scaling.points import Cost, Point
+from feebcore.train.config import TrainSection
+from feebcore.train.pretrain import build_optimizer, lr_scale
 
 BUDGET = 1e17
 
@@ -118,6 +122,38 @@ def test_learning_rates_are_corrected_by_the_probe(lr: float) -> None:
     assert cells[-1].overrides.get("optimizer.lr", 1.0) == pytest.approx(lr, rel=0.45)
 
 
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"name": "horizon", "reference_tokens": 200_000, "reference_batch_tokens": 1024},
+        {"name": "steplaw", "reference_parameters": 10_000, "reference_tokens": 200_000},
+    ],
+)
+def test_the_probe_multiplies_what_the_recipes_rule_says(rule: dict[str, Any]) -> None:
+    """Each probe run's optimizer has the recipe's rate times the rule's factor for that run's own size and length, times the probe's."""
+    train = TrainSection.model_validate(
+        {
+            "architecture": {"name": "transformer", "num_layers": 2, "num_heads": 2},
+            "optimizer": {"name": "adamw", "lr": 0.01},
+            "lr_scaling": rule,
+            "seq_len": 64,
+        }
+    )
+    known = situation(measure=measure_with(train, 258), scale_lr=scale_lr_of(train), target=0.0)
+    cells = planner(budget=3e13, min_steps=50, sizes=[{"d_model": width} for width in (16, 24, 32, 48, 64)]).propose(known)
+    seen = set()
+    for cell in cells:
+        section = with_overrides(train, cell.overrides)
+        model = build_model(section.architecture, 258, section.seq_len, device="meta")
+        scale = lr_scale(section, model)
+        assert scale == lr_scale(with_overrides(train, {key: value for key, value in cell.overrides.items() if not key.endswith("lr")}), model)
+        expected = 0.01 * float(cell.name.rpartition("x")[2]) * scale.of("matrix")
+        assert build_optimizer(section, model).param_groups[0]["lr"] == pytest.approx(expected, rel=1e-5)
+        seen.add(scale.of("matrix"))
+    assert len(cells) == 12
+    assert len(seen) == 4  # one a place: the rule knows the runs apart
+
+
 def test_a_rate_that_stays_at_the_edge_is_flagged_and_not_exceeded() -> None:
     cells, known = play(World(lr=500.0))
     assert max(float(c.name.rpartition("x")[2]) for c in cells if c.name.startswith("probe")) == 16.0
@@ -174,3 +210,8 @@ def test_the_best_rate_of_a_place_and_the_ridge_through_them() -> None:
     assert ridge([]).factor(1e6, 1e7) == 1.0
     level = ridge([dataclasses.replace(place, ln_factor=0.5, variance=1e-4, size=1e6 * k, tokens=1e7 / k) for k in (1, 4, 16)])
     assert math.log(level.factor(1e6, 1e7)) == pytest.approx(0.5, abs=0.05)
+
+
+def test_without_head_dim_every_width_has_the_recipes_heads() -> None:
+    assert all("architecture.num_heads" in cell.overrides for cell in planner().plan(situation()))
+    assert not any("architecture.num_heads" in cell.overrides for cell in planner(head_dim=None).plan(situation()))

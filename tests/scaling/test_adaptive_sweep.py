@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 
 from feeb_pipelines.cli import run_command
-from feebcore.artifacts import Artifact
+from feebcore.artifacts import Artifact, Workspace
 from feebcore.files import read_json
+from feebcore.run.build import run_all
 from feebcore.study.ledger import read_predictions, read_records
 
 sys.path.insert(0, str(Path(__file__).parent))
-from small_sweep import SECTION, killing, sweep
+from small_sweep import SECTION, killing, recipe, sweep
 
 BUDGET = 5e9
 ADAPTIVE: dict[str, Any] = {
@@ -100,6 +101,20 @@ def test_the_plan_is_shown_before_anything_runs(finished: tuple[Path, Artifact],
     assert "--budget or --hours, not both" in capsys.readouterr().err
     assert run_command(["sweep", "run", str(root / "r.yaml"), "--budget", "1e9", "--target", "1e15", "--dry-run", *where]) == 1
     assert "raise the budget" in capsys.readouterr().err
+
+
+def test_a_plan_says_how_long_it_takes_before_anything_was_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = recipe(tmp_path, **ADAPTIVE)
+    run_all(made, Workspace(tmp_path / "data"), ["shard"])
+    where = [str(tmp_path / "r.yaml"), "--workspace", str(tmp_path / "data"), "--json"]
+    assert run_command(["sweep", "plan", "--budget", "5e9", *where]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    rates = {run["flops"] / run["seconds"] for run in plan["runs"]}
+    assert 0 < min(rates) < max(rates) < 1e13
+    assert plan["seconds"] == pytest.approx(sum(run["seconds"] for run in plan["runs"]))
+    assert run_command(["sweep", "plan", "--hours", "0.05", *where]) == 0
+    assert 0.5 < json.loads(capsys.readouterr().out)["seconds"] / 180 < 2
+    assert not list((tmp_path / "data").glob("pretrain/*"))  # steps that were timed leave nothing
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from torch import nn
 
 from feebcore.errors import FeebError
 from feebcore.model.build import build_model
+from feebcore.model.counting import count_model
 from feebcore.model.groups import param_groups
 from feebcore.parts import resolve_part
 from feebcore.protocols import ModelOutput, ParamGroup
@@ -22,7 +23,7 @@ from feebcore.train.lr_scaling import LRScale
 from feebcore.train.optimizer import Optimizer
 from feebcore.train.optimizer_schedules import OptimizerSchedules, build_optimizer, freeze
 from feebcore.train.param_groups import ParamGroupOverride, apply_rules
-from feebcore.train.pretrain import lr_scale
+from feebcore.train.pretrain import lr_scale, train_shape
 from feebcore.train.state_tensors import optimizer_state, restore_optimizer
 
 SHAPES = {"matrix": {"blocks.0.up": (6, 4), "blocks.1.up": (6, 4), "blocks.1.down": (4, 6)}, "embedding": {"table": (9, 4)}, "vector": {"blocks.0.norm": (4,)}}
@@ -52,11 +53,16 @@ def rule(**options):
 class Foreign(nn.Module):
     """A model that is not the transformer: tokens to hidden states of width 24 through a narrow table."""
 
-    num_streams = 3
+    num_streams, seq_len = 3, 16
 
     def __init__(self):
         super().__init__()
         self.table, self.up, self.dropout = nn.Embedding(9, 4), nn.Linear(4, 24), nn.Dropout(0.5)
+
+        self.lm_head = nn.Linear(24, 9)
+
+    def count(self):
+        return count_model(self, self.seq_len)
 
     def forward(self, tokens):
         return ModelOutput(self.dropout(self.up(self.table(tokens))))
@@ -69,8 +75,30 @@ def test_lr_scaling_takes_the_sizes_of_any_model_from_its_output():
     assert scale.roles == {"matrix": 0.5 * 2, "lm_head": 0.5, "embedding": 1.0, "vector": 1.0}
     assert model.training
     assert torch.equal(torch.get_rng_state(), before)
+    shape = train_shape(section(), model)
+    assert (shape.block_parameters, shape.head_parameters, shape.block_flops) == (4 * 24, 24 * 9, 6.0 * 4 * 24)
     transformer = build_model(section().architecture, 64, 16)
     assert lr_scale(section(lr_scaling={"name": "inverse_width", "reference_width": 64}), transformer).of("matrix") == 2.0
+
+
+def test_a_run_records_what_its_rule_sets_and_trains_as_if_the_recipe_had_said_so(tmp_path):
+    """20 steps of 8 sequences of 16: 4 times the reference's tokens, in batches twice as large."""
+    logged: list[str] = []
+    horizon = {"name": "horizon", "reference_tokens": 640, "reference_batch_tokens": 64}
+    ruled = run(tmp_path / "ruled", section(lr_scaling=horizon), logged=logged)
+    factor = 2**0.5 * 4**-0.3
+    assert ruled.metrics["lr_scaling"] == {
+        "roles": dict.fromkeys(("matrix", "embedding", "lm_head", "vector"), pytest.approx(factor)),
+        "beta2_power": 2.0,
+        "eps": 2**0.5,
+    }
+    assert f"lr_scaling horizon: learning rates x {factor:.4g}, beta2 0.9025, eps 1.41e-08" in logged
+    by_hand = {"name": "adamw", "lr": 0.01 * (2**0.5 * 4**-0.3), "betas": [0.9, 0.95**2], "eps": 1e-8 * 2**0.5}
+    written = run(tmp_path / "written", section(optimizer=by_hand))
+    assert written.metrics["final_loss"] == ruled.metrics["final_loss"]
+    assert "lr_scaling" not in written.metrics
+    plain = run(tmp_path / "plain", section(lr_scaling={"name": "horizon", "reference_tokens": 2560}))
+    assert plain.metrics["lr_scaling"]["roles"]["matrix"] == 1.0
 
 
 # --- by step ------------------------------------------------------------------------------------------------------

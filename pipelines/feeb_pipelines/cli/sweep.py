@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 RecipeFile = Annotated[str, Parameter(help="A recipe (YAML file) with a stage sweep.")]
 Budget = Annotated[float | None, Parameter(help="Training FLOPs of all runs together: uses planner adaptive.", show_default=False)]
 Target = Annotated[float | None, Parameter(help="Training FLOPs to forecast: the best size and its loss.", show_default=False)]
-Hours = Annotated[float | None, Parameter(help="The budget in hours, converted by the speed of finished runs in the workspace.", show_default=False)]
+Hours = Annotated[float | None, Parameter(help="The budget in hours, converted by the speed of this machine.", show_default=False)]
 Jobs = Annotated[int, Parameter(help="Number of parallel runs.")]
 RunOption = Annotated[str, Parameter(help="A sweep: NAME, sweep/NAME, the start of its fingerprint, or its folder.")]
 
@@ -43,7 +43,7 @@ def plan(
     """Show the runs of a sweep with their costs, without training anything.
 
     Planner adaptive places each rung by what the rungs before it have shown, so its later rows are expectations. Times come from
-    finished pretraining runs of the same architecture in the workspace.
+    finished pretraining runs of the same architecture in the workspace; where there are none, from a few steps of three of the runs.
 
     Examples:
         feeb sweep plan experiments/sweep-small.yaml --budget 2e13 --target 1e14
@@ -51,18 +51,18 @@ def plan(
     """
     from feeb_pipelines.cli.display import duration
     from feebcore.artifacts import Workspace
-    from feebcore.scaling.use import before_it_runs, measured_speed, planned, section_of, total
+    from feebcore.compare.speed import speed_of
+    from feebcore.scaling.use import before_it_runs, planned, section_of, total
 
     space = Workspace(workspace)
     loaded, _ = _load(recipe, budget, target, hours, jobs, set, input, space)
     planner, situation = before_it_runs(loaded, space)
     section = section_of(loaded)
-    speed = measured_speed(space, section.train.architecture.spec.name, section.parameter_count)
-    rows = planned(planner, situation, speed)
+    rows = planned(planner, situation, speed_of(loaded, space, planner, situation, jobs))
     sums = total(rows)
     seconds = sums["seconds"] / jobs
     if json:
-        print_json({"runs": [row.to_dict() for row in rows], "flops": sums["flops"], "seconds": seconds if speed else None, "target": section.target or None})
+        print_json({"runs": [row.to_dict() for row in rows], "flops": sums["flops"], "seconds": seconds, "target": section.target or None})
         return
     columns = ("round", "run", "N", "D", "steps", "FLOPs", "time", "predicted")
     table = [
@@ -73,15 +73,14 @@ def plan(
             f"{row.D:.3g}",
             f"{row.steps:,}",
             f"{row.cell.flops:.3g}",
-            duration(row.seconds) if speed else "",
+            duration(row.seconds),
             "before it starts" if row.cell.predicted else "",
         )
         for row in rows
     ]
     print_table(columns, table, drop=("round", "steps"))
-    time = f", about {duration(seconds)} with {jobs} at once" if speed else "; no finished run tells how long that takes"
-    cost = f", {seconds / 3600 * price:.2f} at {price:g} an hour" if speed and price else ""
-    print(f"{len(rows)} runs, {sums['flops']:.4g} FLOPs{time}{cost}")
+    cost = f", {seconds / 3600 * price:.2f} at {price:g} an hour" if price else ""
+    print(f"{len(rows)} runs, {sums['flops']:.4g} FLOPs, about {duration(seconds)} with {jobs} at once{cost}")
     if section.target:
         dearest = max(row.cell.flops for row in rows)
         print(f"forecast at {section.target:.3g} FLOPs, {section.target / dearest:.3g} times the dearest run")
@@ -225,10 +224,10 @@ def _load(
     recipe: str, budget: float | None, target: float | None, hours: float | None, jobs: int, set: Sequence[str], input: Sequence[str], space: Workspace
 ) -> tuple[Recipe, list[str]]:
     """The recipe with the planner's budget and the target, and the overrides that say so."""
+    from feebcore.compare.speed import budget_for_hours
     from feebcore.errors import FeebError
     from feebcore.recipe import load
     from feebcore.recipe_yaml import read_merged
-    from feebcore.scaling.use import budget_for_hours
 
     for name, value in (("budget", budget), ("target", target), ("hours", hours), ("jobs", jobs)):
         if value is not None and not value > 0:

@@ -18,7 +18,9 @@ class AdaptiveConfig(feeb.PartConfig):
         description="model sizes to choose from, at least 4, e.g. {d_model: 64, num_layers: 2}; empty: widths that are multiples of width_step",
     )
     width_step: int = Field(8, ge=2, multiple_of=2, description="step between widths (d_model), where sizes is empty")
-    head_dim: int = Field(32, ge=2, multiple_of=2, description="least channels of an attention head, where sizes is empty")
+    head_dim: int | None = Field(
+        32, ge=2, multiple_of=2, description="least channels of an attention head, where sizes is empty; null: the recipe's num_heads at every width"
+    )
     aspect_ratio: float | None = Field(None, gt=0, description="d_model / num_layers, where sizes is empty; null: the recipe's num_layers at every width")
     tokens_per_parameter: float = Field(20.0, gt=0, description="first guess of the best D / N, until runs have shown it")
     min_tokens_per_parameter: float = Field(2.0, gt=0, description="D / N below which no run is placed")

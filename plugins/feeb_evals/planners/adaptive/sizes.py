@@ -58,7 +58,7 @@ def given_sizes(sizes: Sequence[Mapping[str, Any]], measure: Measure, parameter_
     return Sizes(found)
 
 
-def widths(step: int, head_dim: int, aspect_ratio: float | None, largest: float, measure: Measure, parameter_count: ParameterCount) -> Sizes:
+def widths(step: int, head_dim: int | None, aspect_ratio: float | None, largest: float, measure: Measure, parameter_count: ParameterCount) -> Sizes:
     """Widths that are multiples of `step`, from 2 `step` on, to the first with `largest` parameters."""
     found: list[Sized] = []
     for width in range(2 * step, 1 << 16, step):
@@ -76,7 +76,7 @@ def widths(step: int, head_dim: int, aspect_ratio: float | None, largest: float,
     return Sizes(found)
 
 
-def width_of(width: int, head_dim: int, aspect_ratio: float | None) -> Size:
-    """`num_heads` so that a head has at least `head_dim` channels, an even number."""
-    heads = max((h for h in range(1, width // head_dim + 1) if width % h == 0 and width // h % 2 == 0), default=1)
-    return {"d_model": width, "num_heads": heads} | ({"num_layers": max(1, round(width / aspect_ratio))} if aspect_ratio else {})
+def width_of(width: int, head_dim: int | None, aspect_ratio: float | None) -> Size:
+    """`num_heads` so that a head has at least `head_dim` channels, an even number; None: it is left out."""
+    heads = max((h for h in range(1, width // (head_dim or width) + 1) if width % h == 0 and width // h % 2 == 0), default=1)
+    return {"d_model": width} | ({"num_heads": heads} if head_dim else {}) | ({"num_layers": max(1, round(width / aspect_ratio))} if aspect_ratio else {})
