@@ -159,6 +159,7 @@ def runs(options: argparse.Namespace, root: Path) -> Iterator[dict[str, Any]]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
+    together: dict[tuple[str, bool], list[float]] = {}
     by_place = {(row["study"], row["variant"], row["seed"], row["weights_seed"]): row["numbers"] for row in rows}
     lines = []
     for study, baseline, variant, also_other in FINDINGS:
@@ -174,10 +175,15 @@ def table(rows: list[dict[str, Any]]) -> str:
                     differences[number] = np.array([by_place[study, variant, s, s + other][number] - by_place[study, baseline, s, s][number] for s in seeds])
             for number, values in differences.items():
                 lines.append(_row(number, values.mean(), values.std(ddof=1)))
+                together.setdefault((number, bool(other)), []).append(values.var(ddof=1))
             for number in [n for n in differences if n.startswith("training")]:
                 correlation = np.corrcoef(differences["last"], differences[number])[0, 1]
                 left = differences["last"].std(ddof=1) * math.sqrt(1 - correlation**2)
                 lines.append(_row(f"last given {number}: correlation {correlation:+.2f}", math.nan, left))
+    lines += ["", "root mean square over findings", "", "| number | findings | sd | seeds for .02 |", "|---|---|---|---|"]
+    for (number, other), variances in together.items():
+        sd = math.sqrt(np.mean(variances))
+        lines.append(f"| {number}{', other weights' if other else ''} | {len(variances)} | {sd:.4f} | {seeds_needed(EFFECT, sd) or 'over 10,000'} |")
     seconds = {key: np.median([row["numbers"][key] for row in rows]) for key in rows[0]["numbers"] if key.startswith("seconds")}
     return "\n".join([*lines, "", ", ".join(f"{key.removeprefix('seconds ')} {value:.2f} s" for key, value in seconds.items()) + " (medians)"])
 

@@ -13,6 +13,7 @@ from feebcore.claim import Claim, Reaches, Trains
 from feebcore.claims import page
 from feebcore.claims.judge import Judgment, Kind, judge, judge_reaches
 from feebcore.claims.measures import LOG, STAGE, end_of, measure
+from feebcore.compare.measured import measured
 from feebcore.compare.statistics import holm
 from feebcore.errors import FeebError
 from feebcore.files import digest_of, read_json, read_jsonl, write_atomic, write_json
@@ -90,6 +91,7 @@ def make(recipes: Sequence[Recipe], claims: Mapping[str, Claim], runs: Runs, los
         "seeds": seeds,
         "tokens": sorted({m["tokens"] for m in metrics}),
         "parameters": sorted(m["parameters"]["total"] for m in metrics),
+        "measured": measured((r.stages[STAGE].section for r in recipes if STAGE in r.stages), (m.get("val_share") for m in metrics)),  # type: ignore[misc]
         "claims": [_row(name, claim, judged[name], adjusted.get(name)) for name, claim in claims.items()],
         "unchecked": unchecked_in(a for stages in runs.values() for a in stages.values()),
         "variants": [_variant(variant, seeds, by_place, runs, lost) for variant in variants],

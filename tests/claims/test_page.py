@@ -72,6 +72,7 @@ def test_the_page_says_what_the_runs_said(study: Path, tmp_path: Path, capsys: p
     assert f"    feeb run {study}\n" in page
     assert "| rate | a higher rate learns faster | `fast < slow` |" in page
     assert "no 'charm'" in page
+    assert "Bits per byte are of the weights after the last step, on all of the validation text, which is the same for every seed." in page
     assert (folder / "figure.png").read_bytes().startswith(b"\x89PNG")
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
     fast = next(v for v in result["variants"] if v["name"] == "fast")
