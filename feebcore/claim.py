@@ -11,7 +11,7 @@
         claim: one block's weights for all layers train
         expect: shared trains
 
-An expectation is `VARIANTS trains`, or two sides with `<`, `>` or `=` between them. A side is terms joined by ` + ` and ` - `; a term is
+An expectation is `VARIANTS trains`, `VARIANTS reaches 0.5` (nats of the training loss, in runs with stop_at_loss), or two sides with `<`, `>` or `=` between them. A side is terms joined by ` + ` and ` - `; a term is
 a variant or a number, with a factor before it where wanted (`2 * standard`); `@50` takes the value at step 50 instead of the
 last one. `=` needs `within`, a number in the metric's unit or a percentage of the right side. Spaces stand around every sign,
 as names may hold dashes.
@@ -62,14 +62,22 @@ class Trains:
     variants: tuple[str, ...]
 
 
-Expectation = Relation | Trains
+@dataclass(frozen=True)
+class Reaches:
+    """The training loss of every run of these variants comes down to `loss`, in nats."""
+
+    variants: tuple[str, ...]
+    loss: float
+
+
+Expectation = Relation | Trains | Reaches
 
 
 class Claim(PartConfig):
     """One row of a study's page."""
 
     claim: str = Field(min_length=1, description="the statement that is tested, in words")
-    expect: str = Field(description="what holds if the claim is true: `a < b`, `a > b`, `a = b within 1%`, `a trains`")
+    expect: str = Field(description="what holds if the claim is true: `a < b`, `a > b`, `a = b within 1%`, `a trains`, `a reaches 0.5`")
     metric: str = Field(
         HELD_OUT,
         min_length=1,
@@ -93,13 +101,16 @@ def parse(text: str) -> Expectation:
     """Raises ValueError, which says what to write."""
     words = text.split()
     if len(words) > 1 and words[-1] == "trains":
-        terms = [_variant(word.rstrip(",")) for word in words[:-1] if word != "and"]
-        if any(term.step is not None for term in terms):
-            raise ValueError(f"{text!r}: `trains` refers to the end of a run; remove @step")
-        return Trains(tuple(term.variant for term in terms))
+        return Trains(_runs(words[:-1], "trains", text))
+    if "reaches" in words[1:]:
+        cut = words.index("reaches", 1)
+        loss = words[cut + 1 :]
+        if len(loss) != 1 or not _NUMBER.match(loss[0]) or not float(loss[0]):
+            raise ValueError(f"{text!r}: `reaches` is followed by one training loss above 0, in nats, as in `a reaches 0.5`")
+        return Reaches(_runs(words[:cut], "reaches", text), float(loss[0]))
     signs = [i for i, word in enumerate(words) if word in RELATIONS]
     if len(signs) != 1:
-        raise ValueError(f"{text!r}: write `a < b`, `a > b`, `a = b within 1%` or `a trains`, with a space on each side of a sign")
+        raise ValueError(f"{text!r}: write `a < b`, `a > b`, `a = b within 1%`, `a trains` or `a reaches 0.5`, with a space on each side of a sign")
     at = signs[0]
     left, right = words[:at], words[at + 1 :]
     within, in_percent = 0.0, False
@@ -113,6 +124,14 @@ def parse(text: str) -> Expectation:
     if (sign == "=") != (within > 0):
         raise ValueError(f"{text!r}: `=` needs `within` and a margin above 0, and only `=` has one")
     return Relation(_side(left, text), sign, _side(right, text), within, in_percent)  # type: ignore[arg-type]
+
+
+def _runs(words: list[str], verb: str, text: str) -> tuple[str, ...]:
+    """The variants of `a, b and c`, which an expectation on whole runs names."""
+    terms = [_variant(word.rstrip(",")) for word in words if word != "and"]
+    if any(term.step is not None for term in terms):
+        raise ValueError(f"{text!r}: `{verb}` refers to the end of a run; remove @step")
+    return tuple(term.variant for term in terms)
 
 
 def _side(words: list[str], text: str) -> tuple[Term, ...]:
@@ -146,7 +165,7 @@ def _variant(word: str) -> Term:
 
 def variants_of(expectation: Expectation) -> list[str]:
     """Every variant that the expectation names, in order, each once."""
-    if isinstance(expectation, Trains):
+    if isinstance(expectation, Trains | Reaches):
         return list(dict.fromkeys(expectation.variants))
     return list(dict.fromkeys(t.variant for t in (*expectation.left, *expectation.right) if t.variant))
 

@@ -211,8 +211,9 @@ class LMHeadSpec(PartSpec):
 
 
 class InitializationSpec(PartSpec):
-    """build: `(config, context) -> Callable[[nn.Module, int], None]`: initializes a model with that number of layers in place. Modules with their
-    own `init_weights(std, residual_std)` (ModelPart in feebcore/model/counting.py) fill themselves: `draws_own_weights` tells them."""
+    """build: `(config, context) -> Callable[[nn.Module, int], None]`: initializes a model with that number of layers in place,
+    each module in the loop of `modules_to_draw(model)` (feebcore/model/draws.py), so that weights depend on the seed and the name. Modules with
+    their own `init_weights(std, residual_std)` (ModelPart in feebcore/model/counting.py) fill themselves: `draws_own_weights` tells them."""
 
     base: ClassVar[str] = "collections.abc:Callable"
 

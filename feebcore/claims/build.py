@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 from feebcore.artifacts import Artifact, StageOutput, Workspace
-from feebcore.claim import Claim, Trains
+from feebcore.claim import Claim, Reaches, Trains
 from feebcore.claims import page
-from feebcore.claims.judge import Judgment, Kind, judge
-from feebcore.claims.measures import LOG, measure
+from feebcore.claims.judge import Judgment, Kind, judge, judge_reaches
+from feebcore.claims.measures import LOG, STAGE, end_of, measure
+from feebcore.compare.measured import measured
 from feebcore.compare.statistics import holm
 from feebcore.errors import FeebError
 from feebcore.files import digest_of, read_json, read_jsonl, write_atomic, write_json
@@ -20,9 +21,8 @@ from feebcore.recipe import Recipe, claims_of
 from feebcore.run.artifact import Made, build_artifact
 from feebcore.run.contracts import unchecked_in
 
-STAGE = "pretrain"
 KIND = "claims"
-REVISION = 2
+REVISION = 3
 """Of what the page says; a higher one makes it be written anew."""
 
 Runs = Mapping[str, Mapping[str, Artifact]]
@@ -57,11 +57,15 @@ def make(recipes: Sequence[Recipe], claims: Mapping[str, Claim], runs: Runs, los
     by_place = {(recipe.variant, recipe.seed): recipe.name for recipe in recipes}
     variants = list(dict.fromkeys(recipe.variant for recipe in recipes))
 
-    def value(variant: str, seed: int, step: int | None, claim: Claim) -> float | None:
+    def run_of(variant: str, seed: int, claim: Claim) -> Artifact | None:
         name = by_place[variant, seed]
         artifact = runs.get(name, {}).get(claim.stage)
         if artifact is None and name not in lost:
             raise FeebError(f"{name} was not made: it failed, or its stage {claim.stage} was not asked for")
+        return artifact
+
+    def value(variant: str, seed: int, step: int | None, claim: Claim) -> float | None:
+        artifact = run_of(variant, seed, claim)
         if artifact is None:
             return None
         if isinstance(claim.expectation, Trains):
@@ -71,7 +75,11 @@ def make(recipes: Sequence[Recipe], claims: Mapping[str, Claim], runs: Runs, los
     judged: dict[str, Judgment] = {}
     for name, claim in claims.items():
         try:
-            judged[name] = judge(claim.expectation, seeds, functools.partial(value, claim=claim))
+            if isinstance(claim.expectation, Reaches):
+                ended = [run_of(variant, seed, claim) for variant in claim.expectation.variants for seed in seeds]
+                judged[name] = judge_reaches(claim.expectation.loss, [None if run is None else end_of(run) for run in ended])
+            else:
+                judged[name] = judge(claim.expectation, seeds, functools.partial(value, claim=claim))
         except FeebError as error:
             judged[name] = Judgment("cannot tell", str(error))
     tested = [name for name, judgment in judged.items() if judgment.difference is not None and judgment.margin is None]
@@ -83,6 +91,7 @@ def make(recipes: Sequence[Recipe], claims: Mapping[str, Claim], runs: Runs, los
         "seeds": seeds,
         "tokens": sorted({m["tokens"] for m in metrics}),
         "parameters": sorted(m["parameters"]["total"] for m in metrics),
+        "measured": measured((r.stages[STAGE].section for r in recipes if STAGE in r.stages), (m.get("val_share") for m in metrics)),  # type: ignore[misc]
         "claims": [_row(name, claim, judged[name], adjusted.get(name)) for name, claim in claims.items()],
         "unchecked": unchecked_in(a for stages in runs.values() for a in stages.values()),
         "variants": [_variant(variant, seeds, by_place, runs, lost) for variant in variants],

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from feebcore.claim import Expectation, Relation, Term, Trains, variants_of
+from feebcore.claim import Relation, Term, Trains, variants_of
 from feebcore.compare.statistics import Paired, paired
 
 Kind = Literal["agrees", "disagrees", "cannot tell"]
@@ -31,7 +31,7 @@ class Judgment:
     lost: int = 0
 
 
-def judge(expectation: Expectation, seeds: Sequence[int], value: Value) -> Judgment:
+def judge(expectation: Relation | Trains, seeds: Sequence[int], value: Value) -> Judgment:
     """value: of the claim's metric; for `trains` the validation loss as a fraction of that of a uniform guess over the vocabulary."""
     return _trains(expectation, seeds, value) if isinstance(expectation, Trains) else _relation(expectation, seeds, value)
 
@@ -51,6 +51,30 @@ def _trains(expectation: Trains, seeds: Sequence[int], value: Value) -> Judgment
     if lost:
         return Judgment("disagrees", "; ".join(lost))
     return Judgment("agrees", f"every run ends at {worst:.2f} of the loss of a uniform guess, or below")
+
+
+def judge_reaches(target: float, ends: Sequence[tuple[str, int, float] | None]) -> Judgment:
+    """ends: of every run what ended it (loss, flat, max_steps), its step and its training loss; None: it diverged. Agrees where every run
+    came to the target, disagrees where every run is flat above it or diverged."""
+    finished = [end for end in ends if end is not None]
+    met = [step for _, step, loss in finished if loss <= target]
+    flat = [loss for by, _, loss in finished if loss > target and by == "flat"]
+    falling = [loss for by, _, loss in finished if loss > target and by != "flat"]
+    lost = len(ends) - len(finished)
+    said = [
+        (len(met), f"met at step {_span(met, 'd')}" if met else ""),
+        (len(flat), f"flat at loss {_span(flat, '.3f')}" if flat else ""),
+        (len(falling), f"ended at loss {_span(falling, '.3f')}, not yet flat" if falling else ""),
+        (lost, "diverged"),
+    ]
+    why = "; ".join(text if count == len(ends) else f"{count} of {len(ends)} runs {text}" for count, text in said if count)
+    kind: Kind = "agrees" if len(met) == len(ends) else "cannot tell" if met or falling else "disagrees"
+    return Judgment(kind, why, lost=lost)
+
+
+def _span(values: Sequence[float], form: str) -> str:
+    low, high = format(min(values), form), format(max(values), form)
+    return low if low == high else f"{low} to {high}"
 
 
 def _relation(expectation: Relation, seeds: Sequence[int], value: Value) -> Judgment:

@@ -10,7 +10,16 @@ from feebcore.claim import HELD_OUT
 from feebcore.errors import FeebError
 from feebcore.files import read_jsonl
 
+STAGE = "pretrain"
 LOG = "metrics.jsonl"
+
+
+def end_of(artifact: Artifact) -> tuple[str, int, float]:
+    """What ended a run (loss, flat or max_steps), after which step, at which training loss in nats. Raises FeebError where it was not asked."""
+    stopped = artifact.metrics.get("stopped")
+    if stopped is None:
+        raise FeebError(f"{artifact.path}: `reaches` needs runs that end once they are there; set {STAGE}.stop_at_loss and {STAGE}.stop_when_flat")
+    return stopped["by"], artifact.metrics["steps"], stopped["loss"]
 
 
 def measure(artifact: Artifact, metric: str, step: int | None = None) -> float:

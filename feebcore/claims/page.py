@@ -46,7 +46,7 @@ def text(result: Mapping[str, Any], command: str, environment: Mapping[str, Any]
         "",
         "![Training loss of every variant over that of the first](curves.png)",
         "",
-        "± is the standard deviation over seeds. Tokens/s are medians of runs that ran in parallel.",
+        f"± is the standard deviation over seeds. {result['measured']} Tokens/s are medians of runs that ran in parallel.",
         "",
     ]
     return "\n".join(lines)

@@ -153,6 +153,8 @@ def candidates_of(recipes: Sequence[Recipe], settings: Settings) -> list[Candida
             raise RecipeError(f"{recipe.path}: the recipe runs no stage {STAGE!r}, which is what is compared")
         if not isinstance(recipe.stages[STAGE].section, PretrainConfig):
             raise RecipeError(f"{recipe.path}: stage {STAGE!r} is not the built-in one, so its runs cannot be planned here")
+        if key := next((key for key in ("stop_at_loss", "stop_when_flat") if getattr(recipe.stages[STAGE].section, key)), None):
+            raise RecipeError(f"{recipe.path}: {STAGE}.{key} ends runs at different steps, and a comparison trains them to a matched budget; remove it")
     check_same_data(recipes)
     first = recipes[0].stages[STAGE].section
     assert isinstance(first, PretrainConfig)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from feebcore.compare import statistics
+from feebcore.compare.measured import measured
 from feebcore.compare.plan import Candidate, LRChoice, Settings, order_differences
 from feebcore.compare.statistics import CurvePoint, Difference
 from feebcore.compare.verdict import judge, p_text
@@ -53,6 +54,7 @@ def make(
     curve, points = _curve(base, losses[base.name], rows, summaries[base.name])
     verdicts = [_variant(d, base.name, settings, points, summaries) for d in differences]
     notes = [
+        measured((c.section for c in candidates), (row.result.get("val_share") for row in rows if row.status == "done")),
         *(_compute(v, base.name) for v in verdicts if settings.curve),
         *order_differences(candidates),
         *_uneven(summaries, base.name, settings),

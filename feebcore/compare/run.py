@@ -267,7 +267,9 @@ class Comparison:
         loss, chance = metrics["val_loss"], math.log(read_json(self.inputs(self.by_name[spec.overrides["recipe"]])["tokens"].file("tokens.json"))["vocab_size"])
         if not math.isfinite(loss) or loss > 1.05 * chance:
             raise Diverged(f"its validation loss of {loss:.3f} nats per token is worse than a uniform guess ({chance:.3f})")
-        numbers = {key: metrics.get(key) for key in ("steps", "tokens", "flops", "seconds", "tokens_per_second", "parameters", "compiled", "precision")}
+        numbers = {
+            key: metrics.get(key) for key in ("steps", "tokens", "flops", "seconds", "tokens_per_second", "parameters", "compiled", "precision", "val_share")
+        }
         measured = {"bits_per_byte": metrics["val_bits_per_byte"], "loss": loss, "fingerprint": artifact.fingerprint, "path": str(artifact.path)}
         return measured | numbers | {"bad_steps": len(metrics.get("anomalous_steps", []))}
 

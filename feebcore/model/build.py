@@ -15,13 +15,13 @@ from feebcore.protocols import Counts
 def build_model(architecture: Part, vocab_size: int, seq_len: int, seed: int = 0, device: str | torch.device = "cpu") -> Any:
     """A freshly initialized fp32 model (a torch module and LanguageModel) on `device`, in training mode.
 
-    Weights are drawn on the CPU from `seed` alone; the caller's random state is left as it was. On device meta it has no weights.
+    Weights are drawn on the CPU from `seed` alone, each module's from the seed and its name; the caller's random state is left as it was. On device meta it has no weights.
     """
-    if torch.device(device).type == "meta":
-        with torch.device("meta"):
-            return architecture.build(vocab_size=vocab_size, seq_len=seq_len)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        if torch.device(device).type == "meta":
+            with torch.device("meta"):
+                return architecture.build(vocab_size=vocab_size, seq_len=seq_len)
         model: nn.Module = architecture.build(vocab_size=vocab_size, seq_len=seq_len)
     return model.to(device)
 

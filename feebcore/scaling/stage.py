@@ -46,6 +46,11 @@ def check(section: SweepConfig, recipe: Recipe) -> list[str]:
         problems.append(
             f"law: {section.law.name} does not fit the runs of planner {section.planner.name}, which differ in their {planner.varies}; take {other}"
         )
+    problems += [
+        f"train.{key}: it ends runs before the FLOPs that are planned for them; remove it"
+        for key in ("stop_at_loss", "stop_when_flat")
+        if getattr(section.train, key)
+    ]
     for overrides in planner.overrides():
         try:
             problems += [f"planner: {text.removeprefix('data_order: ')}" for text in check_sources(with_overrides(section.train, overrides), recipe)]

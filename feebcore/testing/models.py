@@ -311,3 +311,20 @@ def built_from_the_seed_alone(subject: Candidate) -> None:
     same = lambda m: all(torch.equal(a, b) for a, b in zip(first.parameters(), m.parameters(), strict=True))  # noqa: E731
     require(same(second), "seed 5 twice gives different weights")
     require(not same(other), "seeds 5 and 6 give the same weights")
+
+
+@check(
+    "initializations",
+    quick=True,
+    meaning="Another part in one block changes the weights of others, so paired runs differ by more than that part; draw in the loop of `modules_to_draw`.",
+)
+def weights_depend_on_their_names(subject: Candidate) -> None:
+    plain, other = (
+        dict(
+            build_model(resolve_part("architectures", {**architecture_of(subject).dump(), **parts}, subject.registry), VOCAB, LENGTH, seed=5).named_parameters()
+        )
+        for parts in ({}, {"attention": "none"})
+    )
+    shared = [name for name, weight in plain.items() if name in other and weight.shape == other[name].shape]
+    moved = [name for name in shared if not torch.equal(plain[name], other[name])]
+    require(not moved, f"without attention, {', '.join(moved[:3])} start with other weights")

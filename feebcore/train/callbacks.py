@@ -55,6 +55,12 @@ class RunContext:
     flops_per_token: float = 0.0
     data: Any = None
     subscribers: list[Callable[[str, int, dict[str, Any]], None]] = field(default_factory=list)
+    ends_at: int | None = None
+
+    @property
+    def last_step(self) -> int:
+        """max_steps, or the step after which the run ends earlier, known when `on_step_end` is called for it."""
+        return self.section.max_steps if self.ends_at is None else self.ends_at
 
     def publish(self, probe: str, step: int, values: dict[str, Any]) -> None:
         """Pass measurements of a probe to loggers such as wandb. values: JSON values."""

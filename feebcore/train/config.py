@@ -45,6 +45,12 @@ class TrainSection(StageConfig):
     seq_len: int = Field(128, ge=1, description="tokens per sequence, and the model's context length")
     batch_size: int = Field(32, ge=1, description="sequences per optimizer step")
     max_steps: int = Field(1000, ge=1, description="optimizer steps")
+    stop_at_loss: float = Field(
+        0.0, ge=0.0, description="end the run before max_steps once its training loss, the mean of the last 10 steps, is at most this; 0: never"
+    )
+    stop_when_flat: int = Field(
+        0, ge=0, description="end the run before max_steps once that loss has had no new minimum, lower by 1%, for this number of steps; 0: never"
+    )
     momentum_schedule: Annotated[Part, PartKey("schedules")] | None = Field(None, description="multiplier on the momentum (or the first beta) per step")
     weight_decay_schedule: Annotated[Part, PartKey("schedules")] | None = Field(None, description="multiplier on the weight decay per step")
     param_groups: list[ParamGroupOverride] = Field([], description="overrides for parameters by name and role: learning rate, weight decay, frozen")

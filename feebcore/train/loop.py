@@ -24,6 +24,7 @@ from feebcore.errors import Interrupted
 from feebcore.train.callbacks import Callback, LoopCallback, RunContext
 from feebcore.train.data import Data
 from feebcore.train.dtensor import local_shard
+from feebcore.train.early_stop import EarlyStop
 from feebcore.train.ema import WeightAverage
 from feebcore.train.loss_spike import LossSpikeGuard, Rollback
 from feebcore.train.optimizer import Optimizer
@@ -71,6 +72,7 @@ class Trainer:
         self.records: list[StepRecord] = []  # of steps that callbacks have not been told of
         self.reported = time.perf_counter()
         self.guard = LossSpikeGuard(self.section, run.out.log)
+        self.early_stop = EarlyStop(self.section)
         self.average = WeightAverage(run.model, self.section.ema_decay) if self.section.ema_decay else None
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.positions = self.section.batch_size * self.section.seq_len  # of the global batch; what gradients are divided by first
@@ -80,7 +82,7 @@ class Trainer:
         self.watch_gradients = [c for c in callbacks.values() if type(c).on_gradients is not Callback.on_gradients]
 
     def train(self) -> TrainState:
-        """Run from the current state to `max_steps`. Raises Interrupted, after saving, when a stop is requested."""
+        """Run from the current state to the last step. Raises Interrupted, after saving, when a stop is requested."""
         started = time.perf_counter() - self.state.elapsed
         self.run.model.train()
         while True:
@@ -103,7 +105,7 @@ class Trainer:
         run, state = self.run, self.state
         if state.validation_due:  # a stop has cut short the validation of the last step
             self._after_step()
-        while state.step < self.section.max_steps:
+        while state.step < self.section.max_steps and not state.ended:
             for callback in self.loop_callbacks:
                 callback.on_step_begin(state.step)
             self.step(state.step)
@@ -132,7 +134,7 @@ class Trainer:
 
     def _due_everywhere(self, step: int) -> bool:
         """Steps at which every rank looks at the numbers, so that all of them stop after the same one."""
-        return self.guard.judges_at_once or step % self.section.log_every == 0 or step == self.section.max_steps
+        return self.guard.judges_at_once or self.early_stop.due(step) or step % self.section.log_every == 0 or step == self.section.max_steps
 
     def step(self, step: int) -> None:
         """Optimizer step `step`, counted from 0. Spikes and non-finite steps follow `on_loss_spike`, `on_nonfinite`."""
@@ -206,6 +208,9 @@ class Trainer:
                 self._skips(record)
             if record is records[-1]:
                 record.metrics["seconds"] += self.reported - began
+            if self.early_stop.due(record.step) and (end := self.early_stop.judge(record.step, self.state)):
+                self.run.ends_at = record.step
+                self.run.out.log(end)
             for watcher in self.callbacks.values():
                 watcher.on_step_end(record.step, record.metrics | {"elapsed": record.elapsed})
 

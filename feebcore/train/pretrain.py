@@ -28,6 +28,7 @@ from feebcore.train import optimizer_schedules
 from feebcore.train.callbacks import Callback, RunContext
 from feebcore.train.checkpointing import Checkpointing
 from feebcore.train.data import Data, Repeated
+from feebcore.train.early_stop import recent_loss
 from feebcore.train.garbage_collection import GarbageCollection
 from feebcore.train.loop import Trainer
 from feebcore.train.lr_scaling import LRScale, LRScaling, TrainShape
@@ -277,6 +278,8 @@ def _metrics(trainer: Trainer) -> dict[str, Any]:
         metrics |= {"ranks": trainer.parallel.world, "strategy": trainer.parallel.strategy}
     if state.began_at:
         metrics["began_at_step"] = state.began_at
+    if trainer.early_stop.active:
+        metrics["stopped"] = {"by": state.ended or "max_steps", "loss": recent_loss(state)}
     anomalies = {"anomalous_steps": state.anomalous_steps, "rollbacks": state.rollbacks}
     return metrics | {name: steps for name, steps in anomalies.items() if steps}
 

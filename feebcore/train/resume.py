@@ -57,6 +57,7 @@ def restore_state(trainer: Trainer, state: dict[str, Any], extras: Extras) -> No
     """Take over what `training_state` and `extra_tensors` returned; model and optimizer have their tensors already."""
     trainer.state = TrainState.from_state_dict(state["train_state"])
     trainer.run.step = trainer.state.step
+    trainer.run.ends_at = trainer.state.step if trainer.state.ended else None
     if trainer.average is not None:
         if "ema" in extras:
             trainer.average.load(extras["ema"])
@@ -116,8 +117,9 @@ def _of_original(trainer: Trainer, checkpointer: Checkpointer, original: Origina
 
 
 def _of_another(state: TrainState) -> TrainState:
-    """The state of another run, whose time was not this one's."""
-    return dataclasses.replace(state, elapsed=0.0, timed_tokens=0, timed_seconds=0.0, waited_seconds=0.0, began_at=state.step)
+    """The state of another run, whose time was not this one's, nor its end."""
+    fresh = {"elapsed": 0.0, "timed_tokens": 0, "timed_seconds": 0.0, "waited_seconds": 0.0, "lowest": None, "ended": ""}
+    return dataclasses.replace(state, began_at=state.step, **fresh)  # type: ignore[arg-type]
 
 
 def _continue(trainer: Trainer, state: dict[str, Any], extras: Extras) -> None:
@@ -155,7 +157,7 @@ def _branch(trainer: Trainer, checkpointer: Checkpointer) -> None:
         raise FeebError(f"branch_from: {error}; a branch must have the architecture of the original run") from error
     restore_state(trainer, state | {"callbacks": {}}, extras)
     offset = _branch_offset(trainer, state["data"])
-    trainer.state = dataclasses.replace(_of_another(trainer.state), data_offset=offset)
+    trainer.state, trainer.run.ends_at = dataclasses.replace(_of_another(trainer.state), data_offset=offset), None
     if not same_optimizer:
         log(f"optimizer {section.optimizer.name} starts with fresh state: the original run used {state['optimizer_part']}")
     if trainer.state.step >= section.max_steps:

@@ -27,6 +27,8 @@ class TrainState:
     data_offset: int = 0  # batches left out by rollbacks
     validation_due: bool = False  # the validation after this step has not finished
     validation: tuple[int, float] | None = None  # the last one: step and loss
+    lowest: tuple[int, float] | None = None  # step and loss, as stop_when_flat judges them
+    ended: str = ""  # why the run ends before max_steps: loss, flat
     recent: collections.deque[float] = dataclasses.field(default_factory=lambda: collections.deque(maxlen=RECENT))  # losses
 
     def state_dict(self) -> dict[str, Any]:
@@ -35,5 +37,5 @@ class TrainState:
 
     @classmethod
     def from_state_dict(cls, saved: dict[str, Any]) -> TrainState:
-        validation = saved["validation"] and (saved["validation"][0], saved["validation"][1])
-        return cls(**saved | {"recent": collections.deque(saved["recent"], maxlen=RECENT), "validation": validation})
+        pairs = {key: (pair[0], pair[1]) if (pair := saved.get(key)) else None for key in ("validation", "lowest")}
+        return cls(**saved | pairs | {"recent": collections.deque(saved["recent"], maxlen=RECENT)})

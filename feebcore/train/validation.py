@@ -37,7 +37,7 @@ class Validation(LoopCallback):
         self.trainer, self.evaluate = trainer, evaluate
 
     def due(self, step: int) -> bool:
-        return step % self.trainer.section.validation_every == 0 and step < self.trainer.section.max_steps
+        return step % self.trainer.section.validation_every == 0 and step < self.trainer.run.last_step
 
     def on_step_end(self, step: int, metrics: dict[str, Any]) -> None:
         state = self.trainer.state

@@ -41,7 +41,7 @@ class Probe(Callback):
             self.write(0, self.measure(0))
 
     def due(self, step: int) -> bool:
-        return self.active and (step % self.every == 0 or step == self.run.section.max_steps)
+        return self.active and (step % self.every == 0 or step == self.run.last_step)
 
     def on_step_end(self, step: int, metrics: dict[str, Any]) -> None:
         if self.due(step):

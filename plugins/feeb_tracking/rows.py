@@ -27,7 +27,7 @@ class RowLogger(Callback):
         self.every = self.config.every or run.section.log_every
 
     def due(self, step: int) -> bool:
-        return step % self.every == 0 or step == self.run.section.max_steps
+        return step % self.every == 0 or step == self.run.last_step
 
     def on_step_end(self, step: int, metrics: dict[str, Any]) -> None:
         sums = self.sums

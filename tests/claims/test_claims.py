@@ -8,8 +8,8 @@ import random
 import pytest
 from pydantic import ValidationError
 
-from feebcore.claim import Claim, Relation, Term, Trains, parse, variants_of
-from feebcore.claims.judge import judge
+from feebcore.claim import Claim, Reaches, Relation, Term, Trains, parse, variants_of
+from feebcore.claims.judge import judge, judge_reaches
 from feebcore.errors import RecipeError
 from feebcore.recipe import load_study, quick_overrides
 
@@ -136,3 +136,18 @@ def test_quick_is_the_recipe_at_the_scale_it_names(tmp_path) -> None:
     path.write_text("name: plain\nstages: [download]\ndownload: {sources: [stdlib]}\n")
     with pytest.raises(RecipeError, match="no `quick:` section"):
         quick_overrides(path)
+
+
+def test_what_is_reached_is_told_from_what_is_flat_and_from_what_was_cut_short() -> None:
+    assert parse("a and b reaches 0.5") == Reaches(("a", "b"), 0.5)
+    assert variants_of(parse("a, b and c reaches 1e-1")) == ["a", "b", "c"]
+    for text in ("a reaches", "a reaches 0", "a reaches low", "a@50 reaches 1", "reaches 1"):
+        with pytest.raises(ValueError, match=r"reaches|variant|write"):
+            parse(text)
+    met, flat, cut = ("loss", 80, 0.49), ("flat", 130, 0.61), ("max_steps", 400, 0.55)
+    said = lambda *ends: (judge_reaches(0.5, ends).kind, judge_reaches(0.5, ends).why)  # noqa: E731
+    assert said(met, ("max_steps", 400, 0.5)) == ("agrees", "met at step 80 to 400")
+    assert said(flat, flat) == ("disagrees", "flat at loss 0.610")
+    assert said(flat, None) == ("disagrees", "1 of 2 runs flat at loss 0.610; 1 of 2 runs diverged")
+    assert said(met, met, flat) == ("cannot tell", "2 of 3 runs met at step 80; 1 of 3 runs flat at loss 0.610")
+    assert said(cut, cut) == ("cannot tell", "ended at loss 0.550, not yet flat")

@@ -33,7 +33,7 @@ variants:
   slow: {pretrain.optimizer: {name: adamw, lr: 1e-5}}
   fast: {pretrain.optimizer: {name: adamw, lr: 1e-2}}
   exploding: {pretrain.optimizer: {name: sgd, lr: 1e30}, pretrain.precision: fp32, pretrain.grad_clip: 0.0}
-seeds: [0, 1]
+seeds: [0, 1, 2]
 claims:
   rate: {claim: a higher rate learns faster, expect: fast < slow}
   early: {claim: and the gap widens, expect: slow - fast > slow@3 - fast@3}
@@ -65,13 +65,14 @@ def test_the_page_says_what_the_runs_said(study: Path, tmp_path: Path, capsys: p
         if member.variant != "exploding":
             (manifest,) = (space / "pretrain").glob(f"{member.name}-*/manifest.json")
             assert json.loads(manifest.read_text())["metrics"]["val_bits_per_byte"] == losses[member.variant][member.seed]
-    assert losses["exploding"] == [None, None]
+    assert losses["exploding"] == [None, None, None]
     rate = result["claims"][0]
     assert rate["values"] == pytest.approx([f - s for f, s in zip(losses["fast"], losses["slow"], strict=True)])
     page = (folder / "page.md").read_text()
     assert f"    feeb run {study}\n" in page
     assert "| rate | a higher rate learns faster | `fast < slow` |" in page
     assert "no 'charm'" in page
+    assert "Bits per byte are of the weights after the last step, on all of the validation text, which is the same for every seed." in page
     assert (folder / "figure.png").read_bytes().startswith(b"\x89PNG")
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
     fast = next(v for v in result["variants"] if v["name"] == "fast")
@@ -82,7 +83,7 @@ def test_the_page_says_what_the_runs_said(study: Path, tmp_path: Path, capsys: p
 
 
 def test_without_findings_a_member_that_failed_is_an_error_at_the_end(study: Path, tmp_path: Path) -> None:
-    study.write_text(STUDY[: STUDY.index("claims:")].replace("seeds: [0, 1]", "seeds: [0]"))
+    study.write_text(STUDY[: STUDY.index("claims:")].replace("seeds: [0, 1, 2]", "seeds: [0]"))
     with pytest.raises(StageFailed, match=r"1 of 3 runs failed(.|\n)*study-exploding"):
         run(str(study), workspace=tmp_path / "data", in_process=True)
     assert len(list((tmp_path / "data" / "pretrain").glob("*/manifest.json"))) == 2

@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from feebcore.compare.measured import measured
 from feebcore.compare.statistics import differences_of
 from feebcore.compare.verdict import judge
+from feebcore.train.pretrain_config import PretrainConfig
 
 BASE = [1.0, 1.1, 1.2, 1.05, 1.0]
 
@@ -86,3 +88,11 @@ def test_no_sentence_says_more_than_the_interval(shifts, effect):
         assert low > 0
     elif found.kind == "no difference":
         assert max(abs(low), abs(high)) <= effect
+
+
+def test_a_page_says_of_which_weights_and_how_much_text_its_numbers_are() -> None:
+    plain, averaged = PretrainConfig(), PretrainConfig(ema_decay=0.9)
+    assert "weights after the last step, on all of the validation text" in measured([plain], [None, None])
+    assert "moving average of the weights (ema_decay), on 26% of the validation text" in measured([averaged], [0.2604])
+    assert "after the last step, or of their moving average in recipes with ema_decay" in measured([plain, averaged], [None])
+    assert "25% or 26% of" in measured([plain], [0.26, 0.25])

@@ -99,3 +99,18 @@ def test_counting_needs_no_memory_and_biases_begin_at_zero(name: str) -> None:
     block = model.stack.blocks[0]
     assert block.attention.qkv.bias.abs().max() == 0
     assert block.attention_mix.weights.weight.abs().max() == 0, "weights of a part's own kind are drawn by the part"
+
+
+@pytest.mark.parametrize("name", ["normal", *RULES, "orthogonal", "depth_scaled"])
+def test_a_part_that_differs_leaves_all_other_weights_as_they_are(name: str) -> None:
+    """So that runs under one seed differ by that part, not by every weight that is drawn after it."""
+    plain = dict(model_of(name).named_parameters())
+    for parts in ({"attention": {"name": "gqa", "num_kv_heads": 2}}, {"feedforward": "moe"}, {"num_layers": 2}, {"embedding": "factorized"}):
+        other = dict(build_model(architecture(name, **parts), 300, 12, seed=1).named_parameters())
+        alike = [key for key, weight in plain.items() if key in other and other[key].shape == weight.shape and weight.std() > 0]
+        assert len(alike) > 3
+        scale = math.sqrt(2 / 3) if "num_layers" in parts else 1.0  # the maps to the stream are smaller in a deeper model
+        for key in alike:
+            ratio = (plain[key].norm() / other[key].norm()).item()
+            assert torch.allclose(plain[key], ratio * other[key], atol=1e-6), (parts, key)
+            assert min(abs(ratio - 1), abs(ratio - scale)) < 1e-3, (parts, key)

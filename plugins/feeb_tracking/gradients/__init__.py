@@ -9,7 +9,9 @@ from feebcore import PartConfig
 
 
 class GradientsConfig(PartConfig):
-    every: int = Field(100, ge=1, description="measure every N steps, and at the last step")
+    every: int = Field(
+        100, ge=1, description="measure every N steps, and at the last step (not where a run ends by its loss, as that is known only after the step)"
+    )
     updates: bool = Field(True, description="also measure the update of each step, which takes a copy of the weights")
 
 

@@ -19,6 +19,7 @@ PART = feeb.InitializationSpec(
     "normal",
     NormalConfig,
     build=f"{__name__}.normal:Normal",
+    revision=2,  # weights are drawn by name
     summary="N(0, σ), residual projections scaled down by sqrt(2 num_layers).",
     reference="GPT-2",
     equation="W ~ N(0, std²);   maps to the stream N(0, std² / 2L)",

@@ -1,4 +1,4 @@
-"""Normal weights, drawn from torch's current random state."""
+"""Normal weights."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from torch import nn
 
 from feeb_models.initializations.normal import NormalConfig
 from feebcore.model.counting import ModelPart, draws_own_weights
+from feebcore.model.draws import modules_to_draw
 from feebcore.model.parts import ResidualLinear
 from feebcore.protocols import BuildContext
 
@@ -22,7 +23,7 @@ class Normal:
         config = self.config
         residual_std = config.std / math.sqrt(2 * num_layers) if config.residual_scale else config.std
         residual_std = 0.0 if config.zero_residual else residual_std
-        for module in model.modules():
+        for _, module in modules_to_draw(model):
             if isinstance(module, ModelPart) and draws_own_weights(module):
                 module.init_weights(config.std, residual_std)
             elif isinstance(module, nn.Embedding):

@@ -37,12 +37,14 @@ class XavierConfig(VarianceScalingConfig):
 
 
 SCALING = f"{__name__}.variance_scaling"
+REVISION = 2  # weights are drawn by name
 
 PARTS = (
     feeb.InitializationSpec(
         "truncated_normal",
         TruncatedConfig,
         build=f"{SCALING}:TruncatedNormal",
+        revision=REVISION,
         summary="Truncated N(0, σ), residual projections scaled down.",
         since="1.1",
         equation="W ~ N(0, σ²) given |w| ≤ cut σ,   σ = std;   maps to the stream σ = std / √(2L)",
@@ -51,6 +53,7 @@ PARTS = (
         "fan_in",
         VarianceScalingConfig,
         build=f"{SCALING}:VarianceScaling",
+        revision=REVISION,
         summary="LeCun normal: σ = gain / sqrt(fan_in); gain sqrt(2) is Kaiming's for ReLU.",
         reference="arXiv:1502.01852",
         since="1.1",
@@ -60,6 +63,7 @@ PARTS = (
         "xavier",
         XavierConfig,
         build=f"{SCALING}:VarianceScaling",
+        revision=REVISION,
         summary="Xavier (Glorot) normal: σ = sqrt(2 / (fan_in + fan_out)).",
         reference="https://proceedings.mlr.press/v9/glorot10a.html",
         since="1.1",
@@ -69,6 +73,7 @@ PARTS = (
         "spectral",
         GainConfig,
         build=f"{SCALING}:Spectral",
+        revision=REVISION,
         summary="Spectral norms of the size of sqrt(fan_out / fan_in), for feature learning at any width.",
         reference="arXiv:2310.17813",
         since="1.1",
@@ -78,6 +83,7 @@ PARTS = (
         "orthogonal",
         GainConfig,
         build=f"{SCALING}:Orthogonal",
+        revision=REVISION,
         summary="Orthogonal matrices: orthonormal rows or columns.",
         reference="arXiv:1312.6120",
         since="1.1",
@@ -87,6 +93,7 @@ PARTS = (
         "depth_scaled",
         DepthScaledConfig,
         build=f"{SCALING}:DepthScaled",
+        revision=REVISION,
         summary="N(0, σ), residual projections of layer l scaled down by sqrt(2 l).",
         reference="arXiv:1908.11365",
         since="1.1",

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from feeb_models.initializations.variance_scaling import DepthScaledConfig, GainConfig, TruncatedConfig, VarianceScalingConfig
 from feebcore.model.counting import ModelPart, draws_own_weights
+from feebcore.model.draws import modules_to_draw
 from feebcore.model.parts import BlockPart, ResidualLinear
 from feebcore.protocols import BuildContext
 
@@ -26,7 +27,7 @@ class _Initialization:
     def __call__(self, model: nn.Module, num_layers: int) -> None:
         scale = 1 / math.sqrt(2 * num_layers) if self.residual_scale else 1.0
         to_vocabulary = vocabulary_maps(model)
-        for name, module in model.named_modules():
+        for name, module in modules_to_draw(model):
             if isinstance(module, ModelPart) and draws_own_weights(module):
                 module.init_weights(self.std, self.std * scale)
                 continue
