@@ -62,7 +62,7 @@ class Mixture(MixtureLaw):
 
     def estimator(self) -> dict[str, str]:
         return {
-            "form": f"ln of each source's loss as a regression on the shares of the sources, the best of {', '.join(FORMS)}",
+            "form": f"ln of each source's loss as a regression on how much of each is trained on, the best of {', '.join(FORMS)}",
             "objective": "least squares of ln(predicted / measured); the form by its leave-one-out error",
             "starts": "none where the form is linear; else the best of a grid over the floor and the power, then Levenberg-Marquardt steps",
             "intervals": "refits to redrawn residuals",
