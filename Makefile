@@ -12,9 +12,9 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 quickstart: $(VENV)/.installed
 	$(BIN)/feeb run experiments/quickstart.yaml --jobs 2
 
-# a scaling law from a budget and a target: about a quarter of an hour on two cores
+# a scaling law from a budget and a target: about twenty minutes on two cores
 sweep-demo: $(VENV)/.installed
-	$(BIN)/feeb sweep run experiments/sweep-small.yaml --budget 3e13 --target 1e14 --jobs 2
+	$(BIN)/feeb sweep run experiments/sweep-small.yaml --budget 4.5e13 --target 1.5e14 --jobs 2
 
 install: $(VENV)/.installed
 

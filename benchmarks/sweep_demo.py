@@ -1,6 +1,6 @@
 """A scaling law from a budget and a target, from nothing: how long it takes, and how far off what was predicted before it ran.
 
-    python benchmarks/sweep_demo.py [--seeds 0 1 2 3 4] [--budget 3e13] [--target 1e14] [--jobs 2] [--kills 3] [--out FOLDER]
+    python benchmarks/sweep_demo.py [--seeds 0 1 2 3 4] [--budget 4.5e13] [--target 1.5e14] [--jobs 2] [--kills 3] [--out FOLDER]
 
 Each seed runs `feeb sweep run experiments/sweep-small.yaml` in a workspace of its own. With --kills each seed is run a second time and
 its process is killed with SIGKILL that many times, after a random number of finished runs, and started again with the same command;
@@ -30,8 +30,8 @@ LONGEST_WAIT = 30.0
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--budget", type=float, default=3e13)
-    parser.add_argument("--target", type=float, default=1e14)
+    parser.add_argument("--budget", type=float, default=4.5e13)
+    parser.add_argument("--target", type=float, default=1.5e14)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--kills", type=int, default=0)
     parser.add_argument("--out", type=Path)

@@ -26,6 +26,7 @@ from feebcore.compare.speed import tried_speed
 from feebcore.config import PartConfig, identity_of
 from feebcore.errors import DataError, RecipeError, StageFailed
 from feebcore.files import digest_of, read_json, write_atomic, write_json
+from feebcore.parts import Part
 from feebcore.protocols import Cell
 from feebcore.provenance import describe_plugins
 from feebcore.recipe import Recipe, StageEntry, from_resolved, unusable_name
@@ -128,7 +129,7 @@ def check_pairable(first: SweepConfig, second: SweepConfig, one: str, other: str
         raise RecipeError(f"{key}.planner: {first.planner.name} in {one} does not vary the size of the model; laws are compared over sizes and tokens")
     values: list[tuple[str, Any, Any]] = [(name, getattr(first, name), getattr(second, name)) for name in SAME_SWEEP]
     values += [(f"train.{name}", getattr(first.train, name), getattr(second.train, name)) for name in SAME_TRAINING]
-    plain = [(name, *(value.dump() if hasattr(value, "dump") else value for value in both)) for name, *both in values]
+    plain = [(name, *(value.dump() if isinstance(value, Part) else value for value in both)) for name, *both in values]
     difference = first_difference({"planner": first.planner.dump()}, {"planner": second.planner.dump()})
     differences = [*([difference] if difference else []), *(row for row in plain if row[1] != row[2])]
     if differences:

@@ -214,7 +214,7 @@ def _mixture_headline(mixture: Mapping[str, Any]) -> dict[str, str]:
 
 
 def mixture_table(mixture: Mapping[str, Any]) -> Table:
-    """The recommended share of each source, with its interval. mixture: of law.json."""
+    """The fraction of every source that is recommended, with its interval. mixture: of law.json."""
     percents = lambda ends: f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f}%" if ends else ""  # noqa: E731
     rows: list[tuple[str, ...]] = [
         (

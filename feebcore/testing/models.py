@@ -55,8 +55,8 @@ def architecture_of(subject: Candidate, num_layers: int = 2) -> Part:
     return resolve_part("architectures", {**subject.part.dump(), **small}, subject.registry)
 
 
-def small_model(subject: Candidate, vivid: bool = True, num_layers: int = 2) -> Any:
-    model = build_model(architecture_of(subject, num_layers), VOCAB, LENGTH, seed=1)
+def small_model(subject: Candidate, vivid: bool = True, num_layers: int = 2, seed: int = 1) -> Any:
+    model = build_model(architecture_of(subject, num_layers), VOCAB, LENGTH, seed=seed)
     if vivid:
         enliven(model)
     return model
@@ -202,18 +202,19 @@ def gradient_everywhere(subject: Candidate) -> None:
 
 @check(*KINDS, meaning="The model cannot overfit one batch; look for a wrong axis, a saturated softmax or an update that never reaches the weights.")
 def overfits_one_batch(subject: Candidate) -> None:
-    model, tokens = small_model(subject, vivid=False), some_tokens(4)
-    optimizer = torch.optim.Adam(model.parameters(), lr=2e-2)
-    loss = math.inf
-    for _ in range(80):
-        value = loss_of(model, tokens)
-        optimizer.zero_grad()
-        value.backward()
-        optimizer.step()
-        loss = value.item()
-        if loss < 0.15:
-            return
-    require(False, f"loss {loss:.2f} after 80 steps on one batch")
+    losses = []
+    for seed in (1, 2):  # few initial weights are so unlucky that 80 steps do not suffice
+        model, tokens = small_model(subject, vivid=False, seed=seed), some_tokens(4)
+        optimizer = torch.optim.Adam(model.parameters(), lr=2e-2)
+        for _ in range(80):
+            value = loss_of(model, tokens)
+            optimizer.zero_grad()
+            value.backward()
+            optimizer.step()
+            if value.item() < 0.15:
+                return
+        losses.append(f"{value.item():.2f}")
+    require(False, f"losses {' and '.join(losses)} after 80 steps on one batch, from two initializations")
 
 
 @check(

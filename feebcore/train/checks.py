@@ -54,7 +54,7 @@ def check_sources(section: TrainSection, recipe: Recipe) -> list[str]:
     names = {part.build().name for part in parts_in(download.section) if part.kind == "sources"}
     if not names or "" in names:  # known from the documents only
         return []
-    validation = getattr(download.section, "validation_sources", ())
+    validation = dict(download.section).get("validation_sources", ())
     problems = [f"data_order: no source {name!r} in stage download; {did_you_mean(name, names)}" for name in named if name not in names]
     return problems + [
         f"data_order: source {name!r} is in download.validation_sources, so nothing of it can be trained on" for name in named if name in validation

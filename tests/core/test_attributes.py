@@ -10,8 +10,8 @@ import feebcore
 ROOT = Path(feebcore.__file__).parent
 
 ALLOWED = {
+    "hardware.py": {"sched_getaffinity"},  # Linux has it, macOS does not
     "model/loss.py": {"placements"},  # tensors of torch: DTensor, without importing it
-    "model/precision.py": {"sched_getaffinity"},  # Linux has it, macOS does not
     "model/fp8.py": {"parametrizations"},  # torch puts it on modules whose weight is computed
     "part_source.py": {"__module__", "__qualname__"},  # functions have them, instances with __call__ do not
     "parts.py": {"*", "_is_protocol"},  # the check of a protocol itself: which of its members a part lacks
@@ -19,8 +19,6 @@ ALLOWED = {
     "recipe_yaml.py": {"problem", "problem_mark", "tag", "value"},  # ruamel's errors, and its values that have a tag
     "registry.py": {"__feeb_file__", "feeb_impl"},  # marks on modules and functions of plugins
     "report/chart.py": {"_unscaled_dash_pattern"},  # matplotlib keeps a line's dashes there and nowhere public
-    "run/processes.py": {"sched_getaffinity"},
-    "study/executors.py": {"sched_getaffinity"},
     "train/dtensor.py": {"placements", "to_local"},
 }
 

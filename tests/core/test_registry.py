@@ -243,7 +243,7 @@ def test_what_is_not_a_part_of_its_kind_is_refused_by_name_with_what_it_lacks(ki
         ("objectives", lambda model, batch: None, "a function; write it as a class that derives from feebcore.protocols.Objective"),
         ("norms", lambda x: x, "a function; write it as a class that derives from torch.nn.Module"),
         ("schedules", 0.5, "a float; it must be callable"),
-        ("laws", SimpleNamespace(fit=print), "a SimpleNamespace; it lacks predict, predict_point, optimum of feebcore.scaling.points.Law"),
+        ("laws", SimpleNamespace(fit=print), "a SimpleNamespace; it lacks predict, predict_point, estimator, optimum of feebcore.scaling.points.Law"),
         ("architectures", SimpleNamespace(lm_head=0, final_norm=0, vocab_size=2, seq_len=3, training=True, count=print), "it lacks num_streams, __call__, new_cache of"),
     ],
 )  # fmt: skip

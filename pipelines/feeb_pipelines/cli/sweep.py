@@ -52,7 +52,7 @@ def plan(
     finished pretraining runs of the same architecture in the workspace; where there are none, from a few steps of three of the runs.
 
     Examples:
-        feeb sweep plan experiments/sweep-small.yaml --budget 2e13 --target 1e14
+        feeb sweep plan experiments/sweep-small.yaml --budget 4.5e13 --target 1.5e14
         feeb sweep plan experiments/sweep-small.yaml --hours 2 --jobs 2
     """
     from feeb_pipelines.cli.display import duration
@@ -118,7 +118,7 @@ def run(
     The same as `feeb run RECIPE sweep` with the budget and the target set. If interrupted, the same command continues.
 
     Examples:
-        feeb sweep run experiments/sweep-small.yaml --budget 2e13 --target 1e14 --jobs 2
+        feeb sweep run experiments/sweep-small.yaml --budget 4.5e13 --target 1.5e14 --jobs 2
     """
     from feeb_pipelines.cli.run import run as run_recipe
     from feebcore.artifacts import Workspace
