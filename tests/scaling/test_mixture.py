@@ -149,9 +149,9 @@ def test_points_that_cannot_tell_are_refused_by_name(law: MixtureLaw) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("make", "noise"), [(effective_tokens, 0.003), (two_kinds, 0.01), (mixing_law, 0.003), (nothing_to_gain, 0.003)])
+@pytest.mark.parametrize(("make", "noise"), [(two_kinds, 0.01), (nothing_to_gain, 0.003)])
 def test_intervals_hold(law: MixtureLaw, make, noise: float) -> None:
-    found = row(law, make, 3, 18, noise, 60)
+    found = row(law, make, 3, 18, noise, 30)  # more worlds, and others: benchmarks/mixture_worlds.py
     assert found["gain"] >= 78
     assert found["share"] >= 78
     assert found["wrong"] <= 10

@@ -218,7 +218,7 @@ class _Rounds:
             if extension == EXTENSIONS:
                 break
             fresh = [(place, f) for i, place in enumerate(places, 1) if (f := beyond(self._losses(i, place, tried[place]), tried[place])) is not None]
-            if not fresh:
+            if not fresh or not self._affords(sum(flops for (_, flops), _ in fresh), 0):
                 break
             for place, factor in fresh:
                 tried[place].append(factor)
@@ -270,12 +270,19 @@ class _Rounds:
                 return False
             if (size := self._beyond_edge(number, chosen, allowed)) is None:
                 return True
-            if extension == EXTENSIONS:
+            if extension == EXTENSIONS or not self._affords(flops, number):
                 break
             chosen.append(size)
             fresh = [self._cell(f"rung{number}-{size.name}", size, flops, predicted=number >= 3)]
         self.notes.append(f"size_edge: the best size of rung {number} ({flops:.3g} FLOPs) is still at the edge of those trained")
         return True
+
+    def _affords(self, flops: float, number: int) -> bool:
+        """Whether runs beyond an edge of rung `number` (0: the probe) leave enough for the rungs that follow and the held-out run."""
+        rungs = sum(len(multiples) * self.top / divisor for divisor, multiples in RUNGS[number:])
+        repeats = (self.config.seeds - 1) * self.top / RUNGS[0][0] if number < 2 else 0.0
+        spent = sum(cell.flops for cell in self.cells)
+        return spent + flops + rungs + repeats + HELDOUT * self.top <= self.config.budget * (1 - RESERVE)
 
     def _beyond_edge(self, number: int, chosen: Sequence[Sized], allowed: Sequence[Sized]) -> Sized | None:
         """A size beyond that of least loss, where that one is the smallest or largest of its rung."""
