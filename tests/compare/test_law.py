@@ -158,6 +158,7 @@ def test_a_target_is_for_laws(done, capsys):
     assert "--target is for --law" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_killed_comparison_continues_to_the_same_result(done, result, tmp_path):
     script = str(Path(__file__).parent / "small_law.py")
     assert subprocess.run([sys.executable, script, str(tmp_path), "5"], capture_output=True, check=False).returncode == -9

@@ -81,6 +81,7 @@ def alone(branched: tuple[Path, Artifact], tmp_path_factory: pytest.TempPathFact
     return root, sweep(root, train=TRAIN, planner=GRID | {"branches": False})
 
 
+@pytest.mark.slow
 def test_branches_are_bit_for_bit_the_runs_trained_one_by_one(branched: tuple[Path, Artifact], alone: tuple[Path, Artifact]) -> None:
     mine, theirs = pretrained(branched[0]), pretrained(alone[0])
     assert len(mine) == 10
