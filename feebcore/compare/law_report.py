@@ -103,7 +103,7 @@ def sentence(baseline: str, candidate: str, comparison: LawComparison | None, ta
 
 
 def _measured(place: Place) -> str:
-    return _worth(place) if place.kind in ("better", "worse") else f"the two are not told apart ({_difference(place)})"
+    return _worth(place) if place.kind in ("better", "worse") else f"the difference is not significant ({_difference(place)})"
 
 
 def _difference(place: Place) -> str:

@@ -233,10 +233,10 @@ def mixture_remarks(mixture: Mapping[str, Any]) -> list[str]:
     """What it gains: expected, and measured where it was trained at scale."""
     ends = mixture["gain_interval"]
     interval = f" ({ends[0]:.2f} to {ends[1]:.2f})" if ends else ""
-    said = [f"expected gain over the baseline: {mixture['gain']:.2f}%{interval} of the loss{'' if mixture['better'] else ', which cannot be told from none'}"]
+    said = [f"expected gain over the baseline: {mixture['gain']:.2f}%{interval} of the loss{'' if mixture['better'] else ', which is not significant'}"]
     if measured := mixture["measured"]:
         low, high = measured["gain_interval"]
-        verdict = "better" if low > 0 else "worse" if high < 0 else "cannot be told from the baseline"
+        verdict = "better" if low > 0 else "worse" if high < 0 else "not significantly different from the baseline"
         said.append(f"measured at scale: {measured['gain']:.2f}% ({low:.2f} to {high:.2f}) over {len(measured['baseline'])} pairs of seeds, {verdict}")
     return said
 
@@ -294,7 +294,7 @@ def _repeats(runs: Iterable[Mapping[str, Any]]) -> list[str]:
 def _checklist(
     document: Mapping[str, Any], section: Mapping[str, Any], environment: Mapping[str, Any], runs: Sequence[Mapping[str, Any]], found: Mapping[str, Any]
 ) -> list[dict[str, str]]:
-    """What a reader of a scaling law must be told (Li et al. 2025, '(Mis)Fitting'), from the sweep's files."""
+    """What should be reported with a scaling law (Li et al. 2025, '(Mis)Fitting'), from the sweep's files."""
     law, method, points = document["law"], document.get("method") or {}, document["points"]
     train, estimator = section.get("train") or {}, method.get("estimator") or {}
     done = [run for run in runs if run["status"] == "done"]
@@ -358,8 +358,8 @@ def _lr_rule(train: Mapping[str, Any], probe: Mapping[str, Any] | None) -> str:
 
 def _warmup(schedule: Mapping[str, Any]) -> str:
     """Of the part's options whose names say warmup."""
-    told = [f"{100 * v:g}% of each run's steps" if key.endswith("fraction") else plural(v, "step") for key, v in schedule.items() if "warmup" in key and v]
-    return ", ".join(told) or "none"
+    lengths = [f"{100 * v:g}% of each run's steps" if key.endswith("fraction") else plural(v, "step") for key, v in schedule.items() if "warmup" in key and v]
+    return ", ".join(lengths) or "none"
 
 
 def _batches(train: Mapping[str, Any], runs: Iterable[Mapping[str, Any]]) -> list[int]:
@@ -571,8 +571,8 @@ def _prediction_remarks(predictions: Mapping[str, Any]) -> list[str]:
     if not predictions["number"]:
         return [late if begun else "No prediction has an outcome to compare with: there was no law yet, or the run has no loss."]
     inside = f"; {predictions['inside']} of {predictions['with_interval']} inside their 95% intervals" if predictions["with_interval"] else ""
-    told = f"{plural(predictions['number'], 'run')} predicted before the start; mean absolute error {100 * predictions['mean_error']:.2f}%{inside}."
-    return [told, late] if begun else [told]
+    summary = f"{plural(predictions['number'], 'run')} predicted before the start; mean absolute error {100 * predictions['mean_error']:.2f}%{inside}."
+    return [summary, late] if begun else [summary]
 
 
 def _rollout_remarks(rollouts: Mapping[str, Any], fitted: bool) -> list[str]:

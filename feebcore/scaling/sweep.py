@@ -253,7 +253,7 @@ class Sweep:
         return second_opinion(law, points, self.section.parameter_count, self.section.bootstrap, self.section.seed, at)
 
     def method(self, points: Sequence[Point]) -> dict[str, Any]:
-        """What a reader of a scaling law must be told (Li et al. 2025, 'Misfitting', gives the list)."""
+        """What should be reported with a scaling law (Li et al. 2025, 'Misfitting', gives the list)."""
         section = self.section
         return {
             "loss": "nats per token on validation documents, the same for all runs",

@@ -86,7 +86,7 @@ class MixturePlanner(Planner):
             return []
         flags = []
         if not best.is_better:
-            flags.append("gain_uncertain: whether the recommended mixture is better than the baseline cannot be told; add runs, or larger ones")
+            flags.append("gain_uncertain: the gain of the recommended mixture over the baseline is not significant; add runs, or larger ones")
         if best.at_edge:
             flags.append(f"share_edges: the best share of {', '.join(best.at_edge)} is at the edge of those tried, or at the limit of max_epochs")
         measured = self._measured(known)
