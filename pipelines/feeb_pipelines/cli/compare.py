@@ -146,11 +146,16 @@ def _settings(**options: Any) -> Settings:
 
 
 def _show(result: Mapping[str, Any], path: str, display: Display, reused: bool) -> None:
-    out = display.console
     columns = ("recipe", "bits per byte", "Δ vs. baseline", "95% CI", "p", "compute multiplier", "tokens/s", "memory", "steps", "LR factor", "diverged")
     variants = {v["name"]: v for v in result["variants"]}
     rows = [_row(candidate, variants.get(candidate["name"])) for candidate in result["recipes"]]
     print_table(columns, rows, drop=("memory", "LR factor", "tokens/s", "steps", "diverged", "compute multiplier", "p"))
+    show_verdict(result, path, display, reused)
+
+
+def show_verdict(result: Mapping[str, Any], path: str, display: Display, reused: bool) -> None:
+    """Sentences and notes of a comparison, and where its page is."""
+    out = display.console
     for sentence in result["verdict"]:
         out.print(sentence, style="bold", markup=False)
     for note in result["notes"]:

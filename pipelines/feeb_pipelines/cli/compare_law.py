@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from feeb_pipelines.cli.tables import hint, print_json, print_table
+from feeb_pipelines.cli.tables import print_json, print_table
 
 if TYPE_CHECKING:
     from feeb_pipelines.cli.display import Display
@@ -145,17 +145,10 @@ def _plan(references: Sequence[str], settings: LawSettings, overrides: list[str]
 
 
 def _show(result: Mapping[str, Any], artifact: Artifact, display: Display, reused: bool) -> None:
+    from feeb_pipelines.cli.compare import show_verdict
     from feebcore.compare.law_report import columns, rows
 
-    out = display.console
     if result["comparison"]:
         names = columns(result)
         print_table(names, rows(result), drop=(*names[:-3:-1], *names[2:0:-1]))
-    for sentence in result["verdict"]:
-        out.print(sentence, style="bold", markup=False)
-    for note in result["notes"]:
-        out.print(note, style="dim", markup=False)
-    if reused:
-        out.print("nothing to do: the comparison is already finished")
-    out.print(f"page: {artifact.path}/page.html", markup=False)
-    hint(f"open {artifact.path}/page.html")
+    show_verdict(result, str(artifact.path), display, reused)
